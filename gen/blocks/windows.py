@@ -1,0 +1,99 @@
+"""Cutting feature maps into windows and putting them together again.
+
+One pair of functions serves LEGO (`block`), MaxViT (`block`, then `grid`) and EMOv2 (both at once).
+"""
+
+import torch
+import torch.nn.functional as F
+
+WINDOW_MODES = ("block", "grid")
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in WINDOW_MODES:
+        raise ValueError(f"`mode` is {mode!r}; choose one of {', '.join(map(repr, WINDOW_MODES))}.")
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def pad_to_multiple(sample: torch.Tensor, multiple: int | tuple[int, int]) -> torch.Tensor:
+    """Pad `(B, C, H, W)` with zeros below and to the right until its sides are multiples of `multiple`."""
+    rows, columns = _pair(multiple)
+    height, width = sample.shape[-2:]
+    pad_bottom, pad_right = -height % rows, -width % columns
+    if pad_bottom == 0 and pad_right == 0:
+        return sample
+    return F.pad(sample, (0, pad_right, 0, pad_bottom))
+
+
+def window_partition(
+    sample: torch.Tensor, size: int | tuple[int, int], mode: str = "block", patch_size: int = 1
+) -> torch.Tensor:
+    """Cut a feature map into windows of `size` tokens.
+
+    Args:
+        sample: `(B, C, H, W)`; `H` and `W` are multiples of the window (see `pad_to_multiple`).
+        size: rows and columns of tokens in a window.
+        mode: `"block"` for neighbouring tokens (MaxViT's block, EMOv2's "close"), `"grid"` for tokens spread evenly
+            over the image (MaxViT's grid, EMOv2's "remote").
+        patch_size: a token is a patch of `patch_size`² pixels, its features in the order `(C, row, column)`.
+
+    Returns:
+        `(B, windows, tokens, C * patch_size**2)`, windows and tokens in row-major order.
+    """
+    _check_mode(mode)
+    rows, columns = _pair(size)
+    batch, channels, height, width = sample.shape
+    if height % (rows * patch_size) or width % (columns * patch_size):
+        raise ValueError(
+            f"`sample` has height and width ({height}, {width}), which windows of ({rows * patch_size}, "
+            f"{columns * patch_size}) pixels do not divide; pad it first with `pad_to_multiple`."
+        )
+    down, across = height // (rows * patch_size), width // (columns * patch_size)
+    if mode == "block":
+        tokens = sample.reshape(batch, channels, down, rows, patch_size, across, columns, patch_size)
+        tokens = tokens.permute(0, 2, 5, 3, 6, 1, 4, 7)
+    else:
+        tokens = sample.reshape(batch, channels, rows, down, patch_size, columns, across, patch_size)
+        tokens = tokens.permute(0, 3, 6, 2, 5, 1, 4, 7)
+    return tokens.reshape(batch, down * across, rows * columns, channels * patch_size**2)
+
+
+def window_reverse(
+    windows: torch.Tensor,
+    size: int | tuple[int, int],
+    height: int,
+    width: int,
+    mode: str = "block",
+    patch_size: int = 1,
+) -> torch.Tensor:
+    """The inverse of `window_partition`: `(B, windows, tokens, C * patch_size**2)` => `(B, C, height, width)`."""
+    _check_mode(mode)
+    rows, columns = _pair(size)
+    down, across = height // (rows * patch_size), width // (columns * patch_size)
+    batch, channels = windows.shape[0], windows.shape[-1] // patch_size**2
+    tokens = windows.reshape(batch, down, across, rows, columns, channels, patch_size, patch_size)
+    order = (0, 5, 1, 3, 6, 2, 4, 7) if mode == "block" else (0, 5, 3, 1, 6, 4, 2, 7)
+    return tokens.permute(order).reshape(batch, channels, height, width)
+
+
+def window_mask(
+    height: int,
+    width: int,
+    size: int | tuple[int, int],
+    mode: str = "block",
+    patch_size: int = 1,
+    device: torch.device | None = None,
+) -> torch.Tensor | None:
+    """Which tokens of an image, padded to whole windows, show any of the image.
+
+    Returns:
+        bool `(windows, tokens)`, true for real tokens, or `None` where nothing is padded.
+    """
+    rows, columns = _pair(size)
+    if height % (rows * patch_size) == 0 and width % (columns * patch_size) == 0:
+        return None
+    real = torch.ones(1, 1, -(-height // patch_size), -(-width // patch_size), dtype=torch.bool, device=device)
+    return window_partition(pad_to_multiple(real, (rows, columns)), (rows, columns), mode)[0, :, :, 0]

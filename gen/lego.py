@@ -1,0 +1,364 @@
+"""LEGO bricks (Zheng et al., "Learning Stackable and Skippable LEGO Bricks", arXiv 2310.06389).
+
+A stack of small transformers, each working in windows of its own size. Every brick returns a full-resolution estimate
+of the same thing and hands it to the next, which is what makes bricks skippable.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.utils import BaseOutput
+from torch import nn
+
+from brickwork.gen.blocks.dit import DiTTokenBlock
+from brickwork.gen.blocks.modulation import Modulation, modulate
+from brickwork.gen.blocks.windows import pad_to_multiple, window_mask, window_partition, window_reverse
+from brickwork.gen.embeddings import ConditionEmbedding, coordinate_channels, sincos_position_table
+from brickwork.gen.presets import LEGO_PRESETS, find_preset
+from brickwork.gen.subnets import brick_subsets, subnet_name
+
+
+@dataclass
+class LegoTransformer2DModelOutput(BaseOutput):
+    """Output of `LegoTransformer2DModel`.
+
+    Attributes:
+        sample: `(B, C, H, W)`, the estimate of the last brick that ran.
+        intermediates: the estimates of the bricks that ran, in order, the last one equal to `sample`; `None` unless
+            asked for.
+    """
+
+    sample: torch.Tensor
+    intermediates: list[torch.Tensor] | None = None
+
+
+class LegoBrick(nn.Module):
+    """One brick: patches of an image attend within windows and come back as an image.
+
+    Args:
+        in_channels: channels that the brick reads.
+        out_channels: channels of its estimate.
+        window_size: side of a window in pixels.
+        patch_size: side of a token in pixels; divides `window_size`.
+        num_layers: transformer blocks.
+        dim: width of a token.
+        num_attention_heads: heads of each block.
+        mlp_ratio: hidden width of the MLPs over `dim`.
+        cond_dim: width of the condition.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        window_size: int,
+        patch_size: int,
+        num_layers: int,
+        dim: int,
+        num_attention_heads: int,
+        mlp_ratio: float,
+        cond_dim: int,
+    ):
+        super().__init__()
+        self.out_channels = out_channels
+        self.window_size = window_size
+        self.patch_size = patch_size
+        self.window_tokens = window_size // patch_size
+        self.patch_embed = nn.Linear(in_channels * patch_size**2, dim)
+        self.blocks = nn.ModuleList(
+            DiTTokenBlock(dim, num_attention_heads, mlp_ratio, cond_dim) for _ in range(num_layers)
+        )
+        self.norm_out = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.final_modulation = Modulation(cond_dim, dim, 2)
+        self.proj_out = nn.Linear(dim, out_channels * patch_size**2)
+        table = sincos_position_table(dim, self.window_tokens, self.window_tokens)
+        self.register_buffer("position_table", table, persistent=False)
+        self.gradient_checkpointing = False
+
+    def window_of(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tokens in a window: a window larger than the image shrinks to it.
+
+        Its missing part would be padding, masked out of the softmax, so leaving it away changes nothing.
+        """
+        return (
+            min(self.window_tokens, -(-height // self.patch_size)),
+            min(self.window_tokens, -(-width // self.patch_size)),
+        )
+
+    def operations(self, height: int, width: int) -> int:
+        """Floating-point operations of the matrix products for one image (a multiply-add counts as two)."""
+        rows, columns = self.window_of(height, width)
+        pixels_down, pixels_across = rows * self.patch_size, columns * self.patch_size
+        windows = -(-height // pixels_down) * -(-width // pixels_across)
+        tokens, total = rows * columns, windows * rows * columns
+        count = total * (self.patch_embed.weight.numel() + self.proj_out.weight.numel())
+        count += self.final_modulation.linear.weight.numel()
+        for block in self.blocks:
+            linears = (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
+            count += total * (sum(linear.weight.numel() for linear in linears) + 2 * tokens * block.attn.proj.in_features)
+            count += block.modulation.linear.weight.numel()
+        return 2 * count
+
+    def forward(self, sample: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        """`sample (B, in_channels, H, W)`, `temb (B, cond_dim)` => `(B, out_channels, H, W)`."""
+        height, width = sample.shape[-2:]
+        patch, window = self.patch_size, self.window_of(height, width)
+        token_mask = window_mask(height, width, window, patch_size=patch, device=sample.device)
+        sample = pad_to_multiple(sample, (window[0] * patch, window[1] * patch))
+        padded_height, padded_width = sample.shape[-2:]
+
+        hidden_states = self.patch_embed(window_partition(sample, window, patch_size=patch))
+        positions = self.position_table.view(self.window_tokens, self.window_tokens, -1)
+        positions = positions[: window[0], : window[1]].flatten(0, 1).to(hidden_states.dtype)
+        hidden_states = hidden_states + positions  # (B, windows, tokens, D)
+        for block in self.blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                hidden_states = self._gradient_checkpointing_func(block, hidden_states, temb, token_mask)
+            else:
+                hidden_states = block(hidden_states, temb, token_mask)
+        shift, scale = self.final_modulation(temb)
+        hidden_states = self.proj_out(modulate(self.norm_out(hidden_states), shift, scale))
+        sample = window_reverse(hidden_states, window, padded_height, padded_width, patch_size=patch)
+        return sample[..., :height, :width]
+
+
+class LegoTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
+    """A stack of LEGO bricks that denoises images of any height and width.
+
+    Lists with one entry a brick describe the stack; a single number for `hidden_sizes` or `num_attention_heads` holds
+    for every brick.
+
+    Args:
+        sample_size: side of the training images, in pixels of what the network sees (latents for a latent model).
+        in_channels: channels of `sample` and of the estimate.
+        num_classes: number of classes, `None` for an unconditional network.
+        window_sizes: side of each brick's windows, in pixels.
+        patch_sizes: side of each brick's tokens, in pixels; divides the window.
+        num_layers: transformer blocks of each brick.
+        hidden_sizes: width of each brick, a multiple of 4.
+        num_attention_heads: heads of each brick; divides the width.
+        mlp_ratio: hidden width of the MLPs over the brick's width.
+        id2label: class names by number, for pipelines.
+        trained_subsets: which subsets of bricks the weights were trained for: `"prefix"` (early exits), or `"any"`
+            (brick dropout).
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["DiTTokenBlock"]
+    _repeated_blocks = ["DiTTokenBlock"]
+    _skip_layerwise_casting_patterns = ["condition", "patch_embed", "modulation", "proj_out"]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 64,
+        in_channels: int = 3,
+        num_classes: int | None = None,
+        window_sizes: Sequence[int] = (4, 16, 64),
+        patch_sizes: Sequence[int] = (2, 8, 2),
+        num_layers: Sequence[int] = (2, 4, 6),
+        hidden_sizes: int | Sequence[int] = 384,
+        num_attention_heads: int | Sequence[int] = 6,
+        mlp_ratio: float = 4.0,
+        id2label: dict[int, str] | None = None,
+        trained_subsets: str = "prefix",
+    ):
+        super().__init__()
+        num_bricks = len(window_sizes)
+        widths = _per_brick("hidden_sizes", hidden_sizes, num_bricks)
+        heads = _per_brick("num_attention_heads", num_attention_heads, num_bricks)
+        _check_stack(window_sizes, patch_sizes, num_layers, trained_subsets)
+
+        cond_dim = max(widths)
+        self.condition = ConditionEmbedding(cond_dim, num_classes)
+        # The first brick reads the image and its coordinates, later ones the previous estimate as well.
+        self.bricks = nn.ModuleList(
+            LegoBrick(
+                in_channels=in_channels + 2 if brick == 0 else 2 * in_channels + 2,
+                out_channels=in_channels,
+                window_size=window_sizes[brick],
+                patch_size=patch_sizes[brick],
+                num_layers=num_layers[brick],
+                dim=widths[brick],
+                num_attention_heads=heads[brick],
+                mlp_ratio=mlp_ratio,
+                cond_dim=cond_dim,
+            )
+            for brick in range(num_bricks)
+        )
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        for brick in self.bricks:
+            nn.init.xavier_uniform_(brick.patch_embed.weight)
+            nn.init.zeros_(brick.patch_embed.bias)
+            for block in brick.blocks:
+                for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+                    nn.init.xavier_uniform_(linear.weight)
+                    nn.init.zeros_(linear.bias)
+            nn.init.zeros_(brick.proj_out.weight)
+            nn.init.zeros_(brick.proj_out.bias)
+
+    @classmethod
+    def from_preset(
+        cls, name: str, in_channels: int = 3, num_classes: int | None = None, **overrides
+    ) -> "LegoTransformer2DModel":
+        """A freshly initialised network of the paper's table, such as `"lego-s-pg-64"`.
+
+        Args:
+            name: one of `brickwork.gen.presets.LEGO_PRESETS`.
+            in_channels: 3 for pixels, 4 for Stable Diffusion's latents.
+            num_classes: number of classes, `None` for an unconditional network.
+            overrides: further configuration values that replace the preset's.
+        """
+        config = find_preset(LEGO_PRESETS, name) | {"in_channels": in_channels, "num_classes": num_classes}
+        unknown = sorted(set(overrides) - set(cls._get_init_keys(cls)))
+        if unknown:
+            raise ValueError(f"`overrides` has {unknown}, which {cls.__name__} does not take.")
+        return cls(**(config | overrides))
+
+    @classmethod
+    def from_original(cls, path: str | Path) -> "LegoTransformer2DModel":
+        """Load a checkpoint of the authors (`LEGO-L-PG-64.pkl`) without running anything in it."""
+        from brickwork.gen.original.lego import load_original_lego
+
+        config, state_dict = load_original_lego(path)
+        with torch.device("meta"):
+            model = cls(**config)
+        model.load_state_dict(state_dict, assign=True)
+        for brick in model.bricks:
+            brick.position_table = sincos_position_table(
+                brick.patch_embed.out_features, brick.window_tokens, brick.window_tokens
+            )
+        return model.eval()
+
+    @property
+    def num_bricks(self) -> int:
+        return len(self.bricks)
+
+    def subnets(self, height: int, width: int) -> dict[str, int]:
+        """The trained subsets of bricks by name (`"0+1"`), with the operations of one forward pass of one image."""
+        costs = [brick.operations(height, width) for brick in self.bricks]
+        condition = 2 * sum(p.numel() for p in self.condition.parameters() if p.ndim == 2)
+        subsets = brick_subsets(self.num_bricks, self.config.trained_subsets)
+        return {subnet_name(subset): condition + sum(costs[brick] for brick in subset) for subset in subsets}
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float,
+        class_labels: torch.Tensor | None = None,
+        bricks: Sequence[int] | None = None,
+        return_intermediates: bool = False,
+        return_dict: bool = True,
+    ) -> LegoTransformer2DModelOutput | tuple:
+        """Estimate what the network was trained for (EDM's F for the authors' weights).
+
+        Args:
+            sample: `(B, C, H, W)`, scaled as the scheduler does; any height and width of at least one patch.
+            timestep: `(B,)` or a scalar; `log(sigma) / 4` for the EDM family.
+            class_labels: integers `(B,)` from 0 to `num_classes`, which itself stands for "no class", as does `None`.
+            bricks: numbers of the bricks to run, in order; `None` for all. Where no earlier brick ran, the previous
+                estimate is zeros.
+            return_intermediates: also return the estimate of every brick that ran.
+            return_dict: return an output object rather than a tuple.
+
+        Returns:
+            `LegoTransformer2DModelOutput`, or `(sample,)`, or `(sample, intermediates)` if those are asked for.
+
+        Raises:
+            ValueError: for wrong channels, sizes below one patch, labels out of range, or an impossible set of bricks.
+        """
+        bricks = self._check_bricks(bricks)
+        self._check_sample(sample, bricks)
+        batch, _, height, width = sample.shape
+        dtype = self.dtype
+        timestep = torch.as_tensor(timestep, device=sample.device, dtype=torch.float32).expand(batch)
+        temb = self.condition(timestep, self._check_labels(class_labels, batch), dtype)
+        image = sample.to(dtype)
+        coordinates = coordinate_channels(height, width, sample.device, dtype).expand(batch, -1, -1, -1)
+
+        estimate, estimates = None, []
+        for brick in bricks:
+            inputs = [image, coordinates]
+            if brick > 0:
+                inputs.insert(0, torch.zeros_like(image) if estimate is None else estimate.to(dtype))
+            estimate = self.bricks[brick](torch.cat(inputs, dim=1), temb)
+            estimates.append(estimate)
+
+        intermediates = estimates if return_intermediates else None
+        if not return_dict:
+            return (estimate, intermediates) if return_intermediates else (estimate,)
+        return LegoTransformer2DModelOutput(sample=estimate, intermediates=intermediates)
+
+    def _check_bricks(self, bricks: Sequence[int] | None) -> tuple[int, ...]:
+        if bricks is None:
+            return tuple(range(self.num_bricks))
+        bricks = tuple(bricks)
+        allowed = bricks and all(isinstance(brick, int) and 0 <= brick < self.num_bricks for brick in bricks)
+        if not allowed or any(a >= b for a, b in zip(bricks, bricks[1:])):
+            raise ValueError(
+                f"`bricks` is {bricks}; give at least one brick number from 0 to {self.num_bricks - 1}, each once and "
+                "in rising order, or None for all."
+            )
+        return bricks
+
+    def _check_sample(self, sample: torch.Tensor, bricks: tuple[int, ...]) -> None:
+        if sample.ndim != 4 or sample.shape[1] != self.config.in_channels:
+            raise ValueError(
+                f"`sample` has shape {tuple(sample.shape)}; this network reads (batch, {self.config.in_channels}, "
+                "height, width)."
+            )
+        patch = max(self.bricks[brick].patch_size for brick in bricks)
+        if min(sample.shape[-2:]) < patch:
+            raise ValueError(
+                f"`sample` has height and width {tuple(sample.shape[-2:])}, below one patch of {patch} pixels; "
+                f"make both sides at least {patch}."
+            )
+
+    def _check_labels(self, class_labels: torch.Tensor | None, batch: int) -> torch.Tensor | None:
+        if class_labels is None:
+            return None
+        num_classes = self.config.num_classes
+        if num_classes is None:
+            raise ValueError("`class_labels` were given, but this network is unconditional; leave them out.")
+        if class_labels.shape != (batch,) or class_labels.is_floating_point():
+            raise ValueError(
+                f"`class_labels` has shape {tuple(class_labels.shape)} and dtype {class_labels.dtype}; give integers "
+                f"of shape ({batch},)."
+            )
+        # Reading values would stall an accelerator and break a compiled graph; `one_hot` asserts there by itself.
+        if class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = int(class_labels.min()), int(class_labels.max())
+            if low < 0 or high > num_classes:
+                raise ValueError(
+                    f"`class_labels` lie between {low} and {high}; allowed are 0 to {num_classes - 1}, and "
+                    f"{num_classes} for no class."
+                )
+        return class_labels.long()
+
+
+def _per_brick(name: str, value: int | Sequence[int], num_bricks: int) -> list[int]:
+    values = [value] * num_bricks if isinstance(value, int) else list(value)
+    if len(values) != num_bricks:
+        raise ValueError(f"`{name}` has {len(values)} entries for {num_bricks} bricks; give one number, or one each.")
+    return values
+
+
+def _check_stack(
+    window_sizes: Sequence[int], patch_sizes: Sequence[int], num_layers: Sequence[int], trained_subsets: str
+) -> None:
+    if not len(window_sizes) == len(patch_sizes) == len(num_layers) or not window_sizes:
+        raise ValueError(
+            f"`window_sizes`, `patch_sizes` and `num_layers` have {len(window_sizes)}, {len(patch_sizes)} and "
+            f"{len(num_layers)} entries; give one entry a brick, and at least one brick."
+        )
+    for window, patch in zip(window_sizes, patch_sizes):
+        if patch < 1 or window % patch:
+            raise ValueError(f"`patch_sizes` has {patch}, which does not divide its window of {window} pixels.")
+    brick_subsets(len(window_sizes), trained_subsets)
