@@ -135,8 +135,8 @@ def _npm_pack(package: Package, folder: Path) -> Path:
     result = subprocess.run(command, capture_output=True, text=True)
     path = folder / package.tarball
     if result.returncode != 0 or not path.exists():
-        said = result.stderr.strip() or result.stdout.strip() or "nothing"
-        raise ValueError(f"`npm pack {package.spec}` failed (exit status {result.returncode}): {said}\n{mend}")
+        said = " ".join((result.stderr or result.stdout).split())[:300] or "it said nothing"
+        raise ValueError(f"`npm pack {package.spec}` failed with exit status {result.returncode} ({said}). {mend}")
     return path
 
 
@@ -265,7 +265,7 @@ def base_codepoints(codepoints: str) -> str:
 
 def draw(drawing: Drawing, size: int) -> bytes:
     """The drawing on white, `size`×`size` RGB, as WebP (lossy, quality 80)."""
-    png_or_webp = _rasterise(drawing.source, size) if drawing.style == "twemoji" else drawing.source
+    png_or_webp = rasterise(drawing.source, size) if drawing.style == "twemoji" else drawing.source
     with Image.open(io.BytesIO(png_or_webp)) as opened:
         picture = opened.convert("RGBA")
     if picture.size != (size, size):
@@ -277,7 +277,8 @@ def draw(drawing: Drawing, size: int) -> bytes:
     return encoded.getvalue()
 
 
-def _rasterise(svg: bytes, size: int) -> bytes:
+def rasterise(svg: bytes, size: int) -> bytes:
+    """A square SVG as a PNG of `size`×`size` pixels with transparency, drawn at that size and not resized to it."""
     import resvg_py
 
     return bytes(resvg_py.svg_to_bytes(svg_string=svg.decode(), width=size, height=size, skip_system_fonts=True))

@@ -66,7 +66,7 @@ def packages(tmp_path):
     folder.mkdir()
     contents = {
         "twemoji": {f"package/{name}.svg": RED_DISC for name in ("1f44b", "1f44b-1f3fb", "1f3fb", "2620")}
-        | {"package/license": b"text", "../outside.svg": RED_DISC},
+        | {"package/license": b"text", "../outside.svg": RED_DISC, "../package/1f999.svg": RED_DISC},
         "fluent": {f"package/assets/{name}.webp": blue_square() for name in ("2620-fe0f", "1f44b", "1f44b-1f3fe")},
         "names": {"package/emoji.json": json.dumps(NAMES).encode(), "package/emoji_pretty.json": b"[]"},
     }
@@ -105,6 +105,7 @@ def test_build_draws_every_named_emoji_once_in_both_styles(packages, tmp_path):
     folder, sources = packages
     path = build_emoji(tmp_path / "new" / "out", packages=folder, size=48, sources=sources)
     assert path == tmp_path / "new" / "out" / "train.parquet"
+    assert sorted(file.name for file in path.parent.iterdir()) == ["ATTRIBUTION.md", "train.parquet"]
     rows = rows_of(path)
     found = sorted((row["style"], row["codepoints"], row["text"], GROUPS[row["label"]]) for row in rows)
     hand, skull = ("waving hand sign", "People & Body"), ("skull", "Smileys & Emotion")
@@ -129,6 +130,12 @@ def test_pictures_lie_on_white_at_the_wanted_size(packages, tmp_path, size):
         middle, corner = pixels[size // 2, size // 2], pixels[0, 0]
         expected = {"twemoji": ([255, 0, 0], [255, 255, 255]), "fluent": ([127, 127, 255], [127, 127, 255])}
         np.testing.assert_allclose(np.stack([middle, corner]), np.stack(expected[row["style"]]), atol=12)
+
+
+@pytest.mark.parametrize("size", [31, 300])
+def test_svg_is_drawn_at_the_size_itself(size):
+    drawn = Image.open(io.BytesIO(emoji.rasterise(RED_DISC, size)))
+    assert drawn.size == (size, size) and drawn.convert("RGBA").getpixel((0, 0))[3] == 0
 
 
 def test_build_can_be_repeated_byte_for_byte(packages, tmp_path):
