@@ -1,0 +1,443 @@
+"""Read the tensors of a pickled module without running anything of the pickle.
+
+A pickle is a program for a small stack machine. Python's own machine imports and calls whatever the program names. The
+one here knows only the instructions that a pickled network needs and never imports or calls: a name stays a name, an
+object becomes a `Record` of its state, and bytes stay where they lie in the file until a tensor is read from them. The
+few functions that rebuild tensors are known by name and done here; every other name is refused.
+
+The files in mind are EDM-style snapshots, `{"ema": module, "loss_fn": ..., ...}`, written by the persistence wrapper
+of NVIDIA's `torch_utils`, whose source code is in the file too; here it is a text like any other.
+"""
+
+import math
+import mmap
+import pickle
+import pickletools
+import re
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+# The largest network of the authors (XL-U-32) takes about 130,000 instructions, and its longest text is a source file.
+MAX_INSTRUCTIONS = 2_000_000
+MAX_TEXT = 1 << 20
+MAX_NAME = 64
+MAX_DEPTH = 32
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+LEGACY_VERSION = 1001
+
+# What may stand for a class. It is never imported, so what the name would lead to makes no difference.
+_STAND_IN = re.compile(r"(torch\.nn|timm|training|torch_utils|dnnlib)(\.[A-Za-z_]\w*)+", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Name:
+    """A class or function that the file names; never imported."""
+
+    module: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where bytes lie in the file."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where the `count` numbers of a torch storage lie in the file."""
+
+    dtype: torch.dtype
+    start: int
+    count: int
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a contiguous tensor lies in the file."""
+
+    dtype: torch.dtype
+    start: int
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(eq=False, repr=False)
+class Record:
+    """An object of the file: its state, and its items if its class is a kind of dict."""
+
+    state: dict | None = None
+    items: dict = field(default_factory=dict)
+
+
+_STORAGES = {
+    Name("torch", "DoubleStorage"): torch.float64,
+    Name("torch", "FloatStorage"): torch.float32,
+    Name("torch", "HalfStorage"): torch.float16,
+    Name("torch", "BFloat16Storage"): torch.bfloat16,
+    Name("torch", "LongStorage"): torch.int64,
+    Name("torch", "IntStorage"): torch.int32,
+    Name("torch", "ShortStorage"): torch.int16,
+    Name("torch", "CharStorage"): torch.int8,
+    Name("torch", "ByteStorage"): torch.uint8,
+    Name("torch", "BoolStorage"): torch.bool,
+}
+
+
+class Machine:
+    """The stack machine. `run` reads one pickle from `buffer[start:stop]` and stays behind it for the next.
+
+    Args:
+        buffer: the file.
+        start: first byte to read.
+        stop: byte behind the last.
+        steps: iterator that grants one instruction each time; shared with the machines that read nested pickles.
+        nested: read what lies in the bytes of a storage, rather than the objects of the file.
+    """
+
+    def __init__(self, buffer: mmap.mmap, start: int, stop: int, steps: Iterator[int], nested: bool = False):
+        self.buffer, self.at, self.stop, self.steps, self.nested = buffer, start, stop, steps, nested
+
+    def run(self) -> object:
+        self.stack: list = []
+        self.marks: list[int] = []
+        self.memo: dict[int, object] = {}
+        for _ in self.steps:
+            code = self.take(1)
+            if code == pickle.STOP:
+                return self.pop()
+            if code not in _INSTRUCTIONS:
+                known = pickletools.code2op.get(code.decode("latin-1"))
+                what = f"the instruction {known.name}" if known else f"no instruction but {code!r}"
+                raise ValueError(f"at byte {self.at - 1} it has {what}; the authors' files never do.")
+            _INSTRUCTIONS[code](self)
+        raise ValueError(f"it has more than {MAX_INSTRUCTIONS:,} instructions, many times what a network needs.")
+
+    def skip(self, count: int) -> Span:
+        if not 0 <= count <= self.stop - self.at:
+            raise self.damaged(f"{count} more bytes should follow")
+        self.at += count
+        return Span(self.at - count, self.at)
+
+    def take(self, count: int) -> bytes:
+        span = self.skip(count)
+        return self.buffer[span.start : span.stop]
+
+    def number(self, layout: str) -> int | float:
+        return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
+
+    def integer(self, count: int) -> int:
+        return int.from_bytes(self.take(count), "little", signed=True)
+
+    def text(self, count: int) -> str:
+        if count > MAX_TEXT:
+            raise ValueError(f"at byte {self.at} it has a text of {count} bytes; at most {MAX_TEXT} are read.")
+        return self.take(count).decode(errors="replace")
+
+    def line(self) -> str:
+        end = self.buffer.find(b"\n", self.at, min(self.stop, self.at + 256))
+        if end < 0:
+            raise self.damaged("a name has no end")
+        return self.text(end + 1 - self.at)[:-1]
+
+    def damaged(self, what: str) -> ValueError:
+        return ValueError(f"it is cut off or damaged: {what} (at byte {self.at}).")
+
+    def push(self, value: object) -> None:
+        self.stack.append(value)
+
+    def top(self, kind: type | tuple[type, ...] = object) -> object:
+        floor = self.marks[-1] if self.marks else 0
+        if len(self.stack) <= floor or not isinstance(self.stack[-1], kind):
+            raise self.damaged("an instruction does not find what it works on")
+        return self.stack[-1]
+
+    def pop(self, kind: type | tuple[type, ...] = object) -> object:
+        self.top(kind)
+        return self.stack.pop()
+
+    def set_mark(self) -> None:
+        self.marks.append(len(self.stack))
+
+    def since_mark(self) -> list:
+        if not self.marks:
+            raise self.damaged("a mark is missing")
+        mark = self.marks.pop()
+        items = self.stack[mark:]
+        del self.stack[mark:]
+        return items
+
+    def pop_some(self, count: int) -> list:
+        return [self.pop() for _ in range(count)][::-1]
+
+    def extend(self, items: list) -> None:
+        self.top(list).extend(items)
+
+    def set_items(self, items: list) -> None:
+        target = self.top((dict, Record))
+        if len(items) % 2:
+            raise self.damaged("a key has no value")
+        keys = items[::2]
+        # Hashing is refused for all else: a tuple nested deeply enough would overflow the interpreter's own stack.
+        if any(type(key) not in (str, int) for key in keys):
+            raise ValueError(f"before byte {self.at} it has a dict with keys that are neither texts nor integers.")
+        (target.items if isinstance(target, Record) else target).update(zip(keys, items[1::2]))
+
+    def memoize(self, index: int) -> None:
+        self.memo[index] = self.top()
+
+    def recall(self, index: int) -> None:
+        if index not in self.memo:
+            raise self.damaged(f"object {index} is recalled but was never kept")
+        self.push(self.memo[index])
+
+    def push_name(self, module: str, name: str) -> None:
+        target = Name(module, name)
+        allowed = target in _STORAGES if self.nested else target in _REBUILDERS or _is_stand_in(target)
+        if not allowed:
+            full = ascii(f"{module}.{name}")[:120]
+            raise ValueError(f"it names {full}, which no network of the authors needs; it was not imported.")
+        self.push(target)
+
+    def push_stacked_name(self) -> None:
+        name, module = self.pop(str), self.pop(str)
+        self.push_name(module, name)
+
+    def call(self) -> None:
+        arguments, target = self.pop(tuple), self.pop(Name)
+        if target not in _REBUILDERS:
+            self.push(Record())
+            return
+        rebuild, fewest, most = _REBUILDERS[target]
+        if not fewest <= len(arguments) <= most:
+            raise self.damaged(f"{target.name} has {len(arguments)} arguments")
+        self.push(rebuild(self, *arguments))
+
+    def create(self) -> None:
+        self.pop(tuple)
+        self.pop(Name)
+        self.push(Record())
+
+    def build(self) -> None:
+        state, target = self.pop(dict), self.top(Record)
+        if target.state is not None:
+            raise self.damaged("an object is given its state twice")
+        target.state = state
+
+    def push_storage(self) -> None:
+        """A storage's persistent id, `("storage", type, key, device, count, view)` => `(dtype, key, count)`."""
+        identity = self.pop(tuple)
+        if not self.nested or len(identity) != 6 or not isinstance(identity[1], Name):
+            raise ValueError(f"before byte {self.at} it refers to something outside the file.")
+        _, kind, key, _, count, _ = identity
+        if not isinstance(key, str) or type(count) is not int:
+            raise self.damaged("a storage makes no sense")
+        self.push((_STORAGES[kind], key, count))
+
+
+def _is_stand_in(name: Name) -> bool:
+    return "." not in name.name and _STAND_IN.fullmatch(f"{name.module}.{name.name}") is not None
+
+
+def _read_storage(machine: Machine, span: object) -> Storage:
+    """torch's legacy format, nested in bytes: magic, version, system, storage, its key; then the numbers."""
+    if not isinstance(span, Span):
+        raise machine.damaged("a storage is not made of bytes")
+    reader = Machine(machine.buffer, span.start, span.stop, machine.steps, nested=True)
+    magic, version, system, storage, keys = (reader.run() for _ in range(5))
+    if magic != LEGACY_MAGIC or version != LEGACY_VERSION:
+        raise machine.damaged("a storage is not in torch's legacy format")
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise ValueError(f"the storage before byte {machine.at} is not in little-endian order.")
+    if not isinstance(storage, tuple) or len(storage) != 3 or keys != [storage[1]]:
+        raise machine.damaged("bytes do not hold exactly one storage")
+    dtype, _, count = storage
+    if reader.number("<q") != count or span.stop - reader.at != count * dtype.itemsize:
+        raise machine.damaged("a storage does not hold as many numbers as it declares")
+    return Storage(dtype, reader.at, count)
+
+
+def _read_tensor(machine: Machine, storage: object, offset: object, shape: object, stride: object, *_) -> StoredTensor:
+    sizes = all(isinstance(value, tuple) and len(value) <= 8 for value in (shape, stride))
+    if not isinstance(storage, Storage) or not sizes or len(shape) != len(stride):
+        raise machine.damaged("a tensor makes no sense")
+    if any(type(value) is not int or value < 0 for value in (offset, *shape, *stride)) or 0 in shape:
+        raise machine.damaged("a tensor is empty or has an impossible shape")
+    count = 1
+    for size, step in zip(reversed(shape), reversed(stride)):
+        if size > 1 and step != count:
+            raise ValueError(f"the tensor of shape {shape} before byte {machine.at} is not contiguous.")
+        count *= size
+    if offset + count > storage.count:
+        raise machine.damaged(f"a tensor of shape {shape} is larger than its storage of {storage.count}")
+    return StoredTensor(storage.dtype, storage.start + offset * storage.dtype.itemsize, shape)
+
+
+def _read_parameter(machine: Machine, data: object, *_) -> StoredTensor:
+    if not isinstance(data, StoredTensor):
+        raise machine.damaged("a parameter is not a tensor")
+    return data
+
+
+def _read_persistent(machine: Machine, meta: object) -> Record:
+    """The wrapper's description of an object: all but its state, the source code included, is left alone."""
+    if not isinstance(meta, dict) or not isinstance(meta.get("state"), dict):
+        raise machine.damaged("a persistent object has no state")
+    return Record(meta["state"])
+
+
+def _read_set(machine: Machine, members: object = ()) -> set:
+    """Sets are bookkeeping that no tensor hangs on: their members are not kept."""
+    return set()
+
+
+# What torch and Python name for tensors, ordered dicts and sets: (what to do instead, fewest and most arguments).
+_REBUILDERS: dict[Name, tuple[Callable, int, int]] = {
+    Name("collections", "OrderedDict"): (lambda machine: {}, 0, 0),
+    Name("builtins", "set"): (_read_set, 0, 1),
+    Name("__builtin__", "set"): (_read_set, 0, 1),
+    Name("torch._utils", "_rebuild_tensor_v2"): (_read_tensor, 6, 7),
+    Name("torch._utils", "_rebuild_parameter"): (_read_parameter, 3, 3),
+    Name("torch.storage", "_load_from_bytes"): (_read_storage, 1, 1),
+    Name("torch_utils.persistence", "_reconstruct_persistent_obj"): (_read_persistent, 1, 1),
+}
+
+_INSTRUCTIONS: dict[bytes, Callable[[Machine], object]] = {
+    pickle.PROTO: lambda machine: machine.take(1),
+    pickle.FRAME: lambda machine: machine.take(8),
+    pickle.MARK: Machine.set_mark,
+    pickle.NONE: lambda machine: machine.push(None),
+    pickle.NEWTRUE: lambda machine: machine.push(True),
+    pickle.NEWFALSE: lambda machine: machine.push(False),
+    pickle.BININT: lambda machine: machine.push(machine.number("<i")),
+    pickle.BININT1: lambda machine: machine.push(machine.number("<B")),
+    pickle.BININT2: lambda machine: machine.push(machine.number("<H")),
+    pickle.LONG1: lambda machine: machine.push(machine.integer(machine.number("<B"))),
+    pickle.BINFLOAT: lambda machine: machine.push(machine.number(">d")),
+    pickle.SHORT_BINUNICODE: lambda machine: machine.push(machine.text(machine.number("<B"))),
+    pickle.BINUNICODE: lambda machine: machine.push(machine.text(machine.number("<I"))),
+    pickle.SHORT_BINBYTES: lambda machine: machine.push(machine.skip(machine.number("<B"))),
+    pickle.BINBYTES: lambda machine: machine.push(machine.skip(machine.number("<I"))),
+    pickle.BINBYTES8: lambda machine: machine.push(machine.skip(machine.number("<Q"))),
+    pickle.EMPTY_TUPLE: lambda machine: machine.push(()),
+    pickle.TUPLE1: lambda machine: machine.push(tuple(machine.pop_some(1))),
+    pickle.TUPLE2: lambda machine: machine.push(tuple(machine.pop_some(2))),
+    pickle.TUPLE3: lambda machine: machine.push(tuple(machine.pop_some(3))),
+    pickle.TUPLE: lambda machine: machine.push(tuple(machine.since_mark())),
+    pickle.EMPTY_LIST: lambda machine: machine.push([]),
+    pickle.APPEND: lambda machine: machine.extend(machine.pop_some(1)),
+    pickle.APPENDS: lambda machine: machine.extend(machine.since_mark()),
+    pickle.EMPTY_SET: lambda machine: machine.push(set()),
+    pickle.ADDITEMS: Machine.since_mark,
+    pickle.EMPTY_DICT: lambda machine: machine.push({}),
+    pickle.SETITEM: lambda machine: machine.set_items(machine.pop_some(2)),
+    pickle.SETITEMS: lambda machine: machine.set_items(machine.since_mark()),
+    pickle.MEMOIZE: lambda machine: machine.memoize(len(machine.memo)),
+    pickle.BINPUT: lambda machine: machine.memoize(machine.number("<B")),
+    pickle.LONG_BINPUT: lambda machine: machine.memoize(machine.number("<I")),
+    pickle.BINGET: lambda machine: machine.recall(machine.number("<B")),
+    pickle.LONG_BINGET: lambda machine: machine.recall(machine.number("<I")),
+    pickle.GLOBAL: lambda machine: machine.push_name(machine.line(), machine.line()),
+    pickle.STACK_GLOBAL: Machine.push_stacked_name,
+    pickle.REDUCE: Machine.call,
+    pickle.NEWOBJ: Machine.create,
+    pickle.BUILD: Machine.build,
+    pickle.BINPERSID: Machine.push_storage,
+}
+
+
+def walk_modules(root: Record) -> Iterator[tuple[str, Record]]:
+    """The modules of a tree with their dotted names, parents first.
+
+    Raises:
+        ValueError: if the tree is no tree (a module twice, or inside itself), or deeper than any network.
+    """
+    waiting, seen = [("", 0, root)], set()
+    while waiting:
+        prefix, depth, module = waiting.pop()
+        if not isinstance(module, Record) or module.state is None or id(module) in seen or depth > MAX_DEPTH:
+            raise ValueError(f"the module {prefix[:120]!r} is empty, nested too deeply, or there more than once.")
+        seen.add(id(module))
+        yield prefix, module
+        for name, child in reversed(_entries(module, "_modules")):
+            waiting.append((f"{prefix}.{name}".lstrip("."), depth + 1, child))
+
+
+def _entries(module: Record, kind: str) -> list[tuple[str, object]]:
+    """What is in a module's `_modules`, `_parameters` or `_buffers`."""
+    entries = module.state.get(kind, {})
+    # Names are short, or the joined ones of a deep tree could fill the memory.
+    if not isinstance(entries, dict) or any(len(str(name)) > MAX_NAME for name in entries):
+        raise ValueError(f"a module's `{kind}` is no dict with names of at most {MAX_NAME} letters.")
+    return [(name, value) for name, value in entries.items() if value is not None]
+
+
+def find_tensors(root: Record) -> dict[str, StoredTensor]:
+    """The parameters and buffers of a module and all modules inside, by dotted name."""
+    tensors = {}
+    for prefix, module in walk_modules(root):
+        for name, tensor in _entries(module, "_parameters") + _entries(module, "_buffers"):
+            full = f"{prefix}.{name}".lstrip(".")
+            if not isinstance(tensor, StoredTensor) or full in tensors:
+                raise ValueError(f"{full[:120]!r} is not a tensor, or there twice.")
+            tensors[full] = tensor
+    return tensors
+
+
+def find_attributes(root: Record) -> dict[str, dict[str, bool | int | float | str]]:
+    """The plain attributes (numbers and texts) of a module and all modules inside, by dotted name."""
+    plain = (bool, int, float, str)
+    return {
+        prefix: {name: value for name, value in module.state.items() if isinstance(value, plain)}
+        for prefix, module in walk_modules(root)
+    }
+
+
+def load_pickled_module(path: str | Path, key: str = "ema") -> tuple[dict[str, torch.Tensor], dict[str, dict]]:
+    """The tensors and plain attributes of the module under `key` of a pickled dict; what lies beside it is not used.
+
+    Tensors keep their stored dtype and are read one by one, so the memory is what they take and little more.
+
+    Args:
+        path: a pickle of protocol 2 to 5.
+        key: the entry that holds the module.
+
+    Returns:
+        The tensors by dotted name (`"model.t_embedder.mlp.0.weight"`), and for each module by dotted name (`""` for
+        the outermost) its attributes that are numbers or texts.
+
+    Raises:
+        ValueError: if the file is no such pickle, is damaged, or asks for anything that a checkpoint does not need.
+    """
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        if not size:
+            raise ValueError("it is empty.")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
+            if buffer[:1] != pickle.PROTO:
+                raise ValueError(f"it is not a pickle: it begins with {buffer[:8]!r}.")
+            content = Machine(buffer, 0, size, iter(range(MAX_INSTRUCTIONS))).run()
+        module = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(module, Record):
+            raise ValueError(f"it is not a snapshot of the authors: it holds no module under {key!r}.")
+        stored, attributes = find_tensors(module), find_attributes(module)
+        # Tensors may share a storage, so that a small file could ask for any amount of memory.
+        if sum(tensor.nbytes for tensor in stored.values()) > size:
+            raise ValueError("its tensors claim more bytes than it has.")
+        tensors = {}
+        for name, tensor in stored.items():
+            tensors[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
+            file.seek(tensor.start)
+            if file.readinto(memoryview(tensors[name].view(-1).view(torch.uint8).numpy())) != tensor.nbytes:
+                raise ValueError("it was cut off while it was being read.")
+    return tensors, attributes
