@@ -1,0 +1,218 @@
+"""Distances between sets of features, in float64, on top of torchmetrics.
+
+torchmetrics keeps the states, adds them up over processes and has the kernel distance and the Inception Score; what is
+added here is a Fréchet distance by symmetric eigenvalues, seeded subsets, refusals of numbers that would mean nothing,
+and the manifold scores, which it lacks.
+"""
+
+import warnings
+
+import torch
+from torchmetrics import Metric
+from torchmetrics.image.inception import InceptionScore as _InceptionScore
+from torchmetrics.image.kid import KernelInceptionDistance
+
+BLOCK = 512  # columns of the second moment computed at once: only blocks on and above the diagonal are needed
+
+
+class FeatureStatistics(Metric):
+    """Mean and covariance of a stream of features: float64 sums that add up over batches and processes.
+
+    Args:
+        dimension: Length of a feature vector.
+    """
+
+    full_state_update = False
+
+    def __init__(self, dimension: int, **kwargs):
+        super().__init__(**kwargs)
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(dimension, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("second_moment", torch.zeros(dimension, dimension, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, features: torch.Tensor) -> None:
+        """Add features `(count, dimension)`; a few hundred rows at a time are quickest."""
+        features = features.double()
+        if features.ndim != 2 or features.shape[1] != self.total.shape[0]:
+            raise ValueError(f"features: got shape {tuple(features.shape)}, need (count, {self.total.shape[0]})")
+        if not bool(torch.isfinite(features).all()):
+            bad = int((~torch.isfinite(features)).any(dim=1).sum())
+            raise ValueError(f"features: {bad} of {len(features)} rows are not finite; look at these images")
+        self.count += len(features)
+        self.total += features.sum(dim=0)
+        for start in range(0, features.shape[1], BLOCK):
+            rows = slice(start, start + BLOCK)
+            self.second_moment[rows, start:] += features[:, rows].T @ features[:, start:]
+
+    def compute(self) -> tuple[int, torch.Tensor, torch.Tensor]:
+        """Count, mean `(dimension,)` and unbiased covariance `(dimension, dimension)`, float64."""
+        if self.count < 2:
+            raise ValueError(f"features: got {int(self.count)} rows, need at least 2 for a covariance")
+        mean = self.total / self.count
+        upper = torch.triu(self.second_moment)
+        second_moment = upper + torch.triu(upper, diagonal=1).T
+        covariance = (second_moment - self.count * torch.outer(mean, mean)) / (self.count - 1)
+        return int(self.count), mean, covariance
+
+
+def feature_statistics(features: torch.Tensor) -> tuple[int, torch.Tensor, torch.Tensor]:
+    """Count, mean and covariance of features that are all there."""
+    statistics = FeatureStatistics(features.shape[1], sync_on_compute=False)
+    for rows in features.split(2048):
+        statistics.update(rows)
+    return statistics.compute()
+
+
+def require_samples(count: int, dimension: int, name: str) -> None:
+    """Refuse a covariance of more dimensions than samples: its distance is bias, whatever the pictures show."""
+    if count <= dimension:
+        raise ValueError(
+            f"{name}: {count} images for a Fréchet distance of {dimension} features; need more than {dimension}"
+            " (10 times as many are better), or ask for the kernel distance (kd, KID), which is unbiased at any count"
+        )
+
+
+def frechet_distance(
+    mean_a: torch.Tensor, covariance_a: torch.Tensor, mean_b: torch.Tensor, covariance_b: torch.Tensor
+) -> float:
+    """Squared Fréchet distance of two normal distributions, |m_a - m_b|² + tr(A + B - 2 (A B)^½).
+
+    With A = L Lᵀ the eigenvalues of A B are those of the symmetric Lᵀ B L, so that no square root of a matrix and no
+    complex number is needed. L is the Cholesky factor, or for a singular A the scaled eigenvectors.
+
+    Args:
+        mean_a, mean_b: `(dimension,)`.
+        covariance_a, covariance_b: `(dimension, dimension)`, symmetric and positive semi-definite.
+    """
+    mean_a, covariance_a, mean_b, covariance_b = (x.double() for x in (mean_a, covariance_a, mean_b, covariance_b))
+    factor, info = torch.linalg.cholesky_ex(covariance_a)
+    if int(info) != 0:
+        values, vectors = torch.linalg.eigh(covariance_a)
+        factor = vectors * values.clamp_min(0).sqrt()
+    eigenvalues = torch.linalg.eigvalsh(factor.T @ covariance_b @ factor)
+    trace = covariance_a.trace() + covariance_b.trace() - 2 * eigenvalues.clamp_min(0).sqrt().sum()
+    # Two equal distributions come out a rounding error beside zero, on either side.
+    return max(0.0, ((mean_a - mean_b).square().sum() + trace).item())
+
+
+def _quietly(build):
+    """Build a torchmetrics metric without its warning about the memory that features take."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return build()
+
+
+class KernelDistance(KernelInceptionDistance):
+    """torchmetrics' KID on given features, in float64 and with subsets drawn from a seed of its own.
+
+    Args:
+        subsets: How many pairs of subsets the mean and the deviation are taken over.
+        subset_size: Images in each.
+        seed: Seed of the draws; the global generator is left as it was.
+    """
+
+    def __init__(self, subsets: int = 100, subset_size: int = 1000, seed: int = 0):
+        _quietly(lambda: super(KernelDistance, self).__init__(torch.nn.Identity(), subsets, subset_size))
+        self.seed = seed
+
+    def update(self, features: torch.Tensor, real: bool) -> None:
+        """Add features `(count, dimension)` of real or of generated images."""
+        super().update(features.double(), real=real)
+
+    def compute(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation over the subsets."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return super().compute()
+
+
+def kernel_distance(
+    real: torch.Tensor, generated: torch.Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Unbiased squared maximum mean discrepancy with the cubic kernel (KID, arXiv 1801.01401).
+
+    Args:
+        real, generated: `(count, dimension)`; need not be of one count.
+        subsets, subset_size, seed: See `KernelDistance`; the size is cut to the smaller set.
+
+    Returns:
+        Mean and standard deviation over the subsets.
+    """
+    if min(len(real), len(generated)) < 2:
+        raise ValueError(f"features: got {len(real)} real and {len(generated)} generated rows, need 2 of each")
+    metric = KernelDistance(subsets, min(subset_size, len(real), len(generated)), seed)
+    metric.update(real, real=True)
+    metric.update(generated, real=False)
+    mean, deviation = metric.compute()
+    return mean.item(), deviation.item()
+
+
+def inception_score(logits: torch.Tensor, splits: int = 10, seed: int = 0) -> tuple[float, float]:
+    """torchmetrics' Inception Score on given logits `(count, classes)`: mean and deviation over the splits."""
+    if len(logits) < 2 * splits:
+        raise ValueError(f"logits: got {len(logits)} rows, need at least {2 * splits} for {splits} splits")
+    metric = _quietly(lambda: _InceptionScore(torch.nn.Identity(), splits=splits))
+    metric.update(logits.double())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        mean, deviation = metric.compute()
+    return mean.item(), deviation.item()
+
+
+def _distances(a: torch.Tensor, b: torch.Tensor, rows: int = 2048):
+    """Euclidean distances `(up to rows, len(b))` of `a` to `b`, block by block, in float64."""
+    b = b.double()
+    for block in a.double().split(rows):
+        yield torch.cdist(block, b)
+
+
+def neighbour_radii(features: torch.Tensor, k: int) -> torch.Tensor:
+    """Distance `(count,)` of each row to its k-th nearest other row."""
+    if len(features) <= k:
+        raise ValueError(f"features: got {len(features)} rows, need more than {k} for the {k}-th nearest neighbour")
+    radii = []
+    for start, distances in zip(range(0, len(features), 2048), _distances(features, features)):
+        own = torch.arange(len(distances))
+        distances[own, start + own] = -1.0  # a row is its own first, even beside a duplicate
+        radii.append(distances.kthvalue(k + 1, dim=1).values)
+    return torch.cat(radii)
+
+
+def nearest_neighbours(queries: torch.Tensor, features: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distances and row numbers, both `(len(queries), k)`, of the k nearest features of each query."""
+    found = [block.topk(k, dim=1, largest=False) for block in _distances(queries, features)]
+    return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+
+
+def manifold_scores(
+    real: torch.Tensor, generated: torch.Tensor, precision_k: int = 3, density_k: int = 5
+) -> dict[str, float]:
+    """Precision and recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797).
+
+    Args:
+        real, generated: Features `(count, dimension)`.
+        precision_k, density_k: The neighbour that sets a ball's radius; 3 and 5 are the papers' choices.
+
+    Returns:
+        `precision`: share of generated images inside some real image's ball; `recall`: the other way round;
+        `density`: mean number of real balls a generated image lies in, over k (may exceed 1); `coverage`: share of
+        real images with a generated one in their ball.
+    """
+    real_precision, generated_precision = neighbour_radii(real, precision_k), neighbour_radii(generated, precision_k)
+    real_density = neighbour_radii(real, density_k)
+    precise, balls, nearest = 0, 0, torch.full((len(real),), torch.inf, dtype=torch.float64)
+    recalled = torch.zeros(len(real), dtype=torch.bool)
+    start = 0
+    for distances in _distances(generated, real):
+        stop = start + len(distances)
+        precise += int((distances <= real_precision).any(dim=1).sum())
+        recalled |= (distances <= generated_precision[start:stop, None]).any(dim=0)
+        balls += int((distances < real_density).sum())
+        nearest = torch.minimum(nearest, distances.amin(dim=0))
+        start = stop
+    return {
+        "precision": precise / len(generated),
+        "recall": recalled.double().mean().item(),
+        "density": balls / (density_k * len(generated)),
+        "coverage": (nearest < real_density).double().mean().item(),
+    }
