@@ -449,15 +449,18 @@ def load_drawings(folder: Path, sources: Sources = SOURCES) -> list[Drawing]:
 
 def configure_parser(parser: ArgumentParser) -> None:
     """`brickwork data build emoji`."""
+    specs = " ".join(package.spec for package in (SOURCES.twemoji, SOURCES.fluent, SOURCES.names))
     parser.description = (
-        "Build the emoji data set (7,013 captioned drawings in two styles, about 23 MB) from three npm packages, "
-        "pinned by version and digest. Takes 42 MB of downloads and about two minutes."
+        "Build the emoji data set (7,013 captioned drawings in two styles, about 23 MB) from three npm\n"
+        "packages, pinned by version and digest. Takes 42 MB of downloads and about two minutes."
     )
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.epilog = (
         "examples:\n"
         "  brickwork data build emoji --output data/emoji\n"
-        "  brickwork data build emoji --packages downloads/ --size 64"
+        "  brickwork data build emoji --packages downloads/ --size 64\n"
+        "where npm has no network, fetch the packages elsewhere and pass their folder with --packages:\n"
+        f"  npm pack {specs}"
     )
     parser.add_argument("--output", type=Path, default=Path("data/emoji"), metavar="DIR", help="default: %(default)s")
     parser.add_argument(
