@@ -1,0 +1,187 @@
+"""The norms of a base model's ResNet blocks, read without loading the rest of the model.
+
+A ResAdapter's file holds 0.4 MB of norms; the base it is compared with may be 7 GB. From safetensors files only the
+tensors asked for are read, on the Hub by ranges of bytes.
+"""
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from brickwork.adapters.comfyui.names import module_path
+from brickwork.adapters.comfyui.reading import listed
+
+UNET_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
+FUSED_ATTRIBUTE = "_fused_resadapters"  # on a UNet: what fusing keeps of it, oldest first
+
+_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "")
+_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+_HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
+
+
+def read_base_norms(base_model, keys: list[str]) -> dict[str, torch.Tensor]:
+    """The tensors named by `keys` (`<path>.norm1.weight`, ...) of a base model, as stored, on the CPU.
+
+    base_model: a loaded pipeline or UNet; the folder of a pipeline or of a UNet, or any folder with `unet/`; a
+        single-file checkpoint (.safetensors, in the original or diffusers names); or a repository on the Hub.
+
+    Raises:
+        ValueError: nothing readable there, a pickle, or tensors missing.
+    """
+    if isinstance(base_model, nn.Module) or hasattr(base_model, "unet"):
+        unet = inner_unet(base_model)
+        return {key: own_norm(unet, key) for key in keys}
+    path = Path(base_model)
+    if path.is_file():
+        return _read_file(path, keys)
+    if path.is_dir():
+        return _read_folder(path, keys)
+    if isinstance(base_model, str) and base_model.count("/") == 1 and not path.is_absolute():
+        return _read_hub(base_model, keys)
+    raise ValueError(f"base_model={str(base_model)!r} is no file, no folder and no repository id (owner/name)")
+
+
+def norms_fingerprint(norms: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over names and float64 values: tells whether differences belong to this base."""
+    digest = hashlib.sha256()
+    for key in sorted(norms):
+        digest.update(key.encode() + b"\0" + norms[key].double().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def inner_unet(target) -> nn.Module:
+    """The UNet of a pipeline, or the UNet itself, out of torch.compile's and data-parallel wrappers."""
+    unet = getattr(target, "unet", target) if not isinstance(target, nn.Module) else target
+    while not hasattr(unet, "down_blocks") and any(hasattr(unet, name) for name in ("_orig_mod", "module")):
+        unet = getattr(unet, "_orig_mod", None) or unet.module
+    unet = getattr(unet, "_orig_mod", unet)
+    if not isinstance(unet, nn.Module) or not all(hasattr(unet, name) for name in ("down_blocks", "up_blocks")):
+        raise ValueError(
+            f"got {type(target).__name__}, need a StableDiffusion or StableDiffusionXL pipeline, or its UNet"
+        )
+    return unet
+
+
+def base_layer(unet: nn.Module, path: str) -> nn.Module:
+    """The module at `path`, out of the wrapper that PEFT puts around a layer with a LoRA."""
+    try:
+        module = unet.get_submodule(path)
+    except AttributeError as error:
+        raise ValueError(f"the UNet has no module {path!r}") from error
+    while hasattr(module, "base_layer"):
+        module = module.base_layer
+    return module
+
+
+def own_tensor(module: nn.Module, name: str) -> torch.Tensor:
+    """A module's parameter, also while accelerate keeps it elsewhere and leaves a stand-in on the meta device."""
+    tensor = getattr(module, name)
+    if tensor.device.type != "meta":
+        return tensor
+    hook = getattr(module, "_hf_hook", None)
+    for part in getattr(hook, "hooks", [hook]):
+        weights = getattr(part, "weights_map", None)
+        if weights is not None:
+            return weights[name]
+    raise ValueError(f"the {name} of a {type(module).__name__} is on the meta device: load the model's weights first")
+
+
+def own_norm(unet: nn.Module, key: str) -> torch.Tensor:
+    """A copy of the UNet's own norm tensor, as it was before any ResAdapter was fused into it."""
+    for fused in getattr(unet, FUSED_ATTRIBUTE, ()):
+        if key in fused.kept:
+            return fused.kept[key].clone()
+    path, _, part = key.rpartition(".")
+    return own_tensor(base_layer(unet, path), part).detach().cpu().clone()
+
+
+def canonical_key(key: str) -> str | None:
+    """A key of a base checkpoint as the diffusers key of a ResNet norm, or None for any other tensor."""
+    for prefix in _PREFIXES:
+        name, _, part = key.removeprefix(prefix).rpartition(".")
+        path = module_path(name) if key.startswith(prefix) and part in ("weight", "bias") else None
+        if path is not None and ".norm" in path:
+            return f"{path}.{part}"
+    return None
+
+
+def _wanted(raw_keys, keys: list[str], where: str) -> dict[str, str]:
+    """Which raw key holds each of `keys`; refuses if any is not there."""
+    names = {canonical_key(raw): raw for raw in raw_keys}
+    missing = [key for key in keys if key not in names]
+    if missing:
+        raise ValueError(f"{where} has no {listed(missing)}: it is no UNet that this adapter fits")
+    return {key: names[key] for key in keys}
+
+
+def _read_file(file: Path, keys: list[str]) -> dict[str, torch.Tensor]:
+    if file.suffix != ".safetensors":
+        raise ValueError(f"{file}: only .safetensors checkpoints are read, as pickles can run code when opened")
+    try:
+        with safe_open(str(file), framework="pt", device="cpu") as opened:
+            return {key: opened.get_tensor(raw) for key, raw in _wanted(opened.keys(), keys, str(file)).items()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is no readable safetensors file: {error}") from error
+
+
+def _read_folder(folder: Path, keys: list[str]) -> dict[str, torch.Tensor]:
+    unet = folder / "unet" if (folder / "unet").is_dir() else folder
+    file = next((unet / name for name in UNET_FILES if (unet / name).is_file()), None)
+    if file is not None:
+        return _read_file(file, keys)
+    index = unet / (UNET_FILES[0] + ".index.json")
+    if index.is_file():
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        places = {key: unet / shards[raw] for key, raw in _wanted(shards, keys, str(index)).items()}
+        found = {}
+        for shard in sorted(set(places.values())):
+            found |= _read_file(shard, [key for key, place in places.items() if place == shard])
+        return found
+    raise ValueError(
+        f"{unet} has neither {' nor '.join(UNET_FILES)}; found {listed(f.name for f in unet.iterdir()) or 'nothing'}. "
+        "Pickled weights (.bin) are not read: save the model with safe_serialization=True"
+    )
+
+
+def _read_hub(repository: str, keys: list[str]) -> dict[str, torch.Tensor]:
+    from huggingface_hub import HfFileSystem, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    names = [f"unet/{name}" for name in UNET_FILES]
+    for name in names:
+        cached = try_to_load_from_cache(repository, name)
+        if isinstance(cached, str):
+            return _read_file(Path(cached), keys)
+    files = HfFileSystem()
+    for name in names:
+        try:
+            with files.open(f"{repository}/{name}", "rb", block_size=2**20) as stream:
+                return read_stream(stream, keys, f"{repository}/{name}")
+        except FileNotFoundError:
+            continue
+        except (OSError, HfHubHTTPError) as error:
+            raise ValueError(f"base_model={repository!r} cannot be read from the Hub: {error}") from error
+    raise ValueError(f"base_model={repository!r}: the Hub has no such repository with {' or '.join(names)}")
+
+
+def read_stream(stream, keys: list[str], where: str) -> dict[str, torch.Tensor]:
+    """The tensors named by `keys` from a seekable stream in safetensors form, reading their bytes and no others."""
+    try:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        if length > _HEADER_LIMIT:
+            raise ValueError(f"a header of {length} bytes")
+        header = json.loads(stream.read(length))
+        found = {}
+        for key, raw in _wanted(header, keys, where).items():
+            start, end = header[raw]["data_offsets"]
+            stream.seek(8 + length + start)
+            data = torch.frombuffer(bytearray(stream.read(end - start)), dtype=_DTYPES[header[raw]["dtype"]])
+            found[key] = data.reshape(header[raw]["shape"])
+        return found
+    except (struct.error, json.JSONDecodeError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{where} is no readable safetensors file: {error}") from error

@@ -1,0 +1,156 @@
+"""The names a ResAdapter's tensors go by, and the way from each of them to one.
+
+Everything else in the package speaks diffusers module paths, such as `down_blocks.0.downsamplers.0.conv` and
+`mid_block.resnets.1.norm2`. The files also use kohya's flat names (`lora_unet_down_blocks_0_downsamplers_0_conv`),
+PEFT's (`unet.down_blocks.0.downsamplers.0.conv.lora_A`) and the ones of the original Stable Diffusion code, here called
+compvis (`input_blocks.3.0.op`). A ResAdapter touches two kinds of module only, so a handful of patterns is the whole map.
+
+This folder must run alone inside ComfyUI's `custom_nodes`: its files import each other relatively, and nothing beyond
+torch and safetensors.
+"""
+
+import re
+from dataclasses import dataclass
+
+LORA_PARTS = {
+    "lora_down.weight": "down",
+    "lora_up.weight": "up",
+    "lora_A.weight": "down",
+    "lora_B.weight": "up",
+    "lora_A.default.weight": "down",
+    "lora_B.default.weight": "up",
+    "lora.down.weight": "down",
+    "lora.up.weight": "up",
+    "alpha": "alpha",
+}
+NORM_PARTS = {"w_norm": "w_norm", "b_norm": "b_norm", "weight": "weight", "bias": "bias"}
+
+_KEY_PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "unet.", "lora_unet_")
+_RESNETS_PER_DOWN_BLOCK = 2  # in every Stable Diffusion; compvis numbers count on it
+
+
+def _pattern(text: str) -> re.Pattern:
+    """`~` stands for the separator: a dot in diffusers names, an underscore in kohya's."""
+    return re.compile(text.replace("~", "[._]"))
+
+
+_DIFFUSERS = (
+    (_pattern(r"down_blocks~(\d+)~downsamplers~0~conv"), "down_blocks.{}.downsamplers.0.conv"),
+    (_pattern(r"up_blocks~(\d+)~upsamplers~0~conv"), "up_blocks.{}.upsamplers.0.conv"),
+    (_pattern(r"(down|up)_blocks~(\d+)~resnets~(\d+)~norm([12])"), "{}_blocks.{}.resnets.{}.norm{}"),
+    (_pattern(r"mid_block~resnets~(\d+)~norm([12])"), "mid_block.resnets.{}.norm{}"),
+)
+_COMPVIS_DOWN = _pattern(r"input_blocks~(\d+)~0~op")
+_COMPVIS_UP = _pattern(r"output_blocks~(\d+)~[12]~conv")
+_COMPVIS_NORM = _pattern(r"(input|output)_blocks~(\d+)~0~(in|out)_layers~0")
+_COMPVIS_MID = _pattern(r"middle_block~([02])~(in|out)_layers~0")
+
+
+def module_path(name: str) -> str | None:
+    """The diffusers path of a module named in any of the ways above, or None for one no ResAdapter touches."""
+    for pattern, template in _DIFFUSERS:
+        if match := pattern.fullmatch(name):
+            return template.format(*match.groups())
+    if match := _COMPVIS_DOWN.fullmatch(name):
+        level, rest = divmod(int(match[1]), _RESNETS_PER_DOWN_BLOCK + 1)
+        return f"down_blocks.{level - 1}.downsamplers.0.conv" if rest == 0 and level > 0 else None
+    if match := _COMPVIS_UP.fullmatch(name):
+        level, rest = divmod(int(match[1]), _RESNETS_PER_DOWN_BLOCK + 1)
+        return f"up_blocks.{level}.upsamplers.0.conv" if rest == _RESNETS_PER_DOWN_BLOCK else None
+    if match := _COMPVIS_MID.fullmatch(name):
+        return f"mid_block.resnets.{int(match[1]) // 2}.norm{1 if match[2] == 'in' else 2}"
+    if match := _COMPVIS_NORM.fullmatch(name):
+        down = match[1] == "input"
+        number = int(match[2]) - down  # input_blocks.0 is the first convolution
+        level, layer = divmod(number, _RESNETS_PER_DOWN_BLOCK + 1)
+        norm = 1 if match[3] == "in" else 2
+        if number < 0 or (down and layer == _RESNETS_PER_DOWN_BLOCK):
+            return None
+        return f"{'down' if down else 'up'}_blocks.{level}.resnets.{layer}.norm{norm}"
+    return None
+
+
+def parse_key(key: str) -> tuple[str, str] | None:
+    """A tensor's key, in any form, as (diffusers module path, part), or None if no ResAdapter has such a tensor.
+
+    The part is one of `down`, `up`, `alpha` (convolutions) and `weight`, `bias` (absolute norms), `w_norm`, `b_norm`
+    (norms as differences).
+    """
+    name = key
+    for prefix in _KEY_PREFIXES:
+        name = name.removeprefix(prefix)
+    for parts, is_norm in ((LORA_PARTS, False), (NORM_PARTS, True)):
+        for suffix, part in parts.items():
+            path = module_path(name.removesuffix("." + suffix)) if name.endswith("." + suffix) else None
+            if path is not None and is_norm == (".norm" in path):
+                return path, part
+    return None
+
+
+def kohya_name(path: str) -> str:
+    """`down_blocks.0.downsamplers.0.conv` as the LoRA name `lora_unet_down_blocks_0_downsamplers_0_conv`."""
+    return "lora_unet_" + path.replace(".", "_")
+
+
+def compvis_path(path: str, levels: int) -> str:
+    """A diffusers path as the original code's module path, for a UNet of 4 levels (SD 1 and 2) or 3 (SDXL).
+
+    The number of levels matters in one place: the upsampler follows the attention layer where the block has one, and
+    only the first up block of SD 1 and 2 has none.
+    """
+    if levels not in (3, 4):
+        raise ValueError(f"compvis names exist for UNets of 4 levels (SD 1, SD 2) and 3 (SDXL), not of {levels}")
+    stride = _RESNETS_PER_DOWN_BLOCK + 1
+    parts = path.split(".")
+    level = int(parts[1]) if parts[0] != "mid_block" else 0
+    if parts[-1] == "conv":
+        if parts[0] == "down_blocks":
+            return f"input_blocks.{stride * (level + 1)}.0.op"
+        return f"output_blocks.{stride * level + stride - 1}.{1 if levels == 4 and level == 0 else 2}.conv"
+    layer = "in_layers.0" if parts[-1] == "norm1" else "out_layers.0"
+    if parts[0] == "mid_block":
+        return f"middle_block.{2 * int(parts[2])}.{layer}"
+    number = stride * level + int(parts[3])
+    return f"input_blocks.{number + 1}.0.{layer}" if parts[0] == "down_blocks" else f"output_blocks.{number}.0.{layer}"
+
+
+@dataclass(frozen=True)
+class Family:
+    """One Stable Diffusion generation: the key stored in files, its title, and the channels of its UNet's levels."""
+
+    key: str
+    title: str
+    channels: tuple[int, ...]
+
+
+FAMILIES = (
+    Family("sd1", "Stable Diffusion 1.x", (320, 640, 1280, 1280)),
+    Family("sd2", "Stable Diffusion 2.x", (320, 640, 1280, 1280)),
+    Family("sdxl", "SDXL", (320, 640, 1280)),
+)
+
+
+def unet_layout(channels: tuple[int, ...]) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
+    """What an adapter for a UNet of these channels consists of.
+
+    Returns the down- and upsampler convolutions with (out, in) channels, and the ResNet norms with their width.
+    """
+    last = len(channels) - 1
+    convs = {f"down_blocks.{i}.downsamplers.0.conv": (channels[i],) * 2 for i in range(last)}
+    norms: dict[str, int] = {}
+    for i, width in enumerate(channels):
+        for j in range(_RESNETS_PER_DOWN_BLOCK):
+            norms[f"down_blocks.{i}.resnets.{j}.norm1"] = width if j else channels[max(i - 1, 0)]
+            norms[f"down_blocks.{i}.resnets.{j}.norm2"] = width
+    for j in range(2):
+        norms[f"mid_block.resnets.{j}.norm1"] = norms[f"mid_block.resnets.{j}.norm2"] = channels[-1]
+    upward = channels[::-1]
+    for i, width in enumerate(upward):
+        if i < last:
+            convs[f"up_blocks.{i}.upsamplers.0.conv"] = (width,) * 2
+        for j in range(_RESNETS_PER_DOWN_BLOCK + 1):
+            below = width if j else upward[max(i - 1, 0)]
+            skip = upward[min(i + 1, last)] if j == _RESNETS_PER_DOWN_BLOCK else width
+            norms[f"up_blocks.{i}.resnets.{j}.norm1"] = below + skip
+            norms[f"up_blocks.{i}.resnets.{j}.norm2"] = width
+    return convs, norms
