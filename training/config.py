@@ -24,6 +24,7 @@ class ModelConfig:
     preset: str | None
     config: dict[str, Any]
     init_from: str | None
+    attention_backend: str | None
 
 
 @dataclass(frozen=True)

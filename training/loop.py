@@ -75,13 +75,15 @@ def train(run: Run) -> None:
         lr=config.optimizer.learning_rate,
         betas=tuple(config.optimizer.betas),
         weight_decay=config.optimizer.weight_decay,
+        fused=accelerator.device.type in ("cpu", "cuda"),
     )
+    if settings.compile:
+        network.compile_repeated_blocks(fullgraph=True)
     model, optimizer = accelerator.prepare(network, optimizer)
     ema = EMA(network.named_parameters(), config.ema.half_life_images, config.ema.rampup_ratio)
     checkpoints = CheckpointFolder(folder / "checkpoints", settings.keep_checkpoints)
-    images = steps = _resume(checkpoints, network, optimizer, ema, accelerator)
+    images = _resume(checkpoints, network, optimizer, ema, accelerator)
     steps = images // settings.batch_size
-    compiled = torch.compile(model) if settings.compile else model
 
     batches = PositionBatches(
         settings.batch_size, settings.gradient_accumulation_steps, accelerator.process_index,
@@ -98,7 +100,7 @@ def train(run: Run) -> None:
         for _ in range(settings.gradient_accumulation_steps):
             batch = {name: tensor.to(accelerator.device) for name, tensor in next(loader).items()}
             with accelerator.accumulate(model), accelerator.autocast():
-                losses = denoising_loss(run, compiled, batch, bricks)
+                losses = denoising_loss(run, model, batch, bricks)
                 accelerator.backward(losses.mean())
                 log.add(losses, batch["level"])
         norm = accelerator.clip_grad_norm_(network.parameters(), config.optimizer.max_grad_norm)

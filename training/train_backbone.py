@@ -80,6 +80,8 @@ def prepare(config: TrainConfig) -> Run:
     model = build_model(config, images.class_names)
     if config.run.gradient_checkpointing:
         model.enable_gradient_checkpointing()
+    if config.model.attention_backend:
+        model.set_attention_backend(config.model.attention_backend)
     objective = choose(OBJECTIVES, config.objective.type, "objective.type")(**config.objective.options)
     stream = TrainingStream(images, train_rows, config.run.seed, data.horizontal_flip)
     accelerator.print(
