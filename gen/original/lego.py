@@ -78,9 +78,13 @@ def preset_name(config: dict) -> str | None:
     """The preset with the stack of `config`, or `None` for a stack that is none of the paper's."""
     fields = ("window_sizes", "patch_sizes", "num_layers", "hidden_sizes", "num_attention_heads")
     for name, preset in LEGO_PRESETS.items():
-        if all(config[field] == preset[field] for field in fields):
+        if all(_frozen(config[field]) == preset[field] for field in fields):
             return name
     return None
+
+
+def _frozen(value: int | list[int] | tuple[int, ...]) -> int | tuple[int, ...]:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _recognise(tensors: dict[str, torch.Tensor]) -> dict:

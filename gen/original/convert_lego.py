@@ -1,0 +1,88 @@
+"""`brickwork convert lego`: a checkpoint of the LEGO authors as a model folder."""
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+
+from brickwork.gen.original.lego import preset_name
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `brickwork convert lego`."""
+    parser.description = (
+        "Write a checkpoint of the LEGO authors as a model folder that LegoTransformer2DModel.from_pretrained loads. "
+        "Nothing in the checkpoint is run."
+    )
+    parser.epilog = "example: brickwork convert lego LEGO-L-PG-64.pkl lego-l-pg-64"
+    parser.add_argument(
+        "input", metavar="IN", type=Path, help="the authors' .pkl, or its state dict as .safetensors or .pt"
+    )
+    parser.add_argument("output", metavar="OUT", type=Path, help="the folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is a model folder")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    convert_lego(args.input, args.output, overwrite=args.overwrite)
+
+
+def convert_lego(source: str | Path, folder: str | Path, overwrite: bool = False) -> None:
+    """Write the authors' checkpoint `source` as the model folder `folder` and print what it is.
+
+    Args:
+        source: see `load_original_lego`.
+        folder: written under another name beside it and renamed when complete.
+        overwrite: replace `folder` if it holds a model (or nothing).
+
+    Raises:
+        ValueError: if `source` is no checkpoint of the authors, or `folder` is there and may not be replaced.
+    """
+    from brickwork.gen.lego import LegoTransformer2DModel
+
+    folder = Path(folder)
+    _check_target(folder, overwrite)
+    model = LegoTransformer2DModel.from_original(source)
+    print(_describe(model.config, model.num_parameters(), str(model.dtype).removeprefix("torch.")))
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
+    try:
+        model.save_pretrained(fresh)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    print(f"written to {folder}")
+
+
+def _check_target(folder: Path, overwrite: bool) -> None:
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise ValueError(f"OUT is {str(folder)!r}, which is there already; choose another, or give --overwrite.")
+    others = (
+        [entry.name for entry in folder.iterdir() if not _is_model_file(entry)] if folder.is_dir() else [folder.name]
+    )
+    if others:
+        raise ValueError(
+            f"OUT is {str(folder)!r}, which holds more than a model ({', '.join(others[:3])}) and is not replaced; "
+            "choose another."
+        )
+
+
+def _is_model_file(path: Path) -> bool:
+    return path.is_file() and (path.suffix == ".safetensors" or path.name.endswith((".index.json", "config.json")))
+
+
+def _describe(config: dict, num_parameters: int, dtype: str) -> str:
+    name = preset_name(config) or "a stack of its own"
+    windows = " -> ".join(map(str, config["window_sizes"]))
+    classes = "unconditional" if config["num_classes"] is None else f"{config['num_classes']} classes"
+    return (
+        f"{name}: windows {windows}; patches {tuple(config['patch_sizes'])}; blocks {tuple(config['num_layers'])}; "
+        f"width {config['hidden_sizes']}; heads {config['num_attention_heads']}; {config['in_channels']} channels; "
+        f"{classes}; {num_parameters / 1e6:.1f}M parameters in {dtype}"
+    )
