@@ -240,9 +240,8 @@ class EDMHeunScheduler(SchedulerMixin, ConfigMixin):
                 f"Position {index} of `timesteps` corrects a step that was never begun; begin at an even one."
             )
 
-        precise = torch.float32 if sample.device.type in _DEVICES_WITHOUT_FLOAT64 else torch.float64
-        state, sigma = sample.to(precise), self.sigmas[index].item()
-        denoised = self.precondition_outputs(state, model_output.to(precise), sigma)
+        state, sigma = sample.to(float_dtype_for(sample.device)), self.sigmas[index].item()
+        denoised = self.precondition_outputs(state, model_output.to(state.dtype), sigma)
         slope = (state - denoised) / sigma
         if index % 2 == 0:
             self._start, self._slope = state, slope
@@ -280,6 +279,11 @@ class EDMHeunScheduler(SchedulerMixin, ConfigMixin):
             positions = [position] * len(timesteps)
         sigma = self.sigmas[positions].to(original_samples.device, original_samples.dtype)
         return original_samples + noise * sigma.view(-1, *[1] * (original_samples.ndim - 1))
+
+
+def float_dtype_for(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device that lacks it."""
+    return torch.float32 if device.type in _DEVICES_WITHOUT_FLOAT64 else torch.float64
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

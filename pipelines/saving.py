@@ -1,0 +1,104 @@
+"""What all pipelines of the package share: folders that load again, and errors that say what a folder lacks."""
+
+import json
+import os
+from pathlib import Path
+
+from diffusers import DiffusionPipeline
+
+_USAGE = """
+## How to use it
+This is a `{pipeline}` of [brickwork](https://pypi.org/project/brickwork), an extension of 🤗 diffusers.
+
+```python
+# pip install brickwork
+from brickwork import {pipeline}
+
+pipe = {pipeline}.from_pretrained("{repo_id}")
+```
+"""
+
+
+class BrickworkPipeline(DiffusionPipeline):
+    """A `DiffusionPipeline` whose components may be the package's own classes.
+
+    diffusers writes the module of such a class into `model_index.json`, and then refuses to load the folder from the
+    Hub, because it knows no library of that name. `import brickwork` makes our classes attributes of `diffusers`, so
+    they are written down as such; that also survives a class that moves to another module.
+    """
+
+    def register_to_config(self, **kwargs) -> None:
+        for name, value in kwargs.items():
+            if isinstance(value, tuple) and len(value) == 2 and str(value[0]).startswith("brickwork."):
+                kwargs[name] = ("diffusers", value[1])
+        super().register_to_config(**kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "BrickworkPipeline":
+        """Load a folder written by `save_pretrained`, or a repository of the Hub.
+
+        Takes what `DiffusionPipeline.from_pretrained` takes, such as `torch_dtype`, `device_map` or single components.
+
+        Raises:
+            ValueError: if there is no such pipeline; the text says what is there instead, and what to do.
+        """
+        path = os.path.expanduser(pretrained_model_name_or_path)
+        _check_local([base.__name__ for base in cls.__mro__], path, cls.config_name)
+        try:
+            return super().from_pretrained(path, **kwargs)
+        except OSError as error:
+            raise ValueError(f"No {cls.__name__} could be loaded from {str(path)!r}: {error}") from error
+
+    def _upload_folder(self, working_dir: str | os.PathLike, repo_id: str, **kwargs):
+        """Tell the reader of the model card which package the pipeline needs, then upload."""
+        card = Path(working_dir) / "README.md"
+        if card.is_file() and "brickwork" not in (text := card.read_text(encoding="utf-8")):
+            card.write_text(text + _USAGE.format(pipeline=type(self).__name__, repo_id=repo_id), encoding="utf-8")
+        return super()._upload_folder(working_dir, repo_id, **kwargs)
+
+
+def _check_local(class_names: list[str], path: str, index_name: str) -> None:
+    """Raise a `ValueError` for what cannot be a saved pipeline; names of Hub repositories pass.
+
+    `class_names` are those of the pipeline and of the classes that it extends.
+    """
+    folder, class_name = Path(path), class_names[0]
+    if folder.is_file():
+        advice = (
+            "LegoTransformer2DModel.from_original reads the authors' .pkl files" if folder.suffix == ".pkl" else None
+        )
+        raise ValueError(f"{path!r} is a file; {class_name} loads folders." + (f" {advice}." if advice else ""))
+    if not folder.is_dir():
+        if folder.is_absolute() or path.startswith(".") or len(folder.parts) > 2 or path.endswith(os.sep):
+            raise ValueError(f"There is no folder {path!r}; give the folder of a saved pipeline, or a Hub repository.")
+        return
+    if not (folder / index_name).is_file():
+        raise ValueError(f"{path!r} holds no {class_name} ({index_name} is missing): {_describe(folder)}")
+    saved = _read_json(folder / index_name).get("_class_name")
+    if saved not in class_names:
+        raise ValueError(
+            f"{path!r} holds a {saved}, not a {class_name}; load it with DiffusionPipeline.from_pretrained."
+        )
+
+
+def _describe(folder: Path) -> str:
+    """What a folder that is no pipeline holds, and what to do about it."""
+    if (folder / "config.json").is_file():
+        model = _read_json(folder / "config.json").get("_class_name", "network")
+        return (
+            f"it holds a {model} alone; load that with {model}.from_pretrained and build the pipeline around it "
+            "with a scheduler such as EDMHeunScheduler()."
+        )
+    entries = sorted(entry.name for entry in folder.iterdir())
+    inside = ", ".join(entries[:8]) + (" …" if len(entries) > 8 else "") if entries else "nothing"
+    return f"it holds {inside}; give a folder written by save_pretrained."
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{str(path)!r} is not valid JSON ({error}); save the pipeline anew.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{str(path)!r} holds no JSON object; save the pipeline anew.")
+    return content
