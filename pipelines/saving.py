@@ -37,7 +37,8 @@ class BrickworkPipeline(DiffusionPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "BrickworkPipeline":
         """Load a folder written by `save_pretrained`, or a repository of the Hub.
 
-        Takes what `DiffusionPipeline.from_pretrained` takes, such as `torch_dtype`, `device_map` or single components.
+        Takes what `DiffusionPipeline.from_pretrained` takes, such as `dtype`, `device_map` or single components. Only
+        safetensors are read, unless `use_safetensors=False` asks for something else.
 
         Raises:
             ValueError: if there is no such pipeline; the text says what is there instead, and what to do.
@@ -45,7 +46,7 @@ class BrickworkPipeline(DiffusionPipeline):
         path = os.path.expanduser(pretrained_model_name_or_path)
         _check_local([base.__name__ for base in cls.__mro__], path, cls.config_name)
         try:
-            return super().from_pretrained(path, **kwargs)
+            return super().from_pretrained(path, **({"use_safetensors": True} | kwargs))
         except OSError as error:
             raise ValueError(f"No {cls.__name__} could be loaded from {str(path)!r}: {error}") from error
 
