@@ -236,11 +236,13 @@ class Machine:
 
     def push_storage(self) -> None:
         """A storage's persistent id, `("storage", type, key, device, count, view)` => `(dtype, key, count)`."""
-        identity = self.pop(tuple)
-        if not self.nested or len(identity) != 6 or not isinstance(identity[1], Name):
+        if not self.nested:
             raise ValueError(f"before byte {self.at} it refers to something outside the file.")
+        identity = self.pop(tuple)
+        if len(identity) != 6:
+            raise self.damaged("a storage makes no sense")
         _, kind, key, _, count, _ = identity
-        if not isinstance(key, str) or type(count) is not int:
+        if not isinstance(kind, Name) or not isinstance(key, str) or type(count) is not int:
             raise self.damaged("a storage makes no sense")
         self.push((_STORAGES[kind], key, count))
 
