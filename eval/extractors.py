@@ -8,6 +8,7 @@ hands over at a time, how many processes share the work and where a run was inte
 """
 
 import hashlib
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,7 +213,10 @@ def _load_state(network: nn.Module, path: Path) -> None:
 
         state = load_file(path)
     else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise ValueError(f"weights: {path} cannot be read without running code in it: {error}") from error
     # BatchNorm's step counter is not in all conversions, and nothing reads it here.
     for name, buffer in network.state_dict().items():
         if name.endswith("num_batches_tracked"):

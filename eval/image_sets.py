@@ -9,10 +9,10 @@ import io
 import json
 import os
 import tarfile
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,76 +35,86 @@ class ImageSet:
         open: Opens picture `i` without decoding its pixels.
         source: Where they came from, as the user gave it.
         texts: The caption of each, where there are captions.
+        labels: The class number of each, where there are any.
     """
 
     names: Sequence[str]
     open: Callable[[int], Image.Image]
     source: str
     texts: Sequence[str] | None = None
+    labels: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
 
+    def first(self, count: int) -> "ImageSet":
+        """The first so many pictures."""
+        if not 1 <= count <= len(self):
+            raise ValueError(f"limit: got {count}, need 1 to {len(self)}, the number of pictures in {self.source}")
+        texts, labels = (values[:count] if values is not None else None for values in (self.texts, self.labels))
+        return ImageSet(self.names[:count], self.open, self.source, texts, labels)
 
-def open_image_set(source: str | Path, limit: int | None = None, text_column: str = "text") -> ImageSet:
+
+def open_image_set(source: str | Path, limit: int | None = None) -> ImageSet:
     """A set of pictures from a path or a hub id.
 
     Args:
-        source: A folder of pictures (with `metadata.jsonl` for captions), an `.npz` (first array, uint8
+        source: A folder of pictures (with `metadata.jsonl` for captions and labels), an `.npz` (first array, uint8
             `(count, height, width, 3)`), a `.parquet` file, a folder of `.parquet` or `.tar` (WebDataset) files, one
-            `.tar`, or the id of a data set on the hub.
+            `.tar`, or the id of a data set on the hub. Captions are called `text` and class numbers `label`.
         limit: Take the first so many only.
-        text_column: Where captions are, in tables and metadata.
     """
     path = Path(source)
     if path.is_dir():
-        images = _open_folder(path, text_column)
+        images = _open_folder(path)
     elif path.suffix == ".npz":
         images = _open_npz(path)
     elif path.suffix == ".parquet":
-        images = _open_parquet([path], text_column, str(source))
+        images = _open_parquet([path], str(source))
     elif path.suffix == ".tar":
         images = _open_tars([path], str(source))
     elif path.suffix or path.is_absolute() or str(source).count("/") > 1:
         raise ValueError(f"images: {source} is neither a folder nor an .npz, .parquet or .tar file")
     else:
-        images = _open_hub(str(source), text_column)
+        images = _open_hub(str(source))
     if not len(images):
         raise ValueError(f"images: {source} holds no pictures ({', '.join(IMAGE_SUFFIXES)})")
-    if limit is None:
-        return images
-    if limit > len(images):
-        raise ValueError(f"limit: got {limit}, but {source} holds only {len(images)} pictures")
-    texts = images.texts[:limit] if images.texts is not None else None
-    return ImageSet(images.names[:limit], images.open, images.source, texts)
+    return images if limit is None else images.first(limit)
 
 
-def _open_folder(folder: Path, text_column: str) -> ImageSet:
-    for suffix, opener in ((".parquet", partial(_open_parquet, text_column=text_column)), (".tar", _open_tars)):
+def _open_folder(folder: Path) -> ImageSet:
+    for suffix, opener in ((".parquet", _open_parquet), (".tar", _open_tars)):
         files = sorted(folder.rglob(f"*{suffix}"))
         if files:
-            return opener(files, source=str(folder))
-    names = sorted(
-        str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES
+            return opener(files, str(folder))
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    names = sorted(str(path.relative_to(folder)) for path in found if not path.name.startswith("."))
+    rows = {row.get("file_name"): row for row in read_metadata(folder)}
+    texts, labels = ([rows.get(name, {}).get(key) for name in names] for key in ("text", "label"))
+    return ImageSet(
+        names,
+        lambda i: Image.open(folder / names[i]),
+        str(folder),
+        texts if None not in texts else None,
+        labels if None not in labels else None,
     )
-    return ImageSet(names, lambda i: Image.open(folder / names[i]), str(folder), _captions(folder, names, text_column))
 
 
-def _captions(folder: Path, names: list[str], text_column: str) -> list[str] | None:
-    metadata = folder / "metadata.jsonl"
-    if not metadata.is_file():
-        return None
-    rows = [json.loads(line) for line in metadata.read_text(encoding="utf-8").splitlines() if line.strip()]
-    captions = {row.get("file_name"): row.get(text_column) for row in rows}
-    if any(captions.get(name) is None for name in names):
-        return None
-    return [captions[name] for name in names]
+def read_metadata(folder: Path) -> list[dict]:
+    """The rows of a folder's `metadata.jsonl`, none if it has none."""
+    path = folder / "metadata.jsonl"
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _open_npz(path: Path) -> ImageSet:
-    with np.load(path, allow_pickle=False) as archive:
-        name = "arr_0" if "arr_0" in archive.files else archive.files[0]
-        pixels = archive[name]
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            name = "arr_0" if "arr_0" in archive.files else archive.files[0]
+            pixels = archive[name]
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"images: {path} cannot be read as an .npz file: {error}") from error
     if pixels.ndim != 4 or pixels.shape[3] != 3:
         raise ValueError(f"images: {path}:{name} has shape {pixels.shape}, need (count, height, width, 3)")
     return from_arrays(pixels, str(path))
@@ -116,7 +126,7 @@ def from_arrays(pixels: np.ndarray | torch.Tensor, source: str = "array") -> Ima
     return ImageSet([f"{source}[{i}]" for i in range(len(pixels))], lambda i: Image.fromarray(pixels[i]), source)
 
 
-def _from_table(encoded, texts, source: str) -> ImageSet:
+def _from_table(encoded, source: str, texts: list | None, labels: list | None) -> ImageSet:
     """A set from a column of `{bytes, path}` values, as `datasets` stores pictures."""
 
     def open_one(i: int) -> Image.Image:
@@ -124,22 +134,23 @@ def _from_table(encoded, texts, source: str) -> ImageSet:
         value = value.as_py() if hasattr(value, "as_py") else value
         return Image.open(io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"])
 
-    return ImageSet([f"row {i}" for i in range(len(encoded))], open_one, source, texts)
+    return ImageSet([f"row {i}" for i in range(len(encoded))], open_one, source, texts, labels)
 
 
-def _open_parquet(files: list[Path], text_column: str, source: str) -> ImageSet:
+def _open_parquet(files: list[Path], source: str) -> ImageSet:
     import pyarrow
     import pyarrow.parquet
 
     tables = [pyarrow.parquet.read_table(file) for file in files]
     if any("image" not in table.column_names for table in tables):
         raise ValueError(f"images: {source} has the columns {tables[0].column_names}, need one called 'image'")
-    keep = ["image", text_column] if all(text_column in t.column_names for t in tables) else ["image"]
-    table = pyarrow.concat_tables([t.select(keep) for t in tables])
-    return _from_table(table["image"], table[text_column].to_pylist() if len(keep) > 1 else None, source)
+    columns = [name for name in ("image", "text", "label") if all(name in t.column_names for t in tables)]
+    table = pyarrow.concat_tables([t.select(columns) for t in tables])
+    texts, labels = (table[name].to_pylist() if name in columns else None for name in ("text", "label"))
+    return _from_table(table["image"], source, texts, labels)
 
 
-def _open_hub(source: str, text_column: str) -> ImageSet:
+def _open_hub(source: str) -> ImageSet:
     from datasets import Image as ImageFeature
     from datasets import load_dataset
 
@@ -150,7 +161,8 @@ def _open_hub(source: str, text_column: str) -> ImageSet:
             f"images: {source!r} is no path here and could not be loaded as a data set: {error}"
         ) from error
     rows = rows.cast_column("image", ImageFeature(decode=False))
-    return _from_table(rows["image"], rows[text_column] if text_column in rows.column_names else None, source)
+    texts, labels = (list(rows[name]) if name in rows.column_names else None for name in ("text", "label"))
+    return _from_table(rows["image"], source, texts, labels)
 
 
 def _open_tars(files: list[Path], source: str) -> ImageSet:

@@ -95,11 +95,11 @@ def frechet_distance(
     return max(0.0, ((mean_a - mean_b).square().sum() + trace).item())
 
 
-def _quietly(build):
-    """Build a torchmetrics metric without its warning about the memory that features take."""
+def _quietly(call):
+    """Without torchmetrics' warnings, about the memory of features and the deviation of one split."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return build()
+        return call()
 
 
 class KernelDistance(KernelInceptionDistance):
@@ -147,16 +147,20 @@ def kernel_distance(
     return mean.item(), deviation.item()
 
 
-def inception_score(logits: torch.Tensor, splits: int = 10, seed: int = 0) -> tuple[float, float]:
-    """torchmetrics' Inception Score on given logits `(count, classes)`: mean and deviation over the splits."""
+def inception_score(logits: torch.Tensor, splits: int = 10, seed: int = 0) -> tuple[float, float | None]:
+    """torchmetrics' Inception Score on given logits `(count, classes)`.
+
+    Returns:
+        Mean and deviation over the splits, the latter `None` for a single split.
+    """
     if len(logits) < 2 * splits:
         raise ValueError(f"logits: got {len(logits)} rows, need at least {2 * splits} for {splits} splits")
     metric = _quietly(lambda: _InceptionScore(torch.nn.Identity(), splits=splits))
     metric.update(logits.double())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        mean, deviation = metric.compute()
-    return mean.item(), deviation.item()
+        mean, deviation = _quietly(metric.compute)
+    return mean.item(), deviation.item() if splits > 1 else None
 
 
 def _distances(a: torch.Tensor, b: torch.Tensor, rows: int = 2048):

@@ -1,0 +1,58 @@
+"""A small network and small pictures, for tests that need no real features."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from brickwork.eval.extractors import Extractor, from_module
+
+
+class SmallNetwork(nn.Module):
+    """Eight features, five logits and six spatial features of a picture."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 5, stride=2)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        maps = torch.tanh(self.conv(images))
+        features = maps.mean(dim=(2, 3))
+        return {"features": features, "logits": self.head(features), "spatial": maps[:, :1, :2, :3].flatten(1)}
+
+
+@pytest.fixture
+def extractor() -> Extractor:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = SmallNetwork()
+    return from_module(network, "Small", 16, name="small")
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    """70 smooth pictures of 12x20: more than two fixed batches, the last not full."""
+    generator = np.random.default_rng(0)
+    coarse = generator.integers(0, 256, (70, 3, 5, 3), dtype=np.uint8)
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(c).resize((20, 12), Image.Resampling.BILINEAR))
+            for c in coarse.transpose(0, 2, 3, 1).reshape(70, 3, 5, 3)
+        ]
+    )
+
+
+@pytest.fixture
+def write_folder(tmp_path):
+    """Write pictures `(count, height, width, 3)` as a folder of PNGs."""
+
+    def write(pixels: np.ndarray, name: str = "pictures"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for i, picture in enumerate(pixels):
+            Image.fromarray(picture).save(folder / f"{i:04d}.png")
+        return folder
+
+    return write
