@@ -100,19 +100,19 @@ def own_norm(unet: nn.Module, key: str) -> torch.Tensor:
     return own_tensor(base_layer(unet, path), part).detach().cpu().clone()
 
 
-def canonical_key(key: str) -> str | None:
-    """A key of a base checkpoint as the diffusers key of a ResNet norm, or None for any other tensor."""
+def canonical_tensor(key: str) -> str | None:
+    """A key of a base checkpoint as diffusers' key if a ResAdapter changes that tensor, or None for any other."""
     for prefix in _PREFIXES:
         name, _, part = key.removeprefix(prefix).rpartition(".")
-        path = module_path(name) if key.startswith(prefix) and part in ("weight", "bias") else None
-        if path is not None and ".norm" in path:
+        path = module_path(name) if key.startswith(prefix) else None
+        if path is not None and (part == "weight" or (part == "bias" and ".norm" in path)):
             return f"{path}.{part}"
     return None
 
 
 def _wanted(raw_keys, keys: list[str], where: str) -> dict[str, str]:
     """Which raw key holds each of `keys`; refuses if any is not there."""
-    names = {canonical_key(raw): raw for raw in raw_keys}
+    names = {canonical_tensor(raw): raw for raw in raw_keys}
     missing = [key for key in keys if key not in names]
     if missing:
         raise ValueError(f"{where} has no {listed(missing)}: it is no UNet that this adapter fits")

@@ -3,8 +3,8 @@
 An adapted module is the base's own object with another class: its parameters, its names and its place in the model
 stay as they are, so `state_dict` never shows the adapter, taking it off is exact, and other LoRAs, offloading and
 layerwise casting (all of which wrap `forward` or the module's surroundings) go on working. The addition sits in
-`__call__`, outside whatever wraps `forward`. A change of class is something `torch.compile` notices, unlike a hook added
-later; new strengths are written into the same tensors, which needs no new graph.
+`__call__`, outside whatever wraps `forward`. A change of class is something `torch.compile` notices, unlike a hook
+added later; new strengths are written into the same tensors, which needs no new graph.
 """
 
 import torch

@@ -1,13 +1,14 @@
 """ResAdapter on diffusers pipelines: load, scale, switch, fuse, save, unload.
 
 One adapter is a LoRA on the UNet's down- and upsampler convolutions and a change of its ResNet norms, under one
-strength: a layer's effective value is the base's own plus the sum over adapters of strength x (adapter's - reference's).
-The base's tensors are never written to (except by fusing, which keeps copies), so everything can be undone bit for bit,
-in any order and whatever other LoRAs come and go. Paper: arXiv 2403.02084.
+strength: a norm's effective value is its own plus the sum over adapters of strength x (adapter's - reference's). The
+base's tensors are never written to (except by fusing, which keeps copies), so everything can be undone bit for bit, in
+any order and whatever other LoRAs come and go. Paper: arXiv 2403.02084.
 """
 
 import contextlib
 import math
+import numbers
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def load_resadapter(
         raise ValueError(f"adapter_name={adapter_name!r} is in use: unload it first, or choose another name")
     if norm_mode not in NORM_MODES:
         raise ValueError(f"norm_mode={norm_mode!r}; allowed: {', '.join(NORM_MODES)}")
-    scale = _checked_scale("scale", scale)
+    scale = checked_scale("scale", scale)
     adapter = read_adapter(local_adapter(source))
     check_fits(adapter, state.adaptable_shapes(unet), f"this {type(unet).__name__}{_family_note(unet)}")
     _check_family(adapter, unet)
@@ -87,7 +88,7 @@ def set_resadapter_scale(
         lora_scale, norm_scale: of one half alone; each goes before `scale`.
     """
     given = {"scale": scale, "lora_scale": lora_scale, "norm_scale": norm_scale}
-    checked = {name: _checked_scale(name, value) for name, value in given.items() if value is not None}
+    checked = {name: checked_scale(name, value) for name, value in given.items() if value is not None}
     if not checked:
         raise ValueError("give scale, lora_scale or norm_scale")
     unet = inner_unet(pipe_or_unet)
@@ -238,11 +239,12 @@ def _unfused(unet: nn.Module, adapter_name: str | None, verb: str) -> list[Loade
     return [loaded_adapters(unet)[name] for name in names]
 
 
-def _checked_scale(name: str, value: float | str) -> float | str:
-    if value == AUTO:
+def checked_scale(name: str, value: float | str, auto: bool = True) -> float | str:
+    """A strength as a float, or "auto" where that is allowed; anything else is a `ValueError`."""
+    if auto and value == AUTO:
         return AUTO
-    if isinstance(value, (str, bool)) or not math.isfinite(float(value)):
-        raise ValueError(f"{name}={value!r}; allowed: a finite number or 'auto'")
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise ValueError(f"{name}={value!r}; allowed: a finite number{' or ' + repr(AUTO) if auto else ''}")
     return float(value)
 
 

@@ -7,6 +7,7 @@ tensors, never modules, so that wrappers put around a layer later do not matter.
 import hashlib
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -111,7 +112,7 @@ def refresh(unet: nn.Module) -> None:
 
 
 def _conv_tensors(path: str, active: list[Loaded]) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """All low-rank pairs side by side, (ranks, in, 3, 3) and (out, ranks, 1, 1), strengths multiplied into the second."""
+    """All low-rank pairs side by side, (ranks, in, 3, 3) and (out, ranks, 1, 1), with the strengths in the second."""
     pairs = [(loaded.adapter.convs[path], loaded.strengths()[0]) for loaded in active if path in loaded.adapter.convs]
     pairs = [(pair, strength) for pair, strength in pairs if strength != 0]
     if not pairs:
@@ -143,6 +144,10 @@ class AutoStrength:
         self.size: tuple[int, int] | None = None
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "scale='auto' acts outside the graph: call set_resadapter_scale(pipe, 'auto') after compiling"
+            )
         sample = kwargs["sample"] if "sample" in kwargs else args[0]
         size = tuple(int(side) * self.pixels_per_latent for side in sample.shape[-2:])
         if size != self.size:
@@ -161,14 +166,34 @@ class AutoStrength:
         refresh(unet)
 
 
+@dataclass
+class _CompiledCall:
+    """Stands before the compiled call of a UNet compiled in place, whose graph would take no notice of a new hook."""
+
+    unet: nn.Module
+    compiled: Callable
+    hook: AutoStrength
+
+    def __call__(self, *args, **kwargs):
+        self.hook(self.unet, args, kwargs)
+        return self.compiled(*args, **kwargs)
+
+
 def follow_sizes(outer: nn.Module, pixels_per_latent: int) -> None:
     """Puts the hook of `scale="auto"` on the UNet where a pipeline calls it, or takes it off when none is auto."""
     unet = inner_unet(outer)
     for module in {id(outer): outer, id(unet): unet}.values():
         for number in [n for n, hook in module._forward_pre_hooks.items() if isinstance(hook, AutoStrength)]:
             del module._forward_pre_hooks[number], module._forward_pre_hooks_with_kwargs[number]
-    if any(AUTO in (loaded.lora, loaded.norm) for loaded in loaded_adapters(unet).values()):
-        outer.register_forward_pre_hook(AutoStrength(pixels_per_latent), with_kwargs=True)
+    if isinstance(unet._compiled_call_impl, _CompiledCall):
+        unet._compiled_call_impl = unet._compiled_call_impl.compiled
+    if not any(AUTO in (loaded.lora, loaded.norm) for loaded in loaded_adapters(unet).values()):
+        return
+    hook = AutoStrength(pixels_per_latent)
+    if unet._compiled_call_impl is not None:
+        unet._compiled_call_impl = _CompiledCall(unet, unet._compiled_call_impl, hook)
+    else:
+        outer.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 @torch.inference_mode(False)

@@ -2,8 +2,8 @@
 
 Everything else in the package speaks diffusers module paths, such as `down_blocks.0.downsamplers.0.conv` and
 `mid_block.resnets.1.norm2`. The files also use kohya's flat names (`lora_unet_down_blocks_0_downsamplers_0_conv`),
-PEFT's (`unet.down_blocks.0.downsamplers.0.conv.lora_A`) and the ones of the original Stable Diffusion code, here called
-compvis (`input_blocks.3.0.op`). A ResAdapter touches two kinds of module only, so a handful of patterns is the whole map.
+PEFT's (`unet.down_blocks.0.downsamplers.0.conv.lora_A`) and the ones of the original Stable Diffusion code, here
+called compvis (`input_blocks.3.0.op`). A ResAdapter touches two kinds of module, so a few patterns are the whole map.
 
 This folder must run alone inside ComfyUI's `custom_nodes`: its files import each other relatively, and nothing beyond
 torch and safetensors.
