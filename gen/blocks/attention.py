@@ -1,4 +1,4 @@
-"""Self-attention inside windows."""
+"""Attention: within windows, within windows and grids at once, and to a text."""
 
 import torch
 from diffusers.models.attention import AttentionModuleMixin
@@ -15,12 +15,42 @@ SMALL_WINDOW = 16
 def small_window_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Written-out attention over `(N, tokens, heads, head_dim)`; the boolean mask broadcasts over `(N, h, t, t)`."""
+    """Written-out attention over `(N, tokens, heads, head_dim)`.
+
+    The mask broadcasts over `(N, heads, tokens, tokens)`: bool, true where attention may go, or added to the scores.
+    """
     query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    if attn_mask is not None:
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attn_mask, float("-inf"))
+    elif attn_mask is not None:
+        scores = scores + attn_mask
     return (scores.softmax(dim=-1).to(value.dtype) @ value).transpose(1, 2)
+
+
+def window_attn_mask(
+    token_mask: torch.Tensor | None, position_bias: torch.Tensor | None, batch: int, like: torch.Tensor
+) -> torch.Tensor | None:
+    """One mask for all windows of a batch.
+
+    Args:
+        token_mask: bool `(windows, tokens)`, true where a token is real.
+        position_bias: `(heads, tokens, tokens)`, added to the scores.
+        batch: images.
+        like: a tensor with the dtype of the scores.
+
+    Returns:
+        What broadcasts over `(batch * windows, heads, tokens, tokens)`: bool without a bias, else added to the scores.
+    """
+    if position_bias is not None:
+        position_bias = position_bias[None].to(like.dtype)
+    if token_mask is None:
+        return position_bias
+    windows, tokens = token_mask.shape
+    attn_mask = token_mask.expand(batch, windows, tokens).reshape(batch * windows, 1, 1, tokens)
+    if position_bias is None:
+        return attn_mask
+    return position_bias.masked_fill(~attn_mask, float("-inf"))
 
 
 class WindowAttnProcessor:
@@ -30,22 +60,29 @@ class WindowAttnProcessor:
     _parallel_config = None
 
     def __call__(
-        self, attn: "WindowAttention", hidden_states: torch.Tensor, token_mask: torch.Tensor | None = None
+        self,
+        attn: "WindowAttention",
+        hidden_states: torch.Tensor,
+        token_mask: torch.Tensor | None = None,
+        position_bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         batch, windows, tokens, dim = hidden_states.shape
         qkv = attn.qkv(hidden_states).view(batch * windows, tokens, 3, attn.num_attention_heads, -1)
         query, key, value = qkv.unbind(2)
-        attn_mask = None
-        if token_mask is not None:
-            attn_mask = token_mask.expand(batch, windows, tokens).reshape(batch * windows, 1, 1, tokens)
-        if tokens <= SMALL_WINDOW:
-            hidden_states = small_window_attention(query, key, value, attn_mask)
-        else:
-            hidden_states = dispatch_attention_fn(
-                query, key, value, attn_mask=attn_mask, backend=self._attention_backend,
-                parallel_config=self._parallel_config,
-            )  # fmt: skip
+        attn_mask = window_attn_mask(token_mask, position_bias, batch, query)
+        hidden_states = self.attend(query, key, value, attn_mask)
         return attn.proj(hidden_states.reshape(batch, windows, tokens, dim))
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Attention over `(N, tokens, heads, head_dim)`; the head width of `value` may be another."""
+        if query.shape[1] <= SMALL_WINDOW and key.shape[1] <= SMALL_WINDOW:
+            return small_window_attention(query, key, value, attn_mask)
+        return dispatch_attention_fn(
+            query, key, value, attn_mask=attn_mask, backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )  # fmt: skip
 
 
 class WindowAttention(nn.Module, AttentionModuleMixin):
@@ -62,16 +99,116 @@ class WindowAttention(nn.Module, AttentionModuleMixin):
 
     def __init__(self, dim: int, num_attention_heads: int):
         super().__init__()
-        if dim % num_attention_heads:
-            raise ValueError(
-                f"`num_attention_heads` is {num_attention_heads}, which does not divide the width {dim}; "
-                "choose a divisor of it."
-            )
+        check_heads(dim, num_attention_heads)
         self.num_attention_heads = num_attention_heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
         self.set_processor(WindowAttnProcessor())
 
-    def forward(self, hidden_states: torch.Tensor, token_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """`(B, windows, tokens, D)` => same; `token_mask` bool `(windows, tokens)`, true where a token is real."""
-        return self.processor(self, hidden_states, token_mask)
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        token_mask: torch.Tensor | None = None,
+        position_bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Attend within each window.
+
+        Args:
+            hidden_states: `(B, windows, tokens, D)`.
+            token_mask: bool `(windows, tokens)`, true where a token is real.
+            position_bias: `(heads, tokens, tokens)`, added to the scores.
+
+        Returns:
+            `(B, windows, tokens, D)`.
+        """
+        return self.processor(self, hidden_states, token_mask, position_bias)
+
+
+class RelativePositionBias(nn.Module):
+    """A learned number for each head and each offset within a window (Swin, MaxViT), zero at the start.
+
+    Args:
+        window_size: largest side of a window, in tokens.
+        num_attention_heads: heads.
+    """
+
+    def __init__(self, window_size: int, num_attention_heads: int):
+        super().__init__()
+        self.window_size = window_size
+        self.table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_attention_heads))
+
+    def forward(self, rows: int, columns: int) -> torch.Tensor:
+        """`(heads, rows * columns, rows * columns)` for a window of that size."""
+        row = torch.arange(rows, device=self.table.device)
+        column = torch.arange(columns, device=self.table.device)
+        down = (row[:, None] - row + self.window_size - 1)[:, None, :, None]
+        across = (column[:, None] - column + self.window_size - 1)[None, :, None, :]
+        index = down * (2 * self.window_size - 1) + across
+        return self.table[index.reshape(rows * columns, rows * columns)].permute(2, 0, 1)
+
+
+class TextAttnProcessor(WindowAttnProcessor):
+    """Every pixel asks the text."""
+
+    def __call__(
+        self, attn: "TextAttention", hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor
+    ) -> torch.Tensor:
+        split = (attn.num_attention_heads, -1)
+        query = attn.to_q(hidden_states).unflatten(-1, split)
+        key = attn.to_k(encoder_hidden_states).unflatten(-1, split)
+        value = attn.to_v(encoder_hidden_states).unflatten(-1, split)
+        return attn.to_out(self.attend(query, key, value, None).flatten(-2))
+
+
+class TextAttention(nn.Module, AttentionModuleMixin):
+    """Cross-attention from a feature map to a sequence, normed before, zero at the start.
+
+    Args:
+        dim: channels of the feature map.
+        cross_attention_dim: width of the sequence.
+        num_attention_heads: heads; divides `dim`.
+    """
+
+    _default_processor_cls = TextAttnProcessor
+    _available_processors = [TextAttnProcessor]
+    _supports_qkv_fusion = False
+
+    def __init__(self, dim: int, cross_attention_dim: int, num_attention_heads: int):
+        super().__init__()
+        check_heads(dim, num_attention_heads)
+        self.num_attention_heads = num_attention_heads
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_k = nn.Linear(cross_attention_dim, dim, bias=False)
+        self.to_v = nn.Linear(cross_attention_dim, dim, bias=False)
+        self.to_out = nn.Linear(dim, dim)
+        nn.init.zeros_(self.to_out.weight)
+        nn.init.zeros_(self.to_out.bias)
+        self.set_processor(TextAttnProcessor())
+
+    def forward(self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
+        """`hidden_states (B, C, H, W)`, `encoder_hidden_states (B, length, cross_attention_dim)` => `(B, C, H, W)`."""
+        height, width = hidden_states.shape[-2:]
+        tokens = self.norm(hidden_states.flatten(2).transpose(1, 2))
+        tokens = self.processor(self, tokens, encoder_hidden_states.to(tokens.dtype))
+        return tokens.transpose(1, 2).unflatten(2, (height, width))
+
+
+def check_heads(dim: int, num_attention_heads: int) -> None:
+    """Raise a `ValueError` unless the heads divide the width."""
+    if num_attention_heads < 1 or dim % num_attention_heads:
+        raise ValueError(
+            f"`num_attention_heads` is {num_attention_heads}, which does not divide the width {dim}; "
+            "choose a divisor of it."
+        )
+
+
+def heads_of(dim: int, attention_head_dim: int) -> int:
+    """Heads of a width, `attention_head_dim` channels each."""
+    if attention_head_dim < 1 or dim % attention_head_dim:
+        divisors = [size for size in range(8, dim + 1, 8) if dim % size == 0]
+        raise ValueError(
+            f"`attention_head_dim` is {attention_head_dim}, which does not divide the width {dim}; choose a divisor "
+            f"of it, such as {', '.join(map(str, divisors[:4])) or dim}."
+        )
+    return dim // attention_head_dim

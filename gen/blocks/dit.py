@@ -3,20 +3,29 @@
 import torch
 from torch import nn
 
-from brickwork.gen.blocks.attention import WindowAttention
+from brickwork.gen.blocks.attention import WindowAttention, heads_of
 from brickwork.gen.blocks.modulation import Modulation, gated_residual, modulate
+from brickwork.gen.blocks.registry import Block, register_block
+from brickwork.gen.blocks.windowed import Windowing, check_window
 
 
 class FeedForward(nn.Module):
-    """Linear, tanh-GELU, Linear."""
+    """Linear, GELU, Linear.
 
-    def __init__(self, dim: int, hidden_dim: int):
+    Args:
+        dim: width of a token.
+        hidden_dim: width between the layers.
+        approximate: `"tanh"` for DiT's GELU, `"none"` for the exact one.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, approximate: str = "tanh"):
         super().__init__()
+        self.approximate = approximate
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(nn.functional.gelu(self.fc1(hidden_states), approximate="tanh"))
+        return self.fc2(nn.functional.gelu(self.fc1(hidden_states), approximate=self.approximate))
 
 
 class DiTTokenBlock(nn.Module):
@@ -46,3 +55,41 @@ class DiTTokenBlock(nn.Module):
         hidden_states = gated_residual(hidden_states, gate_attn, update)
         update = self.mlp(modulate(self.norm2(hidden_states), shift_mlp, scale_mlp))
         return gated_residual(hidden_states, gate_mlp, update)
+
+
+@register_block("dit")
+class DiTBlock(Block):
+    """A DiT block on a feature map. It has no sense of place of its own: the network adds positions.
+
+    Args:
+        dim: channels.
+        cond_dim: width of the condition.
+        attention_head_dim: channels of a head; divides `dim`.
+        mlp_ratio: hidden width of the MLP over `dim`.
+        window_size: side of the windows in which pixels attend to one another, `None` for the whole map.
+        settings: those of `Block`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        cond_dim: int,
+        *,
+        attention_head_dim: int = 64,
+        mlp_ratio: float = 4.0,
+        window_size: int | None = None,
+        **settings,
+    ):
+        super().__init__(dim, cond_dim, attention_head_dim=attention_head_dim, **settings)
+        if window_size is not None:
+            check_window(window_size)
+        self.window_size = window_size
+        self.core = DiTTokenBlock(dim, heads_of(dim, attention_head_dim), mlp_ratio, cond_dim)
+
+    def mix(self, hidden_states: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        if self.window_size is None:
+            height, width = hidden_states.shape[-2:]
+            tokens = self.core(hidden_states.flatten(2).transpose(1, 2)[:, None], temb)
+            return tokens[:, 0].transpose(1, 2).unflatten(2, (height, width))
+        windowing = Windowing(hidden_states, self.window_size, "block")
+        return windowing.join(self.core(windowing.cut(hidden_states), temb, windowing.mask))

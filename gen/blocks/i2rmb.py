@@ -1,0 +1,119 @@
+"""EMOv2's improved inverted residual mobile block, i2RMB (Zhang et al., arXiv 2412.06674), steered by adaLN-zero."""
+
+import torch
+from diffusers.models.attention import AttentionModuleMixin
+from torch import nn
+
+from brickwork.gen.blocks.attention import WindowAttnProcessor, heads_of, window_attn_mask
+from brickwork.gen.blocks.modulation import BlockModulation, gated_residual_map, modulate_map
+from brickwork.gen.blocks.norms import make_norm
+from brickwork.gen.blocks.registry import Block, register_block
+from brickwork.gen.blocks.windowed import Windowing, check_window
+
+
+class SpanningAttnProcessor(WindowAttnProcessor):
+    """One query, key and value for two attentions: in windows of neighbours and in grids over the map."""
+
+    def __call__(self, attn: "SpanningAttention", hidden_states: torch.Tensor) -> torch.Tensor:
+        tokens = hidden_states.permute(0, 2, 3, 1)
+        query_key = attn.qk(tokens).permute(0, 3, 1, 2)
+        value = nn.functional.gelu(attn.v(tokens)).permute(0, 3, 1, 2)
+        close = self.attend_within(attn, query_key, value, "block")
+        return close + self.attend_within(attn, query_key, value, "grid")
+
+    def attend_within(
+        self, attn: "SpanningAttention", query_key: torch.Tensor, value: torch.Tensor, mode: str
+    ) -> torch.Tensor:
+        """`query_key (B, 2D, H, W)`, `value (B, expanded, H, W)` => `(B, expanded, H, W)`."""
+        windowing = Windowing(query_key, attn.window_size, mode)
+        pairs, values = windowing.cut(query_key), windowing.cut(value)
+        batch, windows, tokens, _ = values.shape
+        query, key = pairs.view(batch * windows, tokens, 2, attn.num_attention_heads, -1).unbind(2)
+        split_values = values.view(batch * windows, tokens, attn.num_attention_heads, -1)
+        attn_mask = window_attn_mask(windowing.mask, None, batch, query)
+        return windowing.join(self.attend(query, key, split_values, attn_mask).reshape(values.shape))
+
+
+class SpanningAttention(nn.Module, AttentionModuleMixin):
+    """Attention whose value is `expand_ratio` times as wide as its input, which makes it the block's expansion.
+
+    Args:
+        dim: channels.
+        expand_ratio: channels of the value and of the output over `dim`.
+        num_attention_heads: heads; divides `dim`.
+        window_size: side of the windows and of the grids.
+    """
+
+    _default_processor_cls = SpanningAttnProcessor
+    _available_processors = [SpanningAttnProcessor]
+    _supports_qkv_fusion = False
+
+    def __init__(self, dim: int, expand_ratio: float, num_attention_heads: int, window_size: int):
+        super().__init__()
+        check_window(window_size)
+        self.num_attention_heads, self.window_size = num_attention_heads, window_size
+        self.qk = nn.Linear(dim, 2 * dim)
+        self.v = nn.Linear(dim, int(dim * expand_ratio))
+        self.set_processor(SpanningAttnProcessor())
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(B, D, H, W)` => `(B, D * expand_ratio, H, W)`."""
+        return self.processor(self, hidden_states)
+
+
+@register_block("i2rmb")
+class I2RMB(Block):
+    """Norm, spanning attention that expands, depthwise convolution, projection: one residual around it all.
+
+    The authors' classifier scales the branch by 1e-6 at the start (LayerScale); the gate of adaLN-zero takes its place
+    in a denoiser.
+
+    Args:
+        dim: channels.
+        cond_dim: width of the condition.
+        attention_head_dim: channels of a head's query and key; divides `dim`.
+        window_size: side of the windows and of the grids in pixels of the map.
+        expand_ratio: hidden channels over `dim`.
+        kernel_size: side of the depthwise convolution, odd.
+        conv_norm: norm after it, see `make_norm`; the authors' is `"batch"`.
+        modulation: see `BlockModulation`.
+        settings: those of `Block`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        cond_dim: int,
+        *,
+        attention_head_dim: int = 32,
+        window_size: int = 8,
+        expand_ratio: float = 4.0,
+        kernel_size: int = 5,
+        conv_norm: str = "batch",
+        modulation: str = "adaln_zero",
+        **settings,
+    ):
+        super().__init__(dim, cond_dim, attention_head_dim=attention_head_dim, **settings)
+        heads, hidden_dim = heads_of(dim, attention_head_dim), int(dim * expand_ratio)
+        if hidden_dim % heads:
+            raise ValueError(
+                f"`expand_ratio` is {expand_ratio}, which makes {hidden_dim} hidden channels, and {heads} heads do "
+                "not divide them; choose a whole number."
+            )
+        if kernel_size % 2 == 0:
+            raise ValueError(f"`kernel_size` is {kernel_size}; an odd one keeps the size of the map.")
+        self.norm = make_norm("layer", dim)
+        self.attn = SpanningAttention(dim, expand_ratio, heads, window_size)
+        self.conv = nn.Conv2d(
+            hidden_dim, hidden_dim, kernel_size, padding=kernel_size // 2, groups=hidden_dim, bias=False
+        )
+        self.conv_norm = make_norm(conv_norm, hidden_dim)
+        self.proj = nn.Linear(hidden_dim, dim, bias=False)
+        self.modulation = BlockModulation(cond_dim, dim, 1, modulation)
+
+    def mix(self, hidden_states: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        ((shift, scale, gate),) = self.modulation(temb)
+        expanded = self.attn(modulate_map(self.norm(hidden_states), shift, scale))
+        expanded = expanded + nn.functional.silu(self.conv_norm(self.conv(expanded)))
+        update = self.proj(expanded.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return gated_residual_map(hidden_states, gate, update)
