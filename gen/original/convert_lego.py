@@ -1,11 +1,7 @@
 """`brickwork convert lego`: a checkpoint of the LEGO authors as a model folder."""
 
 import argparse
-import os
-import shutil
 from pathlib import Path
-
-from brickwork.gen.original.lego import preset_name
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
@@ -39,45 +35,19 @@ def convert_lego(source: str | Path, folder: str | Path, overwrite: bool = False
         ValueError: if `source` is no checkpoint of the authors, or `folder` is there and may not be replaced.
     """
     from brickwork.gen.lego import LegoTransformer2DModel
+    from brickwork.gen.original.model_folder import check_target, write_model_folder
 
     folder = Path(folder)
-    _check_target(folder, overwrite)
+    check_target(folder, overwrite)
     model = LegoTransformer2DModel.from_original(source)
     print(_describe(model.config, model.num_parameters(), str(model.dtype).removeprefix("torch.")))
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
-    try:
-        model.save_pretrained(fresh)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(fresh, folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+    write_model_folder(model, folder)
     print(f"written to {folder}")
 
 
-def _check_target(folder: Path, overwrite: bool) -> None:
-    if not folder.exists():
-        return
-    if not overwrite:
-        raise ValueError(f"OUT is {str(folder)!r}, which is there already; choose another, or give --overwrite.")
-    others = (
-        [entry.name for entry in folder.iterdir() if not _is_model_file(entry)] if folder.is_dir() else [folder.name]
-    )
-    if others:
-        raise ValueError(
-            f"OUT is {str(folder)!r}, which holds more than a model ({', '.join(others[:3])}) and is not replaced; "
-            "choose another."
-        )
-
-
-def _is_model_file(path: Path) -> bool:
-    return path.is_file() and (path.suffix == ".safetensors" or path.name.endswith((".index.json", "config.json")))
-
-
 def _describe(config: dict, num_parameters: int, dtype: str) -> str:
+    from brickwork.gen.original.lego import preset_name
+
     name = preset_name(config) or "a stack of its own"
     windows = " -> ".join(map(str, config["window_sizes"]))
     classes = "unconditional" if config["num_classes"] is None else f"{config['num_classes']} classes"
