@@ -8,7 +8,9 @@ import warnings
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 MANIFEST = "manifest.json"
 _PREFIX = "images-"
@@ -19,12 +21,49 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file or a folder's entries on the disk before going on."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor on the CPU; the shards of a distributed one are gathered, so all processes must call this alike."""
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
+    return tensor.detach().cpu().contiguous()
+
+
+def assign(target: torch.Tensor, value: torch.Tensor) -> None:
+    """Write a whole tensor into one that may be sharded over processes."""
+    if isinstance(target, DTensor):
+        value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+    with torch.no_grad():
+        target.copy_(value)
+
+
+def trained_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What training changes in a network: parameters that are not frozen, and buffers that are saved with it."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in frozen}
+
+
+def load_trained_tensors(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """The way back from `trained_tensors`.
+
+    Raises:
+        ValueError: for tensors of another network.
+    """
+    targets = trained_tensors(model)
+    different = sorted(set(targets) ^ set(tensors))
+    different += [name for name in targets if name in tensors and targets[name].shape != tensors[name].shape]
+    if different:
+        raise ValueError(f"The saved weights belong to another network; they differ in {different[:5]}.")
+    for name, target in targets.items():
+        assign(target, tensors[name])
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -39,72 +78,112 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: torch.nn.Module) 
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer, model: torch.nn.Module, tensors: dict[str, torch.Tensor]
 ) -> None:
-    """The way back from `optimizer_tensors`; states stay on the device where the optimizer keeps them."""
+    """The way back from `optimizer_tensors`; states are sharded as their parameters are."""
     parameters = dict(model.named_parameters())
     for name, value in tensors.items():
         parameter_name, _, key = name.rpartition("|")
         parameter = parameters[parameter_name]
-        fused = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
-        device = parameter.device if key != "step" or fused else "cpu"
-        optimizer.state[parameter][key] = value.to(device)
+        if isinstance(parameter, DTensor) and value.shape == parameter.shape:
+            value = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+        # Step counters belong beside the parameters for fused kernels, and on the CPU otherwise.
+        beside = value.ndim > 0 or optimizer.defaults.get("fused")
+        optimizer.state[parameter][key] = value.to(parameter.device) if beside else value
 
 
 class CheckpointFolder:
-    """The checkpoints of one run, the newest last.
+    """The checkpoints of a run, one folder each, the newest few kept.
 
-    Each is a folder `images-000012345` that appears at once, by renaming, when everything in it is on the disk. The
+    A checkpoint is written under another name and gets its own, by renaming, when everything in it is on the disk. The
     manifest holds a checksum of each file; a damaged checkpoint is reported and the one before it is used.
 
     Args:
         path: the folder; made when needed.
-        keep: how many to keep.
+        keep: how many undamaged ones to keep.
     """
 
     def __init__(self, path: str | Path, keep: int = 2):
         self.path, self.keep = Path(path), keep
+        self._damaged: set[Path] = set()
 
     def list(self) -> list[Path]:
+        """The checkpoints from the oldest to the newest, damaged ones among them."""
         return sorted(path for path in self.path.glob(f"{_PREFIX}*") if path.is_dir())
 
-    def save(self, images: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict) -> Path:
-        """Write a checkpoint.
+    def save(self, images: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict, write: bool = True) -> Path:
+        """Write a checkpoint, and then delete what is older than the newest `keep` good ones.
 
         Args:
             images: images seen; names the checkpoint.
             tensors: file stem => tensors, each written as one safetensors file.
             state: everything else, as JSON.
+            write: whether this process writes; the others only take part in gathering sharded tensors.
+
+        Raises:
+            ValueError: where the file system refuses; nothing that was saved before is touched.
         """
         target = self.path / f"{_PREFIX}{images:012d}"
         temporary = self.path / f".{target.name}.{os.getpid()}"
-        self.path.mkdir(parents=True, exist_ok=True)
-        for stale in self.path.glob(f".{_PREFIX}*"):
-            shutil.rmtree(stale)
-        temporary.mkdir()
-        checksums = {}
-        for stem, content in tensors.items():
-            file = temporary / f"{stem}.safetensors"
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in content.items()}, file)
-            _sync(file)
-            checksums[file.name] = _digest(file)
-        manifest = temporary / MANIFEST
-        manifest.write_text(json.dumps({"images": images, "checksums": checksums, **state}, indent=1))
-        _sync(manifest)
-        _sync(temporary)
-        if target.exists():  # from an earlier run that stopped right here
-            shutil.rmtree(target)
-        os.replace(temporary, target)
-        _sync(self.path)
-        for old in self.list()[: -self.keep]:
-            shutil.rmtree(old)
+        if target.exists() and target not in self._damaged:
+            return target  # the run has stopped where it had just been saved
+        try:
+            if write:
+                self.path.mkdir(parents=True, exist_ok=True)
+                for stale in self.path.glob(f".{_PREFIX}*"):
+                    shutil.rmtree(stale)
+                temporary.mkdir()
+            checksums = {}
+            for stem, content in tensors.items():
+                content = {name: whole(tensor) for name, tensor in content.items()}
+                if write:
+                    checksums |= _write_tensors(temporary / f"{stem}.safetensors", content)
+            if not write:
+                return target
+            manifest = temporary / MANIFEST
+            manifest.write_text(json.dumps({"images": images, "checksums": checksums, **state}, indent=1))
+            sync(manifest)
+            sync(temporary)
+            if target.exists():  # a damaged one
+                shutil.rmtree(target)
+                self._damaged.discard(target)
+            os.replace(temporary, target)
+            sync(self.path)
+            self._delete_old()
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            kept = self.list()
+            remains = f"the last good one is {kept[-1]}" if kept else "there is none yet"
+            raise ValueError(
+                f"The checkpoint {target} could not be written ({error}); {remains}. Make room, or make "
+                "`run.output_dir` writable, and run the same command again."
+            ) from error
         return target
 
+    def _delete_old(self) -> None:
+        good = [path for path in self.list() if path not in self._damaged]
+        for path in self.list():
+            if path < good[-self.keep :][0]:
+                going = path.with_name(f".{path.name}.old")
+                os.replace(path, going)
+                shutil.rmtree(going)
+
     def newest(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict] | None:
-        """The newest undamaged checkpoint as `(tensors, state)`, or `None` where there is none."""
-        for path in reversed(self.list()):
+        """The newest undamaged checkpoint as `(tensors, state)`, or `None` where there is none.
+
+        Raises:
+            ValueError: where every checkpoint is damaged.
+        """
+        paths = self.list()
+        for path in reversed(paths):
             try:
                 return self._read(path)
-            except (OSError, ValueError, KeyError) as error:
+            except (OSError, ValueError, KeyError, SafetensorError) as error:
+                self._damaged.add(path)
                 warnings.warn(f"The checkpoint {path} is damaged ({error}); the one before it is used.", stacklevel=2)
+        if paths:
+            raise ValueError(
+                f"Every checkpoint in {self.path} is damaged; put a good copy there, or train into another "
+                "`run.output_dir`."
+            )
         return None
 
     @staticmethod
@@ -114,3 +193,10 @@ class CheckpointFolder:
             if _digest(path / name) != checksum:
                 raise ValueError(f"{name} does not match its checksum")
         return {Path(name).stem: load_file(path / name) for name in state["checksums"]}, state
+
+
+def _write_tensors(file: Path, content: dict[str, torch.Tensor]) -> dict[str, str]:
+    """Write one safetensors file; returns its name and checksum."""
+    save_file(content, file)
+    sync(file)
+    return {file.name: _digest(file)}

@@ -9,6 +9,32 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 DEFAULTS = Path(__file__).parent / "configs" / "defaults.yaml"
+OPTIMIZERS = ("adamw", "adamw_8bit")
+SCHEDULES = ("constant", "cosine", "inverse_sqrt")
+
+# What may change when a run goes on: how long, how fast, and what is shown, but nothing that changes what is learned.
+# `data.source` is judged by what is in it (see `LabelledImages.fingerprint`): a data set may move.
+_FREE_SECTIONS = ("samples",)
+_FREE_KEYS = {
+    "model.init_from",
+    "model.attention_backend",
+    "data.source",
+    "data.latents",
+    "data.num_workers",
+    "data.max_broken_images",
+    "optimizer.cooldown_images",
+    "run.output_dir",
+    "run.total_images",
+    "run.gradient_accumulation_steps",
+    "run.gradient_checkpointing",
+    "run.compile",
+    "run.log_images",
+    "run.sample_images",
+    "run.checkpoint_images",
+    "run.keep_checkpoints",
+    "run.max_nonfinite_steps",
+    "run.wandb_project",
+}
 
 
 def _require(condition: bool, key: str, value: Any, rule: str) -> None:
@@ -38,12 +64,19 @@ class DataConfig:
     group_column: str | None
     classes: list[str] | None
     size: int
+    bucket_step: int
+    bucket_max_aspect: float
+    latents: str | None
     horizontal_flip: bool
     held_out: float
+    max_broken_images: int
     num_workers: int
 
     def __post_init__(self):
         _require(self.size >= 1, "data.size", self.size, "give the side of the training images in pixels")
+        _require(0 <= self.bucket_step <= self.size, "data.bucket_step", self.bucket_step, "give 0 to data.size")
+        _require(self.bucket_max_aspect >= 1, "data.bucket_max_aspect", self.bucket_max_aspect, "give at least 1")
+        _require(self.max_broken_images >= 0, "data.max_broken_images", self.max_broken_images, "give 0 or more")
         _require(0 <= self.held_out < 1, "data.held_out", self.held_out, "give a share from 0 to below 1")
         _require(self.num_workers >= 0, "data.num_workers", self.num_workers, "give 0 or more")
 
@@ -64,9 +97,12 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a linear warm-up, a constant rate, and a linear cool-down at the end; counted in images."""
+    """The optimiser, and its rate: a linear warm-up, a course, a linear cool-down at the end; counted in images."""
 
+    type: str
     learning_rate: float
+    schedule: str
+    decay_images: int
     betas: list[float]
     weight_decay: float
     max_grad_norm: float
@@ -76,14 +112,38 @@ class OptimizerConfig:
     def __post_init__(self):
         _require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "give a positive rate")
         _require(len(self.betas) == 2, "optimizer.betas", self.betas, "give two numbers")
+        _require(self.max_grad_norm > 0, "optimizer.max_grad_norm", self.max_grad_norm, "give a positive norm")
+        _require(self.type in OPTIMIZERS, "optimizer.type", self.type, f"choose one of {OPTIMIZERS}")
+        _require(self.schedule in SCHEDULES, "optimizer.schedule", self.schedule, f"choose one of {SCHEDULES}")
+        for name in ("warmup_images", "cooldown_images", "decay_images"):
+            _require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "give 0 or more")
+        needs_length = self.schedule == "inverse_sqrt" and self.decay_images == 0
+        _require(not needs_length, "optimizer.decay_images", 0, "inverse_sqrt needs the images after which it falls")
 
 
 @dataclass(frozen=True)
 class EMAConfig:
-    """Averaged weights: half-life in images, shortened to a share of the images seen so far while training is young."""
+    """Averaged weights: half-life in images, at most a share of the images seen so far."""
 
     half_life_images: int
     rampup_ratio: float
+
+    def __post_init__(self):
+        _require(self.half_life_images >= 0, "ema.half_life_images", self.half_life_images, "give 0 or more")
+        _require(self.rampup_ratio >= 0, "ema.rampup_ratio", self.rampup_ratio, "give 0 (no ramp) or more")
+
+
+@dataclass(frozen=True)
+class SamplesConfig:
+    """The grid of pictures that the averaged weights draw as the run goes, from the same noise every time."""
+
+    count: int
+    steps: int
+    guidance_scale: float
+
+    def __post_init__(self):
+        _require(self.count >= 0, "samples.count", self.count, "give a number of pictures, 0 for none")
+        _require(self.steps >= 1, "samples.steps", self.steps, "give at least 1")
 
 
 @dataclass(frozen=True)
@@ -103,10 +163,13 @@ class RunConfig:
     checkpoint_images: int
     keep_checkpoints: int
     max_nonfinite_steps: int
+    wandb_project: str | None
 
     def __post_init__(self):
         for name in ("total_images", "batch_size", "gradient_accumulation_steps", "log_images", "checkpoint_images"):
             _require(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "give at least 1")
+        for name in ("sample_images", "max_nonfinite_steps", "seed"):
+            _require(getattr(self, name) >= 0, f"run.{name}", getattr(self, name), "give 0 or more")
         _require(self.keep_checkpoints >= 1, "run.keep_checkpoints", self.keep_checkpoints, "keep at least 1")
         allowed = ("no", "bf16", "fp16")
         _require(
@@ -129,6 +192,7 @@ class TrainConfig:
     objective: ObjectiveConfig
     optimizer: OptimizerConfig
     ema: EMAConfig
+    samples: SamplesConfig
     run: RunConfig
 
     def to_yaml(self) -> str:
@@ -210,8 +274,37 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
         key, separator, text = override.partition("=")
         if not separator:
             raise ValueError(f"The override {override!r} is no `section.key=value`.")
-        value: Any = yaml.safe_load(text)
+        try:
+            value: Any = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ValueError(f"The override {override!r} has a value that is not YAML; quote it.") from None
         for part in reversed(key.split(".")):
             value = {part: value}
         values = _merge(values, value)
     return _build(TrainConfig, values)
+
+
+def _flat(values: dict) -> dict[str, Any]:
+    """`{"run": {"seed": 0}}` => `{"run.seed": 0}`; two levels, so that a network's own configuration is one value."""
+    return {f"{section}.{key}": value for section, keys in values.items() for key, value in keys.items()}
+
+
+def changed_keys(saved: str, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """What in a configuration would change a training that began with another one.
+
+    Args:
+        saved: the configuration of the run so far, as YAML; keys that it does not know had their default.
+        config: the configuration to go on with.
+
+    Returns:
+        `{"section.key": (saved value, new value)}`, empty where the run may go on.
+    """
+    before = _flat(_merge(_read_yaml(DEFAULTS), yaml.safe_load(saved)))
+    now = _flat(yaml.safe_load(config.to_yaml()))
+    # A cosine course ends with the run: its length is part of what is learned.
+    free = _FREE_KEYS - ({"run.total_images"} if config.optimizer.schedule == "cosine" else set())
+    return {
+        key: (before.get(key), now.get(key))
+        for key in sorted(set(before) | set(now))
+        if before.get(key) != now.get(key) and key not in free and key.split(".")[0] not in _FREE_SECTIONS
+    }

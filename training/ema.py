@@ -1,31 +1,33 @@
 """Exponential moving averages of weights, with a half-life counted in images."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
+from brickwork.training.checkpoints import assign, trained_tensors
+
 
 class EMA:
-    """Averaged copies of parameters, in float32.
+    """Averaged copies of what training changes in a network, in float32, sharded where the network is.
 
-    diffusers' `EMAModel` counts in steps and cannot ramp its half-life up; EDM (arXiv 2206.00364) counts in images, so
-    that the average does not depend on the batch size.
+    diffusers' `EMAModel` counts in steps, cannot ramp its half-life up and leaves buffers out; EDM (arXiv 2206.00364)
+    counts in images, so that the average does not depend on the batch size. Statistics such as BatchNorm's are
+    averaged like weights; whole-number buffers are taken over as they are.
 
     Args:
-        parameters: named parameters to follow.
+        model: the network to follow, as it is after sharding.
         half_life_images: images after which a weight's share in the average has halved.
         rampup_ratio: the half-life is at most this share of the images seen so far; 0 for none.
     """
 
-    def __init__(
-        self,
-        parameters: Iterable[tuple[str, torch.nn.Parameter]],
-        half_life_images: int,
-        rampup_ratio: float = 0.05,
-    ):
+    def __init__(self, model: torch.nn.Module, half_life_images: int, rampup_ratio: float = 0.05):
         self.half_life_images, self.rampup_ratio = half_life_images, rampup_ratio
-        self.followed = dict(parameters)
-        self.average = {name: p.detach().float().clone() for name, p in self.followed.items()}
+        self.model, self.followed = model, trained_tensors(model)
+        self.average = {
+            name: tensor.detach().float().clone() if tensor.is_floating_point() else tensor.detach().clone()
+            for name, tensor in self.followed.items()
+        }
 
     def decay(self, images: int, batch_size: int) -> float:
         """The share of the old average that stays when `batch_size` images bring the total to `images`."""
@@ -36,23 +38,47 @@ class EMA:
 
     @torch.no_grad()
     def update(self, images: int, batch_size: int) -> None:
-        """Take in the parameters as they are after `images` images, `batch_size` of them since the last update."""
-        new = [parameter.detach().float() for parameter in self.followed.values()]
-        torch._foreach_lerp_(list(self.average.values()), new, 1 - self.decay(images, batch_size))
+        """Take in the weights as they are after `images` images, `batch_size` of them since the last update."""
+        floats = [name for name, average in self.average.items() if average.is_floating_point()]
+        torch._foreach_lerp_(
+            [self.average[name] for name in floats],
+            [self.followed[name].detach().float() for name in floats],
+            1 - self.decay(images, batch_size),
+        )
+        for name in set(self.average) - set(floats):
+            self.average[name].copy_(self.followed[name])
 
-    @torch.no_grad()
-    def copy_to(self, module: torch.nn.Module) -> None:
-        """Write the averages into a module with the same parameter names."""
-        parameters = dict(module.named_parameters())
-        for name, average in self.average.items():
-            parameters[name].copy_(average)
+    @contextmanager
+    def applied(self) -> Iterator[torch.nn.Module]:
+        """The network with the averages in place of its weights, evaluating, without gradients or compiled graphs.
+
+        Leaving puts back the same bits. Nothing but the weights is held twice, and nothing needs to be built anew, so
+        this works for any network, sharded and with adapters too.
+        """
+        kept = {name: tensor.detach().clone() for name, tensor in self.followed.items()}
+        was_training = self.model.training
+        try:
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+                for name, tensor in self.followed.items():
+                    tensor.copy_(self.average[name])
+                yield self.model.eval()
+        finally:
+            self.model.train(was_training)
+            with torch.no_grad():
+                for name, tensor in self.followed.items():
+                    tensor.copy_(kept[name])
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return dict(self.average)
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Take over saved averages, whole tensors by name.
+
+        Raises:
+            ValueError: for the averages of another network.
+        """
         if set(state) != set(self.average):
             different = sorted(set(state) ^ set(self.average))[:5]
             raise ValueError(f"The saved averages belong to another network; they differ in {different}.")
         for name, average in self.average.items():
-            average.copy_(state[name])
+            assign(average, state[name])

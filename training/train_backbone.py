@@ -9,6 +9,7 @@ Running the same command again goes on from the newest checkpoint. Values can be
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,50 +17,44 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
 
 from brickwork.eval.paired_loss import PairedSet
-from brickwork.gen.lego import LegoTransformer2DModel
 from brickwork.gen.objectives import OBJECTIVES
+from brickwork.training.backbones import BACKBONES, build_model, choose, plan
 from brickwork.training.config import TrainConfig, load_config
-from brickwork.training.data.images import LabelledImages, load_table, to_unit_range
+from brickwork.training.data.images import BrokenImage, LabelledImages, load_table, to_unit_range
 from brickwork.training.data.stream import TrainingStream
 from brickwork.training.loop import Run, train
 
-MODELS = {"LegoTransformer2DModel": LegoTransformer2DModel}
 
-
-def choose(kinds: dict, name: str, key: str):
-    if name not in kinds:
-        raise ValueError(f"`{key}` is {name!r}; choose one of {', '.join(kinds)}.")
-    return kinds[name]
-
-
-def build_model(config: TrainConfig, class_names: list[str]):
-    model_class = choose(MODELS, config.model.type, "model.type")
-    if config.model.init_from:
-        return model_class.from_pretrained(config.model.init_from)
-    values = {
-        "sample_size": config.data.size,
-        "num_classes": len(class_names) or None,
-        "id2label": dict(enumerate(class_names)) or None,
-        "trained_subsets": "any" if config.objective.brick_dropout > 0 else "prefix",
-    } | config.model.config
-    unknown = sorted(set(values) - set(model_class._get_init_keys(model_class)))
-    if unknown:
-        raise ValueError(f"`model.config` has {unknown}, which {config.model.type} does not take.")
-    torch.manual_seed(config.run.seed)
-    if config.model.preset:
-        return model_class.from_preset(config.model.preset, **values)
-    return model_class(**values)
+def build_images(config: TrainConfig) -> LabelledImages:
+    data = config.data
+    return LabelledImages(
+        load_table(data.source, data.split),
+        data.size,
+        data.image_column,
+        data.label_column,
+        data.group_column,
+        data.classes,
+        data.bucket_step,
+        data.bucket_max_aspect,
+    )
 
 
 def build_held_out(images: LabelledImages, rows) -> PairedSet | None:
-    if len(rows) == 0:
+    """The held-out pictures as squares, whatever the buckets; broken ones are left out."""
+    pictures, labels = [], []
+    for row in rows:
+        try:
+            pictures.append(torch.from_numpy(to_unit_range(images.picture(row, (images.size, images.size)))))
+            labels.append(int(images.labels[row]))
+        except BrokenImage:
+            continue
+    if not pictures:
         return None
-    pictures, labels = zip(*(images[row] for row in rows))
-    pictures = torch.stack([torch.from_numpy(to_unit_range(picture)) for picture in pictures])
-    return PairedSet.from_images(pictures, torch.tensor(labels) if images.class_names else None)
+    return PairedSet.from_images(torch.stack(pictures), torch.tensor(labels) if images.class_names else None)
 
 
-def prepare(config: TrainConfig) -> Run:
+def prepare(config: TrainConfig, accept_changes: bool = False) -> Run:
+    """Everything that a run needs, built from its configuration."""
     set_seed(config.run.seed)
     accelerator = Accelerator(
         mixed_precision=config.run.mixed_precision,
@@ -67,53 +62,63 @@ def prepare(config: TrainConfig) -> Run:
         # With brick dropout, the bricks that a step leaves out have no gradient.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.objective.brick_dropout > 0)],
     )
-    data = config.data
-    images = LabelledImages(
-        load_table(data.source, data.split),
-        data.size,
-        data.image_column,
-        data.label_column,
-        data.group_column,
-        data.classes,
-    )
-    train_rows, held_out_rows = images.split(data.held_out)
+    images = build_images(config)
+    train_rows, held_out_rows = images.split(config.data.held_out)
     model = build_model(config, images.class_names)
     if config.run.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if config.model.attention_backend:
         model.set_attention_backend(config.model.attention_backend)
     objective = choose(OBJECTIVES, config.objective.type, "objective.type")(**config.objective.options)
-    stream = TrainingStream(images, train_rows, config.run.seed, data.horizontal_flip)
+    stream = TrainingStream(images, train_rows, config.run.seed, config.data.horizontal_flip, config.run.batch_size)
     accelerator.print(
-        f"{config.model.type}: {sum(p.numel() for p in model.parameters()):,} parameters; {len(train_rows):,} images "
-        f"of {len(images.class_names) or 'no'} classes to train on, {len(held_out_rows):,} held out; "
-        f"{config.run.total_images / len(train_rows):,.0f} epochs on {accelerator.num_processes} process(es)."
+        plan(config, model, len(train_rows), len(held_out_rows), len(images.class_names), accelerator.num_processes)
     )
-    return Run(config, accelerator, model, objective, stream, build_held_out(images, held_out_rows))
+    return Run(
+        config,
+        accelerator,
+        model,
+        objective,
+        stream,
+        build_held_out(images, held_out_rows),
+        partial(BACKBONES[config.model.type].pipeline, objective=objective),
+        accept_changes=accept_changes,
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="train_backbone.py"
     )
-    parser.add_argument("--config", type=Path, help="YAML file over training/configs/defaults.yaml")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, train nothing")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values over the file")
+    configure_parser(parser)
     args = parser.parse_args(arguments)
     try:
-        config = load_config(args.config, args.overrides)
-        run = prepare(config)
-        if args.dry_run:
-            print(config.to_yaml())
-            return 0
-        folder = Path(config.run.output_dir)
-        if run.accelerator.is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "config.yaml").write_text(config.to_yaml())
-        train(run)
-    except ValueError as error:
+        return args.run(args)
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `brickwork train` and of this script."""
+    parser.add_argument("--config", type=Path, help="YAML file over training/configs/defaults.yaml")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, train nothing")
+    parser.add_argument(
+        "--accept-changes", action="store_true", help="go on with a configuration or data other than the run's so far"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values over the file")
+    parser.epilog = "example: brickwork train --config training/configs/lego_emoji_64.yaml run.total_images=200000"
+    parser.set_defaults(run=run_training)
+
+
+def run_training(args: argparse.Namespace) -> int:
+    """Train as the arguments say; returns 0."""
+    config = load_config(args.config, args.overrides)
+    run = prepare(config, args.accept_changes)
+    if args.dry_run:
+        run.accelerator.print(config.to_yaml())
+    else:
+        train(run)
     return 0
 
 

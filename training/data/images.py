@@ -2,15 +2,45 @@
 
 import difflib
 import hashlib
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
+from brickwork.training.data.buckets import bucket_shapes, nearest_bucket
 from brickwork.training.data.emoji import base_codepoints
+from brickwork.training.data.shards import ShardTable, shard_paths
 
 # Decoded images up to this size in all are kept in memory: small sets are read once.
 CACHE_BYTES = 2**30
+
+
+class BrokenImage(ValueError):
+    """A picture that cannot be read."""
+
+
+class DataLost(ValueError):
+    """So many pictures cannot be read that training must stop."""
+
+
+def open_picture(value) -> Image.Image:
+    """A picture from a data set's cell, upright but not decoded yet.
+
+    Args:
+        value: `{"bytes": …, "path": …}` as `datasets` has it, or bytes, or a path.
+
+    Raises:
+        BrokenImage: where there is none.
+    """
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    try:
+        image = Image.open(BytesIO(value) if isinstance(value, bytes) else value)
+        ImageOps.exif_transpose(image, in_place=True)  # reads the header only, where nothing is to be turned
+        return image
+    except Exception as error:  # decoders raise errors of many kinds
+        raise BrokenImage(f"{error}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -22,12 +52,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def square(image: Image.Image, size: int) -> np.ndarray:
-    """The centre square of a picture, resized to uint8 `(size, size, 3)`."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = to_rgb(image).resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
-    return np.asarray(image)
+def crop_to(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """The largest centred part of that aspect ratio, resized to uint8 `(height, width, 3)`."""
+    crop_width = min(image.width, image.height * width / height)
+    crop_height = min(image.height, image.width * height / width)
+    left, top = (image.width - crop_width) // 2, (image.height - crop_height) // 2
+    box = (left, top, left + crop_width, top + crop_height)
+    return np.asarray(to_rgb(image).resize((width, height), Image.Resampling.LANCZOS, box=box))
 
 
 def to_unit_range(image: np.ndarray) -> np.ndarray:
@@ -39,7 +70,8 @@ def load_table(source: str, split: str = "train"):
     """Open a data set without decoding it.
 
     Args:
-        source: an image folder (sub-folders are classes), a `.parquet` file or a folder of them, or a name on the hub.
+        source: an image folder (sub-folders are classes), a `.parquet` file or a folder of them, WebDataset shards (a
+            folder of `.tar` files, or names such as `shards/{000..127}.tar`), or a name on the hub.
         split: split of a data set from the hub.
 
     Raises:
@@ -50,13 +82,15 @@ def load_table(source: str, split: str = "train"):
     path = Path(source)
     if not source:
         raise ValueError("`data.source` is empty; name an image folder, a Parquet file or a data set on the hub.")
+    if tars := shard_paths(source):
+        return ShardTable(tars)
     if path.is_file() and path.suffix == ".parquet":
         return datasets.Dataset.from_parquet(str(path))
     if path.is_dir():
         shards = sorted(str(shard) for shard in path.glob("*.parquet"))
         if shards:
             return datasets.Dataset.from_parquet(shards)
-        return datasets.load_dataset("imagefolder", data_dir=str(path), split="train")
+        return _image_folder(path)
     if path.exists() or source.startswith((".", "/")) or path.suffix:
         raise ValueError(f"`data.source` is {source!r}, which is no folder and no .parquet file.")
     try:
@@ -65,16 +99,31 @@ def load_table(source: str, split: str = "train"):
         raise ValueError(f"`data.source` is {source!r}, which is no local path, and the hub says: {error}") from error
 
 
+def _image_folder(path: Path):
+    import datasets
+
+    try:
+        return datasets.load_dataset("imagefolder", data_dir=str(path), split="train")
+    except Exception as error:  # an empty folder, or one of other files
+        raise ValueError(f"`data.source` is {str(path)!r}, a folder without images or .parquet files.") from error
+
+
 class LabelledImages:
-    """The rows of a data set that belong to the wanted classes, as square uint8 pictures with labels from 0.
+    """The rows of a data set that belong to the wanted classes, as uint8 pictures with labels from 0.
 
     Args:
-        table: a `datasets.Dataset` (see `load_table`).
-        size: side of the pictures in pixels.
+        table: a `datasets.Dataset`, or shards (see `load_table`).
+        size: side of the pictures in pixels; of the square one, with buckets.
         image_column: column with the pictures.
         label_column: column with class numbers or names, `None` for an unlabelled set.
         group_column: column whose value keeps rows together on one side of the held-out split.
         classes: names of the classes to keep, in the order of their new numbers; `None` for all.
+        bucket_step: sides of aspect-ratio buckets are multiples of this; 0 for squares only.
+        bucket_max_aspect: longest side of a bucket over its shortest.
+
+    Attributes:
+        labels: `(N,)` class numbers. class_names: their names. groups: `N` names of groups.
+        shapes: `(height, width)` of each bucket. buckets: `(N,)` the bucket of each row.
 
     Raises:
         ValueError: for columns or classes that the data set does not have.
@@ -88,6 +137,8 @@ class LabelledImages:
         label_column: str | None = "label",
         group_column: str | None = None,
         classes: list[str] | None = None,
+        bucket_step: int = 0,
+        bucket_max_aspect: float = 2.0,
     ):
         for argument, column in (("image", image_column), ("label", label_column), ("group", group_column)):
             if column is not None and column not in table.column_names:
@@ -98,31 +149,74 @@ class LabelledImages:
         if classes is not None:
             unknown = [name for name in classes if name not in names]
             if unknown:
-                raise ValueError(f"`data.classes` has {unknown}; the data set has {', '.join(names)}.")
+                raise ValueError(f"`data.classes` has {unknown}; the data set has {', '.join(names) or 'no classes'}.")
             number = {names.index(name): new for new, name in enumerate(classes)}
             rows = [row for row, label in enumerate(labels) if label in number]
             labels, names = [number[labels[row]] for row in rows], list(classes)
             table = table.select(rows)
         if len(table) == 0:
             raise ValueError("The data set has no image of the wanted classes; check `data.classes`.")
-        self.table, self.labels, self.class_names = table, np.asarray(labels, dtype=np.int64), names
+        if min(labels) < 0:
+            raise ValueError("Some rows have no label (-1); choose `data.classes`, or `data.label_column: null`.")
+        self.labels, self.class_names = np.asarray(labels, dtype=np.int64), names
         groups = table[group_column] if group_column else range(len(table))
         # The skin tones of one emoji, and its two styles, are one drawing: they must not meet across the split.
         name_of = base_codepoints if group_column == "codepoints" else str
         self.groups = [name_of(group) for group in groups]
+        self.table = _undecoded(table, image_column)
+        self.shapes, self.buckets = [(size, size)], np.zeros(len(table), dtype=np.int64)
+        if bucket_step:
+            self.shapes = bucket_shapes(size, bucket_step, bucket_max_aspect)
+            self.buckets = np.array([self._bucket(row) for row in range(len(table))], dtype=np.int64)
         self._decoded: dict[int, np.ndarray] = {}
+        self._decoded_bytes = 0
 
     def __len__(self) -> int:
         return len(self.table)
 
+    def _bucket(self, row: int) -> int:
+        try:
+            image = open_picture(self.table[row][self.image_column])
+        except BrokenImage:  # named when it is drawn; until then it is taken for a square
+            return nearest_bucket(1, 1, self.shapes)
+        return nearest_bucket(image.height, image.width, self.shapes)
+
+    def picture(self, row: int, shape: tuple[int, int] | None = None) -> np.ndarray:
+        """uint8 `(height, width, 3)`, of the row's bucket or another shape.
+
+        Raises:
+            BrokenImage: where the picture cannot be read.
+        """
+        height, width = shape or self.shapes[self.buckets[row]]
+        image = open_picture(self.table[int(row)][self.image_column])
+        try:
+            return crop_to(image, height, width)
+        except Exception as error:  # decoders raise errors of many kinds
+            raise BrokenImage(f"{error}") from error
+
     def __getitem__(self, row: int) -> tuple[np.ndarray, int]:
-        """uint8 `(size, size, 3)`, and the label (0 for unlabelled sets)."""
+        """The picture of the row's bucket, uint8 `(height, width, 3)`, and the label (0 for unlabelled sets)."""
         if row not in self._decoded:
-            picture = square(self.table[int(row)][self.image_column], self.size)
-            if (len(self._decoded) + 1) * picture.nbytes > CACHE_BYTES:
+            picture = self.picture(row)
+            if self._decoded_bytes + picture.nbytes > CACHE_BYTES:
                 return picture, int(self.labels[row])
             self._decoded[row] = picture
+            self._decoded_bytes += picture.nbytes
         return self._decoded[row], int(self.labels[row])
+
+    def sample(self, row: int, random: np.random.Generator | None = None) -> tuple[np.ndarray, int]:
+        """What the network trains on: float32 `(3, height, width)` in [-1, 1], and the label."""
+        picture, label = self[row]
+        return to_unit_range(picture), label
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of rows, labels, groups and shapes: two data sets with one digest give the same training."""
+        digest = hashlib.sha256(f"{len(self)} {self.shapes} {self.class_names}".encode())
+        for part in (self.labels, self.buckets):
+            digest.update(part.tobytes())
+        digest.update("\n".join(self.groups).encode())
+        return digest.hexdigest()
 
     def split(self, held_out: float) -> tuple[np.ndarray, np.ndarray]:
         """Row numbers for training and held out, whole groups on one side, the same in every run.
@@ -137,9 +231,18 @@ def _labels(table, column: str | None) -> tuple[list[int], list[str]]:
     if column is None:
         return [0] * len(table), []
     values = list(table[column])
-    names = getattr(table.features[column], "names", None)
+    names = getattr(table.features.get(column), "names", None)
     if names is None:
         distinct = sorted(set(values))
-        return [distinct.index(value) for value in values], [str(value) for value in distinct]
+        number = {value: index for index, value in enumerate(distinct)}
+        return [number[value] for value in values], [str(value) for value in distinct]
     return values, list(names)
 
+
+def _undecoded(table, column: str):
+    """The same table with pictures as bytes or paths, so that a broken one can be told and skipped."""
+    import datasets
+
+    if isinstance(getattr(table, "features", {}).get(column), datasets.Image):
+        return table.cast_column(column, datasets.Image(decode=False))
+    return table

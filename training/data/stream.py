@@ -4,50 +4,75 @@ Position n is the n-th image that the run sees. Its row, its noise, its noise le
 seed and n alone, so a run that goes on from a checkpoint, has other workers or more processes sees the same samples.
 """
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from brickwork.training.data.images import LabelledImages, to_unit_range
+from brickwork.training.data.buckets import (
+    FALLBACK,
+    POSTERIOR,
+    SAMPLE,
+    BlockShuffledRows,
+    BucketedRows,
+    ShuffledRows,
+    random_numbers,
+)
+from brickwork.training.data.images import BrokenImage, DataLost, LabelledImages
 
-# Streams of random numbers under one seed; numbers, not hashes, so that they are the same everywhere.
-ORDER, SAMPLE, STEP = 0, 1, 2
+# A picture that cannot be read is replaced by another one; as many are tried before the data counts as lost.
+_TRIES = 16
 
 
-def random_numbers(seed: int, stream: int, position: int) -> np.random.Generator:
-    """The random numbers of one position of one stream (counter-based: no state to save)."""
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, position, stream]))
+def order_rows(images: LabelledImages, rows: np.ndarray, seed: int, batch_size: int) -> ShuffledRows:
+    """The order that suits the data: by bucket where there are several, by shard where there are such, else free.
+
+    Raises:
+        ValueError: where no row is left.
+    """
+    if len(rows) == 0:
+        raise ValueError("No image is left to train on; lower `data.held_out` or check `data.classes`.")
+    if len(images.shapes) > 1:
+        return BucketedRows(rows, images.buckets[rows], images.shapes, batch_size, seed)
+    shards = getattr(images.table, "shard_of_row", None)
+    if shards is not None:
+        return BlockShuffledRows(rows, shards[rows], seed)
+    return ShuffledRows(rows, seed)
 
 
 class TrainingStream(Dataset):
-    """Samples by position: rows in a fresh order every epoch, with everything random that a training step needs.
+    """Samples by position, with everything random that a training step needs.
 
     Args:
         images: the data set.
         rows: row numbers to draw from.
         seed: seed of the run.
         horizontal_flip: mirror half of the images.
+        batch_size: images of a step, which with buckets all have one shape.
     """
 
-    def __init__(self, images: LabelledImages, rows: np.ndarray, seed: int, horizontal_flip: bool = False):
-        if len(rows) == 0:
-            raise ValueError("No image is left to train on; lower `data.held_out` or check `data.classes`.")
-        self.images, self.rows, self.seed, self.horizontal_flip = images, rows, seed, horizontal_flip
-        self._epoch, self._order = -1, rows
+    def __init__(
+        self, images: LabelledImages, rows: np.ndarray, seed: int, horizontal_flip: bool = False, batch_size: int = 1
+    ):
+        self.images, self.seed, self.horizontal_flip = images, seed, horizontal_flip
+        self.row: Callable[[int], int] = order_rows(images, rows, seed, batch_size)
 
-    def row(self, position: int) -> int:
-        epoch, offset = divmod(position, len(self.rows))
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, random_numbers(self.seed, ORDER, epoch).permutation(self.rows)
-        return int(self._order[offset])
+    @property
+    def fingerprint(self) -> str:
+        """Of the data (see `LabelledImages.fingerprint`)."""
+        return self.images.fingerprint
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
-        """`image (3, H, W)` in [-1, 1]; `label`; `noise` like the image; `level` normal; `label_draw` uniform."""
-        picture, label = self.images[self.row(position)]
+        """`image (C, H, W)`; `label`; `noise` like the image; `level` normal; `label_draw` uniform; `broken`, the row
+        of a picture that could not be read and was replaced, else -1.
+
+        Raises:
+            DataLost: where replacements cannot be read either.
+        """
+        image, label, broken = self._readable(position)
         random = random_numbers(self.seed, SAMPLE, position)
-        image = to_unit_range(picture)
         if random.random() < 0.5 and self.horizontal_flip:
             image = image[:, :, ::-1].copy()
         return {
@@ -56,7 +81,27 @@ class TrainingStream(Dataset):
             "level": torch.tensor(random.standard_normal(), dtype=torch.float32),
             "label_draw": torch.tensor(random.random(), dtype=torch.float32),
             "noise": torch.from_numpy(random.standard_normal(image.shape, dtype=np.float32)),
+            "broken": torch.tensor(broken),
         }
+
+    def _readable(self, position: int) -> tuple[np.ndarray, int, int]:
+        """The sample of a position, or of another row of its shape that follows from seed and position too."""
+        row = self.row(position)
+        posterior = random_numbers(self.seed, POSTERIOR, position)
+        try:
+            return *self.images.sample(row, posterior), -1
+        except BrokenImage as error:
+            reason = error
+        same_shape = self.row.rows[self.images.buckets[self.row.rows] == self.images.buckets[row]]
+        for other in random_numbers(self.seed, FALLBACK, position).choice(same_shape, _TRIES):
+            try:
+                return *self.images.sample(int(other), posterior), row
+            except BrokenImage:
+                continue
+        raise DataLost(
+            f"Row {row} of the data set cannot be read ({reason}), nor could {_TRIES} others; is `data.source` still "
+            "there?"
+        )
 
 
 class PositionBatches(Sampler[list[int]]):
@@ -97,4 +142,11 @@ def stream_batches(stream: TrainingStream, batches: PositionBatches, num_workers
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
+        worker_init_fn=_leave_signals_to_the_main_process,
     )
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach workers too, which must live until the main process has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
