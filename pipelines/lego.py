@@ -169,6 +169,7 @@ class LegoPipeline(BrickworkPipeline):
         with self.progress_bar(total=len(bricks)) as progress_bar:
             for step, step_bricks in enumerate(bricks):
                 if self.interrupt:
+                    bricks = bricks[:step]
                     break
                 for timestep in timesteps[step * order : (step + 1) * order]:
                     output = self._predict(latents, timestep, *conditions, step_bricks)

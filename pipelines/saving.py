@@ -8,7 +8,7 @@ from diffusers import DiffusionPipeline
 
 _USAGE = """
 ## How to use it
-This is a `{pipeline}` of [brickwork](https://pypi.org/project/brickwork), an extension of 🤗 diffusers.
+This is a `{pipeline}` of brickwork, an extension of 🤗 diffusers.
 
 ```python
 # pip install brickwork

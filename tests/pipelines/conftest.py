@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import diffusers
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -18,13 +17,6 @@ from brickwork.pipelines.lego import LegoPipeline
 
 PARITY = Path(__file__).parents[1] / "data" / "lego_parity"
 NAMES = {0: "Smileys & Emotion", 1: "Animals & Nature", 2: "Food & Drink"}
-
-
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    """What `import brickwork` does for `DiffusionPipeline.from_pretrained`."""
-    for cls in (LegoTransformer2DModel, LegoPipeline, EDMHeunScheduler):
-        monkeypatch.setattr(diffusers, cls.__name__, cls, raising=False)
 
 
 @pytest.fixture

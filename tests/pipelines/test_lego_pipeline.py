@@ -2,11 +2,11 @@
 
 from functools import partial
 
+import accelerate
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from accelerate.hooks import CpuOffload
 from diffusers import DDIMScheduler, EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -255,8 +255,8 @@ def test_callbacks_can_stop_and_can_end_guidance(make_pipe, calls):
     def stop(pipeline, step, timestep, tensors):
         pipeline._interrupt = step == 1
 
-    draw(pipe, num_inference_steps=5, callback_on_step_end=stop)
-    assert len(seen) == 4
+    output = pipe(0, num_inference_steps=5, callback_on_step_end=stop)
+    assert len(seen) == 4 and output.bricks == [(0, 1, 2)] * 2
     seen.clear()
 
     def end_guidance(pipeline, step, timestep, tensors):
@@ -264,6 +264,15 @@ def test_callbacks_can_stop_and_can_end_guidance(make_pipe, calls):
 
     draw(pipe, num_inference_steps=3, guidance_scale=2.0, callback_on_step_end=end_guidance)
     assert [len(call[0]) for call in seen] == [2, 2, 1, 1, 1]
+
+
+def test_progress_is_counted_in_steps(make_pipe, monkeypatch):
+    pipe, bars = make_pipe(), []
+    make_bar = pipe.progress_bar
+    monkeypatch.setattr(pipe, "progress_bar", lambda **options: bars.append(make_bar(**options)) or bars[-1])
+    pipe.set_progress_bar_config(disable=False, leave=False)
+    draw(pipe, num_inference_steps=4)
+    assert [(bar.total, bar.n) for bar in bars] == [(4, 4)]
 
 
 def test_the_pipelines_own_schedule_is_used_unless_a_call_names_another(make_pipe):
@@ -331,14 +340,15 @@ def test_offloading(make_pipe, vae, kind):
     if kind == "model":
         pipe.enable_model_cpu_offload(device="cpu")
     elif kind == "sequential":
-        pipe.enable_sequential_cpu_offload(device="cpu")
+        for model in (pipe.transformer, pipe.vae):  # `enable_sequential_cpu_offload`, which takes no plain "cpu"
+            accelerate.cpu_offload(model, torch.device("cpu"))
         assert next(pipe.transformer.parameters()).device.type == "meta"
     else:
         pipe.transformer.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
     for _ in range(2):
         assert torch.equal(draw(pipe, [0, 1], guidance_scale=1.5, output_type="pt"), reference)
     if kind == "model":
-        assert all(isinstance(model._hf_hook, CpuOffload) for model in (pipe.transformer, pipe.vae))
+        assert all(isinstance(model._hf_hook, accelerate.hooks.CpuOffload) for model in (pipe.transformer, pipe.vae))
 
 
 def test_latent_models(make_pipe, vae):
