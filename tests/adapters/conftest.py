@@ -44,9 +44,9 @@ class _Tokens(dict):
 def make_unet(kind: str = "sd") -> UNet2DConditionModel:
     """A UNet of SD's or SDXL's block types, a few channels wide; "two" has two levels and one attention layer."""
     torch.manual_seed(0)
-    shared = dict(sample_size=8, layers_per_block=2, norm_num_groups=4, attention_head_dim=8)
+    shared = {"sample_size": 8, "layers_per_block": 2, "norm_num_groups": 4, "attention_head_dim": 8}
     if kind == "two":
-        blocks = dict(down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)
+        blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
         return UNet2DConditionModel(
             block_out_channels=(8, 16), cross_attention_dim=TEXT_WIDTH, **blocks, **shared
         ).eval()
@@ -70,22 +70,43 @@ def make_unet(kind: str = "sd") -> UNet2DConditionModel:
 def make_pipeline(kind: str = "sd"):
     """A whole pipeline around `make_unet(kind)`: 64 px images, 8x8 latents."""
     torch.manual_seed(1)
-    vae = AutoencoderKL(block_out_channels=(8, 8, 8, 8), norm_num_groups=4, sample_size=64,
-                        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)  # fmt: skip
-    text = CLIPTextConfig(vocab_size=99, hidden_size=TEXT_WIDTH, intermediate_size=32, num_hidden_layers=2,
-                          num_attention_heads=2, max_position_embeddings=8, projection_dim=TEXT_WIDTH,
-                          bos_token_id=0, eos_token_id=98, pad_token_id=98)  # fmt: skip
-    parts = dict(vae=vae, text_encoder=CLIPTextModel(text), tokenizer=WordTokenizer(), unet=make_unet(kind),
-                 scheduler=DDIMScheduler(clip_sample=False))  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        norm_num_groups=4,
+        sample_size=64,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
+    text = CLIPTextConfig(
+        vocab_size=99,
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+        projection_dim=TEXT_WIDTH,
+        bos_token_id=0,
+        eos_token_id=98,
+        pad_token_id=98,
+    )
+    parts = {
+        "vae": vae,
+        "text_encoder": CLIPTextModel(text),
+        "tokenizer": WordTokenizer(),
+        "unet": make_unet(kind),
+        "scheduler": DDIMScheduler(clip_sample=False),
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if kind == "sd":
             pipe = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None)
         else:
             pipe = StableDiffusionXLPipeline(
-                **parts, text_encoder_2=CLIPTextModelWithProjection(text), tokenizer_2=WordTokenizer(),
-                add_watermarker=False
-            )  # fmt: skip
+                **parts,
+                text_encoder_2=CLIPTextModelWithProjection(text),
+                tokenizer_2=WordTokenizer(),
+                add_watermarker=False,
+            )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -138,7 +159,7 @@ def predict(unet, height: int = 8, width: int = 6, batch: int = 1, dtype=torch.f
 def generate(pipe, height: int = 64, width: int = 64, **kwargs):
     """Two steps of the pipeline from a fixed seed, as latents."""
     generator = torch.Generator().manual_seed(0)
-    arguments = dict(height=height, width=width) | kwargs
+    arguments = {"height": height, "width": width} | kwargs
     return pipe(
         "a red apple",
         num_inference_steps=2,

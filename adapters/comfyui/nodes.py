@@ -1,0 +1,176 @@
+"""The node: a model goes in, a model with a ResAdapter on it comes out, and the one that went in stays as it was.
+
+ComfyUI's own parts are imported inside the functions, as they exist inside ComfyUI only. What is used of them has kept
+its form from 2024 on: `comfy.lora.model_lora_keys_unet` and `load_lora`, a model patcher's `clone`, `add_patches` and
+`get_key_patches`, and `folder_paths`.
+"""
+
+import logging
+import os
+
+import torch
+
+from .names import kohya_name, module_path
+from .reading import NORM_FILES, NORMS_SUFFIX, Adapter, check_fits, read_adapter
+from .strength import auto_strength, range_warning
+
+_PIXELS_PER_LATENT = 8
+_TRAIN_SIZES = {768: 512, 1024: 512, 2048: 1024}  # by the width of the text context: SD 1, SD 2, SDXL
+_SD2_VELOCITY_SIZE = 768  # SD 2's v-prediction models were trained on larger images than its others
+
+
+class BrickworkResAdapter:
+    """Applies a ResAdapter file or folder from ComfyUI's LoRA folder to a model."""
+
+    RETURN_TYPES = ("MODEL", "FLOAT")
+    RETURN_NAMES = ("model", "auto_strength")
+    OUTPUT_TOOLTIPS = (
+        "The model with the ResAdapter on it.",
+        "What the automatic strength came to; 1 where it is off.",
+    )
+    FUNCTION = "apply"
+    CATEGORY = "loaders/brickwork"
+    DESCRIPTION = "Lets a Stable Diffusion or SDXL model draw at sizes it was not trained for."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        strength = {"default": 1.0, "min": -2.0, "max": 2.0, "step": 0.01}
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "The model to adapt; it is not changed."}),
+                "resadapter": (resadapter_names(), {"tooltip": "A file in ComfyUI's models/loras folder."}),
+                "strength_lora": ("FLOAT", {**strength, "tooltip": "Of the part that serves small images most."}),
+                "strength_norms": ("FLOAT", {**strength, "tooltip": "Of the part that large images need too."}),
+            },
+            "optional": {
+                "latent": (
+                    "LATENT",
+                    {"tooltip": "Connect the empty latent to have both strengths multiplied by what suits its size."},
+                ),
+            },
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, resadapter: str, **inputs) -> str:
+        """Changes with the file, so that a replaced adapter is read again."""
+        stat = os.stat(_full_path(resadapter))
+        return f"{stat.st_mtime_ns} {stat.st_size}"
+
+    def apply(self, model, resadapter: str, strength_lora: float, strength_norms: float, latent=None):
+        """The patched clone of the model, and the factor that the latent's size gave (1.0 without a latent)."""
+        adapter = read_adapter(_full_path(resadapter))
+        automatic = 1.0
+        if latent is not None:
+            height, width = (side * _PIXELS_PER_LATENT for side in latent["samples"].shape[-2:])
+            automatic = auto_strength(height, width, train_size(model))
+            if message := range_warning(height, width, adapter.training_range()):
+                logging.warning("ResAdapter %s: %s", resadapter, message)
+        return patch_model(model, adapter, strength_lora * automatic, strength_norms * automatic), automatic
+
+
+def resadapter_names() -> list[str]:
+    """The names in ComfyUI's LoRA folders that can be ResAdapters: all but the second files of a pair."""
+    import folder_paths
+
+    names = folder_paths.get_filename_list("loras")
+    first_files = {os.path.dirname(name) for name in names if os.path.basename(name) not in NORM_FILES}
+    return [
+        name
+        for name in names
+        if not name.endswith(NORMS_SUFFIX)
+        and not (os.path.basename(name) in NORM_FILES and os.path.dirname(name) in first_files)
+    ]
+
+
+def _full_path(name: str) -> str:
+    import folder_paths
+
+    path = folder_paths.get_full_path("loras", name)
+    if path is None:
+        raise ValueError(f"{name!r} is no longer in ComfyUI's models/loras folder: press R to refresh the list")
+    return path
+
+
+def train_size(model) -> int:
+    """The side in pixels of the images the model was trained on, by its kind."""
+    context = model.model.model_config.unet_config.get("context_dim")
+    if context not in _TRAIN_SIZES:
+        raise ValueError(
+            f"the model is no Stable Diffusion 1, 2 or SDXL (text context {context}): ResAdapter needs one"
+        )
+    velocity = getattr(getattr(model.model, "model_type", None), "name", "") == "V_PREDICTION"
+    return _SD2_VELOCITY_SIZE if context == 1024 and velocity else _TRAIN_SIZES[context]
+
+
+def patch_model(model, adapter: Adapter, strength_lora: float, strength_norms: float):
+    """A clone of a ComfyUI model patcher with the adapter's patches; refuses an adapter that does not fit.
+
+    Absolute norms become differences from the model's own, so that two adapters, or an adapter and a LoRA on the
+    norms, add up in any order.
+    """
+    import comfy.lora
+
+    key_map = comfy.lora.model_lora_keys_unet(model.model, {})
+    places = {}
+    for name, key in key_map.items():
+        path = module_path(name.removeprefix("lora_unet_")) if name.startswith("lora_unet_") else None
+        if path is not None:
+            places[path] = key
+    check_fits(adapter, _shapes(model, places), "this model")
+    lora = {}
+    for path, pair in adapter.convs.items():
+        lora |= {f"{kohya_name(path)}.lora_down.weight": pair.down, f"{kohya_name(path)}.lora_up.weight": pair.up}
+        if pair.alpha is not None:
+            lora[f"{kohya_name(path)}.alpha"] = pair.alpha
+    targets = {kohya_name(path): places[path] for path in adapter.convs}
+    patched = model.clone()
+    if lora and strength_lora != 0:
+        _add(patched, comfy.lora.load_lora(lora, targets), strength_lora)
+    if adapter.norms and strength_norms != 0:
+        _add(patched, _norm_patches(model, adapter, places), strength_norms)
+    return patched
+
+
+def _add(patcher, patches: dict, strength: float) -> None:
+    missing = set(patches) - set(patcher.add_patches(patches, strength))
+    if missing:
+        raise ValueError(f"ComfyUI did not take the patches of {sorted(missing)[:4]}")
+
+
+def _weight_key(places: dict[str, str], norm_key: str) -> str:
+    """The model's key of a norm's `<path>.weight` or `<path>.bias`."""
+    path, _, part = norm_key.rpartition(".")
+    return places[path].removesuffix("weight") + part
+
+
+def _shapes(model, places: dict[str, str]) -> dict[str, tuple[int, ...]]:
+    tensors = model.model.state_dict()
+    shapes = {}
+    for path, key in places.items():
+        shape = tuple(tensors[key].shape)
+        shapes |= {path: shape[:2]} if len(shape) == 4 else {f"{path}.{part}": shape for part in ("weight", "bias")}
+    return shapes
+
+
+def _norm_patches(model, adapter: Adapter, places: dict[str, str]) -> dict:
+    own = {} if adapter.differences else model.get_key_patches("diffusion_model.")
+    patches = {}
+    for norm_key, value in adapter.norms.items():
+        key = _weight_key(places, norm_key)
+        difference = value.double()
+        if not adapter.differences:
+            difference = difference - _own_weight(own[key][0]).to("cpu", torch.float64)
+        patches[key] = ("diff", (difference.float(),))
+    return patches
+
+
+def _own_weight(first) -> torch.Tensor:
+    """The unpatched weight: older ComfyUI gives the tensor, newer the tensor and what turns it into plain numbers."""
+    if isinstance(first, tuple):
+        weight, convert = first
+        return convert(weight.clone(), inplace=False)
+    return first
+
+
+NODE_CLASS_MAPPINGS = {"BrickworkResAdapter": BrickworkResAdapter}
+NODE_DISPLAY_NAME_MAPPINGS = {"BrickworkResAdapter": "ResAdapter (Brickwork)"}
