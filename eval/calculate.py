@@ -5,14 +5,14 @@ pictures, since most metrics depend on it.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from brickwork.eval.extractors import Extractor
 from brickwork.eval.feature_sets import FeatureSet, extract_features
-from brickwork.eval.image_sets import ImageSet, Preparation, decode, decode_ahead, open_image_set, write_atomically
+from brickwork.eval.image_sets import ImageSet, Preparation, decode, open_image_set, write_atomically
 from brickwork.eval.messages import choice_error
 from brickwork.eval.metrics import (
     frechet_distance,
@@ -26,7 +26,7 @@ from brickwork.eval.metrics import (
 from brickwork.eval.pictures import grid, neighbour_sheet
 from brickwork.eval.protocols import get_protocol
 from brickwork.eval.reference import Reference, describe
-from brickwork.eval.results import RESULT_FORMAT, generation_of
+from brickwork.eval.results import RESULT_FORMAT, MetricValues, generation_of
 from brickwork.eval.versions import library_versions
 
 METRICS = ("fd", "kd", "prdc", "is", "sfd")
@@ -61,31 +61,6 @@ class MetricSettings:
         for name in ("subsets", "subset_size", "splits", "precision_k", "density_k"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, need at least 1")
-
-
-@dataclass
-class _Values:
-    """One metric over the sets: its values, the spread inside each set where it has one, and its settings."""
-
-    settings: dict
-    inner_spread_over: str | None = None
-    values: list[float] = field(default_factory=list)
-    inner_spread: list[float] = field(default_factory=list)
-
-    def to_dict(self) -> dict:
-        values = torch.tensor(self.values, dtype=torch.float64)
-        spread, over = None, None
-        if len(values) > 1:
-            spread, over = values.std().item(), f"{len(values)} sets"
-        elif self.inner_spread:
-            spread, over = self.inner_spread[0], self.inner_spread_over
-        return {
-            "mean": values.mean().item(),
-            "spread": spread,
-            "spread_over": over,
-            "values": self.values,
-            "settings": self.settings,
-        }
 
 
 def calculate(
@@ -140,7 +115,7 @@ def calculate(
     return {
         "format": RESULT_FORMAT,
         "name": name or Path(str(samples[0])).name,
-        "tags": tags or {},
+        "tags": _tags_of(sets[0]) | (tags or {}),
         "protocol": reference.info["protocol"],
         "extractor": extractor.to_dict(),
         "preparation": preparation.to_dict(),
@@ -154,6 +129,14 @@ def calculate(
         "metrics": {key: values.to_dict() for key, values in table.items()},
         "versions": library_versions(),
     }
+
+
+def _tags_of(entry: dict) -> dict:
+    """What every result can be drawn over: the size, and what is known of how the set was sampled."""
+    generation = entry["generation"] or {}
+    known = {"steps": generation.get("call", {}).get("num_inference_steps"), "gflops": generation.get("gflops")}
+    tags = {"width": entry["size"][0], "height": entry["size"][1], **known}
+    return {key: value for key, value in tags.items() if value is not None}
 
 
 def _require_same_extractor(reference: Reference, extractor: Extractor) -> None:
@@ -192,7 +175,7 @@ def _frechet(table: dict, name: str, output: str, measured: FeatureSet, referenc
         count, mean, _ = statistics[output]
         require_samples(count, len(mean), title)
     (_, *ours), (_, *theirs) = measured.statistics[output], reference.statistics[output]
-    table.setdefault(name, _Values({"features": len(ours[0])})).values.append(frechet_distance(*ours, *theirs))
+    table.setdefault(name, MetricValues({"features": len(ours[0])})).values.append(frechet_distance(*ours, *theirs))
 
 
 def _measure_fd(table, measured, reference, extractor, settings) -> None:
@@ -208,7 +191,7 @@ def _measure_kd(table, measured, reference, extractor, settings) -> None:
     size = min(settings.subset_size, len(real), len(generated))
     mean, spread = kernel_distance(real, generated, settings.subsets, size, settings.seed)
     details = {"subsets": settings.subsets, "subset_size": size, "seed": settings.seed}
-    values = table.setdefault(extractor.metric_name("kd"), _Values(details, f"{settings.subsets} subsets"))
+    values = table.setdefault(extractor.metric_name("kd"), MetricValues(details, f"{settings.subsets} subsets"))
     values.values.append(mean)
     values.inner_spread.append(spread)
 
@@ -218,7 +201,7 @@ def _measure_is(table, measured, reference, extractor, settings) -> None:
         raise ValueError(f"metrics: {extractor.name} has no class logits for an Inception Score; leave out is")
     mean, spread = inception_score(measured.outputs["logits"], settings.splits, settings.seed)
     details = {"splits": settings.splits, "seed": settings.seed}
-    values = table.setdefault(extractor.metric_name("is"), _Values(details, f"{settings.splits} splits"))
+    values = table.setdefault(extractor.metric_name("is"), MetricValues(details, f"{settings.splits} splits"))
     values.values.append(mean)
     if spread is not None:
         values.inner_spread.append(spread)
@@ -230,7 +213,7 @@ def _measure_prdc(table, measured, reference, extractor, settings) -> None:
     )
     for name, value in scores.items():
         k = settings.precision_k if name in ("precision", "recall") else settings.density_k
-        table.setdefault(name, _Values({"k": k})).values.append(value)
+        table.setdefault(name, MetricValues({"k": k})).values.append(value)
 
 
 _MEASURES = {
@@ -306,18 +289,3 @@ def _reference_pictures(reference: Reference, rows: list[int]) -> dict:
     if not torch.equal(batch.digests, reference.digests[rows]):
         return {}
     return dict(zip(rows, batch.pixels.permute(0, 2, 3, 1).numpy()))
-
-
-def measure_clip(images: ImageSet, preparation: Preparation, source: str) -> dict:
-    """The entry of the CLIP score in a result's metrics; pictures need captions."""
-    from brickwork.eval.clip import clip_score
-    from brickwork.eval.image_sets import inspect_images
-
-    if images.texts is None:
-        raise ValueError(f"clip: {images.source} has no captions; put them in metadata.jsonl under the key 'text'")
-    size = inspect_images(images, preparation).size
-    batches = [range(i, min(i + 32, len(images))) for i in range(0, len(images), 32)]
-    score, details = clip_score(decode_ahead(images, batches, preparation, size), list(images.texts), source)
-    values = _Values(details)
-    values.values.append(score)
-    return values.to_dict()

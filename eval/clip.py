@@ -1,11 +1,11 @@
 """CLIP score of pictures with their captions, through torchmetrics, with any local or hub CLIP."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import nn
 
-from brickwork.eval.image_sets import DecodedBatch
+from brickwork.eval.extractors import FIXED_BATCH, weights_digest
+from brickwork.eval.image_sets import ImageSet, Preparation, decode_ahead, inspect_images
+from brickwork.eval.results import MetricValues
 
 
 class _ProjectedFeatures(nn.Module):
@@ -28,22 +28,19 @@ class _ProjectedFeatures(nn.Module):
         return output if isinstance(output, torch.Tensor) else output.pooler_output
 
 
-def clip_score(batches: Iterator[DecodedBatch], texts: list[str], source: str) -> tuple[float, dict]:
-    """Mean of 100 · cos(picture, caption), not below 0 (arXiv 2104.08718).
+def measure_clip(images: ImageSet, preparation: Preparation, source: str) -> dict:
+    """The CLIP score's entry in a result: mean of 100 · cos(picture, caption), not below 0 (arXiv 2104.08718).
 
     Args:
-        batches: The pictures.
-        texts: The caption of each, by its place in the set.
+        images: Pictures with captions.
+        preparation: How they are opened.
         source: A CLIP of transformers with its processor, a folder or a hub id.
-
-    Returns:
-        The score, and how the model is named in the result.
     """
     from torchmetrics.multimodal import CLIPScore
     from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizerFast
 
-    from brickwork.eval.extractors import weights_digest
-
+    if images.texts is None:
+        raise ValueError(f"clip: {images.source} has no captions; put them in metadata.jsonl under the key 'text'")
     try:
         model = CLIPModel.from_pretrained(source).eval()
         processor = CLIPProcessor(
@@ -52,7 +49,10 @@ def clip_score(batches: Iterator[DecodedBatch], texts: list[str], source: str) -
     except (OSError, ValueError) as error:
         raise ValueError(f"clip: {source!r} could not be loaded as a CLIP model: {error}") from error
     metric = CLIPScore(model_name_or_path=lambda: (_ProjectedFeatures(model), processor))
+    size = inspect_images(images, preparation).size
+    batches = [range(i, min(i + FIXED_BATCH, len(images))) for i in range(0, len(images), FIXED_BATCH)]
     with torch.inference_mode():
-        for batch in batches:
-            metric.update(list(batch.pixels), [texts[i] for i in batch.indices])
-    return metric.compute().item(), {"model": source, "weights_sha256": weights_digest(model)}
+        for batch in decode_ahead(images, batches, preparation, size):
+            metric.update(list(batch.pixels), [images.texts[i] for i in batch.indices])
+    settings = {"model": source, "weights_sha256": weights_digest(model)}
+    return MetricValues(settings, values=[metric.compute().item()]).to_dict()

@@ -81,7 +81,7 @@ def _configure_ref(parser: argparse.ArgumentParser) -> None:
 
 
 def _configure_gen(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("pipeline", help="pipeline folder or hub id, ours or any of diffusers")
+    parser.add_argument("pipeline", help="weights that ship, a pipeline folder or a hub id, ours or any of diffusers")
     parser.add_argument("-o", "--output", required=True, help="folder of the pictures (for npz: the file)")
     parser.add_argument("-n", "--count", type=int, required=True, help="how many pictures")
     parser.add_argument("--seed", type=int, default=0, help="seed of the set (default: 0)")
@@ -93,6 +93,14 @@ def _configure_gen(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="sampling steps (num_inference_steps of the pipeline)")
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="size of the pictures in pixels"
+    )
+    parser.add_argument(
+        "--schedule",
+        default="saved",
+        help="for LEGO, which bricks run: saved (the pipeline's own), full, fast, or a JSON file (default: saved)",
+    )
+    parser.add_argument(
+        "--count-work", action="store_true", help="count the floating-point operations of a picture, for reports"
     )
     parser.add_argument("--guidance-scale", type=float, help="scale of classifier-free guidance")
     parser.add_argument(
@@ -109,6 +117,12 @@ def _configure_calc(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, help="the result to write (.json); pictures go beside it")
     parser.add_argument("--metrics", default="fd,kd,prdc", help="of fd, kd, prdc, is, sfd (default: fd,kd,prdc)")
     parser.add_argument("--clip", metavar="MODEL", help="CLIP score with this CLIP, a folder or a hub id")
+    parser.add_argument(
+        "--paired",
+        nargs=2,
+        metavar=("PIPELINE", "DATA"),
+        help="paired denoising loss of this pipeline's network on these held-out pictures (with --resolution)",
+    )
     parser.add_argument("--subsets", type=int, default=100, help="subsets of the kernel distance (default: 100)")
     parser.add_argument("--subset-size", type=int, default=1000, help="pictures in a subset (default: 1000)")
     parser.add_argument("--splits", type=int, default=10, help="splits of the Inception Score (default: 10)")
@@ -169,7 +183,6 @@ def run_gen(args: argparse.Namespace) -> None:
     """Sample a set."""
     import torch
     from accelerate import PartialState
-    from diffusers import DiffusionPipeline
 
     from brickwork.eval.sampling import SamplingSettings, sample_set
 
@@ -177,16 +190,39 @@ def run_gen(args: argparse.Namespace) -> None:
     if args.dtype not in dtypes:
         raise choice_error("dtype", args.dtype, dtypes)
     settings = SamplingSettings(args.count, args.seed, args.labels, args.num_classes, _prompts(args), _call(args))
-    try:
-        pipeline = DiffusionPipeline.from_pretrained(args.pipeline, torch_dtype=dtypes[args.dtype])
-    except OSError as error:
-        raise ValueError(f"pipeline: {args.pipeline!r} could not be loaded: {error}") from error
-    pipeline.to(args.device or PartialState().device)
+    pipeline = _load_pipeline(args.pipeline, dtypes[args.dtype], args.device)
+    if args.schedule != "saved":
+        from brickwork.eval.generate import parse_schedule
+
+        if not hasattr(pipeline, "brick_schedule"):
+            raise ValueError(f"schedule: {type(pipeline).__name__} has no bricks; leave --schedule out")
+        pipeline.brick_schedule = parse_schedule(args.schedule, pipeline.transformer)
     output = sample_set(
-        pipeline, settings, args.output, source=args.pipeline, format=args.format, batch_size=args.batch_size
+        pipeline,
+        settings,
+        args.output,
+        source=args.pipeline,
+        format=args.format,
+        batch_size=args.batch_size,
+        count_work=args.count_work,
     )
     if PartialState().is_main_process:
         print(f"{output}: {args.count} pictures, seed {args.seed}")
+
+
+def _load_pipeline(name: str, dtype=None, device: str | None = None):
+    """A pipeline by the name of weights that ship, a folder or a hub id, on its device."""
+    from accelerate import PartialState
+    from diffusers import DiffusionPipeline
+
+    import brickwork
+
+    folder = brickwork.pretrained(name) if name in brickwork.pretrained_names() else name
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype)
+    except OSError as error:
+        raise ValueError(f"pipeline: {name!r} could not be loaded: {error}") from error
+    return pipeline.to(device or PartialState().device)
 
 
 def _call(args: argparse.Namespace) -> dict:
@@ -219,7 +255,7 @@ def run_calc(args: argparse.Namespace) -> None:
     """Measure samples and write the result with its pictures."""
     from accelerate import PartialState
 
-    from brickwork.eval.calculate import MetricSettings, calculate, measure_clip, memorisation, write_pictures
+    from brickwork.eval.calculate import MetricSettings, calculate, memorisation, write_pictures
     from brickwork.eval.reference import Reference
     from brickwork.eval.results import format_value, write_json
 
@@ -245,8 +281,7 @@ def run_calc(args: argparse.Namespace) -> None:
     if not PartialState().is_main_process:
         return
     ((images, measured),) = first
-    if args.clip is not None:
-        result["metrics"]["CLIP score"] = measure_clip(images, preparation, args.clip)
+    result["metrics"] |= _further_metrics(args, images, preparation)
     if reference.features is not None:
         result["memorisation"] = memorisation(reference, measured.outputs["features"])
     result["pictures"] = write_pictures(
@@ -257,6 +292,23 @@ def run_calc(args: argparse.Namespace) -> None:
         over = f" over {value['spread_over']}" if value["spread"] is not None else ""
         print(f"{name:20} {format_value(value['mean'], value['spread'])}{over}")
     print(f"{output}: protocol {result['protocol']['name']}, N = {result['count']}")
+
+
+def _further_metrics(args: argparse.Namespace, images, preparation) -> dict:
+    """Metrics that need no reference: of pictures with their captions, and of the network itself."""
+    from brickwork.eval.image_sets import open_image_set
+
+    metrics = {}
+    if args.clip is not None:
+        from brickwork.eval.clip import measure_clip
+
+        metrics["CLIP score"] = measure_clip(images, preparation, args.clip)
+    if args.paired is not None:
+        from brickwork.eval.held_out import measure_paired_loss
+
+        pipeline = _load_pipeline(args.paired[0], device=args.device)
+        metrics["paired loss"] = measure_paired_loss(pipeline, open_image_set(args.paired[1]), preparation)
+    return metrics
 
 
 def _tags(entries: list[str]) -> dict:

@@ -2,13 +2,40 @@
 
 import json
 import math
+import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from brickwork.eval.image_sets import write_atomically
 
 RESULT_FORMAT = "brickwork-evaluation/1"
 GENERATION_FILE = "generation.json"
+
+
+@dataclass
+class MetricValues:
+    """One metric over the sets: its values, the spread inside a set where it has one, and its settings."""
+
+    settings: dict
+    inner_spread_over: str | None = None
+    values: list[float] = field(default_factory=list)
+    inner_spread: list[float] = field(default_factory=list)
+
+    def to_dict(self) -> dict:
+        """Mean and spread: over the sets if there are several, else inside the one."""
+        spread, over = None, None
+        if len(self.values) > 1:
+            spread, over = statistics.stdev(self.values), f"{len(self.values)} sets"
+        elif self.inner_spread:
+            spread, over = self.inner_spread[0], self.inner_spread_over
+        return {
+            "mean": statistics.fmean(self.values),
+            "spread": spread,
+            "spread_over": over,
+            "values": self.values,
+            "settings": self.settings,
+        }
 
 
 def write_json(path: str | Path, value: dict) -> None:

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from brickwork.eval.extractors import weights_digest
 from brickwork.eval.image_sets import read_metadata, write_atomically
 from brickwork.eval.messages import choice_error
+from brickwork.eval.operations import count_operations
 from brickwork.eval.protocols import to_uint8
 from brickwork.eval.results import generation_file, write_json
 from brickwork.eval.versions import library_versions
@@ -86,6 +87,7 @@ def sample_set(
     source: str | None = None,
     format: str = "png",
     batch_size: int = 16,
+    count_work: bool = False,
     progress: bool = True,
 ) -> Path:
     """Sample a set of pictures; running the same again goes on where it stopped.
@@ -99,6 +101,7 @@ def sample_set(
         format: `png` (with `metadata.jsonl`, as `datasets` reads image folders), `npz` (`arr_0` pictures, `arr_1`
             labels), or `webdataset` (`.tar` shards of `SHARD_PICTURES`).
         batch_size: Pictures at once in each process.
+        count_work: Draw one picture more to count its floating-point operations, for quality against work.
         progress: Show a bar.
 
     Returns:
@@ -112,7 +115,9 @@ def sample_set(
     if format == "npz" and output.suffix != ".npz":
         raise ValueError(f"output: got {output} for the format npz; need a name that ends in .npz")
     call = _PipelineCall(pipeline, settings)
-    record = _record(pipeline, settings, call, source, format)
+    pipeline.set_progress_bar_config(disable=True)
+    gflops = count_operations(lambda: call([0]))[0] / 1e9 if count_work else None
+    record = _record(pipeline, settings, call, source, format, gflops)
     # Pictures lie in a folder of PNGs until all are there; the other formats are packed from it in one step.
     folder = output if format == "png" else output.with_name(output.name + ".parts")
     if _is_finished(output, record, folder, format):
@@ -203,7 +208,14 @@ def denoiser_of(pipeline) -> torch.nn.Module:
     raise ValueError(f"pipeline: {type(pipeline).__name__} has neither a transformer nor a unet")
 
 
-def _record(pipeline, settings: SamplingSettings, call: _PipelineCall, source: str | None, format: str) -> dict:
+def _record(
+    pipeline,
+    settings: SamplingSettings,
+    call: _PipelineCall,
+    source: str | None,
+    format: str,
+    gflops: float | None,
+) -> dict:
     return {
         "pipeline": type(pipeline).__name__,
         "source": source,
@@ -213,6 +225,7 @@ def _record(pipeline, settings: SamplingSettings, call: _PipelineCall, source: s
         "format": format,
         **_plain(asdict(settings)),
         "num_classes": call.num_classes or None,
+        "gflops": gflops,
         "versions": library_versions(),
     }
 
@@ -235,7 +248,7 @@ def _is_finished(output: Path, record: dict, folder: Path, format: str) -> bool:
             raise ValueError(f"output: {output} exists and is no sampled set; choose another place or empty it")
         return False
     found = json.loads(stored.read_text(encoding="utf-8"))
-    ignored = ("source", "versions")
+    ignored = ("source", "versions", "gflops")
     changed = [key for key in record if key not in ignored and found.get(key) != record[key]]
     if changed:
         listed = "; ".join(f"{key}: {_short(found.get(key))} there, {_short(record[key])} now" for key in changed)
@@ -257,7 +270,6 @@ def _sample_missing(
 ) -> None:
     batches = [range(i, min(i + batch_size, settings.count)) for i in range(0, settings.count, batch_size)]
     mine = batches[state.process_index :: state.num_processes]
-    call.pipeline.set_progress_bar_config(disable=True)
     bar = tqdm(
         total=sum(map(len, mine)), unit="image", desc="sampling", disable=not progress or not state.is_main_process
     )

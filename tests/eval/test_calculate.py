@@ -212,7 +212,7 @@ def test_the_command_from_pictures_to_a_comparison(
     run("calc", samples, "--reference", reference, "-o", two, "--name", "again", "--metrics", "fd,prdc")
     assert "N = 70" in capsys.readouterr().out
     stored = read_result(one)
-    assert stored["tags"] == {"images": 100.0} and stored["protocol"]["name"] == "adm"
+    assert stored["tags"] == {"width": 20, "height": 12, "images": 100.0} and stored["protocol"]["name"] == "adm"
     assert stored["metrics"] == read_result(two)["metrics"]
     assert (tmp_path / stored["pictures"]["grid"]).is_file() and stored["memorisation"]["copies"] >= 0
     run("compare", one, two)
