@@ -42,6 +42,11 @@ def payloads(marker: Path) -> dict[str, object]:
     }
 
 
+def _strangers(before: set[str]) -> set[str]:
+    """Modules imported since, but for those that torch loads when it first needs them."""
+    return {name for name in set(sys.modules) - before if not name.startswith("torch.")}
+
+
 @pytest.fixture
 def refused(tmp_path, marker):
     """Reads bytes as a checkpoint and returns the message of the `ValueError`, once nothing was run."""
@@ -53,7 +58,7 @@ def refused(tmp_path, marker):
         with pytest.raises(ValueError) as error:
             load_original_lego(path, num_attention_heads=2)
         assert not marker.exists(), "something in the file was run"
-        assert set(sys.modules) == before, "something in the file was imported"
+        assert not _strangers(before), "something in the file was imported"
         assert name in str(error.value)
         return str(error.value)
 
@@ -306,7 +311,7 @@ def survives(tmp_path_factory):
             load_original_lego(path, num_attention_heads=2)
         except ValueError as error:
             assert str(path) in str(error)
-        assert set(sys.modules) == before
+        assert not _strangers(before)
 
     return read
 
