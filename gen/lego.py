@@ -17,7 +17,13 @@ from torch import nn
 
 from brickwork.gen.blocks.dit import DiTTokenBlock
 from brickwork.gen.blocks.modulation import Modulation, modulate
-from brickwork.gen.blocks.windows import pad_to_multiple, window_mask, window_partition, window_reverse
+from brickwork.gen.blocks.windows import (
+    pad_to_multiple,
+    static_size,
+    window_mask,
+    window_partition,
+    window_reverse,
+)
 from brickwork.gen.embeddings import ConditionEmbedding, coordinate_channels, sincos_position_table
 from brickwork.gen.presets import LEGO_PRESETS, find_preset
 from brickwork.gen.subnets import brick_subsets, subnet_name
@@ -100,7 +106,8 @@ class LegoBrick(nn.Module):
         count += self.final_modulation.linear.weight.numel()
         for block in self.blocks:
             linears = (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
-            count += total * (sum(linear.weight.numel() for linear in linears) + 2 * tokens * block.attn.proj.in_features)
+            attention = 2 * tokens * block.attn.proj.in_features  # scores and their sum over the values, per token
+            count += total * (sum(linear.weight.numel() for linear in linears) + attention)
             count += block.modulation.linear.weight.numel()
         return 2 * count
 
@@ -276,7 +283,7 @@ class LegoTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """
         bricks = self._check_bricks(bricks)
         self._check_sample(sample, bricks)
-        batch, _, height, width = sample.shape
+        batch, (height, width) = sample.shape[0], static_size(sample)
         dtype = self.dtype
         timestep = torch.as_tensor(timestep, device=sample.device, dtype=torch.float32).expand(batch)
         temb = self.condition(timestep, self._check_labels(class_labels, batch), dtype)

@@ -1,0 +1,69 @@
+"""Brickwork: diffusion image generation with reconfigurable backbones, on 🤗 diffusers."""
+
+import importlib
+import sys
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "LegoTransformer2DModel": "brickwork.gen.lego",
+    "LegoPipeline": "brickwork.pipelines.lego",
+    "BrickSchedule": "brickwork.pipelines.schedules",
+    "EDMHeunScheduler": "brickwork.pipelines.edm_heun",
+}
+# What `DiffusionPipeline.from_pretrained` and `AutoModel.from_pretrained` look for by name.
+_REGISTERED = {"LegoTransformer2DModel", "LegoPipeline", "EDMHeunScheduler"}
+
+__all__ = ["pretrained", "pretrained_names", *_EXPORTS]
+
+
+def __getattr__(name: str):
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'brickwork' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_EXPORTS))
+
+
+def _pretrained_folder() -> Path:
+    return Path(importlib.import_module("brickwork.pipelines").__file__).parent / "pretrained"
+
+
+def pretrained_names() -> list[str]:
+    """The names of the weights that ship with the package."""
+    return sorted(path.name for path in _pretrained_folder().glob("*") if path.is_dir())
+
+
+def pretrained(name: str) -> Path:
+    """The folder of weights that ship with the package, such as `"lego-emoji-64"`, for `from_pretrained`."""
+    if name not in pretrained_names():
+        raise ValueError(f"`name` is {name!r}; the weights that ship are {', '.join(pretrained_names())}.")
+    return _pretrained_folder() / name
+
+
+def register() -> None:
+    """Make our classes attributes of `diffusers`, loaded when asked for.
+
+    `DiffusionPipeline.from_pretrained` and `AutoModel.from_pretrained` find classes of other packages in no other way.
+    """
+    import diffusers
+
+    module_type = type(diffusers)
+    if module_type.__name__ == "DiffusersWithBrickwork":
+        return
+
+    class DiffusersWithBrickwork(module_type):
+        def __getattr__(self, name: str):
+            if name in _REGISTERED:
+                return __getattr__(name)
+            return super().__getattr__(name)
+
+    diffusers.__class__ = DiffusersWithBrickwork
+
+
+# The command answers `--help` without the seconds that diffusers takes to import, and registers before it runs.
+if Path(sys.argv[0] if hasattr(sys, "argv") and sys.argv else "").name != "brickwork":
+    register()

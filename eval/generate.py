@@ -1,0 +1,95 @@
+"""`brickwork generate`: pictures from a pipeline, one file each."""
+
+import argparse
+import json
+from pathlib import Path
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Draw pictures with a LEGO pipeline, one PNG each, named by class and seed."
+    parser.epilog = (
+        "examples:\n"
+        "  brickwork generate lego-emoji-64 --count 16 --output faces\n"
+        "  brickwork generate lego-emoji-64 --width 192 --schedule fast --guidance 1.5"
+    )
+    parser.add_argument("model", help="weights that ship (lego-emoji-64), a pipeline folder, or a name on the hub")
+    parser.add_argument("--classes", nargs="+", metavar="CLASS", help="names or numbers (default: every class)")
+    parser.add_argument("--count", type=int, default=4, help="images of each class (default: 4)")
+    parser.add_argument("--height", type=int, help="height in pixels (default: the training size)")
+    parser.add_argument("--width", type=int, help="width in pixels (default: the training size)")
+    parser.add_argument("--steps", type=int, default=18, help="steps of the sampler (default: 18)")
+    parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale (default: 1, none)")
+    parser.add_argument(
+        "--schedule",
+        default="saved",
+        help="which bricks run: saved (the pipeline's own), full, fast, or a JSON file (default: saved)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first image; the next has the next")
+    parser.add_argument("--batch-size", type=int, default=16, help="images at once (default: 16)")
+    parser.add_argument("--device", help="cpu, cuda, … (default: the best there is)")
+    parser.add_argument("--output", type=Path, default=Path("generated"), help="folder for the PNGs")
+    parser.set_defaults(run=run)
+
+
+def parse_schedule(value: str, transformer):
+    """The schedule that a command line names; `None` for the one saved with the pipeline."""
+    from brickwork.pipelines.schedules import BrickSchedule
+
+    if value == "saved":
+        return None
+    if value in ("full", "fast"):
+        return getattr(BrickSchedule, value)(transformer)
+    path = Path(value)
+    if path.suffix != ".json" or not path.is_file():
+        raise ValueError(f"`--schedule` is {value!r}; choose saved, full, fast, or an existing .json file.")
+    try:
+        return BrickSchedule.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"`--schedule` is {value!r}, which is no JSON: {error}.") from None
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch
+    from tqdm import tqdm
+
+    from brickwork.eval.demo import save_picture
+    from brickwork.eval.pipelines import load_lego_pipeline
+
+    for name in ("count", "batch_size"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"`--{name.replace('_', '-')}` is {getattr(args, name)}; give at least 1.")
+    pipe = load_lego_pipeline(args.model, args.device)
+    pipe.set_progress_bar_config(disable=True)
+    schedule = parse_schedule(args.schedule, pipe.transformer)
+    classes = [int(name) if name.isdigit() else name for name in args.classes or []]
+    classes = classes or list(range(pipe.transformer.config.num_classes or 0)) or [None]
+    jobs = [(label, args.seed + index) for label in classes for index in range(args.count)]
+    files = [args.output / f"{_slug(label)}-{seed:06d}.png" for label, seed in jobs]
+    existing = [file for file in files if file.exists()]
+    if existing:
+        raise ValueError(
+            f"{existing[0]} exists already ({len(existing)} of {len(files)} files); choose another `--output` or "
+            "`--seed`."
+        )
+    with tqdm(total=len(jobs), unit="image") as bar:
+        for start in range(0, len(jobs), args.batch_size):
+            part = jobs[start : start + args.batch_size]
+            images = pipe(
+                class_labels=[label for label, _ in part],
+                height=args.height,
+                width=args.width,
+                num_inference_steps=args.steps,
+                guidance_scale=args.guidance,
+                brick_schedule=schedule,
+                generator=[torch.Generator().manual_seed(seed) for _, seed in part],
+            ).images
+            for image, file in zip(images, files[start:]):
+                save_picture(image, file)
+            bar.update(len(part))
+    print(f"wrote {len(files)} images to {args.output}")
+    return 0
+
+
+def _slug(label: int | str | None) -> str:
+    text = "image" if label is None else str(label).lower()
+    return "".join(character if character.isalnum() else "-" for character in text)

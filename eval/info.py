@@ -1,0 +1,75 @@
+"""`brickwork info`: what a checkpoint is."""
+
+import argparse
+from pathlib import Path
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "What a LEGO checkpoint is: classes, bricks, parameters, counted operations of every subset of bricks at a "
+        "size, and the brick schedule saved with it."
+    )
+    parser.epilog = "examples:\n  brickwork info lego-emoji-64 --height 64 --width 192\n  brickwork info lego-xl-u-64"
+    parser.add_argument(
+        "model", help="weights that ship, a preset, a pipeline or model folder, or an authors' .pkl file"
+    )
+    parser.add_argument("--height", type=int, help="height in pixels (default: the training size)")
+    parser.add_argument("--width", type=int, help="width in pixels (default: the training size)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    model, schedule = _open(args.model)
+    height, width = args.height or model.config.sample_size, args.width or model.config.sample_size
+    if min(height, width) < 1:
+        raise ValueError(f"`--height` and `--width` are {height} and {width}; give sizes of at least one pixel.")
+    print(describe(model, height, width))
+    if schedule is not None:
+        print(f"\nbrick schedule saved with it:\n{schedule}")
+    return 0
+
+
+def _open(name: str):
+    """The network behind a name, and the schedule saved with it, if any."""
+    import torch
+
+    import brickwork
+    from brickwork.gen.presets import LEGO_PRESETS
+
+    if name in LEGO_PRESETS:
+        with torch.device("meta"):
+            return brickwork.LegoTransformer2DModel.from_preset(name), None
+    if name.endswith(".pkl"):
+        return brickwork.LegoTransformer2DModel.from_original(name), None
+    if name not in brickwork.pretrained_names() and (Path(name) / "config.json").is_file():
+        return brickwork.LegoTransformer2DModel.from_pretrained(name), None
+    from brickwork.eval.pipelines import load_lego_pipeline
+
+    pipe = load_lego_pipeline(name, "cpu")
+    return pipe.transformer, pipe.brick_schedule
+
+
+def describe(model, height: int, width: int) -> str:
+    """The network as text: what it reads, its bricks, and what each trained subset costs at a size."""
+    config = model.config
+    names = list((config.id2label or {}).values())
+    classes = f"{config.num_classes} classes" if config.num_classes else "no classes"
+    lines = [
+        f"{type(model).__name__}: {sum(p.numel() for p in model.parameters()):,} parameters, "
+        f"{config.in_channels} channels, {classes}, trained at {config.sample_size} × {config.sample_size}",
+    ]
+    if names:
+        lines.append("classes: " + ", ".join(names[:12]) + (f", … ({len(names)})" if len(names) > 12 else ""))
+    lines += ["", f"brick  window  patch  layers  width  parameters  GFLOP at {height} × {width}"]
+    for number, brick in enumerate(model.bricks):
+        lines.append(
+            f"{number:<7}{brick.window_size:<8}{brick.patch_size:<7}{len(brick.blocks):<8}"
+            f"{brick.patch_embed.out_features:<7}{sum(p.numel() for p in brick.parameters()):<12,}"
+            f"{brick.operations(height, width) / 1e9:.3f}"
+        )
+    subnets = model.subnets(height, width)
+    whole = max(subnets.values())
+    lines += ["", "bricks that run  GFLOP    share"]
+    for name, operations in subnets.items():
+        lines.append(f"{name:<17}{operations / 1e9:<9.3f}{operations / whole:.0%}")
+    return "\n".join(lines)

@@ -1,0 +1,21 @@
+"""Opening pipelines by what a person types: the name of weights that ship, a folder, or a name on the hub."""
+
+import torch
+
+
+def best_device() -> str:
+    """The accelerator if there is one, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return "cpu" if accelerator is None else accelerator.type
+
+
+def load_lego_pipeline(name: str, device: str | None = None):
+    """A `LegoPipeline`, on `device` (by default the best there is)."""
+    import brickwork
+
+    folder = brickwork.pretrained(name) if name in brickwork.pretrained_names() else name
+    pipe = brickwork.LegoPipeline.from_pretrained(folder)
+    try:
+        return pipe.to(device or best_device())
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`--device` is {device!r}, which torch cannot use here: {error}.") from None

@@ -1,0 +1,78 @@
+"""The `brickwork` command: a table of commands, each imported when it is called."""
+
+import argparse
+import difflib
+import importlib
+import sys
+
+import brickwork
+
+# command: (module with `configure_parser(parser)`, what it does)
+COMMANDS = {
+    "demo": ("brickwork.eval.demo", "draw one picture with the weights that ship: whole, fast and wide"),
+    "generate": ("brickwork.eval.generate", "draw pictures with a pipeline"),
+    "info": ("brickwork.eval.info", "what a checkpoint is: its bricks, their costs, its schedule"),
+    "convert lego": ("brickwork.gen.original.convert_lego", "the LEGO authors' checkpoint => a model folder"),
+    "data build emoji": ("brickwork.training.data.emoji", "build the emoji data set from its public packages"),
+}
+
+
+def overview(group: str = "") -> str:
+    """The list of commands, or of those of a group such as `convert`."""
+    rows = {name: text for name, (_, text) in COMMANDS.items() if name.startswith(group)}
+    width = max(map(len, rows)) + 2
+    lines = [f"  {name:<{width}}{text}" for name, text in rows.items()]
+    return "\n".join(
+        [f"usage: brickwork {group + ' ' if group else ''}COMMAND …", "", *lines, "", "brickwork COMMAND --help"]
+    )
+
+
+def _find(words: list[str]) -> tuple[str, list[str]]:
+    """The longest command that the words begin with, and the words behind it."""
+    for length in (3, 2, 1):
+        name = " ".join(words[:length])
+        if name in COMMANDS:
+            return name, words[length:]
+    return "", words
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; a `ValueError` becomes one line and the exit status 2."""
+    words = sys.argv[1:] if arguments is None else arguments
+    name, rest = _find(words)
+    if not name:
+        return _answer(words)
+    module = importlib.import_module(COMMANDS[name][0])
+    parser = argparse.ArgumentParser(
+        prog=f"brickwork {name}", formatter_class=argparse.RawDescriptionHelpFormatter, description=COMMANDS[name][1]
+    )
+    module.configure_parser(parser)
+    args = parser.parse_args(rest)
+    try:
+        brickwork.register()
+        return args.run(args) or 0
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _answer(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if words[0] == "--version":
+        print(brickwork.__version__)
+        return 0
+    given = " ".join(word for word in words[:3] if not word.startswith("-"))
+    if any(name.startswith(f"{words[0]} ") for name in COMMANDS):
+        known = len(words) == 1 or words[1] in ("-h", "--help")
+        print(overview(words[0]), file=sys.stdout if known else sys.stderr)
+        return 0 if known else 2
+    near = difflib.get_close_matches(given, COMMANDS, n=3) or difflib.get_close_matches(words[0], COMMANDS, n=3)
+    mend = f"did you mean {' or '.join(near)}?" if near else "`brickwork --help` lists them."
+    print(f"error: there is no command {given!r}; {mend}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
