@@ -173,9 +173,7 @@ class LegoPipeline(BrickworkPipeline):
                     break
                 for timestep in timesteps[step * order : (step + 1) * order]:
                     output = self._predict(latents, timestep, *conditions, step_bricks)
-                    latents = self.scheduler.step(output, timestep, latents, generator=generators, return_dict=False)[
-                        0
-                    ]
+                    latents = self.scheduler.step(output, timestep, latents, generator=generators).prev_sample
                 if callback_on_step_end is not None:
                     inputs = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
                     changed = callback_on_step_end(self, step, timesteps[step * order], inputs) or {}

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Self
 
 from diffusers import DiffusionPipeline
 
@@ -34,7 +35,7 @@ class BrickworkPipeline(DiffusionPipeline):
         super().register_to_config(**kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "BrickworkPipeline":
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> Self:
         """Load a folder written by `save_pretrained`, or a repository of the Hub.
 
         Takes what `DiffusionPipeline.from_pretrained` takes, such as `dtype`, `device_map` or single components. Only
