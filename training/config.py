@@ -199,6 +199,17 @@ class TrainConfig:
         return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False)
 
 
+def _is_number(value: Any) -> bool:
+    """Numbers, and text such as `1e-3`, which YAML 1.1 does not take for a number."""
+    if isinstance(value, str):
+        try:
+            float(value)
+        except ValueError:
+            return False
+        return True
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _fits(value: Any, hint: Any) -> bool:
     if hint is Any:
         return True
@@ -208,7 +219,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if options:  # a union such as str | None
         return any(_fits(value, option) for option in options)
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return _is_number(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint)

@@ -1,0 +1,129 @@
+"""The entry script, as a user starts it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from brickwork.training.train_backbone import main
+
+SCRIPT = Path(__file__).parents[2] / "training" / "train_backbone.py"
+
+
+def test_accelerate_launch_and_torchrun_with_two_processes(tiny_yaml, tmp_path):
+    """One process by `accelerate launch`, then two by torchrun over gloo go on with the same run."""
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [SCRIPT, "--config", tiny_yaml, f"run.output_dir={tmp_path / 'run'}"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1", "--num_machines=1"]
+    launch += ["--mixed_precision=no", "--dynamo_backend=no", "--cpu"]
+    done = subprocess.run([*launch, *command], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "32/32" in done.stderr.replace(".0", "")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*torchrun, *command, "run.total_images=48"], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    starts = [json.loads(line) for line in (tmp_path / "run" / "starts.jsonl").read_text().splitlines()]
+    assert [(s["processes"], s["distributed"], s["model"], s["images"]) for s in starts] == [
+        (1, "NO", "LegoTransformer2DModel", 0),
+        (2, "MULTI_CPU", "DistributedDataParallel", 32),
+    ]
+    assert (tmp_path / "run" / "checkpoints" / "images-000000000048").is_dir()
+
+
+def test_dry_run_checks_everything_and_leaves_nothing(tiny_yaml, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main(["--config", str(tiny_yaml), "--dry-run", f"run.output_dir={folder}", "run.seed=5"]) == 0
+    out = capsys.readouterr().out
+    assert "LegoTransformer2DModel: " in out
+    assert "102 images of 9 classes to train on, 6 held out" in out
+    assert "8 images a step = 8 × 1 accumulated × 1 process(es)" in out
+    assert yaml.safe_load(out[out.index("model:\n") :])["run"]["seed"] == 5
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run.batchsize=8", "did you mean `batch_size`"),
+        ("data.source=/nowhere.parquet", "/nowhere.parquet"),
+        ("data.held_out=0.999", "No image is left to train on"),
+        ("model.type=LegoTransformer", "did you mean LegoTransformer2DModel"),
+        ("objective.type=edn", "did you mean edm"),
+        ("model.config.window_size=[8]", "did you mean 'window_sizes'"),
+        ("model.preset=lego-s-pg-46", "lego-s-pg-64"),
+        ("model.init_from=/nowhere", "`model.init_from` is '/nowhere', which holds no LegoTransformer2DModel"),
+        ("data.classes=[Smiles]", "the data set has Smileys & Emotion"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(tiny_yaml, tmp_path, capsys, override, message):
+    assert main(["--config", str(tiny_yaml), "--dry-run", f"run.output_dir={tmp_path / 'run'}", override]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_a_preset_with_values_over_it(tiny_run):
+    run = tiny_run("run", "model.preset=lego-s-pg-64", "data.classes=[Flags]", "model.config.mlp_ratio=2.0")
+    assert run.model.config.window_sizes == [8, 4]
+    assert run.model.config.mlp_ratio == 2.0
+    assert run.model.config.num_classes == 1
+    assert run.model.config.id2label == {0: "Flags"}
+    assert run.model.config.sample_size == 8
+
+
+def test_initial_weights_follow_the_seed_alone(tiny_run):
+    first = tiny_run("a").model
+    torch.rand(3)
+    second = tiny_run("b").model
+    assert torch.equal(first.bricks[0].patch_embed.weight, second.bricks[0].patch_embed.weight)
+    assert not torch.equal(
+        first.bricks[0].patch_embed.weight, tiny_run("c", "run.seed=1").model.bricks[0].patch_embed.weight
+    )
+
+
+def test_starting_from_saved_weights(tiny_run, tmp_path):
+    from brickwork.training.loop import train
+
+    train(tiny_run("first", "run.total_images=8", "objective.brick_dropout=0"))
+    for source in ("pipeline", "pipeline/transformer"):
+        run = tiny_run("second", f"model.init_from={tmp_path / 'first' / source}")
+        exported = tiny_run("x").model.from_pretrained(tmp_path / "first" / "pipeline" / "transformer")
+        assert torch.equal(run.model.bricks[1].proj_out.weight, exported.bricks[1].proj_out.weight)
+        assert run.model.config.trained_subsets == "any"  # brick dropout is on in this run
+    with pytest.raises(ValueError, match="a network of 9 classes; the data have 1"):
+        tiny_run("third", f"model.init_from={tmp_path / 'first' / 'pipeline'}", "data.classes=[Flags]")
+    train(tiny_run("second", f"model.init_from={tmp_path / 'first' / 'pipeline'}", "run.total_images=8"))
+    assert (tmp_path / "second" / "pipeline").exists()
+
+
+def test_settings_reach_the_network(tiny_run):
+    run = tiny_run("run", "run.gradient_checkpointing=true", "model.attention_backend=_native_math")
+    assert run.model.is_gradient_checkpointing
+
+
+def test_buckets_train(tiny_run, tmp_path):
+    """The sample's pictures are square; some are cut to be wide, so that steps of two shapes alternate."""
+    import numpy as np
+
+    from brickwork.training.loop import train
+
+    run = tiny_run("run", "data.bucket_step=2", "run.total_images=112", "data.size=8", "samples.count=0")
+    images = run.stream.images
+    assert len(images.shapes) > 1
+    images.buckets = np.arange(len(images)) % len(images.shapes)
+    run.stream.row = type(run.stream.row)(
+        run.stream.row.rows, images.buckets[run.stream.row.rows], images.shapes, 8, 0
+    )
+    shapes = set()
+    hook = run.model.register_forward_pre_hook(lambda m, inputs: shapes.add(tuple(inputs[0].shape)))
+    train(run)
+    hook.remove()
+    assert {shape[2:] for shape in shapes if shape[0] == 8} >= set(images.shapes)
