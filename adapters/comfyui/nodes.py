@@ -110,13 +110,13 @@ def patch_model(model, adapter: Adapter, strength_lora: float, strength_norms: f
     """
     import comfy.lora
 
-    key_map = comfy.lora.model_lora_keys_unet(model.model, {})
+    tensors = model.model.state_dict()
     places = {}
-    for name, key in key_map.items():
+    for name, key in comfy.lora.model_lora_keys_unet(model.model, {}).items():
         path = module_path(name.removeprefix("lora_unet_")) if name.startswith("lora_unet_") else None
-        if path is not None:
+        if path is not None and key in tensors:  # the map also names layers that smaller models lack
             places[path] = key
-    check_fits(adapter, _shapes(model, places), "this model")
+    check_fits(adapter, _shapes(tensors, places), "this model")
     lora = {}
     for path, pair in adapter.convs.items():
         lora |= {f"{kohya_name(path)}.lora_down.weight": pair.down, f"{kohya_name(path)}.lora_up.weight": pair.up}
@@ -143,8 +143,7 @@ def _weight_key(places: dict[str, str], norm_key: str) -> str:
     return places[path].removesuffix("weight") + part
 
 
-def _shapes(model, places: dict[str, str]) -> dict[str, tuple[int, ...]]:
-    tensors = model.model.state_dict()
+def _shapes(tensors: dict[str, torch.Tensor], places: dict[str, str]) -> dict[str, tuple[int, ...]]:
     shapes = {}
     for path, key in places.items():
         shape = tuple(tensors[key].shape)
@@ -159,13 +158,19 @@ def _norm_patches(model, adapter: Adapter, places: dict[str, str]) -> dict:
         key = _weight_key(places, norm_key)
         difference = value.double()
         if not adapter.differences:
-            difference = difference - _own_weight(own[key][0]).to("cpu", torch.float64)
-        patches[key] = ("diff", (difference.float(),))
+            difference = difference - _own_weight(model, key, own[key][0]).to("cpu", torch.float64)
+        patches[key] = (difference.float(),)  # a lone tensor is added, in every version
     return patches
 
 
-def _own_weight(first) -> torch.Tensor:
-    """The unpatched weight: older ComfyUI gives the tensor, newer the tensor and what turns it into plain numbers."""
+def _own_weight(model, key: str, first) -> torch.Tensor:
+    """The unpatched weight: the one put by while the model is patched, else the first entry of `get_key_patches`.
+
+    Older ComfyUI gives tensors, newer ones the tensor with something beside it.
+    """
+    kept = getattr(model, "backup", {}).get(key)
+    if kept is not None:
+        return getattr(kept, "weight", kept)
     if isinstance(first, tuple):
         weight, convert = first
         return convert(weight.clone(), inplace=False)
