@@ -20,7 +20,6 @@ from brickwork.eval.metrics import (
     kernel_distance,
     manifold_scores,
     nearest_neighbours,
-    neighbour_radii,
     require_samples,
 )
 from brickwork.eval.pictures import grid, neighbour_sheet
@@ -134,8 +133,12 @@ def calculate(
 def _tags_of(entry: dict) -> dict:
     """What every result can be drawn over: the size, and what is known of how the set was sampled."""
     generation = entry["generation"] or {}
-    known = {"steps": generation.get("call", {}).get("num_inference_steps"), "gflops": generation.get("gflops")}
-    tags = {"width": entry["size"][0], "height": entry["size"][1], **known}
+    width, height = entry["size"]
+    size = {"size": width} if width == height else {"width": width, "height": height}
+    tags = size | {
+        "steps": generation.get("call", {}).get("num_inference_steps"),
+        "gflops": generation.get("gflops"),
+    }
     return {key: value for key, value in tags.items() if value is not None}
 
 
@@ -155,15 +158,6 @@ def _require_same_size(measured: FeatureSet, reference: Reference, source: str |
             f"samples: pictures in {source} are {size[0]}x{size[1]} and the reference's {wanted[0]}x{wanted[1]}; make"
             f" the reference at that size (`evaluate ref --resolution {size[0]}`) or pass --resolution here"
         )
-
-
-def _features_of(reference: Reference) -> torch.Tensor:
-    if reference.features is None:
-        raise ValueError(
-            "reference: the file holds no features, only their mean and covariance; make it without --no-features"
-            " for kd and prdc"
-        )
-    return reference.features
 
 
 def _frechet(table: dict, name: str, output: str, measured: FeatureSet, reference: Reference) -> None:
@@ -187,7 +181,7 @@ def _measure_sfd(table, measured, reference, extractor, settings) -> None:
 
 
 def _measure_kd(table, measured, reference, extractor, settings) -> None:
-    real, generated = _features_of(reference), measured.outputs["features"]
+    real, generated = reference.require_features(), measured.outputs["features"]
     size = min(settings.subset_size, len(real), len(generated))
     mean, spread = kernel_distance(real, generated, settings.subsets, size, settings.seed)
     details = {"subsets": settings.subsets, "subset_size": size, "seed": settings.seed}
@@ -208,9 +202,9 @@ def _measure_is(table, measured, reference, extractor, settings) -> None:
 
 
 def _measure_prdc(table, measured, reference, extractor, settings) -> None:
-    scores = manifold_scores(
-        _features_of(reference), measured.outputs["features"], settings.precision_k, settings.density_k
-    )
+    ks = settings.precision_k, settings.density_k
+    generated = measured.outputs["features"]
+    scores = manifold_scores(reference.require_features(), generated, *ks, real_radii=reference.radii(*ks))
     for name, value in scores.items():
         k = settings.precision_k if name in ("precision", "recall") else settings.density_k
         table.setdefault(name, MetricValues({"k": k})).values.append(value)
@@ -239,9 +233,9 @@ def memorisation(reference: Reference, features: torch.Tensor) -> dict:
         `copies`, the share of such samples; `distance_ratio`, the median over samples of the one distance over the
         other; `nearest`, for the first samples the row numbers in the reference and the distances.
     """
-    real = _features_of(reference)
+    real = reference.require_features()
     distances, rows = nearest_neighbours(features, real, min(NEIGHBOURS, len(real)))
-    own = neighbour_radii(real, 1)[rows[:, 0]]
+    own = reference.radii(1)[rows[:, 0], 0]
     ratio = distances[:, 0] / own.clamp_min(torch.finfo(torch.float64).tiny)
     shown = slice(0, NEIGHBOUR_SAMPLES)
     return {

@@ -6,6 +6,7 @@ and the manifold scores, which it lacks.
 """
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torchmetrics import Metric
@@ -13,6 +14,7 @@ from torchmetrics.image.inception import InceptionScore as _InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
 BLOCK = 512  # columns of the second moment computed at once: only blocks on and above the diagonal are needed
+ROWS = 2048  # rows that distances are computed for at once
 
 
 class FeatureStatistics(Metric):
@@ -58,7 +60,7 @@ class FeatureStatistics(Metric):
 def feature_statistics(features: torch.Tensor) -> tuple[int, torch.Tensor, torch.Tensor]:
     """Count, mean and covariance of features that are all there."""
     statistics = FeatureStatistics(features.shape[1], sync_on_compute=False)
-    for rows in features.split(2048):
+    for rows in features.split(ROWS):
         statistics.update(rows)
     return statistics.compute()
 
@@ -163,22 +165,26 @@ def inception_score(logits: torch.Tensor, splits: int = 10, seed: int = 0) -> tu
     return mean.item(), deviation.item() if splits > 1 else None
 
 
-def _distances(a: torch.Tensor, b: torch.Tensor, rows: int = 2048):
-    """Euclidean distances `(up to rows, len(b))` of `a` to `b`, block by block, in float64."""
+def _distances(a: torch.Tensor, b: torch.Tensor):
+    """Euclidean distances `(up to ROWS, len(b))` of `a` to `b`, block by block, in float64."""
     b = b.double()
-    for block in a.double().split(rows):
+    for block in a.double().split(ROWS):
         yield torch.cdist(block, b)
 
 
-def neighbour_radii(features: torch.Tensor, k: int) -> torch.Tensor:
-    """Distance `(count,)` of each row to its k-th nearest other row."""
-    if len(features) <= k:
-        raise ValueError(f"features: got {len(features)} rows, need more than {k} for the {k}-th nearest neighbour")
+def neighbour_radii(features: torch.Tensor, ks: Sequence[int]) -> torch.Tensor:
+    """Distance `(count, len(ks))` of each row to its k-th nearest other row, for each k."""
+    if len(features) <= max(ks):
+        raise ValueError(
+            f"features: got {len(features)} rows, need more than {max(ks)}, the neighbour asked for; use more images or"
+            " a smaller k"
+        )
     radii = []
-    for start, distances in zip(range(0, len(features), 2048), _distances(features, features)):
+    for start, distances in zip(range(0, len(features), ROWS), _distances(features, features)):
         own = torch.arange(len(distances))
         distances[own, start + own] = -1.0  # a row is its own first, even beside a duplicate
-        radii.append(distances.kthvalue(k + 1, dim=1).values)
+        nearest = distances.topk(max(ks) + 1, dim=1, largest=False, sorted=True).values
+        radii.append(nearest[:, list(ks)])
     return torch.cat(radii)
 
 
@@ -189,21 +195,28 @@ def nearest_neighbours(queries: torch.Tensor, features: torch.Tensor, k: int = 1
 
 
 def manifold_scores(
-    real: torch.Tensor, generated: torch.Tensor, precision_k: int = 3, density_k: int = 5
+    real: torch.Tensor,
+    generated: torch.Tensor,
+    precision_k: int = 3,
+    density_k: int = 5,
+    real_radii: torch.Tensor | None = None,
 ) -> dict[str, float]:
     """Precision and recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797).
 
     Args:
         real, generated: Features `(count, dimension)`.
         precision_k, density_k: The neighbour that sets a ball's radius; 3 and 5 are the papers' choices.
+        real_radii: `neighbour_radii(real, (precision_k, density_k))`, if it is known already.
 
     Returns:
         `precision`: share of generated images inside some real image's ball; `recall`: the other way round;
         `density`: mean number of real balls a generated image lies in, over k (may exceed 1); `coverage`: share of
         real images with a generated one in their ball.
     """
-    real_precision, generated_precision = neighbour_radii(real, precision_k), neighbour_radii(generated, precision_k)
-    real_density = neighbour_radii(real, density_k)
+    if real_radii is None:
+        real_radii = neighbour_radii(real, (precision_k, density_k))
+    real_precision, real_density = real_radii.unbind(dim=1)
+    generated_precision = neighbour_radii(generated, (precision_k,))[:, 0]
     precise, balls, nearest = 0, 0, torch.full((len(real),), torch.inf, dtype=torch.float64)
     recalled = torch.zeros(len(real), dtype=torch.bool)
     start = 0

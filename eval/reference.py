@@ -6,7 +6,7 @@ distances, manifold scores and nearest neighbours) and its hash; the metadata sa
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ import torch
 from brickwork.eval.extractors import Extractor
 from brickwork.eval.feature_sets import FeatureSet, extract_features
 from brickwork.eval.image_sets import Preparation, open_image_set, write_atomically
+from brickwork.eval.metrics import neighbour_radii
 from brickwork.eval.protocols import get_protocol
 from brickwork.eval.versions import library_versions
 
@@ -35,6 +36,7 @@ class Reference:
     statistics: dict[str, tuple[int, torch.Tensor, torch.Tensor]]
     features: torch.Tensor | None
     digests: torch.Tensor
+    _radii: dict[int, torch.Tensor] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return self.info["count"]
@@ -71,6 +73,22 @@ class Reference:
             if f"{name}.mean" in tensors
         }
         return cls(info, statistics, tensors.get("features"), tensors["digests"])
+
+    def require_features(self) -> torch.Tensor:
+        """The features, or an error that says how to get them."""
+        if self.features is None:
+            raise ValueError(
+                "reference: the file holds no features, only their mean and covariance; make it without --no-features"
+                " for kd and prdc"
+            )
+        return self.features
+
+    def radii(self, *ks: int) -> torch.Tensor:
+        """`neighbour_radii` of the features, computed once for all sets that are measured."""
+        missing = tuple(sorted({k for k in ks if k not in self._radii}))
+        if missing:
+            self._radii.update(zip(missing, neighbour_radii(self.require_features(), missing).unbind(dim=1)))
+        return torch.stack([self._radii[k] for k in ks], dim=1)
 
     @property
     def identity(self) -> str:

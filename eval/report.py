@@ -25,8 +25,10 @@ h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; } p, figcaption { color: var(--sof
 th, td { border-bottom: 1px solid var(--line); padding: .35rem 1rem .35rem 0; text-align: left; white-space: nowrap;
          vertical-align: top; }
 th { font-weight: 600; } tbody tr:nth-child(odd) { background: var(--band); }
-td small { color: var(--soft); display: block; } .warning { border-left: 4px solid var(--accent); padding: .2rem 1rem; }
-.figures { display: flex; flex-wrap: wrap; gap: 1.5rem; } figure { margin: 0; } figure img { max-width: 100%; }
+td small { color: var(--soft); display: block; }
+.warning { border-left: 4px solid var(--accent); padding: .2rem 1rem; }
+figure { margin: 0 0 1.4rem; }
+.figures { display: flex; flex-wrap: wrap; gap: 1.5rem; } figure img { max-width: 100%; }
 img.pixels { image-rendering: pixelated; min-width: 16rem; } code { font-size: .85em; }
 """
 # Whether more is better, by the beginning of a metric's name; for the arrows beside names.
@@ -101,9 +103,10 @@ def _lead(results: Sequence[dict]) -> str:
     if unlike:
         listed = "".join(f"<li>{html.escape(line)}</li>" for line in unlike)
         return f'<div class="warning"><p>These results cannot be compared; they differ in</p><ul>{listed}</ul></div>'
+    count = f"{len(results)} result{'s' if len(results) > 1 else ''}"
     return (
-        f"<p>{len(results)} result{'s' if len(results) > 1 else ''} by protocol <b>{html.escape(first['protocol']['name'])}"
-        f"</b> ({html.escape(first['protocol']['description'])}) with {html.escape(first['extractor']['name'])}, N ="
+        f"<p>{count} by protocol <b>{html.escape(first['protocol']['name'])}</b>"
+        f" ({html.escape(first['protocol']['description'])}) with {html.escape(first['extractor']['name'])}, N ="
         f" {first['count']}, against {first['reference']['count']} pictures of"
         f" <code>{html.escape(str(first['reference']['source']))}</code>.</p>"
     )
@@ -118,13 +121,15 @@ def _all_metrics(results: Sequence[dict]) -> list[str]:
     return list(dict.fromkeys(name for result in results for name in result["metrics"]))
 
 
+def _sets(result: dict) -> str:
+    return f"{len(result['sets'])} sets" if len(result["sets"]) > 1 else "1 set"
+
+
 def _metrics_section(results: Sequence[dict]) -> str:
     names = _all_metrics(results)
     rows = []
     for result in results:
-        cells = [
-            f"<b>{html.escape(result['name'])}</b><small>{len(result['sets'])} set(s), N = {result['count']}</small>"
-        ]
+        cells = [f"<b>{html.escape(result['name'])}</b><small>{_sets(result)}, N = {result['count']}</small>"]
         for name in names:
             entry = result["metrics"].get(name)
             if entry is None:
@@ -171,8 +176,12 @@ def _curves_section(results: Sequence[dict], folder: Path) -> str:
 
 
 def _draw_curves(path: Path, tag: str, results: Sequence[dict]) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import EngFormatter, MaxNLocator
+    except ModuleNotFoundError as error:
+        raise ValueError("report: curves need matplotlib: pip install 'brickwork[report]'") from error
 
     names = _all_metrics(results)
     columns = min(3, len(names))
@@ -194,6 +203,8 @@ def _draw_curves(path: Path, tag: str, results: Sequence[dict]) -> None:
         axes.set_title(name, fontsize=10, loc="left")
         axes.set_xlabel(tag, fontsize=9)
         axes.tick_params(labelsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.spines[["top", "right"]].set_visible(False)
         if len(series) > 1:
             axes.legend(fontsize=8, frameon=False)
@@ -240,9 +251,9 @@ def _pictures_section(result: dict, source: Path, number: int, folder: Path) -> 
 
 def _memorisation_text(found: dict) -> str:
     return (
-        f"<p><b>{100 * found['copies']:.1f}%</b> of the samples are nearer to a training picture than that picture is"
-        f" to any other training picture; the median sample is {found['distance_ratio']:.2f} times as far away. A model"
-        " that copies is near 100% and 0.</p>"
+        f"<p><b>{100 * found['copies']:.1f}%</b> of the samples are nearer to a training picture than that picture is to"
+        f" any other; the median sample is {found['distance_ratio']:.2f} times as far away from it. A model that copies"
+        " is near 100% and 0.</p>"
     )
 
 

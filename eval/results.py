@@ -137,8 +137,11 @@ def _compared(value: dict, first: dict) -> dict:
 
 
 def format_value(value: float, spread: float | None = None) -> str:
-    """`7.612 ± 0.031`: four significant digits, the spread if there is one."""
-    return f"{value:.4g}" if spread is None else f"{value:.4g} ± {spread:.2g}"
+    """`7.61 ± 0.03` and `7.612`: two digits of the spread and the value to the same place, or four digits."""
+    if not spread:
+        return f"{value:.4g}"
+    decimals = max(0, 1 - math.floor(math.log10(spread)))
+    return f"{value:.{decimals}f} ± {spread:.{decimals}f}"
 
 
 def comparison_table(comparison: dict) -> str:

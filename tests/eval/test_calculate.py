@@ -159,7 +159,7 @@ def test_comparison_shows_differences_and_spreads(result):
     found = compare([with_values("first", 7.0, 0.3), with_values("second", 6.5, 0.4)])
     second = found["metrics"]["FD-Small"][1]
     assert second["difference"] == -0.5 and second["spread_of_difference"] == pytest.approx(0.5)
-    assert "7 ± 0.3" in comparison_table(found) and "6.5 ± 0.4 (-0.5 ± 0.5)" in comparison_table(found)
+    assert "7.00 ± 0.30" in comparison_table(found) and "6.50 ± 0.40 (-0.50 ± 0.50)" in comparison_table(found)
 
 
 @pytest.mark.parametrize(

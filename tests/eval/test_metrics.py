@@ -98,8 +98,8 @@ def test_statistics_refuse_features_that_mean_nothing():
         FeatureStatistics(12).update(rows)
     with pytest.raises(ValueError, match=r"need \(count, 5\)"):
         FeatureStatistics(5).update(features(0, 10))
-    with pytest.raises(ValueError, match="need at least 2"):
-        FeatureStatistics(12).compute()
+    with pytest.raises(ValueError, match="got 1 rows, need at least 2"):
+        feature_statistics(features(0, 1))
 
 
 @pytest.mark.parametrize("count, refused", [(11, True), (12, True), (13, False)])
@@ -192,6 +192,8 @@ def test_neighbours_are_found_in_order_and_a_row_is_not_its_own():
     distances, indices = nearest_neighbours(torch.tensor([[3.0, 3.0]]), rows, k=2)
     assert indices.tolist() == [[2, 3]]
     assert distances.tolist() == [[1.0, pytest.approx(13**0.5)]]
-    assert neighbour_radii(rows, 1).tolist() == [0.0, 0.0, pytest.approx(18**0.5), 1.0]
+    radii = neighbour_radii(rows, (1, 3))
+    assert radii[:, 0].tolist() == [0.0, 0.0, pytest.approx(18**0.5), 1.0]
+    assert radii[:, 1].tolist() == [5.0, 5.0, 5.0, pytest.approx(18**0.5)]
     with pytest.raises(ValueError, match="need more than 4"):
-        neighbour_radii(rows, 4)
+        neighbour_radii(rows, (1, 4))
