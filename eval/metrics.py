@@ -176,8 +176,8 @@ def neighbour_radii(features: torch.Tensor, ks: Sequence[int]) -> torch.Tensor:
     """Distance `(count, len(ks))` of each row to its k-th nearest other row, for each k."""
     if len(features) <= max(ks):
         raise ValueError(
-            f"features: got {len(features)} rows, need more than {max(ks)}, the neighbour asked for; use more images or"
-            " a smaller k"
+            f"features: got {len(features)} rows, need more than {max(ks)}, the neighbour asked for; use more images"
+            " or a smaller k"
         )
     radii = []
     for start, distances in zip(range(0, len(features), ROWS), _distances(features, features)):

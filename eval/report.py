@@ -251,9 +251,9 @@ def _pictures_section(result: dict, source: Path, number: int, folder: Path) -> 
 
 def _memorisation_text(found: dict) -> str:
     return (
-        f"<p><b>{100 * found['copies']:.1f}%</b> of the samples are nearer to a training picture than that picture is to"
-        f" any other; the median sample is {found['distance_ratio']:.2f} times as far away from it. A model that copies"
-        " is near 100% and 0.</p>"
+        f"<p><b>{100 * found['copies']:.1f}%</b> of the samples are nearer to a training picture than that picture is"
+        f" to any other; the median sample is {found['distance_ratio']:.2f} times as far away from it. A model that"
+        " copies is near 100% and 0.</p>"
     )
 
 
