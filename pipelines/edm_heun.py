@@ -110,7 +110,7 @@ class EDMHeunScheduler(SchedulerMixin, ConfigMixin):
     @property
     def state_in_first_order(self) -> bool:
         """Whether the next evaluation begins a step rather than correcting one."""
-        return self._slope is None
+        return self._begun is None
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin in the middle, as image-to-image does: `begin_index` is an even position of `timesteps`."""
@@ -158,8 +158,8 @@ class EDMHeunScheduler(SchedulerMixin, ConfigMixin):
         self._churn_stds = (self.config.s_noise * (raised**2 - levels**2).sqrt()).tolist()
         self._step_index = None
         self._begin_index = None
-        self._start = None  # the sample that the current step began with, between its two evaluations
-        self._slope = None  # dx/dsigma there
+        # Between the two evaluations of a step: the sample that it began with, and dx/dsigma there.
+        self._begun: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def _spaced_levels(self, num_inference_steps: int | None) -> torch.Tensor:
         if num_inference_steps is None or num_inference_steps < 1:
@@ -235,7 +235,7 @@ class EDMHeunScheduler(SchedulerMixin, ConfigMixin):
         if self._step_index is None:
             self._init_step_index(timestep)
         index = self._step_index
-        if index % 2 and self._slope is None:
+        if index % 2 and self._begun is None:
             raise ValueError(
                 f"Position {index} of `timesteps` corrects a step that was never begun; begin at an even one."
             )
@@ -244,14 +244,14 @@ class EDMHeunScheduler(SchedulerMixin, ConfigMixin):
         denoised = self.precondition_outputs(state, model_output.to(state.dtype), sigma)
         slope = (state - denoised) / sigma
         if index % 2 == 0:
-            self._start, self._slope = state, slope
+            self._begun = state, slope
             prev_sample = state + (self.sigmas[index + 1].item() - sigma) * slope
         else:
-            length = sigma - self.sigmas[index - 1].item()
-            prev_sample = self._start + length * 0.5 * (self._slope + slope)
+            (start, first_slope), length = self._begun, sigma - self.sigmas[index - 1].item()
+            prev_sample = start + length * 0.5 * (first_slope + slope)
             prev_sample = self._churn(prev_sample, (index + 1) // 2, generator)
         if index % 2 or index == len(self.timesteps) - 1:  # the step is over
-            self._start = self._slope = None
+            self._begun = None
         self._step_index += 1
 
         prev_sample, denoised = prev_sample.to(sample.dtype), denoised.to(sample.dtype)

@@ -167,6 +167,9 @@ def test_setting_timesteps_again_forgets_a_step_begun():
     scheduler = EDMHeunScheduler()
     scheduler.set_timesteps(3)
     scheduler.step(noise_of(), scheduler.timesteps[0], noise_of())
+    assert not scheduler.state_in_first_order
+    scheduler.set_timesteps(3)
+    assert scheduler.state_in_first_order and scheduler.step_index is None
     torch.testing.assert_close(
         sample_with(scheduler, noise_of(), 4), sample_with(EDMHeunScheduler(), noise_of(), 4), rtol=0, atol=0
     )

@@ -243,6 +243,7 @@ def test_callbacks_see_every_step_and_can_change_it(make_pipe, scheduler):
     assert [timestep for _, timestep, _ in steps] == sorted((timestep for _, timestep, _ in steps), reverse=True)
 
     def zero_the_last(pipeline, step, timestep, tensors):
+        assert tensors["latents"].dtype == torch.float64
         return {"latents": tensors["latents"].float() * (step < 3)}
 
     assert draw(pipe, [0, 1], num_inference_steps=4, callback_on_step_end=zero_the_last).abs().max() == 0
@@ -295,9 +296,10 @@ def test_subsets_with_gaps(make_pipe, calls):
     assert {bricks for *_, bricks in seen} == {(0, 2), (1, 2)}
 
 
+@pytest.mark.parametrize("scheduler", ["heun", "euler", "dpm"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_keeps_the_samplers_state(make_pipe, calls, dtype):
-    pipe = make_pipe()
+def test_half_precision_keeps_the_samplers_state(make_pipe, calls, dtype, scheduler):
+    pipe = make_pipe(SCHEDULERS[scheduler]())
     reference = draw(pipe, [0, 1], num_inference_steps=8)
     pipe.to(dtype)
     seen = calls(pipe)
@@ -334,7 +336,7 @@ def test_compiled_network(make_pipe):
 
 
 @pytest.mark.parametrize("kind", ["model", "sequential", "group"])
-def test_offloading(make_pipe, vae, kind):
+def test_offloading(make_pipe, vae, kind, monkeypatch):
     pipe = make_pipe(in_channels=4, vae=vae)
     reference = draw(pipe, [0, 1], guidance_scale=1.5, output_type="pt")
     if kind == "model":
@@ -345,8 +347,11 @@ def test_offloading(make_pipe, vae, kind):
         assert next(pipe.transformer.parameters()).device.type == "meta"
     else:
         pipe.transformer.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+    freed, free = [], pipe.maybe_free_model_hooks
+    monkeypatch.setattr(pipe, "maybe_free_model_hooks", lambda: freed.append(free()))
     for _ in range(2):
         assert torch.equal(draw(pipe, [0, 1], guidance_scale=1.5, output_type="pt"), reference)
+    assert len(freed) == 2
     if kind == "model":
         assert all(isinstance(model._hf_hook, accelerate.hooks.CpuOffload) for model in (pipe.transformer, pipe.vae))
 
