@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from brickwork.training.checkpoints import assign, trained_tensors
 
@@ -59,14 +60,20 @@ class EMA:
         was_training = self.model.training
         try:
             with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-                for name, tensor in self.followed.items():
-                    tensor.copy_(self.average[name])
+                self._write(self.average)
                 yield self.model.eval()
         finally:
             self.model.train(was_training)
-            with torch.no_grad():
-                for name, tensor in self.followed.items():
-                    tensor.copy_(kept[name])
+            self._write(kept)
+
+    @torch.no_grad()
+    def _write(self, tensors: dict[str, torch.Tensor]) -> None:
+        # A sharded module may still hold the whole weights of its last forward pass, which would be used again.
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+        for name, tensor in self.followed.items():
+            tensor.copy_(tensors[name])
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return dict(self.average)

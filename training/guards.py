@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Self
@@ -35,15 +36,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
+def run_folder(folder: Path) -> Iterator[None]:
     """Hold a run's folder for this process.
 
     The kernel gives the lock back when the process ends, however it ends, so a lock never goes stale; the file's text
     is only there to be read. It is a record lock: worker processes do not inherit it, and it works over NFS.
 
     Raises:
-        ValueError: where another process holds it, or the folder cannot be written.
+        ValueError: where another process holds it, the folder holds something else, or it cannot be written.
     """
+    _check_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("a+")
@@ -87,7 +89,7 @@ def on_main_process(accelerator: Accelerator, guard) -> Iterator[None]:
             entered.__exit__(None, None, None)
 
 
-def check_folder(folder: Path) -> None:
+def _check_folder(folder: Path) -> None:
     """Refuse a folder in which something else than a run lies.
 
     Raises:
@@ -136,6 +138,7 @@ def check_unchanged(saved: dict, config: TrainConfig, fingerprint: str) -> None:
         )
 
 
+@cache
 def versions() -> dict[str, str | bool | None]:
     """What a run is made with: package versions, and the commit with whether files differ from it."""
     return {

@@ -25,11 +25,10 @@ from brickwork.training.data.stream import PositionBatches, TrainingStream, stre
 from brickwork.training.ema import EMA
 from brickwork.training.guards import (
     StopSignal,
-    check_folder,
     check_unchanged,
-    folder_lock,
     note_start,
     on_main_process,
+    run_folder,
     versions,
 )
 from brickwork.training.previews import averaged_copy, export_pipeline, show
@@ -96,9 +95,7 @@ def train(run: Run) -> int:
             non-finite, a disk that takes no checkpoint. What was saved is never touched.
     """
     folder, accelerator = Path(run.config.run.output_dir), run.accelerator
-    if accelerator.is_main_process:
-        check_folder(folder)
-    with on_main_process(accelerator, folder_lock(folder)), StopSignal() as stop:
+    with on_main_process(accelerator, run_folder(folder)), StopSignal() as stop:
         return _train(run, folder, stop)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from brickwork.training.checkpoints import CheckpointFolder
-from brickwork.training.guards import LOCK, StopSignal, folder_lock, write_text
+from brickwork.training.guards import LOCK, StopSignal, run_folder, write_text
 from brickwork.training.loop import train
 
 HOLDER = """
@@ -36,11 +36,11 @@ def holder(tmp_path):
 
 
 def test_a_second_run_in_a_folder_is_refused_until_the_first_is_dead(tmp_path, holder):
-    with pytest.raises(ValueError, match=r"another run is at work \(process 1 on elsewhere\)"), folder_lock(tmp_path):
+    with pytest.raises(ValueError, match=r"another run is at work \(process 1 on elsewhere\)"), run_folder(tmp_path):
         pass
     holder.kill()  # SIGKILL: nothing is tidied up, and the lock is free all the same
     holder.wait()
-    with folder_lock(tmp_path):
+    with run_folder(tmp_path):
         assert f"process {os.getpid()} on" in (tmp_path / LOCK).read_text()
 
 
@@ -66,7 +66,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(ValueError, match="`run.output_dir` is .*cannot be written"),
-        folder_lock(tmp_path / "file" / "x"),
+        run_folder(tmp_path / "file" / "x"),
     ):
         pass
 
