@@ -15,7 +15,14 @@ _PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class _Adapted:
-    """Keeps the two added tensors, plain attributes outside the state dict, beside the module's own weight."""
+    """Keeps the two added tensors, plain attributes outside the state dict, beside the module's own weight.
+
+    Modules become adapted by `adapt`, never by construction: PEFT builds its own layers from the class of the one it
+    wraps, and gets plain ones.
+    """
+
+    def __new__(cls, *args, **kwargs):
+        return _BASE[cls](*args, **kwargs) if args or kwargs else super().__new__(cls)  # without arguments: a copy
 
     def _apply(self, fn, recurse=True):
         module = super()._apply(fn, recurse)

@@ -42,11 +42,14 @@ class _Tokens(dict):
 
 
 def make_unet(kind: str = "sd") -> UNet2DConditionModel:
-    """A UNet of SD's or SDXL's block types, a few channels wide; "two" has two levels and one attention layer."""
+    """A UNet of SD's or SDXL's block types, a few channels wide; "two" has two levels, "mini" hardly any layers."""
     torch.manual_seed(0)
     shared = {"sample_size": 8, "layers_per_block": 2, "norm_num_groups": 4, "attention_head_dim": 8}
-    if kind == "two":
+    if kind in ("two", "mini"):
         blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+        if kind == "mini":
+            blocks |= {"mid_block_type": None}
+            shared["layers_per_block"] = 1
         return UNet2DConditionModel(
             block_out_channels=(8, 16), cross_attention_dim=TEXT_WIDTH, **blocks, **shared
         ).eval()
