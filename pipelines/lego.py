@@ -154,7 +154,8 @@ class LegoPipeline(BrickworkPipeline):
         config = self.transformer.config
         labels = resolve_class_labels(class_labels, config.num_classes, config.id2label)
         labels = [label for label in labels for _ in range(num_images_per_label)]
-        schedule = brick_schedule or self.brick_schedule or BrickSchedule.full(self.transformer)
+        schedule = self.brick_schedule if brick_schedule is None else brick_schedule
+        schedule = BrickSchedule.full(self.transformer) if schedule is None else schedule
         self._check_schedule(schedule)
         device = self._execution_device
         self.scheduler.set_timesteps(num_inference_steps, device=device)

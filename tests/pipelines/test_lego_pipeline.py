@@ -416,6 +416,7 @@ def test_half_precision_vae_is_decoded_in_single_precision(make_pipe, vae):
         ({"latents": torch.zeros(1, 3, 8, 8), "height": 9}, r"needs \(1, 3, 9, 8\)"),
         ({"latents": torch.zeros(8)}, "batch, channels, height, width"),
         ({"brick_schedule": "fast"}, "`brick_schedule` is 'fast'"),
+        ({"brick_schedule": {}}, "`brick_schedule` is {}"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"\['noise'\]; allowed are \['latents'\]"),
     ],
 )
