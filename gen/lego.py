@@ -16,7 +16,7 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from brickwork.gen.blocks.dit import DiTTokenBlock
-from brickwork.gen.blocks.modulation import Modulation, modulate
+from brickwork.gen.blocks.modulation import Modulation, modulate, plain_layer_norm
 from brickwork.gen.blocks.windows import (
     pad_to_multiple,
     static_size,
@@ -79,7 +79,6 @@ class LegoBrick(nn.Module):
         self.blocks = nn.ModuleList(
             DiTTokenBlock(dim, num_attention_heads, mlp_ratio, cond_dim) for _ in range(num_layers)
         )
-        self.norm_out = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.final_modulation = Modulation(cond_dim, dim, 2)
         self.proj_out = nn.Linear(dim, out_channels * patch_size**2)
         table = sincos_position_table(dim, self.window_tokens, self.window_tokens)
@@ -129,7 +128,7 @@ class LegoBrick(nn.Module):
             else:
                 hidden_states = block(hidden_states, temb, token_mask)
         shift, scale = self.final_modulation(temb)
-        hidden_states = self.proj_out(modulate(self.norm_out(hidden_states), shift, scale))
+        hidden_states = self.proj_out(modulate(plain_layer_norm(hidden_states), shift, scale))
         sample = window_reverse(hidden_states, window, padded_height, padded_width, patch_size=patch)
         return sample[..., :height, :width]
 

@@ -79,8 +79,9 @@ class WindowAttnProcessor:
         """Attention over `(N, tokens, heads, head_dim)`; the head width of `value` may be another."""
         if query.shape[1] <= SMALL_WINDOW and key.shape[1] <= SMALL_WINDOW:
             return small_window_attention(query, key, value, attn_mask)
+        # A default float counts as a variable under `torch.compile(dynamic=True)`; a given one is a constant.
         return dispatch_attention_fn(
-            query, key, value, attn_mask=attn_mask, backend=self._attention_backend,
+            query, key, value, attn_mask=attn_mask, dropout_p=0.0, backend=self._attention_backend,
             parallel_config=self._parallel_config,
         )  # fmt: skip
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from brickwork.gen.blocks.attention import WindowAttention, heads_of
-from brickwork.gen.blocks.modulation import Modulation, gated_residual, modulate
+from brickwork.gen.blocks.modulation import Modulation, gated_residual, modulate, plain_layer_norm
 from brickwork.gen.blocks.registry import Block, register_block
 from brickwork.gen.blocks.windowed import Windowing, check_window
 
@@ -40,9 +40,7 @@ class DiTTokenBlock(nn.Module):
 
     def __init__(self, dim: int, num_attention_heads: int, mlp_ratio: float, cond_dim: int):
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.attn = WindowAttention(dim, num_attention_heads)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.mlp = FeedForward(dim, int(dim * mlp_ratio))
         self.modulation = Modulation(cond_dim, dim, 6)
 
@@ -51,9 +49,9 @@ class DiTTokenBlock(nn.Module):
     ) -> torch.Tensor:
         """`hidden_states (B, windows, tokens, D)`, `temb (B, cond_dim)`, `token_mask` bool `(windows, tokens)`."""
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.modulation(temb)
-        update = self.attn(modulate(self.norm1(hidden_states), shift_attn, scale_attn), token_mask)
+        update = self.attn(modulate(plain_layer_norm(hidden_states), shift_attn, scale_attn), token_mask)
         hidden_states = gated_residual(hidden_states, gate_attn, update)
-        update = self.mlp(modulate(self.norm2(hidden_states), shift_mlp, scale_mlp))
+        update = self.mlp(modulate(plain_layer_norm(hidden_states), shift_mlp, scale_mlp))
         return gated_residual(hidden_states, gate_mlp, update)
 
 

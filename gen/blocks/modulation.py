@@ -25,6 +25,15 @@ class Modulation(nn.Module):
         return self.linear(nn.functional.silu(temb)).chunk(self.num_chunks, dim=-1)
 
 
+def plain_layer_norm(hidden_states: torch.Tensor) -> torch.Tensor:
+    """LayerNorm without weights over the last dimension.
+
+    A function rather than `nn.LayerNorm`, whose `eps` attribute `torch.compile(dynamic=True)` first takes for a
+    variable: every graph would be compiled twice.
+    """
+    return nn.functional.layer_norm(hidden_states, hidden_states.shape[-1:], eps=1e-6)
+
+
 def modulate(hidden_states: torch.Tensor, shift: torch.Tensor | None, scale: torch.Tensor | None) -> torch.Tensor:
     """`hidden_states * (1 + scale) + shift` in one pass over `hidden_states (B, …, D)`.
 
