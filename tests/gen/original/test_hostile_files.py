@@ -4,6 +4,7 @@ import copyreg
 import io
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -157,8 +158,8 @@ STAND_IN = _stack_global(b"torch.nn.modules.linear", b"Linear")
         _stack_global(b"torch.storage", b"_load_from_bytes") + b"\x8c\x01x\x85R.",
         _stack_global(b"torch.storage", b"_load_from_bytes") + b"C\x00\x85R.",
         b"K\x01\x85R.",
-        b"R.", b"\x85.", b"0.", b"e.", b"u.", b"b.", b"(.", b"s.", b"}K\x01s.", b"h\x07.", b"\x94.", b"]K\x01(e.",
-        b"}(K\x01u.", b"}]K\x01s.", b"}(K\x01\x85K\x01u.", b"}(NK\x01u.", b".", b"\xff.", b"",
+        b"R.", b"\x85.", b"0.", b"e.", b"u.", b"b.", b"(.", b"N(\x85.", b"s.", b"}K\x01s.", b"h\x07.", b"\x94.",
+        b"]K\x01(e.", b"}(K\x01u.", b"}]K\x01s.", b"}(K\x01\x85K\x01u.", b"}(NK\x01u.", b".", b"\xff.", b"",
     ],
 )  # fmt: skip
 def test_programs_that_misuse_the_machine_are_refused(refused, program):
@@ -229,6 +230,11 @@ def test_foreign_files_are_named(refused, content):
     refused(content, "weights.pt")
 
 
+def test_what_a_snapshot_lacks_is_told(refused):
+    for content in ({"model": {}}, [1], {"ema": {"x": 1}}, {"ema": None}):
+        assert "holds no module under 'ema'" in refused(pickle.dumps(content))
+
+
 def test_what_is_no_file_is_named(tmp_path):
     for path in (tmp_path, tmp_path / "absent.pkl", "https://example.org/LEGO.pkl"):
         with pytest.raises(ValueError, match="not a file"):
@@ -257,6 +263,54 @@ def test_tensors_larger_than_their_storage_are_refused(maker, tiny, refused):
     assert "impossible" in refused(good.replace(shape, b"K\x00K\x04\x86", 1))
     tensors = tiny | {"model.model.0.x_embedder.proj.weight": torch.zeros(2, 2, 5, 4).permute(3, 2, 1, 0)}
     assert "not contiguous" in refused(maker.dumps(tensors))
+
+
+class StoragePickler(pickle.Pickler):
+    """Writes what lies in the bytes of a storage; a tuple that begins with "storage" refers to the numbers."""
+
+    def persistent_id(self, obj):
+        return obj if isinstance(obj, tuple) and obj[:1] == ("storage",) else None
+
+
+IDENTITY = ("storage", torch.FloatStorage, "0", "cpu", 2, None)
+SYSTEM = {"protocol_version": pickles.LEGACY_VERSION, "little_endian": True, "type_sizes": {"int": 4}}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({}, "holds no module"),  # nothing wrong with the storage
+        ({"magic": 1}, "legacy format"),
+        ({"version": 1002}, "legacy format"),
+        ({"system": SYSTEM | {"little_endian": False}}, "little-endian"),
+        ({"system": []}, "little-endian"),
+        ({"storage": 3}, "exactly one storage"),
+        ({"storage": [IDENTITY]}, "exactly one storage"),
+        ({"keys": ["1"]}, "exactly one storage"),
+        ({"keys": ["0", "1"]}, "exactly one storage"),
+        ({"storage": IDENTITY[:5]}, "makes no sense"),
+        ({"storage": ("storage", "FloatStorage", *IDENTITY[2:])}, "makes no sense"),
+        ({"storage": ("storage", ["FloatStorage"], *IDENTITY[2:])}, "makes no sense"),
+        ({"storage": (*IDENTITY[:2], 0, *IDENTITY[3:]), "keys": [0]}, "makes no sense"),
+        ({"storage": (*IDENTITY[:4], 2.0, None)}, "makes no sense"),
+        ({"storage": ("storage", os.getcwd, *IDENTITY[2:])}, "it names .*getcwd"),
+        ({"storage": ("storage", torch.nn.Linear, *IDENTITY[2:])}, "it names .*Linear"),
+        ({"count": 3}, "as many numbers as it declares"),
+        ({"count": -2}, "as many numbers as it declares"),
+        ({"numbers": bytes(7)}, "as many numbers as it declares"),
+        ({"numbers": bytes(9)}, "as many numbers as it declares"),
+        ({"numbers": b""}, "as many numbers as it declares"),
+    ],
+)
+def test_damaged_storages_are_told_apart(refused, change, message):
+    parts = {"magic": pickles.LEGACY_MAGIC, "version": pickles.LEGACY_VERSION, "system": SYSTEM, "storage": IDENTITY}
+    parts |= {"keys": ["0"], "count": 2, "numbers": bytes(8)} | change
+    file = io.BytesIO()
+    for name in ("magic", "version", "system", "storage", "keys"):
+        StoragePickler(file, protocol=2).dump(parts[name])
+    content = file.getvalue() + struct.pack("<q", parts["count"]) + parts["numbers"]
+    told = refused(pickle.dumps(Call(torch.storage._load_from_bytes, content)))
+    assert re.search(message, told)
 
 
 def test_one_storage_cannot_fill_the_memory(maker, refused):
