@@ -13,13 +13,14 @@ from brickwork.pipelines.lego import LegoPipeline
 from brickwork.training.config import TrainConfig
 
 
-def lego_pipeline(network: torch.nn.Module, objective) -> LegoPipeline:
-    return LegoPipeline(transformer=network, scheduler=EDMHeunScheduler(sigma_data=objective.sigma_data))
+def lego_pipeline(network: torch.nn.Module, objective, vae: torch.nn.Module | None = None) -> LegoPipeline:
+    """The pipeline that samples from a LEGO network."""
+    return LegoPipeline(transformer=network, scheduler=EDMHeunScheduler(sigma_data=objective.sigma_data), vae=vae)
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network's class, and `(network, objective)` => the pipeline that samples from it."""
+    """A network's class, and `(network, objective, vae)` => the pipeline that samples from it."""
 
     model: type
     pipeline: Callable
@@ -41,13 +42,14 @@ def choose(kinds: dict, name: str, key: str):
     raise ValueError(f"`{key}` is {name!r}; {mend}")
 
 
-def build_model(config: TrainConfig, class_names: list[str], in_channels: int | None = None) -> torch.nn.Module:
+def build_model(config: TrainConfig, class_names: list[str], size: int, channels: int) -> torch.nn.Module:
     """The network that a configuration describes, freshly initialised from the run's seed, or from saved weights.
 
     Args:
         config: of the run.
         class_names: of the data set, none for unlabelled data.
-        in_channels: of the data, where they are not pixels.
+        size: side of what the network trains on, in pixels, or of latents.
+        channels: of the same.
 
     Raises:
         ValueError: for configuration values that the network does not take, or weights that do not fit the data.
@@ -63,11 +65,12 @@ def build_model(config: TrainConfig, class_names: list[str], in_channels: int | 
         mend = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(sorted(known))}."
         raise ValueError(f"`model.config` has {unknown}, which {config.model.type} does not take; {mend}")
     values = {
-        "sample_size": config.data.size,
+        "sample_size": size,
+        "in_channels": channels,
         "num_classes": len(class_names) or None,
         "id2label": dict(enumerate(class_names)) or None,
         "trained_subsets": subsets,
-    } | ({} if in_channels is None else {"in_channels": in_channels})
+    }
     values = {key: value for key, value in values.items() if key in known} | config.model.config
     torch.manual_seed(config.run.seed)
     if config.model.preset:

@@ -20,37 +20,36 @@ from brickwork.eval.paired_loss import PairedSet
 from brickwork.gen.objectives import OBJECTIVES
 from brickwork.training.backbones import BACKBONES, build_model, choose, plan
 from brickwork.training.config import TrainConfig, load_config
-from brickwork.training.data.images import BrokenImage, LabelledImages, load_table, to_unit_range
+from brickwork.training.data.cache import CachedLatents, TensorCache, load_vae
+from brickwork.training.data.images import BrokenImage, LabelledImages, images_of
 from brickwork.training.data.stream import TrainingStream
 from brickwork.training.loop import Run, train
 
 
-def build_images(config: TrainConfig) -> LabelledImages:
-    data = config.data
-    return LabelledImages(
-        load_table(data.source, data.split),
-        data.size,
-        data.image_column,
-        data.label_column,
-        data.group_column,
-        data.classes,
-        data.bucket_step,
-        data.bucket_max_aspect,
-    )
+def build_images(config: TrainConfig) -> LabelledImages | CachedLatents:
+    """Pictures, or their cached latents."""
+    images = images_of(config)
+    if config.data.latents is None:
+        return images
+    if config.data.horizontal_flip:
+        raise ValueError("`data.horizontal_flip` is true, but latents cannot be mirrored; set it to false.")
+    return CachedLatents(images, config.data.latents, load_vae(TensorCache(config.data.latents).source))
 
 
-def build_held_out(images: LabelledImages, rows) -> PairedSet | None:
-    """The held-out pictures as squares, whatever the buckets; broken ones are left out."""
-    pictures, labels = [], []
+def build_held_out(images: LabelledImages | CachedLatents, rows) -> PairedSet | None:
+    """The held-out samples in one shape; broken ones are left out, and latents of another shape than the first."""
+    stills, labels = [], []
     for row in rows:
         try:
-            pictures.append(torch.from_numpy(to_unit_range(images.picture(row, (images.size, images.size)))))
-            labels.append(int(images.labels[row]))
+            still = torch.from_numpy(images.still(row))
         except BrokenImage:
             continue
-    if not pictures:
+        if not stills or still.shape == stills[0].shape:
+            stills.append(still)
+            labels.append(int(images.labels[row]))
+    if not stills:
         return None
-    return PairedSet.from_images(torch.stack(pictures), torch.tensor(labels) if images.class_names else None)
+    return PairedSet.from_images(torch.stack(stills), torch.tensor(labels) if images.class_names else None)
 
 
 def prepare(config: TrainConfig, accept_changes: bool = False) -> Run:
@@ -64,7 +63,10 @@ def prepare(config: TrainConfig, accept_changes: bool = False) -> Run:
     )
     images = build_images(config)
     train_rows, held_out_rows = images.split(config.data.held_out)
-    model = build_model(config, images.class_names)
+    vae = getattr(images, "vae", None)
+    if vae is not None:
+        vae.to(accelerator.device)
+    model = build_model(config, images.class_names, images.size, images.channels)
     if config.run.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if config.model.attention_backend:
@@ -81,7 +83,7 @@ def prepare(config: TrainConfig, accept_changes: bool = False) -> Run:
         objective,
         stream,
         build_held_out(images, held_out_rows),
-        partial(BACKBONES[config.model.type].pipeline, objective=objective),
+        partial(BACKBONES[config.model.type].pipeline, objective=objective, vae=vae),
         accept_changes=accept_changes,
     )
 

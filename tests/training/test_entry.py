@@ -12,29 +12,44 @@ import yaml
 
 from brickwork.training.train_backbone import main
 
+ACCELERATE = Path(__file__).parents[2] / "training" / "configs" / "accelerate"
 SCRIPT = Path(__file__).parents[2] / "training" / "train_backbone.py"
 
 
-def test_accelerate_launch_and_torchrun_with_two_processes(tiny_yaml, tmp_path):
-    """One process by `accelerate launch`, then two by torchrun over gloo go on with the same run."""
+def test_accelerate_launch_with_one_process_and_with_two(tiny_yaml, tmp_path):
+    """One process by `accelerate launch`, then two over gloo (accelerate calls torchrun) go on with the same run."""
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     command = [SCRIPT, "--config", tiny_yaml, f"run.output_dir={tmp_path / 'run'}"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1", "--num_machines=1"]
-    launch += ["--mixed_precision=no", "--dynamo_backend=no", "--cpu"]
-    done = subprocess.run([*launch, *command], capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "32/32" in done.stderr.replace(".0", "")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*torchrun, *command, "run.total_images=48"], capture_output=True, text=True, env=environment, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    for processes, total in (("one_cpu", 32), ("two_cpu_processes", 48)):
+        launch = [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            ACCELERATE / f"{processes}.yaml",
+        ]
+        done = subprocess.run(
+            [*launch, *command, f"run.total_images={total}"],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+    assert "48.0/48.0" in done.stderr
     starts = [json.loads(line) for line in (tmp_path / "run" / "starts.jsonl").read_text().splitlines()]
     assert [(s["processes"], s["distributed"], s["model"], s["images"]) for s in starts] == [
         (1, "NO", "LegoTransformer2DModel", 0),
         (2, "MULTI_CPU", "DistributedDataParallel", 32),
     ]
     assert (tmp_path / "run" / "checkpoints" / "images-000000000048").is_dir()
+
+
+@pytest.mark.parametrize("file", sorted(ACCELERATE.glob("*.yaml")), ids=lambda file: file.stem)
+def test_accelerate_takes_the_configuration_files(file):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    assert load_config_from_file(str(file)).num_processes >= 1
 
 
 def test_dry_run_checks_everything_and_leaves_nothing(tiny_yaml, tmp_path, capsys):

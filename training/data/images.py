@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from brickwork.training.config import TrainConfig
 from brickwork.training.data.buckets import bucket_shapes, nearest_bucket
 from brickwork.training.data.emoji import base_codepoints
 from brickwork.training.data.shards import ShardTable, shard_paths
@@ -122,6 +123,7 @@ class LabelledImages:
         bucket_max_aspect: longest side of a bucket over its shortest.
 
     Attributes:
+        size, channels: of the square picture that the network trains on.
         labels: `(N,)` class numbers. class_names: their names. groups: `N` names of groups.
         shapes: `(height, width)` of each bucket. buckets: `(N,)` the bucket of each row.
 
@@ -144,7 +146,7 @@ class LabelledImages:
             if column is not None and column not in table.column_names:
                 near = difflib.get_close_matches(column, table.column_names, n=1) or table.column_names
                 raise ValueError(f"`data.{argument}_column` is {column!r}; did you mean {', '.join(near)}?")
-        self.size, self.image_column = size, image_column
+        self.size, self.channels, self.image_column = size, 3, image_column
         labels, names = _labels(table, label_column)
         if classes is not None:
             unknown = [name for name in classes if name not in names]
@@ -209,6 +211,24 @@ class LabelledImages:
         picture, label = self[row]
         return to_unit_range(picture), label
 
+    def still(self, row: int) -> np.ndarray:
+        """The square picture, float32 `(3, size, size)` in [-1, 1], whatever the row's bucket; for held-out scores."""
+        return to_unit_range(self.picture(row, (self.size, self.size)))
+
+    def content_digest(self) -> str:
+        """A digest of the pictures themselves: every file's length, and the whole of about a hundred files."""
+        digest = hashlib.sha256()
+        for row in range(len(self)):
+            value = self.table[row][self.image_column]
+            content = value.get("bytes") or value.get("path") if isinstance(value, dict) else value
+            if isinstance(content, bytes):
+                digest.update(len(content).to_bytes(8))
+            else:
+                digest.update(Path(content).stat().st_size.to_bytes(8))
+            if row % (len(self) // 100 + 1) == 0:
+                digest.update(content if isinstance(content, bytes) else Path(content).read_bytes())
+        return digest.hexdigest()
+
     @property
     def fingerprint(self) -> str:
         """A digest of rows, labels, groups and shapes: two data sets with one digest give the same training."""
@@ -225,6 +245,21 @@ class LabelledImages:
         """
         share = np.array([int(hashlib.sha256(g.encode()).hexdigest()[:8], 16) / 2**32 for g in self.groups])
         return np.flatnonzero(share >= held_out), np.flatnonzero(share < held_out)
+
+
+def images_of(config: TrainConfig) -> LabelledImages:
+    """The data set that a run's configuration describes."""
+    data = config.data
+    return LabelledImages(
+        load_table(data.source, data.split),
+        data.size,
+        data.image_column,
+        data.label_column,
+        data.group_column,
+        data.classes,
+        data.bucket_step,
+        data.bucket_max_aspect,
+    )
 
 
 def _labels(table, column: str | None) -> tuple[list[int], list[str]]:

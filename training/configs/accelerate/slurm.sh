@@ -1,0 +1,20 @@
+#!/bin/bash
+# sbatch training/configs/accelerate/slurm.sh CONFIG [section.key=value …]
+# Before its time is up, SLURM sends SIGTERM; the run saves and leaves, and the requeued job goes on where it was.
+#SBATCH --job-name=brickwork
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=24:00:00
+#SBATCH --signal=TERM@180
+#SBATCH --requeue
+set -euo pipefail
+config=$1
+shift
+address=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export OMP_NUM_THREADS=8
+# exec, so that the launcher gets SLURM's signals; $SLURM_NODEID is each node's own, hence the single quotes.
+srun bash -c 'exec accelerate launch --config_file training/configs/accelerate/many_nodes.yaml \
+    --num_machines "$SLURM_NNODES" --num_processes $((SLURM_NNODES * 8)) --machine_rank "$SLURM_NODEID" \
+    --main_process_ip "$0" training/train_backbone.py --config "$@"' "$address" "$config" "$@"

@@ -1,0 +1,212 @@
+"""What a frozen network makes of a data set, computed once: latents of a VAE, or embeddings of captions.
+
+A cache is a folder of safetensors files and a JSON index with fingerprints of the data and of the network that made
+it, and is refused when either differs. Of latents the moments are kept (mean and logarithm of the variance), not one
+sample of them, so that every epoch draws anew, as training without a cache would.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from brickwork.training.config import load_config
+from brickwork.training.data.images import LabelledImages, images_of, to_unit_range
+
+INDEX = "index.json"
+ROWS_A_FILE = 1024
+
+
+def network_fingerprint(network: torch.nn.Module) -> str:
+    """A digest of a network's class, configuration and weights."""
+    config = json.dumps(dict(getattr(network, "config", {})), sort_keys=True, default=str)
+    digest = hashlib.sha256(f"{type(network).__name__} {config}".encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def build_cache(
+    folder: str | Path,
+    number: int,
+    compute: Callable[[int], dict[str, torch.Tensor]],
+    fingerprint: dict[str, str],
+    source: str = "",
+) -> Path:
+    """Compute and write a cache, under another name until it is whole; one that is there already is replaced.
+
+    Args:
+        folder: of the cache.
+        number: of rows.
+        compute: row => tensors by name.
+        fingerprint: what the cache depends on, such as `{"data": …, "network": …}`.
+        source: where the network came from.
+    """
+    folder = Path(folder)
+    if number < 1:
+        raise ValueError(f"`number` is {number}; a cache needs at least one row.")
+    if folder.exists() and any(folder.iterdir()) and not (folder / INDEX).exists():
+        raise ValueError(f"`folder` is {str(folder)!r}, which holds something else than a cache; name another folder.")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        for first in range(0, number, ROWS_A_FILE):
+            tensors = {}
+            for row in range(first, min(first + ROWS_A_FILE, number)):
+                computed = compute(row)
+                tensors |= {f"{row}|{name}": value.contiguous() for name, value in computed.items()}
+            save_file(tensors, temporary / f"rows-{first // ROWS_A_FILE:05d}.safetensors")
+        index = {"rows": number, "names": sorted(computed), "source": source, "fingerprint": fingerprint}
+        (temporary / INDEX).write_text(json.dumps(index, indent=1))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+class TensorCache:
+    """A cache to read from; files stay mapped, so rows come from the page cache.
+
+    Args:
+        folder: of the cache.
+        fingerprint: what the cache must have been made from; entries left out are not compared.
+
+    Raises:
+        ValueError: for a folder without a cache, or one made from something else, naming what differs.
+    """
+
+    def __init__(self, folder: str | Path, fingerprint: dict[str, str] | None = None):
+        self.folder = Path(folder)
+        try:
+            index = json.loads((self.folder / INDEX).read_text())
+        except (OSError, ValueError):
+            raise ValueError(f"{str(self.folder)!r} holds no cache; build one with `brickwork data cache`.") from None
+        self.rows, self.names, self.fingerprint = index["rows"], index["names"], index["fingerprint"]
+        self.source = index["source"]
+        stale = [name for name, value in (fingerprint or {}).items() if self.fingerprint.get(name) != value]
+        if stale:
+            raise ValueError(
+                f"The cache {str(self.folder)!r} is stale: its {' and '.join(stale)} differ from what it was made "
+                "from; build it anew with `brickwork data cache`."
+            )
+        self._files: dict[tuple[int, int], object] = {}
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
+        """The tensors of a row, by name."""
+        number = row // ROWS_A_FILE
+        key = (os.getpid(), number)  # a worker opens its own
+        if key not in self._files:
+            file = self.folder / f"rows-{number:05d}.safetensors"
+            self._files[key] = safe_open(file, framework="pt")
+        return {name: self._files[key].get_tensor(f"{row}|{name}") for name in self.names}
+
+
+@torch.no_grad()
+def cache_latents(folder: str | Path, images: LabelledImages, vae: torch.nn.Module, source: str = "") -> Path:
+    """Write the moments of a VAE's latents of every picture, each in the shape of its bucket.
+
+    Args:
+        folder: of the cache.
+        images: pictures; broken ones raise `BrokenImage`, so check the data first.
+        vae: an `AutoencoderKL`.
+        source: where the VAE came from, for pipelines built on the cache.
+    """
+    vae = vae.eval()
+    parameter = next(vae.parameters())
+
+    def moments(row: int) -> dict[str, torch.Tensor]:
+        picture = torch.from_numpy(to_unit_range(images.picture(row)))[None].to(parameter.device, parameter.dtype)
+        latent = vae.encode(picture).latent_dist
+        return {"mean": latent.mean[0].float().cpu(), "logvar": latent.logvar[0].float().cpu()}
+
+    return build_cache(folder, len(images), moments, latent_fingerprint(images, vae), source)
+
+
+def latent_fingerprint(images: LabelledImages, vae: torch.nn.Module) -> dict[str, str]:
+    """What cached latents depend on."""
+    return {
+        "data": f"{images.fingerprint} {images.content_digest()}",
+        "network": network_fingerprint(vae),
+    }
+
+
+class CachedLatents:
+    """A data set whose samples are cached latents, in the place of `LabelledImages`.
+
+    Args:
+        images: the pictures that the cache was made of; labels, groups and buckets are theirs.
+        cache: their moments.
+        vae: the VAE, for its scaling factor; the cache must have been made by it.
+
+    Raises:
+        ValueError: for a stale cache.
+    """
+
+    def __init__(self, images: LabelledImages, folder: str | Path, vae: torch.nn.Module):
+        self.images, self.vae = images, vae
+        self.cache = TensorCache(folder, latent_fingerprint(images, vae))
+        self.scale, self.shift = vae.config.scaling_factor, vae.config.get("shift_factor") or 0.0
+        self.labels, self.class_names, self.buckets = images.labels, images.class_names, images.buckets
+        self.table, self.shapes, self.split = images.table, images.shapes, images.split
+        self.channels, self.size = self.cache[0]["mean"].shape[0], self.cache[0]["mean"].shape[-1]
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{self.images.fingerprint} {self.cache.fingerprint}".encode()).hexdigest()
+
+    def sample(self, row: int, random: np.random.Generator) -> tuple[np.ndarray, int]:
+        """A draw from the latent's distribution, scaled, float32 `(C, h, w)`, and the label."""
+        moments = self.cache[row]
+        mean, logvar = moments["mean"].numpy(), moments["logvar"].clamp(-30, 20).numpy()
+        latent = mean + np.exp(0.5 * logvar) * random.standard_normal(mean.shape, dtype=np.float32)
+        return ((latent - self.shift) * self.scale).astype(np.float32), int(self.labels[row])
+
+    def still(self, row: int) -> np.ndarray:
+        """The mean of the distribution, scaled, float32 `(C, h, w)`."""
+        return ((self.cache[row]["mean"].numpy() - self.shift) * self.scale).astype(np.float32)
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `brickwork data cache`."""
+    parser.description = "Encode the pictures of a run's data set once with a VAE; set data.latents to the result."
+    parser.epilog = "example: brickwork data cache --output latents --vae stabilityai/sd-vae-ft-mse --config run.yaml"
+    parser.add_argument("--output", type=Path, required=True, help="folder of the cache")
+    parser.add_argument("--vae", required=True, help="folder or hub name of an AutoencoderKL")
+    parser.add_argument("--config", type=Path, help="the run's YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values over the file")
+    parser.set_defaults(run=run_cache)
+
+
+def run_cache(args: argparse.Namespace) -> int:
+    """Build the cache."""
+    images = images_of(load_config(args.config, args.overrides))
+    path = cache_latents(args.output, images, load_vae(args.vae), args.vae)
+    print(f"The latents of {len(images):,} images are in {path}; train with data.latents={path}.")
+    return 0
+
+
+def load_vae(source: str) -> torch.nn.Module:
+    """An `AutoencoderKL` from a folder, a pipeline's folder or the hub."""
+    from diffusers import AutoencoderKL
+
+    try:
+        return AutoencoderKL.from_pretrained(Path(source) / "vae" if (Path(source) / "vae").is_dir() else source)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`vae` is {source!r}, which holds no AutoencoderKL: {error}") from error

@@ -1,0 +1,164 @@
+"""What is in a data set, and what is wrong with it, before a run finds out."""
+
+import argparse
+import hashlib
+import json
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from brickwork.training.data.buckets import bucket_shapes, nearest_bucket
+from brickwork.training.data.images import LabelledImages, load_table, open_picture, to_rgb
+
+
+@dataclass
+class DataReport:
+    """What `check_data` found; rows are numbers in the data set.
+
+    Attributes:
+        rows: how many there are.
+        broken: row => why its picture cannot be read.
+        tiny: rows whose shorter side is below the training size.
+        duplicates: groups of rows with the same file.
+        look_alikes: groups of rows whose pictures are the same to the eye, and whose files are not.
+        captions_missing: rows without a caption, where a caption column was named.
+        labels: class name => number of images.
+        buckets: `height×width` => number of images.
+    """
+
+    rows: int = 0
+    broken: dict[int, str] = field(default_factory=dict)
+    tiny: list[int] = field(default_factory=list)
+    duplicates: list[list[int]] = field(default_factory=list)
+    look_alikes: list[list[int]] = field(default_factory=list)
+    captions_missing: list[int] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)
+    buckets: dict[str, int] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """The report for a reader; long lists are cut."""
+        lines = [f"{self.rows:,} images"]
+        lines += [f"  {name}: {number:,}" for name, number in self.labels.items()]
+        lines.append(_listed("broken, cannot be read", [f"{row} ({why})" for row, why in self.broken.items()]))
+        lines.append(_listed("smaller than the training size", self.tiny))
+        lines.append(_listed("groups of identical files", self.duplicates))
+        lines.append(_listed("groups that look alike", self.look_alikes))
+        lines.append(_listed("without a caption", self.captions_missing))
+        lines.append("buckets (height×width): " + ", ".join(f"{name} {n:,}" for name, n in self.buckets.items()))
+        return "\n".join(lines)
+
+
+def _listed(title: str, entries: list) -> str:
+    shown = "; ".join(str(entry) for entry in entries[:5]) + (" …" if len(entries) > 5 else "")
+    return f"{len(entries):,} {title}" + (f": {shown}" if entries else "")
+
+
+def check_data(
+    images: LabelledImages,
+    bucket_step: int = 8,
+    bucket_max_aspect: float = 2.0,
+    captions: list[str | None] | None = None,
+) -> DataReport:
+    """Read every picture once.
+
+    Args:
+        images: the data set; its `size` is the training size.
+        bucket_step: sides of aspect-ratio buckets are multiples of this.
+        bucket_max_aspect: longest side of a bucket over its shortest.
+        captions: one for each row, if there should be any.
+    """
+    shapes = bucket_shapes(images.size, bucket_step, bucket_max_aspect)
+    files, looks, buckets = defaultdict(list), defaultdict(list), Counter()
+    report = DataReport(rows=len(images))
+    for row in range(len(images)):
+        value = images.table[row][images.image_column]
+        try:
+            picture = to_rgb(open_picture(value))
+        except Exception as error:  # decoders raise errors of many kinds
+            report.broken[row] = str(error)
+            continue
+        if min(picture.size) < images.size:
+            report.tiny.append(row)
+        file = _file_digest(value)
+        files[file].append(row)
+        looks[_look(picture)].append((row, file))
+        height, width = shapes[nearest_bucket(picture.height, picture.width, shapes)]
+        buckets[f"{height}×{width}"] += 1
+    report.duplicates = [rows for rows in files.values() if len(rows) > 1]
+    report.look_alikes = [
+        [row for row, _ in group] for group in looks.values() if len({file for _, file in group}) > 1
+    ]
+    report.captions_missing = [row for row, text in enumerate(captions or []) if not (text or "").strip()]
+    counts = np.bincount(images.labels, minlength=len(images.class_names))
+    report.labels = {name: int(counts[number]) for number, name in enumerate(images.class_names)}
+    names = [f"{height}×{width}" for height, width in shapes]
+    report.buckets = {name: buckets[name] for name in names if buckets[name]}
+    return report
+
+
+def _file_digest(value) -> str:
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    return hashlib.sha256(value if isinstance(value, bytes) else Path(value).read_bytes()).hexdigest()
+
+
+def _look(picture: Image.Image) -> bytes:
+    """A picture as 12×12 pixels of 4 bits a channel: the same for copies in other sizes and formats, mostly."""
+    thumbnail = np.asarray(picture.resize((12, 12), Image.Resampling.BOX), dtype=np.uint16)
+    return ((thumbnail + 8) // 16).astype(np.uint8).tobytes()
+
+
+def histogram(counts: dict[str, int], path: Path) -> None:
+    """Draw a bar chart of named counts as a PNG."""
+    row, left, width = 22, 110, 640
+    image = Image.new("RGB", (width, row * max(len(counts), 1) + 10), "white")
+    draw, most = ImageDraw.Draw(image), max([*counts.values(), 1])
+    for number, (name, count) in enumerate(counts.items()):
+        top = 5 + row * number
+        end = left + count / most * (width - left - 80)
+        draw.rectangle((left, top + 3, end, top + row - 3), fill="#3366cc")
+        draw.text((8, top + 4), name, fill="black")
+        draw.text((end + 6, top + 4), f"{count:,}", fill="black")
+    image.save(path)
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `brickwork data check`."""
+    parser.description = __doc__
+    parser.epilog = "example: brickwork data check train.parquet --caption-column text --histogram buckets.png"
+    parser.add_argument("source", help="an image folder, a Parquet file, shards, or a data set on the hub")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--image-column", default="image")
+    parser.add_argument("--label-column", default=None, help="class names or numbers; by default `label`, if there")
+    parser.add_argument("--caption-column", default=None, help="report rows without a caption")
+    parser.add_argument("--size", type=int, default=64, help="training size in pixels (default: 64)")
+    parser.add_argument("--bucket-step", type=int, default=8)
+    parser.add_argument("--bucket-max-aspect", type=float, default=2.0)
+    parser.add_argument("--histogram", type=Path, help="draw the buckets into this PNG")
+    parser.add_argument("--json", type=Path, help="write everything, uncut, into this file")
+    parser.set_defaults(run=run_check)
+
+
+def run_check(args: argparse.Namespace) -> int:
+    """Check, print; returns 1 where pictures are broken, else 0."""
+    if not 1 <= args.bucket_step <= args.size:
+        raise ValueError(f"`--bucket-step` is {args.bucket_step}; give 1 to --size = {args.size}.")
+    table = load_table(args.source, args.split)
+    label_column = args.label_column or ("label" if "label" in table.column_names else None)
+    images = LabelledImages(table, args.size, args.image_column, label_column)
+    captions = None
+    if args.caption_column is not None:
+        if args.caption_column not in table.column_names:
+            raise ValueError(f"`--caption-column` is {args.caption_column!r}; there are {table.column_names}.")
+        captions = list(table[args.caption_column])
+    report = check_data(images, args.bucket_step, args.bucket_max_aspect, captions)
+    print(report.text())
+    if args.json:
+        args.json.write_text(json.dumps(asdict(report), indent=1, ensure_ascii=False), encoding="utf-8")
+    if args.histogram:
+        histogram(report.buckets, args.histogram)
+        print(f"The buckets are drawn in {args.histogram}.")
+    return 1 if report.broken else 0
