@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from torchmetrics.image.inception import InceptionScore as _InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
-BLOCK = 512  # columns of the second moment computed at once: only blocks on and above the diagonal are needed
+BLOCK = 256  # columns of the second moment computed at once: only blocks on and above the diagonal are needed
 ROWS = 2048  # rows that distances are computed for at once
 
 

@@ -33,7 +33,7 @@ def extractor() -> Extractor:
 
 @pytest.fixture
 def pixels() -> np.ndarray:
-    """70 smooth pictures of 12x20: more than two fixed batches, the last not full."""
+    """70 smooth pictures of 12x20: several fixed batches, the last not full."""
     generator = np.random.default_rng(0)
     coarse = generator.integers(0, 256, (70, 3, 5, 3), dtype=np.uint8)
     return np.stack(
