@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
                     guidance_scale=args.guidance,
                     brick_schedule=row.schedule,
                     generator=[torch.Generator().manual_seed(args.seed + index) for index in range(row.count)],
-                    callback_on_step_end=lambda *_: bar.update(),
+                    callback_on_step_end=lambda *_: bar.update() and None,
                 )
             )
             seconds = time.perf_counter() - started

@@ -10,9 +10,12 @@ def best_device() -> str:
 
 
 def load_lego_pipeline(name: str, device: str | None = None):
-    """A `LegoPipeline`, on `device` (by default the best there is)."""
+    """A `LegoPipeline` for a command, on `device` (by default the best there is)."""
+    from diffusers.utils import logging
+
     import brickwork
 
+    logging.disable_progress_bar()  # two components load in no time; the bar that matters comes later
     folder = brickwork.pretrained(name) if name in brickwork.pretrained_names() else name
     pipe = brickwork.LegoPipeline.from_pretrained(folder)
     try:

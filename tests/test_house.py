@@ -68,7 +68,11 @@ def test_no_two_files_import_each_other():
 
 def test_every_package_is_in_the_wheel():
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    folders = {f"brickwork.{'.'.join(p.parent.relative_to(ROOT).parts)}" for r in ROOMS for p in (ROOT / r).rglob("__init__.py")}
+    folders = {
+        f"brickwork.{'.'.join(p.parent.relative_to(ROOT).parts)}"
+        for r in ROOMS
+        for p in (ROOT / r).rglob("__init__.py")
+    }
     assert folders | {"brickwork"} == set(packages)
 
 
@@ -78,7 +82,11 @@ def installed(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     source = folder / "source"
-    tracked = subprocess.run(["git", "ls-files", "-z", *ROOMS, "src", "pyproject.toml", "README.md", "LICENSE"], cwd=ROOT, capture_output=True)
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z", *ROOMS, "src", "pyproject.toml", "README.md", "LICENSE"],
+        cwd=ROOT,
+        capture_output=True,
+    )
     names = tracked.stdout.decode().split("\0")[:-1]
     if not names:  # not a checkout
         names = [str(p.relative_to(ROOT)) for r in (*ROOMS, "src") for p in (ROOT / r).rglob("*") if p.is_file()]

@@ -74,9 +74,7 @@ def test_windows_do_not_see_each_other(lego):
     brick = lego("one brick").bricks[0]
     sample, temb = torch.randn(2, 5, 32, 48), torch.randn(2, 16)
     whole = brick(sample, temb)
-    torch.testing.assert_close(
-        whole[..., 16:32, 32:48], brick(sample[..., 16:32, 32:48], temb), rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(whole[..., 16:32, 32:48], brick(sample[..., 16:32, 32:48], temb), rtol=1e-5, atol=1e-6)
 
 
 @torch.no_grad()
@@ -135,10 +133,11 @@ def test_an_early_exit_equals_the_intermediate_of_the_whole(any_lego):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("stack", "height", "width"), [("growing", 16, 16), ("shrinking", 17, 40), ("growing", 32, 24), ("one brick", 8, 8)]
+    ("stack", "height", "width"),
+    [("growing", 16, 16), ("shrinking", 17, 40), ("growing", 32, 24), ("one brick", 8, 8)],
 )
 def test_skipped_bricks_cost_nothing(lego, stack, height, width):
-    """Counted operations equal the model's own figures, for every subset: a brick that runs all the same would show."""
+    """Counted operations equal the model's figures for every subset: a brick that ran all the same would show."""
     model = lego(stack, trained_subsets="any")
     sample, timestep, labels = inputs(1, height=height, width=width)
     subnets = model.subnets(height, width)

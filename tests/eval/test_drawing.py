@@ -1,0 +1,135 @@
+"""The commands that draw and tell: demo, generate, info."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from brickwork import BrickSchedule, EDMHeunScheduler, LegoPipeline, LegoTransformer2DModel, cli
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    model = LegoTransformer2DModel(
+        sample_size=16, num_classes=2, window_sizes=[16, 8], patch_sizes=[4, 2], num_layers=[1, 1], hidden_sizes=16,
+        num_attention_heads=2, id2label={0: "cats", 1: "dogs"}, trained_subsets="any",
+    )  # fmt: skip
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    path = tmp_path_factory.mktemp("pipeline") / "tiny"
+    LegoPipeline(model, EDMHeunScheduler(), brick_schedule=BrickSchedule.fast(model)).save_pretrained(path)
+    return path
+
+
+def test_demo_draws_three_rows_and_says_what_they_cost(folder, tmp_path, capsys, monkeypatch):
+    output = tmp_path / "demo.png"
+    words = ["demo", "--weights", str(folder), "--output", str(output), "--images", "4", "--steps", "4"]
+    assert cli.main(words) == 0
+    text = capsys.readouterr().out
+    assert "bricks 0+1 for 4 steps" in text and "bricks 0 for 2 steps, 0+1 for 2 steps" in text
+    assert "16 × 48" in text and text.count("GFLOP an image") == 3
+    picture = Image.open(output)
+    assert picture.width == 2 * 12 + 4 * 32 + 3 * 4  # four images of 16 pixels, twice as large, with gaps
+    assert len(picture.getcolors(100_000)) > 20
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_demo_rows_share_their_seeds(folder, tmp_path):
+    """At the start of the first two rows is the same noise, so the first image is nearly the same picture."""
+    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        words = ["demo", "--weights", str(folder), "--images", "1", "--steps", "2", "--seed", seed]
+        assert cli.main([*words, "--output", str(tmp_path / f"{name}.png")]) == 0
+    a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_generate_writes_one_file_an_image(folder, tmp_path, capsys):
+    words = ["generate", str(folder), "--count", "2", "--width", "24", "--steps", "2", "--batch-size", "3"]
+    assert cli.main([*words, "--output", str(tmp_path / "all")]) == 0
+    names = sorted(path.name for path in (tmp_path / "all").iterdir())
+    assert names == ["0-000000.png", "0-000001.png", "1-000000.png", "1-000001.png"]
+    assert Image.open(tmp_path / "all" / names[0]).size == (24, 16)
+    # By name, alone, the same picture again.
+    words = [
+        "generate",
+        str(folder),
+        "--classes",
+        "DOGS",
+        "--seed",
+        "1",
+        "--count",
+        "1",
+        "--width",
+        "24",
+        "--steps",
+        "2",
+    ]
+    assert cli.main([*words, "--output", str(tmp_path / "dogs")]) == 0
+    (alone,) = (tmp_path / "dogs").iterdir()
+    assert alone.name == "dogs-000001.png"
+    first, second = Image.open(alone), Image.open(tmp_path / "all" / "1-000001.png")
+    assert max(abs(a - b) for a, b in zip(first.tobytes(), second.tobytes())) <= 1
+
+
+def test_generate_never_overwrites(folder, tmp_path, capsys):
+    words = ["generate", str(folder), "--classes", "0", "--count", "1", "--steps", "1", "--output", str(tmp_path)]
+    assert cli.main(words) == 0
+    before = (tmp_path / "0-000000.png").read_bytes()
+    assert cli.main(words) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert (tmp_path / "0-000000.png").read_bytes() == before
+
+
+def test_generate_takes_a_schedule_from_a_file(folder, tmp_path, capsys):
+    model = LegoTransformer2DModel.from_pretrained(folder / "transformer")
+    schedule = BrickSchedule.from_rules(model, {0: None})
+    (tmp_path / "schedule.json").write_text(json.dumps(schedule.to_dict()))
+    pictures = []
+    for name in ("full", "fast", str(tmp_path / "schedule.json")):
+        output = tmp_path / f"out{len(pictures)}"
+        words = ["generate", str(folder), "--classes", "0", "--count", "1", "--steps", "4", "--schedule", name]
+        assert cli.main([*words, "--output", str(output)]) == 0
+        pictures.append((output / "0-000000.png").read_bytes())
+    assert len(set(pictures)) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--schedule", "slow"], "`--schedule` is 'slow'; choose saved, full, fast"),
+        (["--classes", "cat"], "'cats'"),
+        (["--classes", "2", "7"], "allowed are 0 to 1"),
+        (["--height", "3"], "`height` is 3"),
+        (["--count", "0"], "`--count` is 0"),
+        (["--device", "tpu9"], "`--device` is 'tpu9'"),
+    ],
+)
+def test_generate_says_what_is_wrong(folder, tmp_path, capsys, words, message):
+    assert cli.main(["generate", str(folder), *words, "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("error: ") and message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_info_of_a_pipeline(folder, capsys):
+    assert cli.main(["info", str(folder), "--width", "48"]) == 0
+    text = capsys.readouterr().out
+    model = LegoTransformer2DModel.from_pretrained(folder / "transformer")
+    assert f"{model.num_parameters():,} parameters" in text and "cats, dogs" in text
+    for name, operations in model.subnets(16, 48).items():
+        assert f"{name:<17}{operations / 1e9:<9.3f}" in text
+    assert "brick schedule saved with it" in text and "in the last 50% of the steps" in text
+
+
+def test_info_of_a_model_folder_and_a_preset(folder, capsys):
+    assert cli.main(["info", str(folder / "transformer")]) == 0
+    assert cli.main(["info", "lego-xl-u-64"]) == 0
+    text = capsys.readouterr().out
+    assert "trained at 64 × 64" in text and "brick schedule" not in text
+
+
+def test_info_of_nothing(tmp_path, capsys):
+    assert cli.main(["info", str(tmp_path)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
