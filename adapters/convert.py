@@ -1,6 +1,7 @@
 """`convert_resadapter`: a ResAdapter from any form to any other; as a command, `brickwork convert resadapter`."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -78,8 +79,8 @@ def with_stated_facts(adapter: Adapter) -> Adapter:
     facts = {"family": families[0] if len(families) == 1 else None, "rank": ranks[0] if len(ranks) == 1 else None}
     if sizes is not None:
         facts["range"] = {"min_size": sizes.min_size, "max_size": sizes.max_size, "max_ratio": sizes.max_ratio}
-    adapter.info.update({key: value for key, value in facts.items() if value is not None and key not in adapter.info})
-    return adapter
+    stated = {key: value for key, value in facts.items() if value is not None} | adapter.info
+    return dataclasses.replace(adapter, info=stated)
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:

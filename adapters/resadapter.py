@@ -171,13 +171,14 @@ def save_resadapter(
     adapter_name: str | None = None,
     *,
     to: str = "official",
+    base_model=None,
     overwrite: bool = False,
 ) -> list[Path]:
     """Saves an adapter as it was loaded, at strength 1 and without anything of the base model.
 
     Args:
         path, to, overwrite: as for `convert_resadapter`. Norms become differences or absolute values as the form
-            needs, by the reference the adapter was loaded with.
+            needs, by `base_model`, or else the norms the adapter was compared with when it was loaded.
 
     Returns:
         The files written.
@@ -189,7 +190,11 @@ def save_resadapter(
     loaded = loaded_adapters(unet)[names[0]]
     adapter = loaded.adapter
     if adapter.norms and adapter.differences != (to == "comfyui"):
-        reference = loaded.reference or {key: own_norm(unet, key) for key in adapter.norms}
+        keys = list(adapter.norms)
+        if base_model is not None:
+            reference = read_base_norms(base_model, keys)
+        else:
+            reference = loaded.reference or {key: own_norm(unet, key) for key in keys}
         convert = formats.to_absolute if adapter.differences else formats.to_differences
         adapter = convert(adapter, reference)
     return formats.write_adapter(adapter, path, to, overwrite=overwrite)
@@ -270,6 +275,13 @@ def _check_family(adapter: Adapter, unet: nn.Module) -> None:
 
 def _reference(adapter: Adapter, unet: nn.Module, norm_mode: str, base_model) -> dict[str, torch.Tensor] | None:
     """The norms that the adapter's are compared with; None where it holds differences already."""
+    if base_model is not None and adapter.norms and (norm_mode == "delta") == adapter.differences:
+        kind = "differences" if adapter.differences else "absolute norms"
+        other = "replace" if norm_mode == "delta" else "delta"
+        raise ValueError(
+            f"base_model has no part in norm_mode={norm_mode!r} with a file of {kind} ({adapter.source}): leave it "
+            f"out, or set norm_mode={other!r}"
+        )
     if norm_mode == "delta" and not adapter.differences and adapter.norms:
         if base_model is None:
             raise ValueError(

@@ -245,3 +245,41 @@ def test_pipelines_of_other_tasks(pipelines, helpers, tmp_path, kind):
             assert not torch.equal(run(), base)
             unload_resadapter(other)
             assert torch.equal(run(), base)
+
+
+def test_ip_adapter(helpers, tmp_path):
+    """IP-Adapter replaces attention processors and projects image embeddings; ours acts beside it."""
+    unet = helpers.make_unet("sd")
+    folder = helpers.write_official(tmp_path, *helpers.random_adapter_tensors(unet))
+    width, image_width, tokens = unet.config.cross_attention_dim, 6, 4
+    generator = torch.Generator().manual_seed(0)
+    weights = {}
+    cross = [name for name in unet.attn_processors if "attn2" in name]
+    for number, name in enumerate(cross):
+        hidden = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
+        for part in ("to_k_ip", "to_v_ip"):
+            weights[f"{2 * number + 1}.{part}.weight"] = torch.randn(hidden, width, generator=generator) * 0.1
+    projection = {
+        "proj.weight": torch.randn(tokens * width, image_width, generator=generator),
+        "proj.bias": torch.zeros(tokens * width),
+        "norm.weight": torch.ones(width),
+        "norm.bias": torch.zeros(width),
+    }
+    load_resadapter(unet, folder)
+    unet._load_ip_adapter_weights([{"image_proj": projection, "ip_adapter": weights}])
+    image = {"image_embeds": [torch.randn(1, 1, image_width, generator=generator)]}
+    sample, text = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 5, width, generator=generator)
+
+    def run():
+        with torch.no_grad():
+            return unet(sample, 300, text, added_cond_kwargs=image).sample
+
+    on = run()
+    image["image_embeds"][0] += 1.0
+    assert not torch.equal(run(), on)
+    image["image_embeds"][0] -= 1.0
+    disable_resadapter(unet)
+    off = run()
+    assert not torch.equal(off, on)
+    unload_resadapter(unet)
+    assert torch.equal(run(), off)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from brickwork.adapters.convert import convert_resadapter
 from brickwork.adapters.resadapter import (
     disable_resadapter,
     enable_resadapter,
@@ -54,6 +55,7 @@ def test_off_means_off(pipelines, helpers, tmp_path, kind):
     assert_same_state(pipe.unet, before)  # a loaded adapter is no part of the model's state
     set_resadapter_scale(pipe, 0.0)
     assert torch.equal(helpers.generate(pipe, width=96), base)
+    assert not {type(module).__name__ for module in pipe.unet.modules()} & {"AdaptedConv2d", "AdaptedGroupNorm"}
     set_resadapter_scale(pipe, 1.0)
     disable_resadapter(pipe)
     assert torch.equal(helpers.generate(pipe, width=96), base)
@@ -193,6 +195,49 @@ def test_delta_keeps_a_personalised_models_norms(unet, official, helpers):
     set_resadapter_scale(unet, 0.0)
     with pytest.raises(ValueError, match="needs base_model"):
         load_resadapter(unet, official, "other", norm_mode="delta")
+    with pytest.raises(ValueError, match="base_model has no part in norm_mode='replace'"):
+        load_resadapter(unet, official, "other", base_model=base)
+
+
+def test_a_file_of_differences_on_a_personalised_model(unet, official, helpers, tmp_path):
+    """Differences are added to the norms a model has; with the base given, "replace" restores absolute values."""
+    base = copy.deepcopy(unet)
+    (one,) = convert_resadapter(official, tmp_path / "one.safetensors", to="comfyui", base_model=base)
+    with torch.no_grad():
+        for key, value in unet.state_dict().items():
+            if ".resnets." in key and ".norm" in key:
+                value.add_(0.125)
+    twin = copy.deepcopy(unet)
+    load_resadapter(unet, one)
+    load_resadapter(twin, official, norm_mode="delta", base_model=base)
+    torch.testing.assert_close(helpers.predict(unet), helpers.predict(twin), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="differences from another base"):
+        save_resadapter(unet, tmp_path / "saved")
+    save_resadapter(unet, tmp_path / "saved", base_model=base)
+    name = "diffusion_pytorch_model.safetensors"
+    saved, original = load_file(tmp_path / "saved" / name), load_file(official / name)
+    assert all(torch.equal(saved[key], original[key]) for key in original)
+    unload_resadapter(unet)
+    unload_resadapter(twin)
+    load_resadapter(unet, one, base_model=base)
+    load_resadapter(twin, official)
+    torch.testing.assert_close(helpers.predict(unet), helpers.predict(twin), rtol=0, atol=1e-6)
+    unload_resadapter(unet)
+    with pytest.raises(ValueError, match="base_model has no part in norm_mode='delta'"):
+        load_resadapter(unet, one, norm_mode="delta", base_model=base)
+
+
+def test_saved_in_every_form(unet, official, helpers, tmp_path):
+    load_resadapter(unet, official)
+    expected = helpers.predict(unet)
+    for to, name in (("comfyui", "one.safetensors"), ("diffusers", "two.safetensors")):
+        save_resadapter(unet, tmp_path / name, to=to)
+        load_resadapter(again := helpers.make_unet("two"), tmp_path / name)
+        torch.testing.assert_close(helpers.predict(again), expected, rtol=0, atol=1e-6)
+        save_resadapter(again, tmp_path / to)
+        for part in ("pytorch_lora_weights.safetensors", "diffusion_pytorch_model.safetensors"):
+            one, other = load_file(official / part), load_file(tmp_path / to / part)
+            assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_saved_file_holds_the_adapter_alone(unet, official, tmp_path):
