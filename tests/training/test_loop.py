@@ -278,3 +278,24 @@ def test_an_interval_is_due_when_a_step_passes_a_multiple():
     due = [images for images in range(7, 50, 7) if loop._due(images, 10, 7)]
     assert due == [14, 21, 35, 42]
     assert not any(loop._due(images, 0, 7) for images in range(7, 50, 7))
+
+
+def test_an_fp16_scaler_lowers_its_scale_and_is_saved(tiny_run, tmp_path, final_tensors, equal_bits):
+    """As with fp16 on a GPU: the first scales overflow, those steps are left out, and a stop changes nothing."""
+
+    def with_scaler(name, *overrides):
+        run = tiny_run(name, "run.total_images=96", *overrides)
+        run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1000)
+        run.loss = lambda *arguments: 2.0**12 * denoising_loss(*arguments)
+        train(run)
+        newest = max((tmp_path / name / "checkpoints").iterdir()) / "manifest.json"
+        return json.loads(newest.read_text())["scaler"]
+
+    whole = with_scaler("whole")
+    assert with_scaler("parts", "run.total_images=16")["scale"] == 2.0**125
+    assert with_scaler("parts") == whole
+    assert whole["scale"] < 2.0**125
+    tensors = final_tensors(tmp_path / "whole")
+    assert equal_bits(tensors, final_tensors(tmp_path / "parts"))
+    assert 0 < tensors[_a_step(tensors)].item() < 10
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
