@@ -180,16 +180,22 @@ def note_start(folder: Path, config: TrainConfig, images: int, accelerator: Acce
 
 
 class StopSignal:
-    """SIGTERM and SIGINT ask the loop to finish its step, save and leave; a second one ends it at once.
+    """SIGTERM and SIGINT ask the loop to finish its step, save and leave.
+
+    Launchers pass on the signals that their workers have got already, so further ones are ignored; only a second
+    Ctrl-C after a few seconds, from someone who does not want to wait, ends the process at once.
 
     Used as a context manager, which puts the former handlers back.
+
+    Args:
+        patience: seconds in which further signals are taken for copies of the first.
     """
 
     numbers = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self):
-        self.requested = False
-        self._former = {}
+    def __init__(self, patience: float = 3.0):
+        self.requested, self.patience = False, patience
+        self._former, self._since = {}, 0.0
 
     def __enter__(self) -> Self:
         self._former = {number: signal.signal(number, self._request) for number in self.numbers}
@@ -200,8 +206,10 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _request(self, number, frame) -> None:
-        self.requested = True
-        signal.signal(number, self._former[number])
+        if self.requested and number == signal.SIGINT and time.monotonic() - self._since > self.patience:
+            raise KeyboardInterrupt
+        if not self.requested:
+            self.requested, self._since = True, time.monotonic()
 
     def agreed(self, accelerator: Accelerator) -> bool:
         """Whether any process was asked to stop; all processes get the same answer, at the same step."""

@@ -165,13 +165,17 @@ def test_broken_pictures_are_skipped_up_to_the_limit_and_named(tiny_run, tmp_pat
         train(run_with_broken("other", "data.max_broken_images=2"))
 
 
-def test_stopping_agrees_and_a_second_signal_is_not_swallowed():
+def test_copies_of_a_signal_are_ignored_and_an_impatient_ctrl_c_is_not():
     import signal
 
-    with StopSignal() as stop:
+    with StopSignal(patience=1000) as stop:
         assert not stop.requested
-        os.kill(os.getpid(), signal.SIGINT)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):  # as launchers pass them on
+            os.kill(os.getpid(), number)
         assert stop.requested
+    with StopSignal(patience=0) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 

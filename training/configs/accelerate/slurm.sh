@@ -1,20 +1,24 @@
 #!/bin/bash
 # sbatch training/configs/accelerate/slurm.sh CONFIG [section.key=value …]
-# Before its time is up, SLURM sends SIGTERM; the run saves and leaves, and the requeued job goes on where it was.
+# Three minutes before its time is up the job requeues itself: SLURM ends the steps with SIGTERM, on which the run saves
+# and leaves, and the job that starts next goes on where it was.
 #SBATCH --job-name=brickwork
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=64
 #SBATCH --time=24:00:00
-#SBATCH --signal=TERM@180
+#SBATCH --signal=B:USR1@180
 #SBATCH --requeue
+#SBATCH --open-mode=append
 set -euo pipefail
 config=$1
 shift
+trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
 address=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export OMP_NUM_THREADS=8
-# exec, so that the launcher gets SLURM's signals; $SLURM_NODEID is each node's own, hence the single quotes.
+# $SLURM_NODEID is each node's own, hence the single quotes.
 srun bash -c 'exec accelerate launch --config_file training/configs/accelerate/many_nodes.yaml \
     --num_machines "$SLURM_NNODES" --num_processes $((SLURM_NNODES * 8)) --machine_rank "$SLURM_NODEID" \
-    --main_process_ip "$0" training/train_backbone.py --config "$@"' "$address" "$config" "$@"
+    --main_process_ip "$0" training/train_backbone.py --config "$@"' "$address" "$config" "$@" &
+wait $! # a trap runs while the shell waits, not while a command runs
