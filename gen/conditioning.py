@@ -9,6 +9,14 @@ from torch import nn
 from brickwork.gen.embeddings import NUM_FREQUENCIES
 
 
+class ClassTable(nn.Embedding):
+    """A row for each class, without the float attributes of `nn.Embedding`, which make a compiler start over."""
+
+    def forward(self, class_labels: torch.Tensor) -> torch.Tensor:
+        """`(B,)` => `(B, dim)`."""
+        return nn.functional.embedding(class_labels, self.weight)
+
+
 class ClassTimeEmbedding(nn.Module):
     """The sum of a time embedding and a row of a table of classes, whose last row is "no class" (DiT).
 
@@ -23,7 +31,7 @@ class ClassTimeEmbedding(nn.Module):
         super().__init__()
         self.num_classes, self.freq_shift = num_classes, freq_shift
         self.time_embed = TimestepEmbedding(NUM_FREQUENCIES, dim, cond_proj_dim=time_cond_proj_dim)
-        self.class_embed = None if num_classes is None else nn.Embedding(num_classes + 1, dim)
+        self.class_embed = None if num_classes is None else ClassTable(num_classes + 1, dim)
         for linear in (self.time_embed.linear_1, self.time_embed.linear_2):
             nn.init.normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)

@@ -48,6 +48,22 @@ TRANSFORMER_PRESETS |= {
     for size, (layers, width, _) in _DIT.items()
 }
 
+# name: (block, channels, layers, head width, condition width, options). Nobody has published U-shaped denoisers of
+# these blocks: the sizes follow DiT-S and DiT-B, the i2RMB's expansion is that of its authors' segmentation network.
+_UNET = {
+    "u-emo-s": ("i2rmb", (128, 256, 512), (2, 3, 4), 32, 512, {"i2rmb": {"expand_ratio": 2.0}}),
+    "u-emo-b": ("i2rmb", (256, 512, 1024), (2, 3, 4), 32, 1024, {"i2rmb": {"expand_ratio": 2.0}}),
+    "maxvit-s": ("maxvit", (96, 192, 384), (1, 2, 2), 32, 192, None),
+    "maxvit-b": ("maxvit", (192, 384, 768), (1, 2, 2), 32, 384, None),
+    "resnet-s": ("resnet", (112, 224, 448), (2, 2, 2), None, 448, None),
+    "resnet-b": ("resnet", (224, 448, 896), (2, 2, 2), None, 896, None),
+}
+_UNET_FIELDS = (
+    "block_types", "block_out_channels", "layers_per_block", "attention_head_dim", "time_embed_dim", "block_options",
+)  # fmt: skip
+
+UNET_PRESETS = {name: dict(zip(_UNET_FIELDS, values)) for name, values in _UNET.items()}
+
 
 def find_preset(presets: dict[str, dict], name: str) -> dict:
     """A copy of the preset, or a `ValueError` with the names that come near."""

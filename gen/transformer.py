@@ -13,6 +13,7 @@ from torch import nn
 
 from brickwork.gen.blocks.modulation import Modulation, modulate
 from brickwork.gen.blocks.registry import build_block, check_block_options, parse_block_types
+from brickwork.gen.blocks.windowed import fixed_sides
 from brickwork.gen.blocks.windows import pad_to_multiple, window_partition, window_reverse
 from brickwork.gen.conditioning import (
     ClassTimeEmbedding,
@@ -195,7 +196,7 @@ class BlockTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """
         patch = self.config.patch_size
         check_sample(sample, self.config.in_channels, patch)
-        batch, _, height, width = sample.shape
+        batch, (height, width) = sample.shape[0], fixed_sides(sample)
         check_text(encoder_hidden_states, batch, self.config.cross_attention_dim)
         dtype = self.dtype
         timestep = batch_timestep(timestep, batch, sample.device)

@@ -28,8 +28,8 @@ class SpanningAttnProcessor(WindowAttnProcessor):
         windowing = Windowing(query_key, attn.window_size, mode)
         pairs, values = windowing.cut(query_key), windowing.cut(value)
         batch, windows, tokens, _ = values.shape
-        query, key = pairs.view(batch * windows, tokens, 2, attn.num_attention_heads, -1).unbind(2)
-        split_values = values.view(batch * windows, tokens, attn.num_attention_heads, -1)
+        query, key = pairs.reshape(batch * windows, tokens, 2, attn.num_attention_heads, -1).unbind(2)
+        split_values = values.reshape(batch * windows, tokens, attn.num_attention_heads, -1)
         attn_mask = window_attn_mask(windowing.mask, None, batch, query)
         return windowing.join(self.attend(query, key, split_values, attn_mask).reshape(values.shape))
 

@@ -21,7 +21,8 @@ class BatchNorm(nn.BatchNorm2d):
         # Inside a backward pass a forward can only be the recomputation of a checkpoint.
         recomputing = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
         if self.training and recomputing:
-            return F.batch_norm(hidden_states, None, None, self.weight, self.bias, training=True, eps=self.eps)
+            unread = self.running_mean.clone(), self.running_var.clone()
+            return F.batch_norm(hidden_states, *unread, self.weight, self.bias, True, self.momentum or 0.0, self.eps)
         return super().forward(hidden_states)
 
 

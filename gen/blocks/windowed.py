@@ -5,6 +5,16 @@ import torch
 from brickwork.gen.blocks.windows import pad_to_multiple, window_mask, window_partition, window_reverse
 
 
+def fixed_sides(hidden_states: torch.Tensor) -> tuple[int, int]:
+    """Height and width of `(B, C, H, W)` as plain numbers, in a compiled graph as well.
+
+    A graph then holds for one size and any batch. With sides left symbolic, the padding, shrinking and cutting of
+    windows becomes arithmetic that takes the compiler minutes.
+    """
+    height, width = (len(range(side)) for side in hidden_states.shape[-2:])
+    return height, width
+
+
 class Windowing:
     """How maps of one size are cut into windows.
 
@@ -22,7 +32,7 @@ class Windowing:
 
     def __init__(self, hidden_states: torch.Tensor, window_size: int, mode: str):
         self.mode = mode
-        self.height, self.width = hidden_states.shape[-2:]
+        self.height, self.width = fixed_sides(hidden_states)
         self.window = (min(window_size, self.height), min(window_size, self.width))
         self.mask = window_mask(self.height, self.width, self.window, mode, device=hidden_states.device)
 
