@@ -59,7 +59,7 @@ def load_resadapter(
         raise ValueError(f"adapter_name={adapter_name!r} is in use: unload it first, or choose another name")
     if norm_mode not in NORM_MODES:
         raise ValueError(f"norm_mode={norm_mode!r}; allowed: {', '.join(NORM_MODES)}")
-    scale = checked_scale("scale", scale)
+    scale = _scale_for(unet, "scale", scale)
     adapter = read_adapter(local_adapter(source))
     check_fits(adapter, state.adaptable_shapes(unet), f"this {type(unet).__name__}{_family_note(unet)}")
     _check_family(adapter, unet)
@@ -87,11 +87,11 @@ def set_resadapter_scale(
         scale: of LoRA and norms together, a finite number or "auto"; None leaves alone what is not given otherwise.
         lora_scale, norm_scale: of one half alone; each goes before `scale`.
     """
+    unet = inner_unet(pipe_or_unet)
     given = {"scale": scale, "lora_scale": lora_scale, "norm_scale": norm_scale}
-    checked = {name: checked_scale(name, value) for name, value in given.items() if value is not None}
+    checked = {name: _scale_for(unet, name, value) for name, value in given.items() if value is not None}
     if not checked:
         raise ValueError("give scale, lora_scale or norm_scale")
-    unet = inner_unet(pipe_or_unet)
     for loaded in _unfused(unet, adapter_name, "change the scale of"):
         loaded.lora = checked.get("lora_scale", checked.get("scale", loaded.lora))
         loaded.norm = checked.get("norm_scale", checked.get("scale", loaded.norm))
@@ -138,10 +138,12 @@ def fuse_resadapter(pipe_or_unet, adapter_name: str | None = None) -> None:
         if name in fused or not loaded.enabled or AUTO in (loaded.lora, loaded.norm):
             why = "is fused already" if name in fused else "is disabled" if not loaded.enabled else "has scale='auto'"
             raise ValueError(f"cannot fuse {name!r}: it {why}; set a number, enable or unfuse it first")
-    for name in names:
-        record = state.fuse(unet, name)
-        state.remember(unet, loaded_adapters(unet), [*fused_stack(unet), record])
-    state.refresh(unet)
+    try:
+        for name in names:
+            record = state.fuse(unet, name)
+            state.remember(unet, loaded_adapters(unet), [*fused_stack(unet), record])
+    finally:
+        state.refresh(unet)
 
 
 def unfuse_resadapter(pipe_or_unet, adapter_name: str | None = None) -> None:
@@ -159,9 +161,9 @@ def unfuse_resadapter(pipe_or_unet, adapter_name: str | None = None) -> None:
             raise ValueError(f"{adapter_name!r} is not fused; fused are: {', '.join(names) or 'none'}")
         if names[-1] != adapter_name:
             raise ValueError(f"{names[-1]!r} was fused after {adapter_name!r}: unfuse that first")
-    for record in reversed(stack[-1:] if adapter_name is not None else list(stack)):
-        state.unfuse(unet, record)
-        state.remember(unet, loaded_adapters(unet), [other for other in fused_stack(unet) if other is not record])
+    first = len(stack) - 1 if adapter_name is not None else 0
+    state.unfuse(unet, stack[first:])
+    state.remember(unet, loaded_adapters(unet), stack[:first])
     state.refresh(unet)
 
 
@@ -251,6 +253,14 @@ def checked_scale(name: str, value: float | str, auto: bool = True) -> float | s
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise ValueError(f"{name}={value!r}; allowed: a finite number{' or ' + repr(AUTO) if auto else ''}")
     return float(value)
+
+
+def _scale_for(unet: nn.Module, name: str, value: float | str) -> float | str:
+    if value == AUTO and not getattr(unet.config, "sample_size", None):
+        raise ValueError(
+            f"{name}='auto' needs the UNet's config.sample_size, the latent size it was trained at: set it"
+        )
+    return checked_scale(name, value)
 
 
 def _family(unet: nn.Module) -> str | None:

@@ -100,9 +100,8 @@ def adaptable_shapes(unet: nn.Module) -> dict[str, tuple[int, ...]]:
 def refresh(unet: nn.Module) -> None:
     """Brings every layer in line with the state: the sum of all enabled, unfused adapters at their strengths."""
     gone = {record.name for record in fused_stack(unet)}
-    active = [
-        loaded for name, loaded in loaded_adapters(unet).items() if loaded.enabled and name not in gone
-    ]  # fused ones act through the weights
+    # fused ones act through the weights
+    active = [loaded for name, loaded in loaded_adapters(unet).items() if loaded.enabled and name not in gone]
     for name in adaptable_shapes(unet):
         path = name.removesuffix(".weight")
         if path.endswith("conv"):
@@ -218,17 +217,20 @@ def fuse(unet: nn.Module, name: str) -> Fused:
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def unfuse(unet: nn.Module, record: Fused) -> None:
-    """Puts back the kept tensors, after making sure that nothing has changed what the fusing wrote."""
-    tensors = {key: _own_float(unet, key) for key in record.kept}
-    changed = [key for key, tensor in tensors.items() if _stamp(tensor) != record.stamps[key]]
-    if changed:
-        raise ValueError(
-            f"cannot unfuse {record.name!r}: {len(changed)} of its weights, such as {changed[0]!r}, have changed "
-            "since (another LoRA fused or unfused, or another type). Undo that first: the last fused comes off first"
-        )
-    for key, tensor in tensors.items():
-        tensor.copy_(record.kept[key])
+def unfuse(unet: nn.Module, records: list[Fused]) -> None:
+    """Puts back what the last few fusings kept, once it is sure that nothing has changed what they wrote."""
+    tensors = {key: _own_float(unet, key) for record in records for key in record.kept}
+    restored: dict[str, torch.Tensor] = {}
+    for record in reversed(records):
+        for key, kept in record.kept.items():
+            if _stamp(restored.get(key, tensors[key])) != record.stamps[key]:
+                raise ValueError(
+                    f"cannot unfuse {record.name!r}: weights such as {key!r} have changed since (another LoRA fused "
+                    "or unfused, or another type). Undo that first: the last fused comes off first"
+                )
+            restored[key] = kept
+    for key, kept in restored.items():
+        tensors[key].copy_(kept)
 
 
 def _own_float(unet: nn.Module, key: str) -> torch.Tensor:

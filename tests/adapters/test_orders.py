@@ -1,5 +1,7 @@
 """Whatever is done in whatever order, taking everything off comes back to the base bit for bit."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -65,16 +67,15 @@ def prepared(helpers, tmp_path_factory):
 
 
 @given(steps=st.lists(STEPS, min_size=1, max_size=12))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_order_comes_back_to_the_base(prepared, helpers, steps):
     unet, folders, state, base = prepared
-    refused = 0
+    unet = copy.deepcopy(unet)  # what one example breaks does not reach the next
     for action, name, value in steps:
         before = helpers.predict(unet)
         try:
             do(unet, folders, action, name, value)
         except ValueError:
-            refused += 1
             assert torch.equal(helpers.predict(unet), before)  # a refusal changes nothing
     if getattr(unet, "peft_config", None):
         unet.unload_lora()

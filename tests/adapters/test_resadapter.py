@@ -154,6 +154,21 @@ def test_unfuse_refuses_weights_changed_since(unet, official, helpers):
         assert torch.equal(helpers.predict(unet), changed)  # a refusal touches nothing
 
 
+def test_unfusing_several_is_all_or_nothing(unet, helpers, tmp_path):
+    lora, norms = helpers.random_adapter_tensors(unet)
+    load_resadapter(unet, helpers.write_official(tmp_path / "lora", lora, {}), "lora")
+    load_resadapter(unet, helpers.write_official(tmp_path / "norms", {}, norms), "norms")
+    fuse_resadapter(unet)
+    with torch.no_grad():
+        unet.down_blocks[0].downsamplers[0].conv.weight[0] += 1.0  # the first fused can no longer be undone
+    before = snapshot(unet)
+    with pytest.raises(ValueError, match="cannot unfuse 'lora'"):
+        unfuse_resadapter(unet)
+    assert_same_state(unet, before)
+    unfuse_resadapter(unet, "norms")
+    assert torch.equal(unet.mid_block.resnets[0].norm1.weight, torch.ones(16))
+
+
 def test_reference_is_the_base_even_after_fusing(unet, official, official_b, helpers):
     """A second adapter's norms are compared with the model's own, not with what fusing the first one made of them."""
     load_resadapter(unet, official, "a")
@@ -297,6 +312,15 @@ def test_auto_scale_follows_the_size_asked_for(pipelines, helpers, tmp_path):
     set_resadapter_scale(fixed, 0.5)
     assert torch.equal(helpers.generate(pipe, 128, 64), helpers.generate(fixed, 128, 64))
     assert not pipe.unet._forward_pre_hooks
+
+
+def test_auto_scale_needs_a_training_size(unet, official):
+    unet.register_to_config(sample_size=None)
+    with pytest.raises(ValueError, match="scale='auto' needs the UNet's config.sample_size"):
+        load_resadapter(unet, official, scale="auto")
+    load_resadapter(unet, official)
+    with pytest.raises(ValueError, match="norm_scale='auto' needs"):
+        set_resadapter_scale(unet, norm_scale="auto")
 
 
 def test_auto_scale_warns_outside_the_stated_sizes(helpers, tmp_path):
