@@ -229,11 +229,19 @@ class LegoTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         return cls(**(config | overrides))
 
     @classmethod
-    def from_original(cls, path: str | Path) -> "LegoTransformer2DModel":
-        """Load a checkpoint of the authors (`LEGO-L-PG-64.pkl`) without running anything in it."""
+    def from_original(cls, path: str | Path, num_attention_heads: int | None = None) -> "LegoTransformer2DModel":
+        """Load a checkpoint of the authors (`LEGO-L-PG-64.pkl`) without running anything in it.
+
+        Args:
+            path: a snapshot of theirs, or its state dict as `.safetensors` or `.pt`.
+            num_attention_heads: heads of every brick, for a bare state dict whose width is none of the paper's.
+
+        Raises:
+            ValueError: naming the file and what is wrong with it.
+        """
         from brickwork.gen.original.lego import load_original_lego
 
-        config, state_dict = load_original_lego(path)
+        config, state_dict = load_original_lego(path, num_attention_heads)
         with torch.device("meta"):
             model = cls(**config)
         model.load_state_dict(state_dict, assign=True)

@@ -1,4 +1,4 @@
-"""`brickwork publish`: a run as a folder to share, with a card that says what the weights are and what they remember."""
+"""`brickwork publish`: a run as a folder to share, with a card that says what the weights are and remember."""
 
 import argparse
 import json
@@ -13,8 +13,8 @@ SHOWN_NEIGHBOURS = 12
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Write the averaged weights of a run's newest checkpoint as a pipeline folder with a model card: data and "
-        "licences, images and hours of training, held-out loss, samples from fixed seeds beside their nearest training "
-        "images. The run may still be going."
+        "licences, images and hours of training, held-out loss, samples from fixed seeds beside their nearest "
+        "training images. The run may still be going."
     )
     parser.epilog = (
         "example:\n  brickwork publish runs/lego-emoji-64 pipelines/pretrained/lego-emoji-64 "
@@ -143,6 +143,8 @@ def model_card(name: str, config, figures: dict, attribution: str | None) -> str
     """The card in Markdown, with the metadata that the hub reads."""
     held_out, memory = figures["held_out"], figures["memory"]
     epochs = figures["images"] / figures["train_images"]
+    distance = memory.get("held_out_distance")
+    baseline = "" if distance is None else f"; from a held-out image it is {distance:.3f}"
     lines = [
         "---",
         "license: cc-by-4.0",
@@ -174,9 +176,8 @@ def model_card(name: str, config, figures: dict, attribution: str | None) -> str
         "## What it remembers",
         f"A network that saw each image {epochs:,.0f} times remembers many of them. The median distance (root mean "
         f"square of pixels in [0, 1]) from a sample to the nearest training image is {memory['sample_distance']:.3f}"
-        + (f"; from a held-out image it is {memory['held_out_distance']:.3f}." if "held_out_distance" in memory else ".")
-        + f" {memory['copied']:.0%} of {CARD_SAMPLES} samples lie nearer to a training image than any other training "
-        "image does: call those copies.",
+        f"{baseline}. {memory['copied']:.0%} of {CARD_SAMPLES} samples lie nearer to a training image than any other "
+        "training image does: call those copies.",
         "",
         "![nearest training images](neighbours.png)",
         "",

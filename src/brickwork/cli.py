@@ -12,6 +12,7 @@ COMMANDS = {
     "demo": ("brickwork.eval.demo", "draw one picture with the weights that ship: whole, fast and wide"),
     "generate": ("brickwork.eval.generate", "draw pictures with a pipeline"),
     "info": ("brickwork.eval.info", "what a checkpoint is: its bricks, their costs, its schedule"),
+    "publish": ("brickwork.training.publish", "a run as a folder to share, with a model card"),
     "convert lego": ("brickwork.gen.original.convert_lego", "the LEGO authors' checkpoint => a model folder"),
     "data build emoji": ("brickwork.training.data.emoji", "build the emoji data set from its public packages"),
 }
