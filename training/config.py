@@ -239,6 +239,8 @@ def _build(cls: type, values: Any, path: str = "") -> Any:
     for key, hint in hints.items():
         if key not in values:
             raise ValueError(f"The configuration has no `{path}{key}`; add it.")
+        if hint is str and values[key] is False:  # YAML 1.1 reads `run.mixed_precision=no` so
+            values = values | {key: "no"}
         if dataclasses.is_dataclass(hint):
             built[key] = _build(hint, values[key], f"{path}{key}.")
         elif _fits(values[key], hint):

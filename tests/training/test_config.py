@@ -58,6 +58,10 @@ def test_bad_values_are_named(override, message):
         load_config(None, override.split())
 
 
+def test_no_means_no():
+    assert load_config(None, ["run.mixed_precision=no"]).run.mixed_precision == "no"
+
+
 def test_a_missing_or_broken_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere\.yaml cannot be read"):
         load_config(tmp_path / "nowhere.yaml")

@@ -299,3 +299,19 @@ def test_an_fp16_scaler_lowers_its_scale_and_is_saved(tiny_run, tmp_path, final_
     assert equal_bits(tensors, final_tensors(tmp_path / "parts"))
     assert 0 < tensors[_a_step(tensors)].item() < 10
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+def test_weights_and_biases_if_asked(tiny_run, tmp_path, monkeypatch):
+    import sys
+    from types import SimpleNamespace
+
+    logged, started = [], []
+    run = SimpleNamespace(log=lambda values, step: logged.append(step), finish=lambda: logged.append("finished"))
+    fake = SimpleNamespace(init=lambda **options: started.append(options) or run)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    train(tiny_run("run", "run.wandb_project=bricks"))
+    assert logged == [16, 32, "finished"]
+    assert (started[0]["project"], started[0]["id"], started[0]["resume"]) == ("bricks", "run", "allow")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="needs wandb"):
+        train(tiny_run("other", "run.wandb_project=bricks"))

@@ -161,3 +161,14 @@ def test_shards_are_mixed_a_few_at_a_time():
     blocks = [{shards[row] for row in epoch[first : first + 20]} for first in (0, 20, 40)]
     assert all(len(block) == 2 for block in blocks)
     assert shards[epoch[:20]].tolist() != sorted(shards[epoch[:20]].tolist())
+
+
+@pytest.mark.filterwarnings("ignore:Buckets with fewer")
+def test_a_broken_picture_is_replaced_by_one_of_its_shape():
+    images = Pictures(12, broken={1, 2})
+    images.shapes, images.buckets = [(4, 6), (6, 4)], np.arange(12) % 2
+    stream = TrainingStream(images, np.arange(12), seed=0, batch_size=3)
+    samples = [stream[position] for position in range(24)]
+    replaced = [(int(s["broken"]), int(s["image"][0, 0, 0])) for s in samples if s["broken"] >= 0]
+    assert {row for row, _ in replaced} == {1, 2}
+    assert all(row % 2 == other % 2 and other not in {1, 2} for row, other in replaced)
