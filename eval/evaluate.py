@@ -219,10 +219,11 @@ def _load_pipeline(name: str, dtype=None, device: str | None = None):
 
     folder = brickwork.pretrained(name) if name in brickwork.pretrained_names() else name
     try:
-        pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype)
+        pipeline = DiffusionPipeline.from_pretrained(folder)
     except OSError as error:
         raise ValueError(f"pipeline: {name!r} could not be loaded: {error}") from error
-    return pipeline.to(device or PartialState().device)
+    pipeline = pipeline.to(device or PartialState().device)
+    return pipeline if dtype is None else pipeline.to(dtype)
 
 
 def _call(args: argparse.Namespace) -> dict:

@@ -122,11 +122,19 @@ def extract_features(
         for name, parts in collector.kept.items()
     }
     return FeatureSet(
-        {name: statistics.compute() for name, statistics in collector.statistics.items()},
+        {name: _combined(statistics, state) for name, statistics in collector.statistics.items()},
         outputs,
         _sum_over_processes(digests, state),
         inspection,
     )
+
+
+def _combined(statistics: FeatureStatistics, state: PartialState) -> tuple[int, torch.Tensor, torch.Tensor]:
+    """Count, mean and covariance over all processes: torchmetrics adds the sums up, on the device they talk by."""
+    if state.num_processes > 1:
+        statistics = statistics.to(state.device)
+    count, mean, covariance = statistics.compute()
+    return count, mean.cpu(), covariance.cpu()
 
 
 def _in_order(rows: torch.Tensor, places: list[int], count: int, state: PartialState) -> torch.Tensor:

@@ -179,13 +179,9 @@ def neighbour_radii(features: torch.Tensor, ks: Sequence[int]) -> torch.Tensor:
             f"features: got {len(features)} rows, need more than {max(ks)}, the neighbour asked for; use more images"
             " or a smaller k"
         )
-    radii = []
-    for start, distances in zip(range(0, len(features), ROWS), _distances(features, features)):
-        own = torch.arange(len(distances))
-        distances[own, start + own] = -1.0  # a row is its own first, even beside a duplicate
-        nearest = distances.topk(max(ks) + 1, dim=1, largest=False, sorted=True).values
-        radii.append(nearest[:, list(ks)])
-    return torch.cat(radii)
+    # A row is its own nearest, so the k-th nearest other is the one after.
+    nearest = [block.topk(max(ks) + 1, dim=1, largest=False).values for block in _distances(features, features)]
+    return torch.cat(nearest)[:, list(ks)]
 
 
 def nearest_neighbours(queries: torch.Tensor, features: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:

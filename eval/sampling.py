@@ -146,12 +146,16 @@ class _PipelineCall:
 
     def __init__(self, pipeline, settings: SamplingSettings):
         self.pipeline, self.settings = pipeline, settings
-        self.accepted = set(inspect.signature(pipeline.__call__).parameters)
+        parameters = inspect.signature(pipeline.__call__).parameters
+        self.accepted = set(parameters)
         unknown = sorted(set(settings.call) - self.accepted)
         if unknown:
             raise choice_error(f"call of {type(pipeline).__name__}", unknown[0], self.accepted)
         if "generator" not in self.accepted:
             raise ValueError(f"pipeline: {type(pipeline).__name__} takes no generator, so its pictures have no seed")
+        required = "class_labels" in parameters and parameters["class_labels"].default is inspect.Parameter.empty
+        if required and settings.labels == "none":
+            raise ValueError(f"labels: {type(pipeline).__name__} needs class labels; pass --labels balanced or drawn")
         self.num_classes = self._count_classes()
         if settings.prompts is not None and "prompt" not in self.accepted:
             raise ValueError(f"prompts: {type(pipeline).__name__} takes no prompt; leave them out")
@@ -185,7 +189,7 @@ class _PipelineCall:
             arguments["class_labels"] = [self.label(i) for i in indices]
         elif "batch_size" in self.accepted:
             arguments["batch_size"] = len(indices)
-        else:
+        elif "class_labels" in self.accepted:
             arguments["class_labels"] = [None] * len(indices)
         seeds = [image_seed(self.settings.seed, i) for i in indices]
         arguments["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -220,6 +224,7 @@ def _record(
         "pipeline": type(pipeline).__name__,
         "source": source,
         "weights_sha256": weights_digest(denoiser_of(pipeline)),
+        "dtype": str(denoiser_of(pipeline).dtype).removeprefix("torch."),
         "scheduler": {"class": type(pipeline.scheduler).__name__, **_public(pipeline.scheduler.config)},
         "brick_schedule": _plain(pipeline.config.get("brick_schedule")),
         "format": format,

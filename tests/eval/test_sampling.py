@@ -5,7 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    UNet2DModel,
+)
 from PIL import Image
 
 from brickwork.eval.image_sets import Preparation, decode, open_image_set
@@ -42,7 +50,7 @@ def settings(count=10, **options) -> SamplingSettings:
     return SamplingSettings(count, call={"num_inference_steps": 2}, **options)
 
 
-def pixels_of(output) -> np.ndarray:
+def decode_all(output) -> np.ndarray:
     images = open_image_set(output)
     return decode(images, range(len(images)), Preparation(), (8, 8)).pixels.numpy()
 
@@ -53,7 +61,7 @@ def whole(ddpm, tmp_path):
 
 
 def test_pictures_differ_from_one_another(whole):
-    pixels = pixels_of(whole)
+    pixels = decode_all(whole)
     assert pixels.shape == (10, 3, 8, 8)
     assert len({picture.tobytes() for picture in pixels}) == 10
 
@@ -61,13 +69,13 @@ def test_pictures_differ_from_one_another(whole):
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_batch_size_changes_pictures_by_no_more_than_rounding(ddpm, whole, tmp_path, batch_size):
     other = sample_set(ddpm, settings(), tmp_path / "other", batch_size=batch_size, progress=False)
-    difference = np.abs(pixels_of(whole).astype(int) - pixels_of(other).astype(int))
+    difference = np.abs(decode_all(whole).astype(int) - decode_all(other).astype(int))
     assert difference.max() <= 1 and (difference > 0).mean() < 0.01
 
 
 def test_a_smaller_set_is_the_beginning_of_a_larger_one(ddpm, whole, tmp_path):
     part = sample_set(ddpm, settings(8), tmp_path / "part", batch_size=4, progress=False)
-    np.testing.assert_array_equal(pixels_of(part), pixels_of(whole)[:8])
+    np.testing.assert_array_equal(decode_all(part), decode_all(whole)[:8])
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bytes(ddpm, whole, tmp_path, monkeypatch):
@@ -112,7 +120,7 @@ def test_formats_hold_the_same_pictures(ddpm, whole, tmp_path, monkeypatch):
     monkeypatch.setattr("brickwork.eval.sampling.SHARD_PICTURES", 4)
     for format, name in (("npz", "set.npz"), ("webdataset", "shards")):
         output = sample_set(ddpm, settings(), tmp_path / name, format=format, batch_size=4, progress=False)
-        np.testing.assert_array_equal(pixels_of(output), pixels_of(whole))
+        np.testing.assert_array_equal(decode_all(output), decode_all(whole))
         assert generation_of(output)["count"] == 10 and generation_of(output)["format"] == format
         assert not (tmp_path / f"{name}.parts").exists()
         sample_set(ddpm, settings(), output, format=format, progress=False)  # finished, so nothing happens
@@ -130,7 +138,43 @@ def test_lego_set_is_what_the_pipeline_draws_for_its_seeds_and_labels(lego, tmp_
         assert difference.max() <= 1
     assert generation_of(output)["num_classes"] == 3
     sized = SamplingSettings(2, call={"num_inference_steps": 1, "height": 12, "width": 20})
-    assert pixels_of(sample_set(lego, sized, tmp_path / "wide", progress=False)).shape == (2, 3, 12, 20)
+    assert decode_all(sample_set(lego, sized, tmp_path / "wide", progress=False)).shape == (2, 3, 12, 20)
+
+
+def test_a_pipeline_of_diffusers_that_needs_labels(tmp_path):
+    torch.manual_seed(0)
+    network = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=8, num_layers=1, sample_size=4
+    )
+    pipeline = DiTPipeline(network.eval(), AutoencoderKL(block_out_channels=(8,), norm_num_groups=2), DDIMScheduler())
+    with pytest.raises(ValueError, match="DiTPipeline needs class labels; pass --labels balanced"):
+        sample_set(pipeline, settings(3), tmp_path / "dit", progress=False)
+    output = sample_set(pipeline, settings(3, labels="drawn"), tmp_path / "dit", batch_size=2, progress=False)
+    rows = [json.loads(line) for line in (output / "metadata.jsonl").read_text().splitlines()]
+    assert len({row["label"] for row in rows}) == 3 and max(row["label"] for row in rows) < 1000
+    assert len({picture.tobytes() for picture in decode_all(output)}) == 3
+
+
+def test_prompts_are_used_in_turn_with_the_pictures_own_seeds(ddpm, tmp_path):
+    calls = []
+
+    class TextToImage:
+        def __init__(self):
+            self.unet, self.scheduler, self.config = ddpm.unet, ddpm.scheduler, {}
+
+        def set_progress_bar_config(self, **options): ...
+
+        def __call__(self, prompt, generator, output_type):
+            calls.append((prompt, [g.initial_seed() for g in generator], output_type))
+            return type("Output", (), {"images": np.zeros((len(prompt), 8, 8, 3))})
+
+    with pytest.raises(ValueError, match="TextToImage needs prompts"):
+        sample_set(TextToImage(), SamplingSettings(5), tmp_path / "texts", progress=False)
+    prompted = SamplingSettings(5, prompts=("a", "b"))
+    output = sample_set(TextToImage(), prompted, tmp_path / "texts", batch_size=3, progress=False)
+    seeds = [image_seed(0, i) for i in range(5)]
+    assert calls == [(["a", "b", "a"], seeds[:3], "np"), (["b", "a"], seeds[3:], "np")]
+    assert list(open_image_set(output).texts) == ["a", "b", "a", "b", "a"]
 
 
 def test_labels_are_a_matter_of_seed_and_number():
