@@ -49,6 +49,9 @@ def convert_resadapter(
     if norm_type not in NORM_TYPES:
         raise ValueError(f"norm_type={norm_type!r}; allowed: {', '.join(NORM_TYPES)}")
     adapter = with_stated_facts(read_adapter(local_adapter(src)))
+    if adapter.differences and to == "comfyui":
+        norms = {key: value.to(NORM_TYPES[norm_type]) for key, value in adapter.norms.items()}
+        adapter = dataclasses.replace(adapter, norms=norms)
     if adapter.norms and adapter.differences != (to == "comfyui"):
         if base_model is None:
             raise ValueError(

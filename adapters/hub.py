@@ -15,7 +15,8 @@ def local_adapter(source: str | Path) -> str | Path:
         ValueError: neither on this machine nor on the Hub.
     """
     text = str(source)
-    if Path(source).exists() or isinstance(source, Path) or not _REPOSITORY.fullmatch(text):
+    local_file = text.endswith(".safetensors") and text.count("/") < 2
+    if Path(source).exists() or isinstance(source, Path) or local_file or not _REPOSITORY.fullmatch(text):
         return source
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

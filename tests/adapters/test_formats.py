@@ -138,6 +138,10 @@ def test_the_single_file(unet, official, tmp_path):
         official, tmp_path / "32.safetensors", to="comfyui", base_model=unet, norm_type="float32"
     )
     assert load_file(path)["lora_unet_down_blocks_1_resnets_0_norm1.b_norm"].dtype == torch.float32
+    (again,) = convert_resadapter(
+        tmp_path / "one.safetensors", tmp_path / "again.safetensors", to="comfyui", norm_type="float32"
+    )
+    assert_same_tensors(load_file(again), load_file(path))
 
 
 def test_sdxl_is_written_in_compvis_names(helpers, tmp_path):

@@ -59,6 +59,7 @@ def test_adapters_that_are_not_there(hub, tmp_path):
     (tmp_path / "owner" / "gone").mkdir(parents=True)
     assert local_adapter("owner/gone") == "owner/gone"  # a local folder goes first
     assert local_adapter(Path("other/folder")) == Path("other/folder")
+    assert local_adapter("folder/misspelt.safetensors") == "folder/misspelt.safetensors"
 
 
 def test_base_models(hub, unet, helpers):
