@@ -115,18 +115,23 @@ def calculate(
         "format": RESULT_FORMAT,
         "name": name or Path(str(samples[0])).name,
         "tags": _tags_of(sets[0]) | (tags or {}),
+        **_origin(reference, extractor, preparation, sets),
+        "metrics": {key: values.to_dict() for key, values in table.items()},
+        "versions": library_versions(),
+    }
+
+
+def _origin(reference: Reference, extractor: Extractor, preparation: Preparation, sets: list[dict]) -> dict:
+    """What a result's numbers depend on, and what decides whether they may be compared."""
+    of_reference = {key: reference.info[key] for key in ("source", "count", "size", "data_sha256", "preparation")}
+    return {
         "protocol": reference.info["protocol"],
         "extractor": extractor.to_dict(),
         "preparation": preparation.to_dict(),
         "count": sets[0]["count"],
         "seeds": [(entry["generation"] or {}).get("seed") for entry in sets],
-        "reference": {
-            "identity": reference.identity,
-            **{key: reference.info[key] for key in ("source", "count", "size", "data_sha256", "preparation")},
-        },
+        "reference": {"identity": reference.identity, **of_reference},
         "sets": sets,
-        "metrics": {key: values.to_dict() for key, values in table.items()},
-        "versions": library_versions(),
     }
 
 

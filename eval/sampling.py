@@ -130,11 +130,8 @@ def sample_set(
     state.wait_for_everyone()
     if state.is_main_process:
         _write_metadata(call, settings, folder)
-        if format == "npz":
-            _pack_npz(folder, settings, output)
-        elif format == "webdataset":
-            _pack_webdataset(folder, settings, output)
         if format != "png":
+            {"npz": _pack_npz, "webdataset": _pack_webdataset}[format](folder, settings, output)
             write_json(generation_file(output), record)
             _remove_parts(folder, settings)
     state.wait_for_everyone()

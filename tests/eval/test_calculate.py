@@ -50,6 +50,15 @@ def test_a_set_measured_whole_equals_its_parts_put_together(extractor, pixels, w
     assert set(measured.statistics) == {"features", "spatial"}
 
 
+def test_a_picture_cut_short_spoils_no_number(extractor, pixels, write_folder):
+    folder = write_folder(pixels[:40])
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8))
+    noise.save(folder / "0033.png")
+    (folder / "0033.png").write_bytes((folder / "0033.png").read_bytes()[:300])
+    with pytest.raises(ValueError, match=r"1 \(0033.png\) of 40 .* cannot be decoded"):
+        extract_features(open_image_set(folder), extractor, PROTOCOLS["clean"], progress=False)
+
+
 def test_result_says_all_that_its_numbers_depend_on(result, reference):
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["protocol"]["name"] == "clean" and result["count"] == 70

@@ -96,7 +96,8 @@ def test_unknown_protocol_is_answered_with_the_nearest():
 def test_floats_are_rounded_to_the_nearest_level():
     levels = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_uint8(levels), levels)
-    assert torch.equal(to_uint8((levels.float() / 255 + 0.0015).clamp_max(1)), levels)
+    for error in (-0.0015, 0.0, 0.0015):  # under half a level, up and down
+        assert torch.equal(to_uint8((levels.float() / 255 + error).clamp(0, 1)), levels)
     assert torch.equal(to_uint8(levels.double().numpy() / 255), levels)
 
 
