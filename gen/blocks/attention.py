@@ -155,14 +155,17 @@ class TextAttnProcessor(WindowAttnProcessor):
         self, attn: "TextAttention", hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor
     ) -> torch.Tensor:
         split = (attn.num_attention_heads, -1)
-        query = attn.to_q(hidden_states).unflatten(-1, split)
-        key = attn.to_k(encoder_hidden_states).unflatten(-1, split)
-        value = attn.to_v(encoder_hidden_states).unflatten(-1, split)
-        return attn.to_out(self.attend(query, key, value, None).flatten(-2))
+        query = attn.q(hidden_states).unflatten(-1, split)
+        key = attn.k(encoder_hidden_states).unflatten(-1, split)
+        value = attn.v(encoder_hidden_states).unflatten(-1, split)
+        return attn.proj(self.attend(query, key, value, None).flatten(-2))
 
 
 class TextAttention(nn.Module, AttentionModuleMixin):
     """Cross-attention from a feature map to a sequence, normed before, zero at the start.
+
+    The layers are not called `to_q` and the like: `convert_state_dict_to_diffusers` renames those alone, and a LoRA
+    file that mixes two conventions loses layers when it is loaded.
 
     Args:
         dim: channels of the feature map.
@@ -179,12 +182,12 @@ class TextAttention(nn.Module, AttentionModuleMixin):
         check_heads(dim, num_attention_heads)
         self.num_attention_heads = num_attention_heads
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.to_q = nn.Linear(dim, dim, bias=False)
-        self.to_k = nn.Linear(cross_attention_dim, dim, bias=False)
-        self.to_v = nn.Linear(cross_attention_dim, dim, bias=False)
-        self.to_out = nn.Linear(dim, dim)
-        nn.init.zeros_(self.to_out.weight)
-        nn.init.zeros_(self.to_out.bias)
+        self.q = nn.Linear(dim, dim, bias=False)
+        self.k = nn.Linear(cross_attention_dim, dim, bias=False)
+        self.v = nn.Linear(cross_attention_dim, dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+        nn.init.zeros_(self.proj.weight)
+        nn.init.zeros_(self.proj.bias)
         self.set_processor(TextAttnProcessor())
 
     def forward(self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
