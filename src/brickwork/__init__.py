@@ -6,14 +6,31 @@ from pathlib import Path
 
 __version__ = "0.1.0"
 
-_EXPORTS = {
-    "LegoTransformer2DModel": "brickwork.gen.lego",
-    "LegoPipeline": "brickwork.pipelines.lego",
-    "BrickSchedule": "brickwork.pipelines.schedules",
-    "EDMHeunScheduler": "brickwork.pipelines.edm_heun",
+_MODULES = {
+    "brickwork.gen.lego": ["LegoTransformer2DModel"],
+    "brickwork.gen.transformer": ["BlockTransformer2DModel"],
+    "brickwork.gen.unet": ["BlockUNet2DModel"],
+    "brickwork.pipelines.lego": ["LegoPipeline"],
+    "brickwork.pipelines.class_to_image": ["ClassToImagePipeline"],
+    "brickwork.pipelines.schedules": ["BrickSchedule"],
+    "brickwork.pipelines.edm_heun": ["EDMHeunScheduler"],
+    "brickwork.adapters.resadapter": [
+        "load_resadapter",
+        "set_resadapter_scale",
+        "enable_resadapter",
+        "disable_resadapter",
+        "unload_resadapter",
+        "fuse_resadapter",
+        "unfuse_resadapter",
+        "save_resadapter",
+        "use_resadapter",
+    ],
+    "brickwork.adapters.convert": ["convert_resadapter"],
+    "brickwork.adapters.merge": ["merge_resadapter"],
 }
+_EXPORTS = {name: module for module, names in _MODULES.items() for name in names}
 # What `DiffusionPipeline.from_pretrained` and `AutoModel.from_pretrained` look for by name.
-_REGISTERED = {"LegoTransformer2DModel", "LegoPipeline", "EDMHeunScheduler"}
+_REGISTERED = {name for name in _EXPORTS if name.endswith(("Model", "Pipeline", "Scheduler"))}
 
 __all__ = ["pretrained", "pretrained_names", *_EXPORTS]
 

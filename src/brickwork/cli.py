@@ -12,9 +12,17 @@ COMMANDS = {
     "demo": ("brickwork.eval.demo", "draw one picture with the weights that ship: whole, fast and wide"),
     "generate": ("brickwork.eval.generate", "draw pictures with a pipeline"),
     "info": ("brickwork.eval.info", "what a checkpoint is: its bricks, their costs, its schedule"),
+    "train": ("brickwork.training.train_backbone", "train a backbone in one process"),
     "publish": ("brickwork.training.publish", "a run as a folder to share, with a model card"),
+    "evaluate": ("brickwork.eval.evaluate", "reference statistics, samples, metrics, comparisons"),
+    "report": ("brickwork.eval.report", "results as one page: samples, neighbours, tables, curves"),
     "convert lego": ("brickwork.gen.original.convert_lego", "the LEGO authors' checkpoint => a model folder"),
+    "convert dit": ("brickwork.gen.original.convert_dit", "the DiT authors' checkpoint => a model folder"),
+    "convert resadapter": ("brickwork.adapters.convert", "between the authors' folder, diffusers and ComfyUI"),
+    "merge": ("brickwork.adapters.merge", "bake a ResAdapter into a checkpoint"),
     "data build emoji": ("brickwork.training.data.emoji", "build the emoji data set from its public packages"),
+    "data check": ("brickwork.training.data.check", "what is in a data set, and what is wrong with it"),
+    "data cache": ("brickwork.training.data.cache", "latents of a data set, computed once"),
 }
 
 
