@@ -150,8 +150,8 @@ def _get(tensors: dict[str, torch.Tensor], name: str, ndim: int) -> torch.Tensor
 
 
 def _head_dim(width: int, given: int | None) -> int:
-    known = {preset["hidden_size"]: preset["attention_head_dim"] for preset in TRANSFORMER_PRESETS.values()}
-    known |= {p["hidden_size"]: p["attention_head_dim"] for n, p in TRANSFORMER_PRESETS.items() if n.startswith("dit")}
+    published = [preset for preset in TRANSFORMER_PRESETS.values() if preset["block_types"] == "dit"]
+    known = {preset["hidden_size"]: preset["attention_head_dim"] for preset in published}
     head_dim = given or known.get(width)
     if head_dim is None:
         raise ValueError(f"the tensors do not show the heads of a width of {width}; give `attention_head_dim`.")
