@@ -18,6 +18,7 @@ from accelerate.utils import set_seed
 
 from brickwork.eval.paired_loss import PairedSet
 from brickwork.gen.objectives import OBJECTIVES
+from brickwork.training.arguments import configure_parser
 from brickwork.training.backbones import BACKBONES, build_model, choose, plan
 from brickwork.training.config import TrainConfig, load_config
 from brickwork.training.data.cache import CachedLatents, TensorCache, load_vae
@@ -101,23 +102,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-def configure_parser(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `brickwork train` and of this script."""
-    parser.add_argument("--config", type=Path, help="YAML file over training/configs/defaults.yaml")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, train nothing")
-    parser.add_argument(
-        "--accept-changes", action="store_true", help="go on with a configuration or data other than the run's so far"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values over the file")
-    parser.epilog = "example: brickwork train --config training/configs/lego_emoji_64.yaml run.total_images=200000"
-    parser.set_defaults(run=run_training)
-
-
-def run_training(args: argparse.Namespace) -> int:
+def run_training(config_path: Path | None, overrides: list[str], dry_run: bool, accept_changes: bool) -> int:
     """Train as the arguments say; returns 0."""
-    config = load_config(args.config, args.overrides)
-    run = prepare(config, args.accept_changes)
-    if args.dry_run:
+    config = load_config(config_path, overrides)
+    run = prepare(config, accept_changes)
+    if dry_run:
         run.accelerator.print(config.to_yaml())
     else:
         train(run)

@@ -12,7 +12,7 @@ COMMANDS = {
     "demo": ("brickwork.eval.demo", "draw one picture with the weights that ship: whole, fast and wide"),
     "generate": ("brickwork.eval.generate", "draw pictures with a pipeline"),
     "info": ("brickwork.eval.info", "what a checkpoint is: its bricks, their costs, its schedule"),
-    "train": ("brickwork.training.train_backbone", "train a backbone in one process"),
+    "train": ("brickwork.training.arguments", "train a backbone in one process"),
     "publish": ("brickwork.training.publish", "a run as a folder to share, with a model card"),
     "evaluate": ("brickwork.eval.evaluate", "reference statistics, samples, metrics, comparisons"),
     "report": ("brickwork.eval.report", "results as one page: samples, neighbours, tables, curves"),
