@@ -1,7 +1,6 @@
 """`brickwork demo`: one picture that shows what the weights that ship can do."""
 
 import argparse
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from brickwork.eval.operations import count_operations
+    from brickwork.eval.pictures import save_picture
     from brickwork.eval.pipelines import load_lego_pipeline
     from brickwork.pipelines.schedules import BrickSchedule
 
@@ -115,11 +115,3 @@ def compose(rows: list[tuple[str, list]], scale: int = 2):
             left += large.width + GAP
         top += height
     return picture
-
-
-def save_picture(picture, path: Path) -> None:
-    """Write a PNG under a temporary name, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.png")
-    picture.save(temporary, format="PNG")
-    os.replace(temporary, path)

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from brickwork.eval.demo import save_picture
+    from brickwork.eval.pictures import save_picture
     from brickwork.eval.pipelines import load_lego_pipeline
 
     for name in ("count", "batch_size"):

@@ -1,7 +1,9 @@
 """Sheets of pictures: fixed-seed grids, and samples beside their nearest training pictures."""
 
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -45,3 +47,11 @@ def neighbour_sheet(samples: Sequence[np.ndarray], neighbours: Sequence[Sequence
                 Image.fromarray(picture).resize((width, height)), (left, height + MARGIN + row * (height + GAP))
             )
     return sheet
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG under a temporary name, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    picture.save(temporary, format="PNG")
+    os.replace(temporary, path)

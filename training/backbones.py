@@ -8,6 +8,9 @@ from pathlib import Path
 import torch
 
 from brickwork.gen.lego import LegoTransformer2DModel
+from brickwork.gen.transformer import BlockTransformer2DModel
+from brickwork.gen.unet import BlockUNet2DModel
+from brickwork.pipelines.class_to_image import ClassToImagePipeline
 from brickwork.pipelines.edm_heun import EDMHeunScheduler
 from brickwork.pipelines.lego import LegoPipeline
 from brickwork.training.config import TrainConfig
@@ -26,7 +29,11 @@ class Backbone:
     pipeline: Callable
 
 
-BACKBONES = {"LegoTransformer2DModel": Backbone(LegoTransformer2DModel, lego_pipeline)}
+BACKBONES = {
+    "LegoTransformer2DModel": Backbone(LegoTransformer2DModel, lego_pipeline),
+    "BlockTransformer2DModel": Backbone(BlockTransformer2DModel, ClassToImagePipeline.from_objective),
+    "BlockUNet2DModel": Backbone(BlockUNet2DModel, ClassToImagePipeline.from_objective),
+}
 
 
 def choose(kinds: dict, name: str, key: str):

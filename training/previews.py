@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from brickwork.eval.paired_loss import paired_loss
+from brickwork.eval.pictures import grid, save_picture
+from brickwork.training.checkpoints import whole
 from brickwork.training.guards import write_text
 from brickwork.training.page import run_page
 
@@ -22,18 +23,6 @@ def sample_labels(num_classes: int | None, count: int) -> list[int | None]:
     if num_classes >= count:
         return [k * num_classes // count for k in range(count)]
     return sorted(k % num_classes for k in range(count))
-
-
-def grid(pictures: np.ndarray, columns: int = 8, gap: int = 2) -> np.ndarray:
-    """Pictures uint8 `(N, H, W, 3)` side by side on white, `columns` in a row => uint8 `(H', W', 3)`."""
-    number, height, width, _ = pictures.shape
-    columns = min(columns, number)
-    rows = -(-number // columns)
-    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8)
-    for k, picture in enumerate(pictures):
-        top, left = k // columns * (height + gap), k % columns * (width + gap)
-        sheet[top : top + height, left : left + width] = picture
-    return sheet
 
 
 def draw_samples(pipeline, num_classes: int | None, count: int, steps: int, guidance_scale: float) -> np.ndarray:
@@ -74,24 +63,18 @@ def show(run, network: torch.nn.Module, images: int, log) -> None:
                 settings.guidance_scale,
             )
         if run.accelerator.is_main_process:
-            sheet = grid(pictures)
-            log.picture(images, "samples", sheet)
+            sheet = grid(pictures, columns=min(8, len(pictures)))
+            log.picture(images, "samples", np.asarray(sheet))
             save_picture(sheet, folder / SAMPLES / f"images-{images:012d}.png")
     if run.accelerator.is_main_process:
         write_text(folder / PAGE, run_page(folder))
 
 
-def save_picture(sheet: np.ndarray, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    Image.fromarray(sheet).save(temporary, format="PNG")
-    os.replace(temporary, path)
-
-
 def averaged_copy(network: torch.nn.Module, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
     """A network of its own on the CPU with the averaged weights, whatever wraps or shards the one in training."""
     copy = type(network).from_config(network.config)
-    copy.load_state_dict(weights)
+    frozen = {name: whole(tensor) for name, tensor in network.state_dict().items() if name not in weights}
+    copy.load_state_dict(frozen | weights)
     return copy.eval()
 
 

@@ -50,7 +50,7 @@ def publish(
         ValueError: for a folder without a run or checkpoint, or an output that exists.
     """
     from brickwork.training.backbones import BACKBONES, build_model
-    from brickwork.training.checkpoints import CheckpointFolder
+    from brickwork.training.checkpoints import CheckpointFolder, load_trained_tensors
     from brickwork.training.config import load_config
     from brickwork.training.data.images import images_of
     from brickwork.training.train_backbone import OBJECTIVES, build_held_out, build_images
@@ -67,7 +67,7 @@ def publish(
     images = build_images(config)
     train_rows, held_out_rows = images.split(config.data.held_out)
     model = build_model(config, images.class_names, images.size, images.channels)
-    model.load_state_dict(tensors["ema"])
+    load_trained_tensors(model, tensors["ema"])
     objective = OBJECTIVES[config.objective.type](**config.objective.options)
     pipeline = BACKBONES[config.model.type].pipeline(model.eval(), objective, getattr(images, "vae", None))
     figures = {
@@ -125,7 +125,7 @@ def _draw(pipeline, images, train_rows, held_out_rows, folder: Path) -> dict:
 
     distances, rows = nearest_neighbours(features(samples), features(training), 3)
     radii = neighbour_radii(features(training), (1,))[:, 0]
-    grid(list(samples[:32]), columns=8).save(folder / "samples.png")
+    grid(samples[:32], columns=8).save(folder / "samples.png")
     shown = [[training[row] for row in found] for found in rows[:SHOWN_NEIGHBOURS].tolist()]
     neighbour_sheet(list(samples[:SHOWN_NEIGHBOURS]), shown).save(folder / "neighbours.png")
     memory = {

@@ -100,10 +100,11 @@ def window_mask(
     """Which tokens of an image, padded to whole windows, show any of the image.
 
     Returns:
-        bool `(windows, tokens)`, true for real tokens, or `None` where nothing is padded.
+        bool `(windows, tokens)`, true for real tokens, or `None` where all of them are.
     """
     rows, columns = _pair(size)
-    if height % (rows * patch_size) == 0 and width % (columns * patch_size) == 0:
+    down, across = -(-height // patch_size), -(-width // patch_size)
+    if down % rows == 0 and across % columns == 0:
         return None
-    real = torch.ones(1, 1, -(-height // patch_size), -(-width // patch_size), dtype=torch.bool, device=device)
+    real = torch.ones(1, 1, down, across, dtype=torch.bool, device=device)
     return window_partition(pad_to_multiple(real, (rows, columns)), (rows, columns), mode)[0, :, :, 0]

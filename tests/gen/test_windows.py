@@ -42,7 +42,7 @@ def test_padding_goes_below_and_to_the_right():
 
 
 @pytest.mark.parametrize("mode", ["block", "grid"])
-@pytest.mark.parametrize(("height", "width", "patch"), [(5, 8, 1), (9, 17, 2), (8, 15, 2)])
+@pytest.mark.parametrize(("height", "width", "patch"), [(5, 8, 1), (9, 17, 2), (8, 19, 2)])
 def test_mask_marks_tokens_that_show_any_of_the_image(mode, height, width, patch):
     ones = pad_to_multiple(torch.ones(1, 1, height, width), 4 * patch)
     expected = window_partition(ones, 4, mode, patch)[0].amax(-1) > 0
@@ -53,6 +53,7 @@ def test_mask_marks_tokens_that_show_any_of_the_image(mode, height, width, patch
 
 def test_no_mask_where_nothing_is_padded():
     assert window_mask(16, 8, (4, 2), patch_size=2) is None
+    assert window_mask(15, 7, (4, 2), patch_size=2) is None  # every token shows some of the image
 
 
 def test_errors_name_the_argument():

@@ -1,10 +1,9 @@
 """Grids of samples, and the page of a run."""
 
-import numpy as np
 import pytest
 
 from brickwork.training.page import chart, read_log, run_page
-from brickwork.training.previews import grid, sample_labels
+from brickwork.training.previews import sample_labels
 
 
 @pytest.mark.parametrize(
@@ -19,15 +18,6 @@ from brickwork.training.previews import grid, sample_labels
 )
 def test_labels_of_a_grid_are_spread_over_the_classes(classes, count, expected):
     assert sample_labels(classes, count) == expected
-
-
-def test_pictures_of_a_grid_stand_in_their_places():
-    pictures = np.zeros((5, 4, 6, 3), dtype=np.uint8) + np.arange(5, dtype=np.uint8)[:, None, None, None]
-    sheet = grid(pictures, columns=3, gap=1)
-    assert sheet.shape == (2 * 4 + 1, 3 * 6 + 2, 3)
-    assert [sheet[0, 0, 0], sheet[3, 12, 0], sheet[0, 19, 0], sheet[8, 0, 0], sheet[5, 7, 0]] == [0, 1, 2, 3, 4]
-    assert sheet[4, 0, 0] == sheet[0, 6, 0] == sheet[8, 19, 0] == 255
-    assert grid(pictures[:2], columns=8).shape == (4, 14, 3)
 
 
 def test_the_page_survives_a_log_cut_short_and_values_that_are_not_finite(tmp_path):
