@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     rows = [
         Row("all bricks", full, size, size, args.images),
         Row("fast: the last brick skipped on half of the steps", fast, size, size, args.images),
-        Row(f"beyond the training size: {size} × {3 * size}", full, size, 3 * size, max(1, args.images // 3)),
+        Row(f"beyond the training size: {size} x {3 * size}", full, size, 3 * size, max(1, args.images // 3)),
     ]
     drawn = []
     with _progress(len(rows) * args.steps) as bar:

@@ -29,7 +29,7 @@ def test_demo_draws_three_rows_and_says_what_they_cost(folder, tmp_path, capsys,
     assert cli.main(words) == 0
     text = capsys.readouterr().out
     assert "bricks 0+1 for 4 steps" in text and "bricks 0 for 2 steps, 0+1 for 2 steps" in text
-    assert "16 × 48" in text and text.count("GFLOP an image") == 3
+    assert "16 x 48" in text and text.count("GFLOP an image") == 3
     picture = Image.open(output)
     assert picture.width == 2 * 12 + 4 * 32 + 3 * 4  # four images of 16 pixels, twice as large, with gaps
     assert len(picture.getcolors(100_000)) > 20
