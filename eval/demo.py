@@ -45,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.images < 1:
         raise ValueError(f"`--images` is {args.images}; draw at least 1.")
+    if args.output.suffix != ".png":
+        raise ValueError(f"`--output` is {str(args.output)!r}; give a name that ends in .png.")
     pipe = load_lego_pipeline(args.weights)
     pipe.set_progress_bar_config(disable=True)
     size = pipe.transformer.config.sample_size

@@ -65,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
     classes = classes or list(range(pipe.transformer.config.num_classes or 0)) or [None]
     jobs = [(label, args.seed + index) for label in classes for index in range(args.count)]
     files = [args.output / f"{_slug(label)}-{seed:06d}.png" for label, seed in jobs]
+    if len(set(files)) < len(files):
+        raise ValueError("`--classes` names a class, or two classes of one file name, twice; name each once.")
     existing = [file for file in files if file.exists()]
     if existing:
         raise ValueError(

@@ -1,6 +1,7 @@
 """`brickwork info`: what a checkpoint is."""
 
 import argparse
+import difflib
 from pathlib import Path
 
 
@@ -20,9 +21,12 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     model, schedule = _open(args.model)
-    height, width = args.height or model.config.sample_size, args.width or model.config.sample_size
-    if min(height, width) < 1:
-        raise ValueError(f"`--height` and `--width` are {height} and {width}; give sizes of at least one pixel.")
+    size, patch = model.config.sample_size, max(model.config.patch_sizes)
+    height, width = size if args.height is None else args.height, size if args.width is None else args.width
+    if min(height, width) < patch:
+        raise ValueError(
+            f"`--height` and `--width` are {height} and {width}; give at least one patch, {patch} pixels."
+        )
     print(describe(model, height, width))
     if schedule is not None:
         print(f"\nbrick schedule saved with it:\n{schedule}")
@@ -43,6 +47,9 @@ def _open(name: str):
         return brickwork.LegoTransformer2DModel.from_original(name), None
     if name not in brickwork.pretrained_names() and (Path(name) / "config.json").is_file():
         return brickwork.LegoTransformer2DModel.from_pretrained(name), None
+    near = difflib.get_close_matches(name, [*LEGO_PRESETS, *brickwork.pretrained_names()], n=3)
+    if near and "/" not in name and not Path(name).exists():
+        raise ValueError(f"`model` is {name!r}; did you mean {' or '.join(near)}?")
     from brickwork.eval.pipelines import load_lego_pipeline
 
     pipe = load_lego_pipeline(name, "cpu")

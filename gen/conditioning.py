@@ -1,7 +1,5 @@
 """Time and class for the block networks, and the checks of what a caller hands them."""
 
-from collections.abc import Sequence
-
 import torch
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 from torch import nn
@@ -112,10 +110,3 @@ def check_text(encoder_hidden_states: torch.Tensor | None, batch: int, cross_att
     shape = tuple(encoder_hidden_states.shape)
     if len(shape) != 3 or shape[0] != batch or shape[2] != cross_attention_dim:
         raise ValueError(f"`encoder_hidden_states` has shape {shape}; give ({batch}, length, {cross_attention_dim}).")
-
-
-def check_overrides(overrides: dict, known: Sequence[str], class_name: str) -> None:
-    """Raise a `ValueError` if a preset is overridden in a value that the network does not have."""
-    unknown = sorted(set(overrides) - set(known))
-    if unknown:
-        raise ValueError(f"`overrides` has {unknown}, which {class_name} does not take.")

@@ -4,6 +4,7 @@ A stack of small transformers, each working in windows of its own size. Every br
 of the same thing and hands it to the next, which is what makes bricks skippable.
 """
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from brickwork.gen.blocks.windows import (
     window_partition,
     window_reverse,
 )
+from brickwork.gen.denoiser import Denoiser, check_overrides
 from brickwork.gen.embeddings import ConditionEmbedding, coordinate_channels, sincos_position_table
 from brickwork.gen.presets import LEGO_PRESETS, find_preset
 from brickwork.gen.subnets import brick_subsets, subnet_name
@@ -133,7 +135,7 @@ class LegoBrick(nn.Module):
         return sample[..., :height, :width]
 
 
-class LegoTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
+class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin):
     """A stack of LEGO bricks that denoises images of any height and width.
 
     Lists with one entry a brick describe the stack; a single number for `hidden_sizes` or `num_attention_heads` holds
@@ -175,10 +177,13 @@ class LegoTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         trained_subsets: str = "prefix",
     ):
         super().__init__()
+        _check_stack(window_sizes, patch_sizes, num_layers)
+        _check_sizes(sample_size, in_channels, num_classes, mlp_ratio, id2label)
         num_bricks = len(window_sizes)
+        if trained_subsets not in ("prefix", "any"):
+            raise ValueError(f"`trained_subsets` is {trained_subsets!r}; choose 'prefix' or 'any'.")
         widths = _per_brick("hidden_sizes", hidden_sizes, num_bricks)
         heads = _per_brick("num_attention_heads", num_attention_heads, num_bricks)
-        _check_stack(window_sizes, patch_sizes, num_layers, trained_subsets)
 
         cond_dim = max(widths)
         self.condition = ConditionEmbedding(cond_dim, num_classes)
@@ -223,9 +228,7 @@ class LegoTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             overrides: further configuration values that replace the preset's.
         """
         config = find_preset(LEGO_PRESETS, name) | {"in_channels": in_channels, "num_classes": num_classes}
-        unknown = sorted(set(overrides) - set(cls._get_init_keys(cls)))
-        if unknown:
-            raise ValueError(f"`overrides` has {unknown}, which {cls.__name__} does not take.")
+        check_overrides(overrides, cls._get_init_keys(cls), cls.__name__)
         return cls(**(config | overrides))
 
     @classmethod
@@ -292,7 +295,10 @@ class LegoTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self._check_sample(sample, bricks)
         batch, (height, width) = sample.shape[0], static_size(sample)
         dtype = self.dtype
-        timestep = torch.as_tensor(timestep, device=sample.device, dtype=torch.float32).expand(batch)
+        timestep = torch.as_tensor(timestep, device=sample.device, dtype=torch.float32)
+        if timestep.ndim > 1 or (timestep.ndim == 1 and timestep.shape[0] not in (1, batch)):
+            raise ValueError(f"`timestep` has shape {tuple(timestep.shape)}; give a scalar or shape ({batch},).")
+        timestep = timestep.expand(batch)
         temb = self.condition(timestep, self._check_labels(class_labels, batch), dtype)
         image = sample.to(dtype)
         coordinates = coordinate_channels(height, width, sample.device, dtype).expand(batch, -1, -1, -1)
@@ -313,17 +319,20 @@ class LegoTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def _check_bricks(self, bricks: Sequence[int] | None) -> tuple[int, ...]:
         if bricks is None:
             return tuple(range(self.num_bricks))
-        bricks = tuple(bricks)
-        allowed = bricks and all(isinstance(brick, int) and 0 <= brick < self.num_bricks for brick in bricks)
-        if not allowed or any(a >= b for a, b in zip(bricks, bricks[1:])):
+        try:
+            numbers = tuple(operator.index(brick) for brick in bricks)
+        except TypeError:  # a single number, or what is no number
+            numbers = ()
+        in_range = numbers and 0 <= min(numbers) and max(numbers) < self.num_bricks
+        if not in_range or any(a >= b for a, b in zip(numbers, numbers[1:])):
             raise ValueError(
-                f"`bricks` is {bricks}; give at least one brick number from 0 to {self.num_bricks - 1}, each once and "
-                "in rising order, or None for all."
+                f"`bricks` is {bricks!r}; give at least one brick number from 0 to {self.num_bricks - 1}, each once "
+                "and in rising order, or None for all."
             )
-        return bricks
+        return numbers
 
     def _check_sample(self, sample: torch.Tensor, bricks: tuple[int, ...]) -> None:
-        if sample.ndim != 4 or sample.shape[1] != self.config.in_channels:
+        if sample.ndim != 4 or sample.shape[0] == 0 or sample.shape[1] != self.config.in_channels:
             raise ValueError(
                 f"`sample` has shape {tuple(sample.shape)}; this network reads (batch, {self.config.in_channels}, "
                 "height, width)."
@@ -341,6 +350,8 @@ class LegoTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         num_classes = self.config.num_classes
         if num_classes is None:
             raise ValueError("`class_labels` were given, but this network is unconditional; leave them out.")
+        if not isinstance(class_labels, torch.Tensor):
+            raise ValueError(f"`class_labels` is {class_labels!r}; give an integer tensor of shape ({batch},).")
         if class_labels.shape != (batch,) or class_labels.is_floating_point():
             raise ValueError(
                 f"`class_labels` has shape {tuple(class_labels.shape)} and dtype {class_labels.dtype}; give integers "
@@ -358,21 +369,43 @@ class LegoTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
 
 def _per_brick(name: str, value: int | Sequence[int], num_bricks: int) -> list[int]:
-    values = [value] * num_bricks if isinstance(value, int) else list(value)
+    values = [value] * num_bricks if isinstance(value, int) else value
+    _check_counts(name, values)
     if len(values) != num_bricks:
         raise ValueError(f"`{name}` has {len(values)} entries for {num_bricks} bricks; give one number, or one each.")
-    return values
+    return list(values)
 
 
-def _check_stack(
-    window_sizes: Sequence[int], patch_sizes: Sequence[int], num_layers: Sequence[int], trained_subsets: str
-) -> None:
+def _check_counts(name: str, values: Sequence[int]) -> None:
+    if not isinstance(values, (list, tuple)) or any(type(value) is not int or value < 1 for value in values):
+        raise ValueError(f"`{name}` is {values!r}; give a list of whole numbers from 1 up, one a brick.")
+
+
+def _check_stack(window_sizes: Sequence[int], patch_sizes: Sequence[int], num_layers: Sequence[int]) -> None:
+    for name, values in (("window_sizes", window_sizes), ("patch_sizes", patch_sizes), ("num_layers", num_layers)):
+        _check_counts(name, values)
     if not len(window_sizes) == len(patch_sizes) == len(num_layers) or not window_sizes:
         raise ValueError(
             f"`window_sizes`, `patch_sizes` and `num_layers` have {len(window_sizes)}, {len(patch_sizes)} and "
             f"{len(num_layers)} entries; give one entry a brick, and at least one brick."
         )
     for window, patch in zip(window_sizes, patch_sizes):
-        if patch < 1 or window % patch:
+        if window % patch:
             raise ValueError(f"`patch_sizes` has {patch}, which does not divide its window of {window} pixels.")
-    brick_subsets(len(window_sizes), trained_subsets)
+
+
+def _check_sizes(
+    sample_size: int, in_channels: int, num_classes: int | None, mlp_ratio: float, id2label: dict | None
+) -> None:
+    counts = {"sample_size": sample_size, "in_channels": in_channels}
+    counts |= {} if num_classes is None else {"num_classes": num_classes}
+    for name, value in counts.items():
+        if type(value) is not int or value < 1:
+            mend = ", or None for an unconditional network" if name == "num_classes" else ""
+            raise ValueError(f"`{name}` is {value!r}; give a whole number from 1 up{mend}.")
+    if mlp_ratio <= 0:
+        raise ValueError(f"`mlp_ratio` is {mlp_ratio}; give a positive number.")
+    if id2label is not None:
+        classes = [str(number) for number in range(num_classes or 0)]
+        if not isinstance(id2label, dict) or any(str(key) not in classes for key in id2label):
+            raise ValueError(f"`id2label` is {id2label!r}; give {{number: name}} with numbers below `num_classes`.")

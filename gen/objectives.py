@@ -34,7 +34,9 @@ class EDMObjective:
     """
 
     def __init__(self, p_mean: float = -1.2, p_std: float = 1.2, sigma_data: float = 0.5):
-        self.p_mean, self.p_std, self.sigma_data = p_mean, p_std, sigma_data
+        if not (p_std > 0 and sigma_data > 0):
+            raise ValueError(f"`p_std` and `sigma_data` are {p_std} and {sigma_data}; give positive numbers.")
+        self.p_mean, self.p_std, self.sigma_data = float(p_mean), p_std, sigma_data
 
     def noise_levels(self, normal: torch.Tensor) -> torch.Tensor:
         """Standard normal draws `(B,)` => noise levels σ `(B,)` as in training."""

@@ -19,10 +19,10 @@ from brickwork.gen.conditioning import (
     ClassTimeEmbedding,
     batch_timestep,
     check_class_labels,
-    check_overrides,
     check_sample,
     check_text,
 )
+from brickwork.gen.denoiser import Denoiser, check_overrides
 from brickwork.gen.embeddings import sincos_position_table
 from brickwork.gen.presets import TRANSFORMER_PRESETS, find_preset
 
@@ -39,7 +39,7 @@ class BlockTransformer2DModelOutput(BaseOutput):
     sample: torch.Tensor
 
 
-class BlockTransformer2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
+class BlockTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Patches of an image go through a stack of blocks, any of `brickwork.gen.blocks.list_blocks()`.
 
     Positions are a fixed sine-cosine table of the patch's row and column, counted from the top left corner. A larger

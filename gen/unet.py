@@ -18,10 +18,10 @@ from brickwork.gen.conditioning import (
     ClassTimeEmbedding,
     batch_timestep,
     check_class_labels,
-    check_overrides,
     check_sample,
     check_text,
 )
+from brickwork.gen.denoiser import Denoiser, check_overrides
 from brickwork.gen.presets import UNET_PRESETS, find_preset
 
 BASE_CHANNELS = 128  # of the first stage, where a configuration does not say
@@ -57,7 +57,7 @@ class UpStage(nn.Module):
         self.upsample = None if next_dim is None else nn.Conv2d(dim, next_dim, 3, padding=1)
 
 
-class BlockUNet2DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
+class BlockUNet2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin):
     """A UNet of any blocks of `brickwork.gen.blocks.list_blocks()`, for images of any height and width.
 
     It stands where diffusers' pipelines expect a UNet: `StableDiffusionPipeline(unet=BlockUNet2DModel(...), ...)`.

@@ -1,5 +1,6 @@
 """What sampling pipelines share: their checks, sizes, first latents, and the way from latents to pictures."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ class SamplingPipeline(BrickworkPipeline):
         """Call the user's callback, if any; the latents to go on with."""
         if callback is None:
             return latents
-        changed = callback(self, step, timestep, dict.fromkeys(tensor_inputs, latents)) or {}
+        changed = callback(self, step, timestep, dict.fromkeys(tensor_inputs or (), latents)) or {}
         return changed.get("latents", latents).to(latents)
 
     def _decode(self, latents: torch.Tensor, output_type: str) -> list[PIL.Image.Image] | np.ndarray | torch.Tensor:
@@ -93,6 +94,10 @@ class SamplingPipeline(BrickworkPipeline):
     ) -> tuple[int, int]:
         """Height and width of what the network sees, from those of the image; `patch` is the smallest it can see."""
         config, factor = self.transformer.config, self.vae_scale_factor
+        if latents is not None and not isinstance(latents, torch.Tensor):
+            raise ValueError(
+                f"`latents` is a {type(latents).__name__}; give a tensor (batch, channels, height, width)."
+            )
         if latents is not None and latents.ndim != 4:
             raise ValueError(f"`latents` has shape {tuple(latents.shape)}; give (batch, channels, height, width).")
         defaults = (config.sample_size,) * 2 if latents is None else latents.shape[-2:]
@@ -126,8 +131,11 @@ class SamplingPipeline(BrickworkPipeline):
             ("num_inference_steps", num_inference_steps),
             ("num_images_per_label", num_images_per_label),
         ):
-            if not isinstance(value, int) or value < 1:
+            if type(value) is not int or value < 1:
                 raise ValueError(f"`{name}` is {value!r}; give a whole number from 1 up.")
+        number = isinstance(guidance_scale, (int, float)) and not isinstance(guidance_scale, bool)
+        if not number or not math.isfinite(guidance_scale):
+            raise ValueError(f"`guidance_scale` is {guidance_scale!r}; give a finite number, 1 for no guidance.")
         if guidance_scale != 1 and config.num_classes is None:
             raise ValueError(
                 f"`guidance_scale` is {guidance_scale}, but this network is unconditional; leave it at 1."
@@ -139,7 +147,7 @@ class SamplingPipeline(BrickworkPipeline):
                 f"`output_type` is 'pil', but images of {config.in_channels} channels are no pictures; choose 'np', "
                 "'pt' or 'latent'."
             )
-        unknown = sorted(set(callback_inputs) - set(self._callback_tensor_inputs))
+        unknown = sorted(set(callback_inputs or ()) - set(self._callback_tensor_inputs))
         if unknown:
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` has {unknown}; allowed are {self._callback_tensor_inputs}."

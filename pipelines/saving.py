@@ -12,7 +12,6 @@ _USAGE = """
 This is a `{pipeline}` of brickwork, an extension of 🤗 diffusers.
 
 ```python
-# pip install brickwork
 from brickwork import {pipeline}
 
 pipe = {pipeline}.from_pretrained("{repo_id}")
@@ -29,6 +28,7 @@ class BrickworkPipeline(DiffusionPipeline):
     """
 
     def register_to_config(self, **kwargs) -> None:
+        kwargs.pop("_name_or_path", None)  # a folder of this machine, of no use to anyone else
         for name, value in kwargs.items():
             if isinstance(value, tuple) and len(value) == 2 and str(value[0]).startswith("brickwork."):
                 kwargs[name] = ("diffusers", value[1])
@@ -48,7 +48,7 @@ class BrickworkPipeline(DiffusionPipeline):
         _check_local([base.__name__ for base in cls.__mro__], path, cls.config_name)
         try:
             return super().from_pretrained(path, **({"use_safetensors": True} | kwargs))
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ValueError(f"No {cls.__name__} could be loaded from {str(path)!r}: {error}") from error
 
     def _upload_folder(self, working_dir: str | os.PathLike, repo_id: str, **kwargs):

@@ -118,6 +118,9 @@ class BrickSchedule:
             ValueError: for a stack of another shape, whose schedule only its owner can know.
         """
         windows = _windows_of(model)
+        if len(windows) < 2:
+            raise ValueError("`model` has one brick, so there is none to leave out; use BrickSchedule.full(model).")
+        t_break = _number("t_break", t_break, 0.5)
         if not 0 <= t_break <= 1:
             raise ValueError(f"`t_break` is {t_break}; give a share of the steps from 0 to 1.")
         layout = stack_layout(windows)
@@ -210,10 +213,10 @@ class BrickSchedule:
         """Undo `to_dict`; unknown and missing keys are errors."""
         keys = {"window_sizes", "rules"}
         if not isinstance(values, Mapping) or set(values) != keys:
-            came = sorted(values) if isinstance(values, Mapping) else values
+            came = sorted(map(str, values)) if isinstance(values, Mapping) else values
             raise ValueError(f"A brick schedule has exactly the keys {sorted(keys)}, not {came!r}.")
         windows = values["window_sizes"]
-        if not isinstance(windows, Sequence) or not all(isinstance(window, int) for window in windows):
+        if not isinstance(windows, Sequence) or not all(type(window) is int for window in windows):
             raise ValueError(f"`window_sizes` is {windows!r}; give a list of whole numbers.")
         if not isinstance(values["rules"], Sequence):
             raise ValueError(f"`rules` is {values['rules']!r}; give a list with one rule a brick.")
@@ -281,6 +284,6 @@ def _number(name: str, value: Any, default: float) -> float:
 
 
 def _points(ends: set[float]) -> list[float]:
-    """EDM's lowest and highest noise level, the finite ends, and what lies halfway between them in logarithm."""
-    ordered = sorted({SIGMA_MIN, SIGMA_MAX, *(end for end in ends if 0 < end < math.inf)})
+    """EDM's lowest and highest noise level, the ends between them, and what lies halfway in logarithm."""
+    ordered = sorted({SIGMA_MIN, SIGMA_MAX, *(end for end in ends if SIGMA_MIN <= end <= SIGMA_MAX)})
     return sorted([*ordered, *(math.sqrt(a * b) for a, b in zip(ordered, ordered[1:]))])

@@ -22,6 +22,8 @@ def generators_per_image(
                 f"`generator` has {len(generator)} entries for {batch_size} images; give one an image, or one for all."
             )
         return list(generator)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(f"`generator` is {generator!r}; give a torch.Generator, a list with one an image, or None.")
     device = "cpu" if generator is None else generator.device
     # One at a time: how a vector of numbers is drawn may depend on its length.
     seeds = [torch.randint(2**63 - 1, (), generator=generator, device=device).item() for _ in range(batch_size)]

@@ -1,13 +1,16 @@
 """The networks that `train_backbone.py` trains, by name, and the pipelines that sample from them."""
 
 import difflib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from brickwork.gen.lego import LegoTransformer2DModel
+from brickwork.gen.objectives import OBJECTIVES
 from brickwork.gen.transformer import BlockTransformer2DModel
 from brickwork.gen.unet import BlockUNet2DModel
 from brickwork.pipelines.class_to_image import ClassToImagePipeline
@@ -63,8 +66,6 @@ def build_model(config: TrainConfig, class_names: list[str], size: int, channels
     """
     kind = choose(BACKBONES, config.model.type, "model.type").model
     subsets = "any" if config.objective.brick_dropout > 0 else "prefix"
-    if config.model.init_from:
-        return _saved_model(kind, config, class_names, subsets)
     known = set(kind._get_init_keys(kind))
     unknown = sorted(set(config.model.config) - known)
     if unknown:
@@ -78,14 +79,57 @@ def build_model(config: TrainConfig, class_names: list[str], size: int, channels
         "id2label": dict(enumerate(class_names)) or None,
         "trained_subsets": subsets,
     }
+    for key in ("in_channels", "num_classes"):
+        if config.model.config.get(key, values[key]) != values[key]:
+            raise ValueError(
+                f"`model.config.{key}` is {config.model.config[key]}, but the data have {values[key]}; leave it out."
+            )
     values = {key: value for key, value in values.items() if key in known} | config.model.config
+    build = partial(kind.from_preset, config.model.preset) if config.model.preset else kind
+    if config.model.init_from:
+        model = _saved_model(kind, config, class_names, channels, subsets)
+        if config.model.preset or config.model.config:
+            with torch.device("meta"):
+                _check_same(model, build(**values), config.model.init_from)
+        return model
     torch.manual_seed(config.run.seed)
-    if config.model.preset:
-        return kind.from_preset(config.model.preset, **values)
-    return kind(**values)
+    return build(**values)
 
 
-def _saved_model(kind: type, config: TrainConfig, class_names: list[str], subsets: str) -> torch.nn.Module:
+def _check_same(saved: torch.nn.Module, described: torch.nn.Module, source: str) -> None:
+    """Raise a `ValueError` unless the saved network is the one that `model.preset` and `model.config` describe."""
+    shapes, wanted = ({name: p.shape for name, p in network.named_parameters()} for network in (saved, described))
+    different = sorted(name for name in shapes | wanted if shapes.get(name) != wanted.get(name))
+    if different:
+        raise ValueError(
+            f"`model.init_from` is {source!r}, which holds another network than `model.preset` and `model.config` "
+            f"describe: they differ in {', '.join(different[:3])}. Leave both out to take the saved one as it is."
+        )
+
+
+def build_objective(config: TrainConfig):
+    """The objective that a configuration describes.
+
+    Raises:
+        ValueError: for options that it does not take, or an objective that the network's pipeline cannot sample.
+    """
+    name, options = config.objective.type, config.objective.options
+    kind = choose(OBJECTIVES, name, "objective.type")
+    if config.model.type == "LegoTransformer2DModel" and name != "edm":
+        raise ValueError(f"`objective.type` is {name!r}, but LEGO's pipeline samples what edm trains; set it to edm.")
+    known = list(inspect.signature(kind).parameters)
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"`objective.options` has {unknown}; {name} takes {', '.join(known)}.")
+    try:
+        return kind(**options)
+    except TypeError as error:
+        raise ValueError(f"`objective.options` is {options}; a value is of the wrong kind ({error}).") from None
+
+
+def _saved_model(
+    kind: type, config: TrainConfig, class_names: list[str], channels: int, subsets: str
+) -> torch.nn.Module:
     source = config.model.init_from
     inside = Path(source) / "transformer"  # a pipeline's folder
     try:
@@ -96,6 +140,11 @@ def _saved_model(kind: type, config: TrainConfig, class_names: list[str], subset
         raise ValueError(
             f"`model.init_from` is {source!r}, a network of {model.config.num_classes or 'no'} classes; the data have "
             f"{len(class_names) or 'none'} ({', '.join(class_names[:8])}). Set `data.classes` or `data.label_column`."
+        )
+    if model.config.in_channels != channels:
+        raise ValueError(
+            f"`model.init_from` is {source!r}, a network of {model.config.in_channels} channels; the data have "
+            f"{channels}."
         )
     if hasattr(model, "num_bricks") and subsets == "any":
         model.register_to_config(trained_subsets=subsets)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -111,7 +112,9 @@ class OptimizerConfig:
 
     def __post_init__(self):
         _require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "give a positive rate")
-        _require(len(self.betas) == 2, "optimizer.betas", self.betas, "give two numbers")
+        numbers = [beta for beta in self.betas if _fits(beta, float) and 0 <= beta < 1]
+        _require(len(numbers) == len(self.betas) == 2, "optimizer.betas", self.betas, "give two numbers below 1")
+        _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "give 0 or more")
         _require(self.max_grad_norm > 0, "optimizer.max_grad_norm", self.max_grad_norm, "give a positive norm")
         _require(self.type in OPTIMIZERS, "optimizer.type", self.type, f"choose one of {OPTIMIZERS}")
         _require(self.schedule in SCHEDULES, "optimizer.schedule", self.schedule, f"choose one of {SCHEDULES}")
@@ -207,7 +210,7 @@ def _is_number(value: Any) -> bool:
         except ValueError:
             return False
         return True
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _fits(value: Any, hint: Any) -> bool:

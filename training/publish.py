@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 CARD_SAMPLES = 64
+STEPS = 18
 SHOWN_NEIGHBOURS = 12
 
 
@@ -24,12 +25,13 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", type=Path, help="folder to write")
     parser.add_argument("--data", help="where the run's data lie now (default: data.source of its configuration)")
     parser.add_argument("--attribution", type=Path, help="licences and sources of the data, in Markdown, for the card")
+    parser.add_argument("--license", help="licence of the weights as the hub names it, such as cc-by-4.0")
     parser.add_argument("--overwrite", action="store_true", help="put the folder in the place of an earlier one")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    publish(args.run_folder, args.output, args.data, args.attribution, args.overwrite)
+    publish(args.run_folder, args.output, args.data, args.attribution, args.license, args.overwrite)
     print(f"wrote {args.output}")
     return 0
 
@@ -39,6 +41,7 @@ def publish(
     output: Path,
     data_source: str | None = None,
     attribution: Path | None = None,
+    license: str | None = None,
     overwrite: bool = False,
 ) -> dict:
     """Write a pipeline folder with `README.md`, `samples.png` and `neighbours.png`.
@@ -49,16 +52,19 @@ def publish(
     Raises:
         ValueError: for a folder without a run or checkpoint, or an output that exists.
     """
-    from brickwork.training.backbones import BACKBONES, build_model
+    from brickwork.training.backbones import BACKBONES, build_model, build_objective
     from brickwork.training.checkpoints import CheckpointFolder, load_trained_tensors
     from brickwork.training.config import load_config
     from brickwork.training.data.images import images_of
-    from brickwork.training.train_backbone import OBJECTIVES, build_held_out, build_images
+    from brickwork.training.train_backbone import build_held_out, build_images
 
     if not (run_folder / "config.yaml").is_file():
         raise ValueError(f"`run_folder` is {str(run_folder)!r}, which holds no run (no config.yaml).")
     if output.exists() and not overwrite:
         raise ValueError(f"`output` is {str(output)!r}, which exists; choose another, or say --overwrite.")
+    if output.exists() and not (output / "model_index.json").is_file():
+        raise ValueError(f"`output` is {str(output)!r}, which holds no pipeline and is not replaced; choose another.")
+    licences = attribution.read_text(encoding="utf-8") if attribution else None
     config = load_config(run_folder / "config.yaml", [f"data.source={data_source}"] if data_source else None)
     found = CheckpointFolder(run_folder / "checkpoints").newest()
     if found is None:
@@ -68,7 +74,7 @@ def publish(
     train_rows, held_out_rows = images.split(config.data.held_out)
     model = build_model(config, images.class_names, images.size, images.channels)
     load_trained_tensors(model, tensors["ema"])
-    objective = OBJECTIVES[config.objective.type](**config.objective.options)
+    objective = build_objective(config)
     pipeline = BACKBONES[config.model.type].pipeline(model.eval(), objective, getattr(images, "vae", None))
     figures = {
         "images": state["images"],
@@ -78,15 +84,18 @@ def publish(
         "classes": images.class_names,
         "held_out": _score(model, build_held_out(images, held_out_rows), objective),
     }
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    pipeline.save_pretrained(temporary)
-    figures["memory"] = _draw(pipeline, images_of(config), train_rows, held_out_rows, temporary)
-    licences = attribution.read_text(encoding="utf-8") if attribution else None
-    (temporary / "README.md").write_text(model_card(output.name, config, figures, licences), encoding="utf-8")
-    if output.exists():
-        shutil.rmtree(output)
-    os.replace(temporary, output)
+    fresh, old = (output.with_name(f".{output.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
+    try:
+        pipeline.save_pretrained(fresh)
+        figures["memory"] = _draw(pipeline, images_of(config), train_rows, held_out_rows, fresh)
+        card = model_card(output.name, config, figures, _sampler_of(pipeline), licences, license)
+        (fresh / "README.md").write_text(card, encoding="utf-8")
+        if output.exists():
+            os.replace(output, old)
+        os.replace(fresh, output)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
     return figures
 
 
@@ -116,7 +125,7 @@ def _draw(pipeline, images, train_rows, held_out_rows, folder: Path) -> dict:
     from brickwork.eval.pictures import grid, neighbour_sheet
     from brickwork.training.previews import draw_samples
 
-    samples = draw_samples(pipeline, pipeline.transformer.config.num_classes, CARD_SAMPLES, 18, 1.0)
+    samples = draw_samples(pipeline, pipeline.transformer.config.num_classes, CARD_SAMPLES, STEPS, 1.0)
     shape = samples.shape[1:3]
     training = np.stack([images.picture(row, shape) for row in train_rows])
 
@@ -139,7 +148,15 @@ def _draw(pipeline, images, train_rows, held_out_rows, folder: Path) -> dict:
     return memory
 
 
-def model_card(name: str, config, figures: dict, attribution: str | None) -> str:
+def _sampler_of(pipeline) -> str:
+    """How `_draw` sampled, in words."""
+    bricks = ", every brick" if hasattr(pipeline.transformer, "num_bricks") else ""
+    return f"{STEPS} steps of {type(pipeline.scheduler).__name__}, no guidance{bricks}"
+
+
+def model_card(
+    name: str, config, figures: dict, sampler: str, attribution: str | None, license: str | None = None
+) -> str:
     """The card in Markdown, with the metadata that the hub reads."""
     held_out, memory = figures["held_out"], figures["memory"]
     epochs = figures["images"] / figures["train_images"]
@@ -147,7 +164,7 @@ def model_card(name: str, config, figures: dict, attribution: str | None) -> str
     baseline = "" if distance is None else f"; from a held-out image it is {distance:.3f}"
     lines = [
         "---",
-        "license: cc-by-4.0",
+        *([f"license: {license}"] if license else []),
         "library_name: brickwork",
         "pipeline_tag: unconditional-image-generation",
         "tags: [diffusion, diffusers, brickwork]",
@@ -160,7 +177,7 @@ def model_card(name: str, config, figures: dict, attribution: str | None) -> str
         "",
         "![samples](samples.png)",
         "",
-        "Seeds 0 to 31, averaged weights, 18 Heun steps, no guidance, every brick; not picked.",
+        f"The first seeds, not picked; averaged weights, {sampler}.",
         "",
         "## Training",
         f"{figures['images']:,} images seen in {figures['hours']:.1f} hours, {epochs:,.0f} times each of the "

@@ -17,9 +17,8 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
 
 from brickwork.eval.paired_loss import PairedSet
-from brickwork.gen.objectives import OBJECTIVES
 from brickwork.training.arguments import configure_parser
-from brickwork.training.backbones import BACKBONES, build_model, choose, plan
+from brickwork.training.backbones import BACKBONES, build_model, build_objective, plan
 from brickwork.training.config import TrainConfig, load_config
 from brickwork.training.data.cache import CachedLatents, TensorCache, load_vae
 from brickwork.training.data.images import BrokenImage, LabelledImages, images_of
@@ -62,6 +61,7 @@ def prepare(config: TrainConfig, accept_changes: bool = False) -> Run:
         # With brick dropout, the bricks that a step leaves out have no gradient.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.objective.brick_dropout > 0)],
     )
+    objective = build_objective(config)
     images = build_images(config)
     train_rows, held_out_rows = images.split(config.data.held_out)
     vae = getattr(images, "vae", None)
@@ -72,7 +72,6 @@ def prepare(config: TrainConfig, accept_changes: bool = False) -> Run:
         model.enable_gradient_checkpointing()
     if config.model.attention_backend:
         model.set_attention_backend(config.model.attention_backend)
-    objective = choose(OBJECTIVES, config.objective.type, "objective.type")(**config.objective.options)
     stream = TrainingStream(images, train_rows, config.run.seed, config.data.horizontal_flip, config.run.batch_size)
     accelerator.print(
         plan(config, model, len(train_rows), len(held_out_rows), len(images.class_names), accelerator.num_processes)

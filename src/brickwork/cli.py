@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import importlib
+import os
 import sys
 
 import brickwork
@@ -46,7 +47,7 @@ def _find(words: list[str]) -> tuple[str, list[str]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; a `ValueError` becomes one line and the exit status 2."""
+    """Run a command; bad input becomes one line and the exit status 2."""
     words = sys.argv[1:] if arguments is None else arguments
     name, rest = _find(words)
     if not name:
@@ -60,7 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         brickwork.register()
         return args.run(args) or 0
-    except ValueError as error:
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -73,13 +77,14 @@ def _answer(words: list[str]) -> int:
         print(brickwork.__version__)
         return 0
     given = " ".join(word for word in words[:3] if not word.startswith("-"))
-    if any(name.startswith(f"{words[0]} ") for name in COMMANDS):
-        known = len(words) == 1 or words[1] in ("-h", "--help")
-        print(overview(words[0]), file=sys.stdout if known else sys.stderr)
-        return 0 if known else 2
+    for group in (" ".join(words[:2]), words[0]):
+        if any(name.startswith(f"{group} ") for name in COMMANDS):
+            known = words == group.split() or words[len(group.split())] in ("-h", "--help")
+            print(overview(group), file=sys.stdout if known else sys.stderr)
+            return 0 if known else 2
     near = difflib.get_close_matches(given, COMMANDS, n=3) or difflib.get_close_matches(words[0], COMMANDS, n=3)
     mend = f"did you mean {' or '.join(near)}?" if near else "`brickwork --help` lists them."
-    print(f"error: there is no command {given!r}; {mend}", file=sys.stderr)
+    print(f"error: there is no command {given or words[0]!r}; {mend}", file=sys.stderr)
     return 2
 
 

@@ -280,6 +280,31 @@ def test_the_automatic_class_finds_it_and_a_folder_saved_again(lego, tmp_path):
     assert torch.equal(again(*inputs()).sample, model(*inputs()).sample)
 
 
+def test_registering_for_auto_classes_leaves_the_folder_loadable(lego, tmp_path):
+    from diffusers import AutoModel
+
+    LegoTransformer2DModel.register_for_auto_class("AutoModel")
+    lego().save_pretrained(tmp_path / "one")
+    assert "auto_map" not in json.loads((tmp_path / "one" / "config.json").read_text())
+    AutoModel.from_pretrained(str(tmp_path / "one")).save_pretrained(tmp_path / "two")
+    assert type(AutoModel.from_pretrained(str(tmp_path / "two"))) is LegoTransformer2DModel
+
+
+def test_folders_that_hold_no_such_network(lego, tmp_path):
+    with pytest.raises(ValueError, match="config.json is missing.*save_pretrained"):
+        LegoTransformer2DModel.from_pretrained(tmp_path)
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match='it is a pipeline; say subfolder="transformer"'):
+        LegoTransformer2DModel.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+    with pytest.raises(ValueError, match="holds a UNet2DModel, not a LegoTransformer2DModel"):
+        LegoTransformer2DModel.from_pretrained(tmp_path)
+    lego().save_pretrained(tmp_path / "cut")
+    (tmp_path / "cut" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ValueError, match="No LegoTransformer2DModel could be loaded"):
+        LegoTransformer2DModel.from_pretrained(tmp_path / "cut")
+
+
 def test_push_to_hub_sends_weights_and_config(lego, monkeypatch, tmp_path):
     import huggingface_hub
     from diffusers.utils import hub_utils
@@ -451,6 +476,10 @@ def test_presets_take_overrides():
         (lambda m: m(torch.randn(1, 3, 16, 16), 0.1, torch.tensor([-1])), "`class_labels`.*-1"),
         (lambda m: m(torch.randn(1, 3, 16, 16), 0.1, torch.tensor([1, 2])), r"`class_labels` has shape \(2,\)"),
         (lambda m: m(torch.randn(1, 3, 16, 16), 0.1, torch.tensor([0.5])), "`class_labels`.*float32.*integers"),
+        (lambda m: m(torch.randn(1, 3, 16, 16), 0.1, [1]), "`class_labels` is .1.; give an integer tensor"),
+        (lambda m: m(torch.randn(0, 3, 16, 16), 0.1), r"`sample` has shape \(0,"),
+        (lambda m: m(torch.randn(2, 3, 16, 16), torch.zeros(3)), r"`timestep` has shape \(3,\).*\(2,\)"),
+        (lambda m: m(torch.randn(1, 3, 16, 16), 0.1, bricks=0), "`bricks` is 0; give at least one"),
         (lambda m: m(torch.randn(1, 3, 16, 16), 0.1, bricks=()), r"`bricks` is \(\).*0 to 2"),
         (lambda m: m(torch.randn(1, 3, 16, 16), 0.1, bricks=(0, 3)), r"`bricks` is \(0, 3\)"),
         (lambda m: m(torch.randn(1, 3, 16, 16), 0.1, bricks=(1, 0)), "rising order"),
@@ -475,7 +504,15 @@ def test_labels_for_an_unconditional_network(lego):
         ({"hidden_sizes": [16, 16]}, "`hidden_sizes` has 2 entries for 3 bricks"),
         ({"num_attention_heads": 3}, "`num_attention_heads` is 3, which does not divide the width 16"),
         ({"hidden_sizes": 18}, "width of 18.*multiple of 4"),
-        ({"trained_subsets": "all"}, "'all'; choose 'prefix' or 'any'"),
+        ({"trained_subsets": "all"}, "`trained_subsets` is 'all'; choose 'prefix' or 'any'"),
+        ({"window_sizes": 16}, "`window_sizes` is 16; give a list"),
+        ({"num_layers": [-1, 1, 1]}, "`num_layers` is .-1, 1, 1.; give a list of whole numbers from 1 up"),
+        ({"patch_sizes": [2.0, 4, 2]}, "`patch_sizes` is"),
+        ({"hidden_sizes": 0}, "`hidden_sizes`"),
+        ({"num_classes": 0}, "`num_classes` is 0.*None for an unconditional"),
+        ({"in_channels": 0}, "`in_channels` is 0"),
+        ({"mlp_ratio": 0}, "`mlp_ratio` is 0"),
+        ({"id2label": {7: "x"}}, "`id2label`.*below `num_classes`"),
     ],
 )
 def test_bad_stacks(lego, settings, message):
@@ -486,5 +523,5 @@ def test_bad_stacks(lego, settings, message):
 def test_bad_presets():
     with pytest.raises(ValueError, match="lego-s-gp-64.*did you mean.*lego-s-pg-64"):
         LegoTransformer2DModel.from_preset("lego-s-gp-64")
-    with pytest.raises(ValueError, match="`overrides` has .'depth'."):
-        LegoTransformer2DModel.from_preset("lego-s-pg-64", depth=3)
+    with pytest.raises(ValueError, match="`overrides` has 'layers'.*did you mean 'num_layers'"):
+        LegoTransformer2DModel.from_preset("lego-s-pg-64", layers=3)

@@ -178,7 +178,7 @@ def test_pushed_folder_is_complete_and_loads_from_the_hub(make_pipe, hub):
         "transformer/diffusion_pytorch_model.safetensors",
     ]
     card = hub.files["README.md"].decode()
-    assert 'LegoPipeline.from_pretrained("someone/bricks")' in card and "pip install brickwork" in card
+    assert 'LegoPipeline.from_pretrained("someone/bricks")' in card and "extension of 🤗 diffusers" in card
     for loader in (LegoPipeline, DiffusionPipeline):
         loaded = loader.from_pretrained("someone/bricks")
         assert loaded.brick_schedule == pipe.brick_schedule
@@ -190,7 +190,7 @@ def test_the_card_of_a_pipeline_that_names_the_package_is_left_alone(make_pipe, 
     monkeypatch.setattr(ModelCard, "load", lambda repo_id, **rest: card)
     make_pipe().push_to_hub("someone/bricks")
     text = hub.files["README.md"].decode()
-    assert "Drawn by brickwork." in text and "pip install" not in text
+    assert "Drawn by brickwork." in text and "extension of" not in text
 
 
 def nothing(path):

@@ -1,11 +1,13 @@
 """Every backbone trains with the one entry script, and leaves a pipeline that loads."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 
+from brickwork import LegoTransformer2DModel
 from brickwork.training import train_backbone
 
 SAMPLE = Path(__file__).parents[1] / "data" / "emoji" / "sample.parquet"
@@ -40,3 +42,36 @@ def test_two_steps_and_a_pipeline(network, objective, tmp_path):
     pipe.set_progress_bar_config(disable=True)
     images = pipe(class_labels=["flags"], num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images
     assert images[0].size == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["objective.type=epsilon"], "LEGO's pipeline samples what edm trains"),
+        (["objective.options={foo: 1}"], "`objective.options` has .'foo'.; edm takes p_mean"),
+        (["objective.options={p_std: -1}"], "`p_std`"),
+        (["objective.options={p_std: x}"], "`objective.options`"),
+        (["optimizer.betas=[a, b]"], "`optimizer.betas`"),
+        (["optimizer.betas=[0.9, 1.5]"], "`optimizer.betas`"),
+        (["optimizer.learning_rate=.inf"], "`optimizer.learning_rate`"),
+        (["optimizer.weight_decay=-1"], "`optimizer.weight_decay`"),
+        (["model.config={in_channels: 4}"], "`model.config.in_channels` is 4, but the data have 3"),
+        (["model.config={num_classes: 3}"], "`model.config.num_classes` is 3, but the data have 9"),
+        (["model.config={window_sizes: 4}"], "`window_sizes` is 4"),
+        (["model.config={widow_sizes: 4}"], "did you mean 'window_sizes'"),
+    ],
+)
+def test_a_dry_run_finds_what_is_wrong(overrides, message, capsys):
+    words = [f"data.source={SAMPLE}", "data.size=16", "run.output_dir=unused", *overrides, "--dry-run"]
+    assert train_backbone.main(words) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_saved_weights_must_be_of_the_network_described(tmp_path, capsys):
+    stack = {"window_sizes": [16], "patch_sizes": [4], "num_layers": [1], "num_attention_heads": 1}
+    LegoTransformer2DModel(num_classes=9, hidden_sizes=8, **stack).save_pretrained(tmp_path)
+    words = [f"data.source={SAMPLE}", "data.size=16", "run.output_dir=unused", f"model.init_from={tmp_path}"]
+    for width, status in ((8, 0), (16, 2)):
+        described = f"model.config={stack | {'hidden_sizes': width}}"
+        assert train_backbone.main([*words, described, "--dry-run"]) == status
+    assert "holds another network" in capsys.readouterr().err

@@ -45,8 +45,17 @@ def test_a_run_becomes_a_pipeline_with_a_card(finished_run, tmp_path, capsys):
     assert cli.main(words) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert (output / "README.md").read_text() == card
-    assert cli.main([*words, "--overwrite"]) == 0
-    assert "Drawn by somebody" not in (output / "README.md").read_text()
+    assert cli.main([*words, "--overwrite", "--license", "cc-by-4.0"]) == 0
+    again = (output / "README.md").read_text()
+    assert "Drawn by somebody" not in again and "license: cc-by-4.0" in again and "license:" not in card
+
+
+def test_only_a_pipeline_is_replaced(finished_run, tmp_path, capsys):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("years of work")
+    assert cli.main(["publish", str(finished_run), str(tmp_path / "precious"), "--overwrite"]) == 2
+    assert "holds no pipeline" in capsys.readouterr().err
+    assert (tmp_path / "precious" / "thesis.txt").read_text() == "years of work"
 
 
 def test_what_is_no_run(tmp_path, capsys):
