@@ -47,8 +47,9 @@ def _open(name: str):
         return brickwork.LegoTransformer2DModel.from_original(name), None
     if name not in brickwork.pretrained_names() and (Path(name) / "config.json").is_file():
         return brickwork.LegoTransformer2DModel.from_pretrained(name), None
-    near = difflib.get_close_matches(name, [*LEGO_PRESETS, *brickwork.pretrained_names()], n=3)
-    if near and "/" not in name and not Path(name).exists():
+    shipped = brickwork.pretrained_names()
+    near = difflib.get_close_matches(name, [*LEGO_PRESETS, *shipped], n=3)
+    if name not in shipped and near and "/" not in name and not Path(name).exists():
         raise ValueError(f"`model` is {name!r}; did you mean {' or '.join(near)}?")
     from brickwork.eval.pipelines import load_lego_pipeline
 

@@ -130,6 +130,15 @@ def test_info_of_a_model_folder_and_a_preset(folder, capsys):
     assert "trained at 64 × 64" in text and "brick schedule" not in text
 
 
+def test_info_of_the_weights_that_ship(capsys):
+    assert cli.main(["info", "lego-emoji-64", "--width", "192"]) == 0
+    assert "Smileys & Emotion" in capsys.readouterr().out
+    assert cli.main(["info", "lego-emoji-46"]) == 2
+    assert "did you mean lego-emoji-64" in capsys.readouterr().err
+    assert cli.main(["info", "lego-emoji-64", "--height", "0"]) == 2
+    assert "at least one patch, 4 pixels" in capsys.readouterr().err
+
+
 def test_info_of_nothing(tmp_path, capsys):
     assert cli.main(["info", str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err
