@@ -1,8 +1,8 @@
 """Running statistics of BatchNorm that belong to the weights they stand beside.
 
-An average of weights (EMA) is not the network whose activations the running statistics have followed. Two ways to put
-that right: average the statistics like the weights, which is cheap and close, or measure them anew on data at all
-noise levels, which is exact.
+An average of weights (EMA) is not the network whose activations the running statistics have followed. The trainer
+averages the statistics like the weights, which is cheap and close; here they are measured anew on data at all noise
+levels, which is exact.
 """
 
 from collections.abc import Iterable
@@ -14,14 +14,6 @@ from torch import nn
 def has_batch_norm(model: nn.Module) -> bool:
     """Whether the network keeps running statistics."""
     return any(True for _ in _batch_norms(model))
-
-
-@torch.no_grad()
-def average_batch_norm(averaged: nn.Module, model: nn.Module, weight: float) -> None:
-    """Move the statistics of `averaged` towards those of `model` by `weight`, 0 to 1, as an EMA moves its weights."""
-    for ours, theirs in zip(_batch_norms(averaged), _batch_norms(model), strict=True):
-        ours.running_mean.lerp_(theirs.running_mean, weight)
-        ours.running_var.lerp_(theirs.running_var, weight)
 
 
 @torch.no_grad()
