@@ -123,6 +123,7 @@ def _configure_calc(parser: argparse.ArgumentParser) -> None:
         metavar=("PIPELINE", "DATA"),
         help="paired denoising loss of this pipeline's network on these held-out pictures (with --resolution)",
     )
+    parser.add_argument("--objective", default="edm", help="what that network was trained for (default: edm)")
     parser.add_argument("--subsets", type=int, default=100, help="subsets of the kernel distance (default: 100)")
     parser.add_argument("--subset-size", type=int, default=1000, help="pictures in a subset (default: 1000)")
     parser.add_argument("--splits", type=int, default=10, help="splits of the Inception Score (default: 10)")
@@ -308,7 +309,8 @@ def _further_metrics(args: argparse.Namespace, images, preparation) -> dict:
         from brickwork.eval.held_out import measure_paired_loss
 
         pipeline = _load_pipeline(args.paired[0], device=args.device)
-        metrics["paired loss"] = measure_paired_loss(pipeline, open_image_set(args.paired[1]), preparation)
+        held_out = open_image_set(args.paired[1])
+        metrics["paired loss"] = measure_paired_loss(pipeline, held_out, preparation, args.objective)
     return metrics
 
 
