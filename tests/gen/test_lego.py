@@ -363,6 +363,9 @@ def test_the_attention_backend_is_the_operation_that_runs(lego):
     model.set_attention_backend("_native_math")
     assert fused not in _operation_names(lambda: model(sample, timestep, labels))
     torch.testing.assert_close(model(sample, timestep, labels).sample, expected, rtol=1e-4, atol=1e-5)
+    # diffusers also notes the latest choice for all models; each must keep its own.
+    lego("one brick").set_attention_backend("native")
+    assert fused not in _operation_names(lambda: model(sample, timestep, labels))
     model.reset_attention_backend()
     with attention_backend("_native_math"):
         assert fused not in _operation_names(lambda: model(sample, timestep, labels))
