@@ -23,12 +23,17 @@ from brickwork.training.data.images import LabelledImages, images_of, to_unit_ra
 
 INDEX = "index.json"
 ROWS_A_FILE = 1024
+# What transformers notes as it saves and loads; where a network came from changes nothing that it computes.
+_NOT_COMPUTED_WITH = ("architectures", "dtype", "transformers_version")
 
 
 def network_fingerprint(network: torch.nn.Module) -> str:
-    """A digest of a network's class, configuration and weights."""
-    config = json.dumps(dict(getattr(network, "config", {})), sort_keys=True, default=str)
-    digest = hashlib.sha256(f"{type(network).__name__} {config}".encode())
+    """A digest of a network's class, configuration and weights, of diffusers or transformers."""
+    config = getattr(network, "config", {})
+    config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    config = {key: value for key, value in config.items() if key[0] != "_" and key not in _NOT_COMPUTED_WITH}
+    text = json.dumps(config, sort_keys=True, default=str)
+    digest = hashlib.sha256(f"{type(network).__name__} {text}".encode())
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

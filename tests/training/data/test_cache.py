@@ -77,6 +77,11 @@ def test_network_fingerprint_follows_weights_and_configuration(vae):
     assert network_fingerprint(same) != network_fingerprint(vae)
 
 
+def test_a_network_may_move(vae, tmp_path):
+    vae.save_pretrained(tmp_path / "vae")
+    assert network_fingerprint(AutoencoderKL.from_pretrained(tmp_path / "vae")) == network_fingerprint(vae)
+
+
 def test_any_tensors_are_cached_over_several_files(tmp_path, monkeypatch):
     from brickwork.training.data import cache
 

@@ -1,0 +1,156 @@
+"""Captions as a pipeline's text encoders see them, computed once (see `brickwork.training.data.cache`).
+
+Each distinct caption is encoded once, in the way the pipeline itself does it: whatever `encode_prompt` returns is kept
+by name, so that Stable Diffusion's one encoder and SDXL's two, with the pooled embedding, need no case of their own.
+Kept beside them is what the pipeline hands its network in the place of a caption ("no caption"), for dropout.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from brickwork.training.data.cache import TensorCache, build_cache, network_fingerprint
+
+# What `encode_prompt` returns, each followed by its negative, which stands for no caption; SD has the first alone.
+NAMES = ("prompt_embeds", "pooled_prompt_embeds")
+
+
+def encode_captions(pipeline, captions: list[str], dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """What the pipeline's text encoders make of captions, on the CPU.
+
+    Args:
+        pipeline: a `StableDiffusionPipeline`, a `StableDiffusionXLPipeline`, or one with such an `encode_prompt`.
+        captions: texts; the empty one is encoded like any other.
+        dtype: of the result; the encoders' own if `None`.
+
+    Returns:
+        `prompt_embeds (N, tokens, width)` and, of SDXL, `pooled_prompt_embeds (N, width)`.
+    """
+    return _encode(pipeline, captions, dtype)
+
+
+def encode_no_caption(pipeline, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """What the pipeline uses where there is no caption, `(1, …)`: the empty text's embedding, or SDXL's zeros."""
+    return _encode(pipeline, [""], dtype, negative=True)
+
+
+@torch.no_grad()
+def _encode(pipeline, captions, dtype: torch.dtype | None, negative: bool = False) -> dict[str, torch.Tensor]:
+    encoded = pipeline.encode_prompt(
+        captions, device=_device(pipeline), num_images_per_prompt=1, do_classifier_free_guidance=negative
+    )
+    positive_and_negative = zip(NAMES, encoded[0::2], encoded[1::2])
+    return {name: pair[negative].to("cpu", dtype) for name, *pair in positive_and_negative}
+
+
+def _device(pipeline) -> torch.device:
+    return next(encoders_of(pipeline)[0].parameters()).device
+
+
+def encoders_of(pipeline) -> list[torch.nn.Module]:
+    """The text encoders of a pipeline, in order.
+
+    Raises:
+        ValueError: for a pipeline without any.
+    """
+    encoders = _parts(pipeline, "text_encoder")
+    if not encoders:
+        raise ValueError(f"`pipeline` is a {type(pipeline).__name__} without a text encoder; captions need one.")
+    return encoders
+
+
+def _parts(pipeline, kind: str) -> list:
+    """`tokenizer` => the pipeline's `tokenizer`, `tokenizer_2`, …, as far as it has them."""
+    names = sorted(name for name in pipeline.components if name.startswith(kind))
+    return [pipeline.components[name] for name in names if pipeline.components[name] is not None]
+
+
+def text_fingerprint(pipeline, captions: Sequence[str], dtype: torch.dtype | None = None) -> dict[str, str]:
+    """What cached embeddings depend on: the captions row by row, their tokens, the encoders' weights, the dtype.
+
+    Tokenizers are judged by the tokens that they make of these captions.
+    """
+    distinct = sorted(set(captions))
+    tokens = [
+        (
+            tokenizer(distinct, truncation=True, max_length=tokenizer.model_max_length).input_ids,
+            tokenizer.model_max_length,
+        )
+        for tokenizer in _parts(pipeline, "tokenizer")
+    ]
+    encoders = encoders_of(pipeline)
+    return {
+        "captions": hashlib.sha256("\0".join(captions).encode()).hexdigest(),
+        "tokenizer": hashlib.sha256(repr(tokens).encode()).hexdigest(),
+        "text encoder": " ".join(map(network_fingerprint, encoders)),
+        "dtype": str(dtype or encoders[0].dtype),
+    }
+
+
+def cache_texts(
+    folder: str | Path,
+    captions: Sequence[str],
+    pipeline,
+    dtype: torch.dtype | None = None,
+    source: str = "",
+    batch_size: int = 32,
+) -> Path:
+    """Write the embeddings of every distinct caption, and of no caption.
+
+    Args:
+        folder: of the cache.
+        captions: one for each row of the data set; empty ones are allowed.
+        pipeline: its text encoders and tokenizers are used, and nothing else of it.
+        dtype: to store; the encoders' own if `None`.
+        source: where the encoders came from.
+        batch_size: captions encoded at once.
+    """
+    distinct = sorted(set(captions))
+    nothing = encode_no_caption(pipeline, dtype)
+
+    @lru_cache(maxsize=1)  # rows come in order
+    def batch(number: int) -> dict[str, torch.Tensor]:
+        first = number * batch_size
+        return encode_captions(pipeline, distinct[first : first + batch_size], dtype)
+
+    def embeddings(row: int) -> dict[str, torch.Tensor]:
+        number, place = divmod(row - 1, batch_size)
+        tensors, place = (batch(number), place) if row else (nothing, 0)
+        return {name: tensor[place].clone() for name, tensor in tensors.items()}
+
+    fingerprint = text_fingerprint(pipeline, captions, dtype)
+    return build_cache(folder, 1 + len(distinct), embeddings, fingerprint, source)
+
+
+class CachedTexts:
+    """The captions of a data set as embeddings.
+
+    Args:
+        folder: of the cache, written by `cache_texts`.
+        captions: one for each row; must be those that the cache was made of.
+        pipeline: the encoders and tokenizers, which must be those that made it; after this they are not needed.
+        dtype: as it was cached.
+
+    Raises:
+        ValueError: for a stale cache, naming what differs.
+    """
+
+    def __init__(self, folder: str | Path, captions: Sequence[str], pipeline, dtype: torch.dtype | None = None):
+        self.cache = TensorCache(folder, text_fingerprint(pipeline, captions, dtype))
+        number = {caption: 1 + index for index, caption in enumerate(sorted(set(captions)))}
+        self.entries = [number[caption] for caption in captions]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
+        """`prompt_embeds (tokens, width)` and, of SDXL, `pooled_prompt_embeds (width,)` of a row."""
+        return self.cache[self.entries[row]]
+
+    @property
+    def no_caption(self) -> dict[str, torch.Tensor]:
+        """The same, of what the pipeline uses where there is no caption."""
+        return self.cache[0]
