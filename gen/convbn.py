@@ -1,10 +1,10 @@
 """How a convolution and the BatchNorm behind it work together: four modes for fine-tuning and for use.
 
-After "Efficient ConvBN Blocks for Transfer Learning and Beyond" (You et al., arXiv 2305.11624): with frozen statistics, a
-BatchNorm is an affine map that can be folded into the convolution before it. Folded anew at every step (`tune`), outputs
-and gradients are those of `eval`, but the convolution's output need not be kept for the backward pass, and one pass over
-it is saved. Folded once and for all (`deploy`) it is cheapest, and trains badly: the folded weights lose the scale that
-BatchNorm gave them.
+After "Efficient ConvBN Blocks for Transfer Learning and Beyond" (You et al., arXiv 2305.11624): with frozen
+statistics, a BatchNorm is an affine map that can be folded into the convolution before it. Folded anew at every step
+(`tune`), outputs and gradients are those of `eval`, but the convolution's output is not kept for the backward pass,
+and one pass over it is saved. Folded once and for all (`deploy`) it is cheapest, and trains badly: the folded weights
+lose the scale that BatchNorm gave them.
 
 Inductor has the same rewrite for compiled graphs (`efficient_conv_bn_eval_fx_passes`, off by default); here it holds
 without compiling as well.
@@ -52,8 +52,8 @@ def set_convbn_mode(model: nn.Module, mode: str, pairs: Iterable[tuple[str, str]
     Args:
         model: one of our networks, or any other.
         mode: `"train"` (statistics of the batch in training, torch's own way), `"eval"` (running statistics, also in
-            training), `"tune"` (the same outputs and gradients as `"eval"`, from less memory and time), `"deploy"` (the
-            BatchNorm is gone, its work is in the convolution's weight and bias; there is no way back).
+            training), `"tune"` (the same outputs and gradients as `"eval"`, from less memory and time), `"deploy"`
+            (the BatchNorm is gone, its work is in the convolution's weight and bias; there is no way back).
         pairs: names of `(convolution, BatchNorm)`, the second fed by nothing but the first. By default those that our
             blocks declare (`convbn_pairs`) and neighbours within an `nn.Sequential`.
 
@@ -128,13 +128,14 @@ def _checked_pair(model: nn.Module, conv_name: str, norm_name: str) -> tuple[nn.
     channels = getattr(conv, "base_layer", conv).out_channels
     if channels != norm.num_features:
         raise ValueError(
-            f"`pairs` has {(conv_name, norm_name)!r} with {channels} and {norm.num_features} channels; they must agree."
+            f"`pairs` has {(conv_name, norm_name)!r} with {channels} and {norm.num_features} channels; give two that "
+            "belong together."
         )
     return conv, norm
 
 
 def _become(module: nn.Module, kind: type) -> nn.Module:
-    """Change what a module does and not what it holds: its tensors stay the optimiser's, its names the state dict's."""
+    """Change what a module does, not what it holds: the optimiser and the state dict notice nothing."""
     module.plain_class = type(module)
     module.__class__ = kind
     return module

@@ -2,9 +2,10 @@ import copy
 
 import pytest
 import torch
-from brickwork.gen.convbn import CONVBN_MODES, find_convbn_pairs, set_convbn_mode
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
+
+from brickwork.gen.convbn import find_convbn_pairs, set_convbn_mode
 
 
 def network(affine: bool = True, bias: bool = False) -> nn.Module:
