@@ -16,61 +16,77 @@ _TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class BrickRule:
-    """When one brick runs: always, never, within a range of noise levels, or within a share of the steps.
+    """When one brick runs: always, never, within ranges of noise levels, or within shares of the steps.
 
     Attributes:
         unit: `"always"`, `"never"`, `"sigma"` or `"steps"`.
         low: lower end; a noise level for `"sigma"`, a share of the steps done for `"steps"` (0 is the start, at the
             highest noise).
         high: upper end, in the same unit. Noise ranges include both ends, shares of the steps only the lower one.
+        further: more ranges `(low, high)` of the same unit, each above the one before.
     """
 
     unit: str = "always"
     low: float = 0.0
     high: float = math.inf
+    further: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self):
         if self.unit not in ("always", "never", "sigma", "steps"):
             raise ValueError(f"`unit` is {self.unit!r}; choose one of always, never, sigma, steps.")
-        if not 0 <= self.low < self.high:
-            raise ValueError(f"The rule runs from {self.low} to {self.high}; the ends must rise and not be below 0.")
+        ends = self.ends
+        if not 0 <= ends[0] or not all(a < b for a, b in zip(ends, ends[1:])):
+            listed = ", ".join(f"{low} to {high}" for low, high in self.ranges)
+            raise ValueError(f"The rule runs from {listed}; the ends must rise and not be below 0.")
+
+    @property
+    def ranges(self) -> tuple[tuple[float, float], ...]:
+        """Every range `(low, high)`, rising."""
+        return ((self.low, self.high), *self.further)
+
+    @property
+    def ends(self) -> list[float]:
+        """The ends of every range, rising."""
+        return [end for one in self.ranges for end in one]
 
     def runs(self, sigma: float, progress: float) -> bool:
         """Whether the brick runs at noise level `sigma`, when the share `progress` of the steps is done."""
         if self.unit == "sigma":
-            return self.low * (1 - _TOLERANCE) <= sigma <= self.high * (1 + _TOLERANCE)
+            return any(low * (1 - _TOLERANCE) <= sigma <= high * (1 + _TOLERANCE) for low, high in self.ranges)
         if self.unit == "steps":
-            return self.low <= progress + 1e-9 < self.high
+            return any(low <= progress + 1e-9 < high for low, high in self.ranges)
         return self.unit == "always"
 
     def to_list(self) -> list:
-        """`["sigma", low, high]`, fit for JSON: an open upper end is `None`."""
+        """`["sigma", low, high, …]`, two ends a range, fit for JSON: an open upper end is `None`."""
         if self.unit in ("always", "never"):
             return [self.unit]
-        return [self.unit, self.low, None if math.isinf(self.high) else self.high]
+        return [self.unit, *(None if math.isinf(end) else end for end in self.ends)]
 
     @classmethod
     def from_list(cls, values: Sequence) -> "BrickRule":
         """Undo `to_list`."""
-        well_formed = isinstance(values, Sequence) and not isinstance(values, str) and len(values) in (1, 3)
+        well_formed = isinstance(values, Sequence) and not isinstance(values, str) and len(values) % 2 == 1
         if not well_formed or (len(values) == 1) != (values[0] in ("always", "never")):
-            raise ValueError(f"A rule is {values!r}; write ['always'], ['never'] or ['sigma' | 'steps', low, high].")
+            raise ValueError(
+                f"A rule is {values!r}; write ['always'], ['never'] or ['sigma' | 'steps', low, high, …]."
+            )
         if len(values) == 1:
             return cls(values[0])
-        unit, low, high = values
-        return cls(unit, _number("low", low, 0.0), _number("high", high, math.inf))
+        unit, *ends = values
+        return cls.of_ranges(unit, list(zip(ends[::2], ends[1::2])))
+
+    @classmethod
+    def of_ranges(cls, unit: str, ranges: Sequence[tuple[float | None, float | None]]) -> "BrickRule":
+        """A rule of one range or several, rising; `None` is an open end."""
+        pairs = [(_number(f"{unit}_low", low, 0.0), _number(f"{unit}_high", high, math.inf)) for low, high in ranges]
+        return cls(unit, *pairs[0], further=tuple(pairs[1:]))
 
     def __str__(self) -> str:
-        if self.unit == "sigma":
-            upper = "and above" if math.isinf(self.high) else f"to {self.high:g}"
-            return f"at noise {self.low:g} {upper}"
-        if self.unit == "steps":
-            if self.low <= 0:
-                return f"in the first {self.high:.0%} of the steps (high noise)"
-            if self.high >= 1:
-                return f"in the last {1 - self.low:.0%} of the steps (low noise)"
-            return f"from {self.low:.0%} to {self.high:.0%} of the steps"
-        return self.unit
+        if self.unit in ("always", "never"):
+            return self.unit
+        describe = _describe_noise if self.unit == "sigma" else _describe_steps
+        return " and ".join(describe(low, high) for low, high in self.ranges)
 
 
 @dataclass(frozen=True)
@@ -140,13 +156,13 @@ class BrickSchedule:
         return cls(windows, (*(BrickRule() for _ in windows[1:]), last))
 
     @classmethod
-    def from_rules(cls, model: Any, rules: Mapping[int, tuple[float | None, float | None] | None]) -> "BrickSchedule":
+    def from_rules(cls, model: Any, rules: Mapping[int, Sequence | None]) -> "BrickSchedule":
         """Say for each brick in which range of noise levels it runs.
 
         Args:
             model: a `LegoTransformer2DModel`.
-            rules: `{brick: (sigma_low, sigma_high)}`, both ends included, `None` for an open end. `{brick: None}`
-                leaves a brick out altogether; bricks without a rule always run.
+            rules: `{brick: (sigma_low, sigma_high)}`, both ends included, `None` for an open end; a list of such pairs
+                for several ranges. `{brick: None}` leaves a brick out altogether; bricks without a rule always run.
 
         Raises:
             ValueError: for unknown bricks, for noise levels at which no brick would run, and for sets of bricks that
@@ -159,6 +175,33 @@ class BrickSchedule:
         if unknown:
             raise ValueError(f"`rules` names the bricks {unknown}; this stack has 0 to {len(windows) - 1}.")
         schedule = cls(windows, tuple(_sigma_rule(brick, rules) for brick in range(len(windows))))
+        schedule.validate(model)
+        return schedule
+
+    @classmethod
+    def from_levels(cls, model: Any, levels: Mapping[float, Sequence[int]]) -> "BrickSchedule":
+        """Say at some noise levels which bricks run; anywhere else, those of the level nearest in logarithm.
+
+        Args:
+            model: a `LegoTransformer2DModel`.
+            levels: `{sigma: bricks}`, such as the levels of a sampler's steps and what is to run in each.
+
+        Raises:
+            ValueError: for levels that are not above zero, unknown bricks, a level without any, and sets of bricks
+                that the model's weights were not trained for.
+        """
+        windows = _windows_of(model)
+        if not isinstance(levels, Mapping) or not levels or not all(0 < sigma < math.inf for sigma in levels):
+            raise ValueError(f"`levels` is {levels!r}; give {{sigma: bricks}} with noise levels above zero.")
+        ordered = sorted(levels)
+        bricks = [tuple(levels[sigma]) for sigma in ordered]
+        for sigma, running in zip(ordered, bricks):
+            if not running or not set(running) <= set(range(len(windows))):
+                raise ValueError(
+                    f"`levels` has the bricks {running} at noise level {sigma:.4g}; this stack has 0 to "
+                    f"{len(windows) - 1}, and one at least must run."
+                )
+        schedule = cls(windows, tuple(_rule_of_levels(brick, ordered, bricks) for brick in range(len(windows))))
         schedule.validate(model)
         return schedule
 
@@ -183,6 +226,23 @@ class BrickSchedule:
         num_steps = math.ceil(len(scheduler.timesteps) / scheduler.order)
         sigmas = [float(scheduler.sigmas[step * scheduler.order]) for step in range(num_steps)]
         return [self.bricks_at(sigma, step / num_steps) for step, sigma in enumerate(sigmas)]
+
+    def operations(self, model: Any, scheduler: Any, height: int, width: int) -> int:
+        """Counted operations of the network's evaluations for one image, once `scheduler.set_timesteps` was called.
+
+        Heun's second evaluations are included. Guidance evaluates everything twice and so doubles the number.
+
+        Args:
+            model: a `LegoTransformer2DModel`.
+            scheduler: the sampler's.
+            height: of what the network sees (for latent models, of the latents).
+            width: likewise.
+        """
+        costs, order = model.subnets(height, width), scheduler.order
+        return sum(
+            len(scheduler.timesteps[step * order : (step + 1) * order]) * costs[subnet_name(bricks)]
+            for step, bricks in enumerate(self.resolve(scheduler))
+        )
 
     def validate(self, model: Any) -> None:
         """Raise a `ValueError` unless the schedule is for this stack, and for subsets its weights were trained for."""
@@ -234,8 +294,8 @@ class BrickSchedule:
     def _check_points(self) -> list[tuple[float, float]]:
         """Noise levels and shares of the steps between which nothing changes: every end, and the middles."""
         rules = self.rules
-        sigmas = _points({end for rule in rules if rule.unit == "sigma" for end in (rule.low, rule.high)})
-        shares = sorted({0.0, *(end for rule in rules if rule.unit == "steps" for end in (rule.low, rule.high))})
+        sigmas = _points({end for rule in rules if rule.unit == "sigma" for end in rule.ends})
+        shares = sorted({0.0, *(end for rule in rules if rule.unit == "steps" for end in rule.ends)})
         return [(sigma, share) for share in shares if share < 1 for sigma in sigmas]
 
 
@@ -262,17 +322,50 @@ def _arrows(window_sizes: Sequence[int]) -> str:
     return ", ".join(str(window) for window in window_sizes)
 
 
-def _sigma_rule(brick: int, rules: Mapping[int, tuple[float | None, float | None] | None]) -> BrickRule:
+def _sigma_rule(brick: int, rules: Mapping[int, Sequence | None]) -> BrickRule:
     if brick not in rules:
         return BrickRule()
     rule = rules[brick]
     if rule is None:
         return BrickRule("never")
-    if not isinstance(rule, Sequence) or len(rule) != 2:
+    pairs = rule if isinstance(rule, Sequence) and rule and _is_pair(rule[0]) else [rule]
+    if not all(_is_pair(pair) for pair in pairs):
         raise ValueError(
-            f"`rules[{brick}]` is {rule!r}; give (sigma_low, sigma_high), or None to leave the brick out."
+            f"`rules[{brick}]` is {rule!r}; give (sigma_low, sigma_high), a list of such pairs, or None to leave the "
+            "brick out."
         )
-    return BrickRule("sigma", _number("sigma_low", rule[0], 0.0), _number("sigma_high", rule[1], math.inf))
+    return BrickRule.of_ranges("sigma", pairs)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
+
+
+def _rule_of_levels(brick: int, levels: Sequence[float], bricks: Sequence[tuple[int, ...]]) -> BrickRule:
+    """When a brick runs, from the rising noise levels and the bricks that run at each."""
+    middles = [float(f"{math.sqrt(a * b):.6g}") for a, b in zip(levels, levels[1:])]
+    ends, ranges = [0.0, *middles, math.inf], []
+    for low, high, running in zip(ends, ends[1:], bricks):
+        if brick in running and ranges and ranges[-1][1] == low:
+            ranges[-1] = (ranges[-1][0], high)
+        elif brick in running:
+            ranges.append((low, high))
+    if not ranges:
+        return BrickRule("never")
+    return BrickRule() if ranges == [(0.0, math.inf)] else BrickRule.of_ranges("sigma", ranges)
+
+
+def _describe_noise(low: float, high: float) -> str:
+    upper = "and above" if math.isinf(high) else f"to {high:g}"
+    return f"at noise {low:g} {upper}"
+
+
+def _describe_steps(low: float, high: float) -> str:
+    if low <= 0:
+        return f"in the first {high:.0%} of the steps (high noise)"
+    if high >= 1:
+        return f"in the last {1 - low:.0%} of the steps (low noise)"
+    return f"from {low:.0%} to {high:.0%} of the steps"
 
 
 def _number(name: str, value: Any, default: float) -> float:

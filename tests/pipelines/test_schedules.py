@@ -109,6 +109,8 @@ def test_gaps_in_the_stack_need_weights_trained_for_them():
         ({1: 3.0}, "sigma_low, sigma_high"),
         ({1: ("a", 3.0)}, "`sigma_low` is 'a'"),
         ({1: (float("nan"), 3.0)}, "`sigma_low` is nan"),
+        ({1: [(0.1, 1.0), (0.5, 2.0)]}, "0.1 to 1.0, 0.5 to 2.0; the ends must rise"),
+        ({1: [(0.1, 1.0), 2.0]}, "a list of such pairs"),
         ([(1.0, 2.0)], "give a dictionary"),
     ],
 )
@@ -135,6 +137,60 @@ def test_refuses_another_stack_and_other_models():
             BrickSchedule.fast(stack(4, 16), t_break=t_break)
 
 
+def test_a_brick_can_run_in_several_ranges():
+    schedule = BrickSchedule.from_rules(stack(4, 16), {1: [(None, 0.5), (3.0, 7.0)]})
+    assert [len(schedule.bricks_at(sigma)) for sigma in (0.1, 0.5, 1, 3, 7, 20)] == [2, 2, 1, 2, 2, 1]
+    assert schedule.to_dict()["rules"][1] == ["sigma", 0.0, 0.5, 3.0, 7.0]
+    assert "at noise 0 to 0.5 and at noise 3 to 7" in str(schedule)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.sampled_from([(0,), (1,), (2,), (0, 2), (0, 1, 2)]), min_size=1, max_size=12))
+def test_bricks_chosen_level_by_level_come_back_level_by_level(chosen):
+    """Whatever runs at each of the sampler's levels, the schedule made of it resolves to just that."""
+    scheduler = EDMHeunScheduler()
+    scheduler.set_timesteps(len(chosen))
+    sigmas = scheduler.sigmas[::2].tolist()[: len(chosen)]
+    schedule = BrickSchedule.from_levels(stack(4, 16, 64, trained_subsets="any"), dict(zip(sigmas, chosen)))
+    assert BrickSchedule.from_dict(json.loads(json.dumps(schedule.to_dict()))).resolve(scheduler) == chosen
+    assert schedule.bricks_at(1e4) == chosen[0] and schedule.bricks_at(1e-5) == chosen[-1]
+
+
+def test_levels_meet_halfway_in_logarithm():
+    schedule = BrickSchedule.from_levels(stack(4, 16), {0.1: [0], 10.0: [0, 1]})
+    assert schedule.to_dict()["rules"] == [["always"], ["sigma", 1.0, None]]
+    assert BrickSchedule.from_levels(stack(4, 16), {1.0: (0,)}).to_dict()["rules"] == [["always"], ["never"]]
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        ({}, "noise levels above zero"),
+        ({0.0: (0,)}, "noise levels above zero"),
+        ([(0,)], "noise levels above zero"),
+        ({1.0: ()}, "one at least must run"),
+        ({1.0: (0, 2)}, "this stack has 0 to 1"),
+        ({1.0: (1,)}, "brick dropout"),
+    ],
+)
+def test_refuses_bad_levels(levels, message):
+    with pytest.raises(ValueError, match=message):
+        BrickSchedule.from_levels(stack(4, 16), levels)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"), [(EDMHeunScheduler(), 2 * 110 + 2 * 100 + 100), (EDMEulerScheduler(), 110 + 2 * 100)]
+)
+def test_operations_are_those_of_every_evaluation(scheduler, expected):
+    """A step of Heun's evaluates twice, but for the last."""
+    model = stack(4, 16)
+    model.subnets = lambda height, width: {"0": 100 * height // width, "0+1": 110 * height // width}
+    scheduler.set_timesteps(3)
+    schedule = BrickSchedule.from_rules(model, {1: (10.0, None)})
+    assert schedule.operations(model, scheduler, 8, 8) == expected
+    assert schedule.operations(model, scheduler, 16, 8) == 2 * expected
+
+
 SCHEDULES = [
     BrickSchedule.full(stack(4, 16)),
     BrickSchedule.fast(stack(4, 16)),
@@ -142,6 +198,7 @@ SCHEDULES = [
     BrickSchedule.fast(stack(16, 4), t_break=1),
     BrickSchedule.from_rules(stack(4, 16), {1: (0.5, None)}),
     BrickSchedule.from_rules(stack(4, 16), {1: (0.5, 3.0)}),
+    BrickSchedule.from_rules(stack(4, 16), {1: [(None, 0.5), (3.0, 7.0), (20.0, None)]}),
 ]
 
 
@@ -162,6 +219,8 @@ def test_json_is_read_strictly():
         (good | {"rules": [["always"]]}, "1 rules for 2 bricks"),
         (good | {"rules": [["always"], ["often"]]}, "A rule is"),
         (good | {"rules": [["always"], ["sigma", 1.0]]}, "A rule is"),
+        (good | {"rules": [["always"], ["sigma", 1.0, 2.0, 3.0]]}, "A rule is"),
+        (good | {"rules": [["always"], ["sigma", 1.0, None, 3.0, 4.0]]}, "must rise"),
         (good | {"rules": [["always", 0, 1], ["never"]]}, "A rule is"),
         (good | {"rules": [["always"], ["days", 0, 1]]}, "always, never, sigma, steps"),
         (good | {"rules": [["never"], ["never"]]}, "no brick"),
