@@ -23,7 +23,7 @@ COMMANDS = {
     "merge": ("brickwork.adapters.merge", "bake a ResAdapter into a checkpoint"),
     "data build emoji": ("brickwork.training.data.emoji", "build the emoji data set from its public packages"),
     "data check": ("brickwork.training.data.check", "what is in a data set, and what is wrong with it"),
-    "data cache": ("brickwork.training.data.cache", "latents of a data set, computed once"),
+    "data cache": ("brickwork.training.data.cache_command", "latents or captions of a data set, encoded once"),
 }
 
 

@@ -5,7 +5,6 @@ it, and is refused when either differs. Of latents the moments are kept (mean an
 sample of them, so that every epoch draws anew, as training without a cache would.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -18,8 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from brickwork.training.config import load_config
-from brickwork.training.data.images import LabelledImages, images_of, to_unit_range
+from brickwork.training.data.images import LabelledImages, to_unit_range
 
 INDEX = "index.json"
 ROWS_A_FILE = 1024
@@ -186,25 +184,6 @@ class CachedLatents:
     def still(self, row: int) -> np.ndarray:
         """The mean of the distribution, scaled, float32 `(C, h, w)`."""
         return ((self.cache[row]["mean"].numpy() - self.shift) * self.scale).astype(np.float32)
-
-
-def configure_parser(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `brickwork data cache`."""
-    parser.description = "Encode the pictures of a run's data set once with a VAE; set data.latents to the result."
-    parser.epilog = "example: brickwork data cache --output latents --vae stabilityai/sd-vae-ft-mse --config run.yaml"
-    parser.add_argument("--output", type=Path, required=True, help="folder of the cache")
-    parser.add_argument("--vae", required=True, help="folder or hub name of an AutoencoderKL")
-    parser.add_argument("--config", type=Path, help="the run's YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values over the file")
-    parser.set_defaults(run=run_cache)
-
-
-def run_cache(args: argparse.Namespace) -> int:
-    """Build the cache."""
-    images = images_of(load_config(args.config, args.overrides))
-    path = cache_latents(args.output, images, load_vae(args.vae), args.vae)
-    print(f"The latents of {len(images):,} images are in {path}; train with data.latents={path}.")
-    return 0
 
 
 def load_vae(source: str) -> torch.nn.Module:

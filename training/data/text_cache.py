@@ -5,6 +5,7 @@ by name, so that Stable Diffusion's one encoder and SDXL's two, with the pooled 
 Kept beside them is what the pipeline hands its network in the place of a caption ("no caption"), for dropout.
 """
 
+import difflib
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 
 from brickwork.training.data.cache import TensorCache, build_cache, network_fingerprint
+from brickwork.training.data.images import LabelledImages
 
 # What `encode_prompt` returns, each followed by its negative, which stands for no caption; SD has the first alone.
 NAMES = ("prompt_embeds", "pooled_prompt_embeds")
@@ -48,6 +50,44 @@ def _encode(pipeline, captions, dtype: torch.dtype | None, negative: bool = Fals
 
 def _device(pipeline) -> torch.device:
     return next(encoders_of(pipeline)[0].parameters()).device
+
+
+def load_text_encoders(source: str):
+    """A pipeline from a folder or the hub with its tokenizers and text encoders alone.
+
+    Raises:
+        ValueError: where there is no such pipeline.
+    """
+    from diffusers import DiffusionPipeline
+
+    try:
+        names = DiffusionPipeline.load_config(source)
+        others = {
+            name: None
+            for name, part in names.items()
+            if isinstance(part, list) and not name.startswith(("tokenizer", "text_encoder"))
+        }
+        return DiffusionPipeline.from_pretrained(source, **others)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`pipeline` is {source!r}, which holds no pipeline with text encoders: {error}") from error
+
+
+def captions_of(images: LabelledImages, column: str) -> list[str]:
+    """The captions of a data set's rows; rows without one have the empty text.
+
+    Raises:
+        ValueError: for a column that is not there, or holds something else than text.
+    """
+    if column not in images.table.column_names:
+        near = difflib.get_close_matches(column, images.table.column_names, n=1) or images.table.column_names
+        raise ValueError(f"The data set has no column {column!r}; did you mean {', '.join(near)}?")
+    captions = [text or "" for text in images.table[column]]
+    other = next((text for text in captions if not isinstance(text, str)), None)
+    if other is not None:
+        raise ValueError(
+            f"The column {column!r} holds {other!r}, which is no text; name the column with the captions."
+        )
+    return captions
 
 
 def encoders_of(pipeline) -> list[torch.nn.Module]:

@@ -12,9 +12,9 @@ from brickwork.training.data.cache import (
     TensorCache,
     build_cache,
     cache_latents,
-    configure_parser,
     network_fingerprint,
 )
+from brickwork.training.data.cache_command import configure_parser
 from brickwork.training.data.images import LabelledImages, load_table, to_unit_range
 
 

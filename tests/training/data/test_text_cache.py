@@ -7,8 +7,11 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from brickwork import cli
+from brickwork.training.config import load_config
 from brickwork.training.data import text_cache
-from brickwork.training.data.text_cache import CachedTexts, cache_texts
+from brickwork.training.data.images import images_of
+from brickwork.training.data.text_cache import CachedTexts, cache_texts, captions_of, load_text_encoders
 
 CAPTIONS = ["a red hat", "sun", "a red hat", "", "a dog and a cat", "moon"]
 
@@ -107,3 +110,20 @@ def test_encoders_may_move_but_must_be_there(tmp_path, pipeline):
         pipeline.text_encoder_2 = None
     with pytest.raises(ValueError, match="without a text encoder"):
         CachedTexts(folder, CAPTIONS, pipeline)
+
+
+def test_the_command_encodes_a_column(tmp_path, pipeline, capsys, request):
+    sample = request.path.parents[2] / "data" / "emoji" / "sample.parquet"
+    pipeline.save_pretrained(tmp_path / "pipe")
+    wanted = ["--output", str(tmp_path / "c"), f"data.source={sample}", "data.label_column=label"]
+    capsys.readouterr()
+    assert cli.main(["data", "cache", "--captions", "txt", "--pipeline", str(tmp_path / "pipe"), *wanted]) == 2
+    assert "did you mean text" in capsys.readouterr().err
+    assert cli.main(["data", "cache", "--captions", "text", "--pipeline", str(tmp_path / "nothing"), *wanted]) == 2
+    assert "holds no pipeline with text encoders" in capsys.readouterr().err
+    assert cli.main(["data", "cache", "--captions", "text", *wanted]) == 2
+    assert "belong together" in capsys.readouterr().err
+    assert cli.main(["data", "cache", "--captions", "text", "--pipeline", str(tmp_path / "pipe"), *wanted]) == 0
+    captions = captions_of(images_of(load_config(None, wanted[2:])), "text")
+    texts = CachedTexts(tmp_path / "c", captions, load_text_encoders(str(tmp_path / "pipe")))
+    assert len(texts) == len(captions) and texts.cache.source == str(tmp_path / "pipe")
