@@ -15,12 +15,13 @@ SCHEDULES = ("constant", "cosine", "inverse_sqrt")
 
 # What may change when a run goes on: how long, how fast, and what is shown, but nothing that changes what is learned.
 # `data.source` is judged by what is in it (see `LabelledImages.fingerprint`): a data set may move.
-_FREE_SECTIONS = ("samples",)
+_FREE_SECTIONS = ("samples", "metrics")
 _FREE_KEYS = {
     "model.init_from",
     "model.attention_backend",
     "data.source",
     "data.latents",
+    "data.cache",
     "data.num_workers",
     "data.max_broken_images",
     "optimizer.cooldown_images",
@@ -38,7 +39,8 @@ _FREE_KEYS = {
 }
 
 
-def _require(condition: bool, key: str, value: Any, rule: str) -> None:
+def require(condition: bool, key: str, value: Any, rule: str) -> None:
+    """Raise a `ValueError` about the value of a key unless the condition holds."""
     if not condition:
         raise ValueError(f"`{key}` is {value!r}; {rule}.")
 
@@ -55,8 +57,8 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Which images: a folder, a Parquet file or a data set of the hub, and how they are prepared."""
+class SourceConfig:
+    """Which images: a folder, a Parquet file or a data set of the hub, and which of its rows."""
 
     source: str
     split: str
@@ -64,22 +66,31 @@ class DataConfig:
     label_column: str | None
     group_column: str | None
     classes: list[str] | None
-    size: int
-    bucket_step: int
-    bucket_max_aspect: float
-    latents: str | None
-    horizontal_flip: bool
     held_out: float
     max_broken_images: int
     num_workers: int
 
     def __post_init__(self):
-        _require(self.size >= 1, "data.size", self.size, "give the side of the training images in pixels")
-        _require(0 <= self.bucket_step <= self.size, "data.bucket_step", self.bucket_step, "give 0 to data.size")
-        _require(self.bucket_max_aspect >= 1, "data.bucket_max_aspect", self.bucket_max_aspect, "give at least 1")
-        _require(self.max_broken_images >= 0, "data.max_broken_images", self.max_broken_images, "give 0 or more")
-        _require(0 <= self.held_out < 1, "data.held_out", self.held_out, "give a share from 0 to below 1")
-        _require(self.num_workers >= 0, "data.num_workers", self.num_workers, "give 0 or more")
+        require(self.max_broken_images >= 0, "data.max_broken_images", self.max_broken_images, "give 0 or more")
+        require(0 <= self.held_out < 1, "data.held_out", self.held_out, "give a share from 0 to below 1")
+        require(self.num_workers >= 0, "data.num_workers", self.num_workers, "give 0 or more")
+
+
+@dataclass(frozen=True)
+class DataConfig(SourceConfig):
+    """How images with class labels are prepared."""
+
+    size: int
+    bucket_step: int
+    bucket_max_aspect: float
+    latents: str | None
+    horizontal_flip: bool
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.size >= 1, "data.size", self.size, "give the side of the training images in pixels")
+        require(0 <= self.bucket_step <= self.size, "data.bucket_step", self.bucket_step, "give 0 to data.size")
+        require(self.bucket_max_aspect >= 1, "data.bucket_max_aspect", self.bucket_max_aspect, "give at least 1")
 
 
 @dataclass(frozen=True)
@@ -93,7 +104,7 @@ class ObjectiveConfig:
 
     def __post_init__(self):
         for name in ("label_dropout", "brick_dropout"):
-            _require(0 <= getattr(self, name) <= 1, f"objective.{name}", getattr(self, name), "give a share, 0 to 1")
+            require(0 <= getattr(self, name) <= 1, f"objective.{name}", getattr(self, name), "give a share, 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -111,17 +122,17 @@ class OptimizerConfig:
     cooldown_images: int
 
     def __post_init__(self):
-        _require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "give a positive rate")
-        numbers = [beta for beta in self.betas if _fits(beta, float) and 0 <= beta < 1]
-        _require(len(numbers) == len(self.betas) == 2, "optimizer.betas", self.betas, "give two numbers below 1")
-        _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "give 0 or more")
-        _require(self.max_grad_norm > 0, "optimizer.max_grad_norm", self.max_grad_norm, "give a positive norm")
-        _require(self.type in OPTIMIZERS, "optimizer.type", self.type, f"choose one of {OPTIMIZERS}")
-        _require(self.schedule in SCHEDULES, "optimizer.schedule", self.schedule, f"choose one of {SCHEDULES}")
+        require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "give a positive rate")
+        numbers = [beta for beta in self.betas if fits(beta, float) and 0 <= beta < 1]
+        require(len(numbers) == len(self.betas) == 2, "optimizer.betas", self.betas, "give two numbers below 1")
+        require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "give 0 or more")
+        require(self.max_grad_norm > 0, "optimizer.max_grad_norm", self.max_grad_norm, "give a positive norm")
+        require(self.type in OPTIMIZERS, "optimizer.type", self.type, f"choose one of {OPTIMIZERS}")
+        require(self.schedule in SCHEDULES, "optimizer.schedule", self.schedule, f"choose one of {SCHEDULES}")
         for name in ("warmup_images", "cooldown_images", "decay_images"):
-            _require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "give 0 or more")
+            require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "give 0 or more")
         needs_length = self.schedule == "inverse_sqrt" and self.decay_images == 0
-        _require(not needs_length, "optimizer.decay_images", 0, "inverse_sqrt needs the images after which it falls")
+        require(not needs_length, "optimizer.decay_images", 0, "inverse_sqrt needs the images after which it falls")
 
 
 @dataclass(frozen=True)
@@ -132,8 +143,8 @@ class EMAConfig:
     rampup_ratio: float
 
     def __post_init__(self):
-        _require(self.half_life_images >= 0, "ema.half_life_images", self.half_life_images, "give 0 or more")
-        _require(self.rampup_ratio >= 0, "ema.rampup_ratio", self.rampup_ratio, "give 0 (no ramp) or more")
+        require(self.half_life_images >= 0, "ema.half_life_images", self.half_life_images, "give 0 or more")
+        require(self.rampup_ratio >= 0, "ema.rampup_ratio", self.rampup_ratio, "give 0 (no ramp) or more")
 
 
 @dataclass(frozen=True)
@@ -145,8 +156,27 @@ class SamplesConfig:
     guidance_scale: float
 
     def __post_init__(self):
-        _require(self.count >= 0, "samples.count", self.count, "give a number of pictures, 0 for none")
-        _require(self.steps >= 1, "samples.steps", self.steps, "give at least 1")
+        require(self.count >= 0, "samples.count", self.count, "give a number of pictures, 0 for none")
+        require(self.steps >= 1, "samples.steps", self.steps, "give at least 1")
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """Distances to a reference (see `brickwork evaluate ref`) of what the averaged weights draw, at intervals."""
+
+    every_images: int
+    reference: str | None
+    weights: str | None
+    count: int
+    batch_size: int
+    steps: int
+    guidance_scale: float
+
+    def __post_init__(self):
+        require(self.every_images >= 0, "metrics.every_images", self.every_images, "give 0 (never) or more")
+        require(self.count >= 2, "metrics.count", self.count, "give at least 2 samples, thousands to be of use")
+        for name in ("batch_size", "steps"):
+            require(getattr(self, name) >= 1, f"metrics.{name}", getattr(self, name), "give at least 1")
 
 
 @dataclass(frozen=True)
@@ -170,15 +200,15 @@ class RunConfig:
 
     def __post_init__(self):
         for name in ("total_images", "batch_size", "gradient_accumulation_steps", "log_images", "checkpoint_images"):
-            _require(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "give at least 1")
+            require(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "give at least 1")
         for name in ("sample_images", "max_nonfinite_steps", "seed"):
-            _require(getattr(self, name) >= 0, f"run.{name}", getattr(self, name), "give 0 or more")
-        _require(self.keep_checkpoints >= 1, "run.keep_checkpoints", self.keep_checkpoints, "keep at least 1")
+            require(getattr(self, name) >= 0, f"run.{name}", getattr(self, name), "give 0 or more")
+        require(self.keep_checkpoints >= 1, "run.keep_checkpoints", self.keep_checkpoints, "keep at least 1")
         allowed = ("no", "bf16", "fp16")
-        _require(
+        require(
             self.mixed_precision in allowed, "run.mixed_precision", self.mixed_precision, f"choose one of {allowed}"
         )
-        _require(
+        require(
             self.batch_size % self.gradient_accumulation_steps == 0,
             "run.batch_size",
             self.batch_size,
@@ -196,7 +226,10 @@ class TrainConfig:
     optimizer: OptimizerConfig
     ema: EMAConfig
     samples: SamplesConfig
+    metrics: MetricsConfig
     run: RunConfig
+
+    defaults = (DEFAULTS,)  # a task's own configuration may take the sections it shares from here
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False)
@@ -213,14 +246,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value from YAML is of a field's type."""
     if hint is Any:
         return True
     options = get_args(hint)
     if get_origin(hint) in (list, dict):
         return isinstance(value, get_origin(hint))
     if options:  # a union such as str | None
-        return any(_fits(value, option) for option in options)
+        return any(fits(value, option) for option in options)
     if hint is float:
         return _is_number(value)
     if hint is int:
@@ -246,8 +280,9 @@ def _build(cls: type, values: Any, path: str = "") -> Any:
             values = values | {key: "no"}
         if dataclasses.is_dataclass(hint):
             built[key] = _build(hint, values[key], f"{path}{key}.")
-        elif _fits(values[key], hint):
-            built[key] = float(values[key]) if hint is float else values[key]
+        elif fits(values[key], hint):
+            number = values[key] is not None and hint in (float, float | None)
+            built[key] = float(values[key]) if number else values[key]
         else:
             raise ValueError(f"`{path}{key}` is {values[key]!r}; it takes {getattr(hint, '__name__', hint)}.")
     return cls(**built)
@@ -273,17 +308,30 @@ def _read_yaml(path: Path) -> dict:
     return values
 
 
-def load_config(path: str | Path | None = None, overrides: list[str] | None = None) -> TrainConfig:
+def _defaults(kind: type) -> dict:
+    """What the files of defaults say about the sections and keys that a configuration has, later ones over earlier."""
+    values: dict = {}
+    sections = get_type_hints(kind)
+    for path in kind.defaults:
+        for section in sections.keys() & (content := _read_yaml(path)).keys():
+            known = get_type_hints(sections[section])
+            keys = {key: value for key, value in content[section].items() if key in known}
+            values = _merge(values, {section: keys})
+    return values
+
+
+def load_config(path: str | Path | None = None, overrides: list[str] | None = None, kind: type = TrainConfig):
     """Read a run's configuration.
 
     Args:
-        path: YAML file with the values that differ from `configs/defaults.yaml`.
+        path: YAML file with the values that differ from the defaults.
         overrides: `section.key=value` strings, values in YAML, applied last.
+        kind: `TrainConfig`, or another task's, whose `defaults` names its files of defaults.
 
     Raises:
         ValueError: for unknown or missing keys (the nearest key is named), values of the wrong type or range.
     """
-    values = _read_yaml(DEFAULTS)
+    values = _defaults(kind)
     if path is not None:
         values = _merge(values, _read_yaml(Path(path)))
     for override in overrides or []:
@@ -297,7 +345,7 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
         for part in reversed(key.split(".")):
             value = {part: value}
         values = _merge(values, value)
-    return _build(TrainConfig, values)
+    return _build(kind, values)
 
 
 def _flat(values: dict) -> dict[str, Any]:
@@ -315,7 +363,7 @@ def changed_keys(saved: str, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
     Returns:
         `{"section.key": (saved value, new value)}`, empty where the run may go on.
     """
-    before = _flat(_merge(_read_yaml(DEFAULTS), yaml.safe_load(saved)))
+    before = _flat(_merge(_defaults(type(config)), yaml.safe_load(saved)))
     now = _flat(yaml.safe_load(config.to_yaml()))
     # A cosine course ends with the run: its length is part of what is learned.
     free = _FREE_KEYS - ({"run.total_images"} if config.optimizer.schedule == "cosine" else set())
