@@ -5,9 +5,10 @@ of the same thing and hands it to the next, which is what makes bricks skippable
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -28,6 +29,14 @@ from brickwork.gen.blocks.windows import (
 from brickwork.gen.denoiser import Denoiser, check_overrides
 from brickwork.gen.embeddings import ConditionEmbedding, coordinate_channels, sincos_position_table
 from brickwork.gen.presets import LEGO_PRESETS, find_preset
+from brickwork.gen.pretrained_brick import (
+    PretrainedBrick,
+    brick_sizes,
+    build_pretrained_brick,
+    class_rows,
+    describe_denoiser,
+    with_row_for_no_class,
+)
 from brickwork.gen.subnets import brick_subsets, subnet_name
 
 
@@ -154,12 +163,15 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
         id2label: class names by number, for pipelines.
         trained_subsets: which subsets of bricks the weights were trained for: `"prefix"` (early exits), or `"any"`
             (brick dropout).
+        pretrained_brick: a denoiser of diffusers as brick 0, as `gen.pretrained_brick.describe_denoiser` says it. In
+            the lists its window is `sample_size`, its patch the side whose multiples it takes, and the others are 0.
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["DiTTokenBlock"]
-    _repeated_blocks = ["DiTTokenBlock"]
-    _skip_layerwise_casting_patterns = ["condition", "patch_embed", "modulation", "proj_out"]
+    _no_split_modules = ["DiTTokenBlock", "PretrainedBrick"]
+    # The last two are those of pretrained bricks.
+    _repeated_blocks = ["DiTTokenBlock", "ResnetBlock2D", "BasicTransformerBlock"]
+    _skip_layerwise_casting_patterns = ["condition", "patch_embed", "modulation", "proj_out", "norm", "pos_embed"]
 
     @register_to_config
     def __init__(
@@ -175,20 +187,23 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
         mlp_ratio: float = 4.0,
         id2label: dict[int, str] | None = None,
         trained_subsets: str = "prefix",
+        pretrained_brick: Mapping[str, Any] | None = None,
     ):
         super().__init__()
-        _check_stack(window_sizes, patch_sizes, num_layers)
+        first = 0 if pretrained_brick is None else 1  # brick of our own
+        _check_stack(window_sizes, patch_sizes, num_layers, first)
         _check_sizes(sample_size, in_channels, num_classes, mlp_ratio, id2label)
         num_bricks = len(window_sizes)
         if trained_subsets not in ("prefix", "any"):
             raise ValueError(f"`trained_subsets` is {trained_subsets!r}; choose 'prefix' or 'any'.")
-        widths = _per_brick("hidden_sizes", hidden_sizes, num_bricks)
-        heads = _per_brick("num_attention_heads", num_attention_heads, num_bricks)
+        widths = _per_brick("hidden_sizes", hidden_sizes, num_bricks, first)
+        heads = _per_brick("num_attention_heads", num_attention_heads, num_bricks, first)
 
         cond_dim = max(widths)
-        self.condition = ConditionEmbedding(cond_dim, num_classes)
+        # A pretrained brick has an embedding of its own.
+        self.condition = ConditionEmbedding(cond_dim, num_classes) if num_bricks > first else None
         # The first brick reads the image and its coordinates, later ones the previous estimate as well.
-        self.bricks = nn.ModuleList(
+        bricks = [
             LegoBrick(
                 in_channels=in_channels + 2 if brick == 0 else 2 * in_channels + 2,
                 out_channels=in_channels,
@@ -200,12 +215,17 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
                 mlp_ratio=mlp_ratio,
                 cond_dim=cond_dim,
             )
-            for brick in range(num_bricks)
-        )
+            for brick in range(first, num_bricks)
+        ]
+        if pretrained_brick is not None:
+            firsts = {"window_sizes": window_sizes[0], "patch_sizes": patch_sizes[0], "num_layers": num_layers[0]}
+            brick = build_pretrained_brick(pretrained_brick, in_channels, num_classes, sample_size, firsts)
+            bricks.insert(0, brick)
+        self.bricks = nn.ModuleList(bricks)
         self._init_weights()
 
     def _init_weights(self) -> None:
-        for brick in self.bricks:
+        for brick in self.own_bricks:
             nn.init.xavier_uniform_(brick.patch_embed.weight)
             nn.init.zeros_(brick.patch_embed.bias)
             for block in brick.blocks:
@@ -254,16 +274,85 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
             )
         return model.eval()
 
+    @classmethod
+    def from_denoiser(
+        cls,
+        denoiser: nn.Module,
+        scheduler: Any,
+        window_sizes: Sequence[int] = (),
+        patch_sizes: Sequence[int] = (),
+        num_layers: Sequence[int] = (),
+        hidden_sizes: int | Sequence[int] = 384,
+        num_attention_heads: int | Sequence[int] = 6,
+        num_classes: int | None = None,
+        sample_size: int | None = None,
+        sigma_data: float = 0.5,
+        **config,
+    ) -> "LegoTransformer2DModel":
+        """A pretrained denoiser of diffusers as the lowest brick, with fresh bricks on it.
+
+        Args:
+            denoiser: a `UNet2DModel` or `DiTTransformer2DModel`; its weights are copied.
+            scheduler: that it was trained with: a DDPM scheduler or any with betas, or its configuration.
+            window_sizes: of the bricks on top, as are the four lists that follow; none for the denoiser alone.
+            patch_sizes: likewise.
+            num_layers: likewise.
+            hidden_sizes: likewise, or one number.
+            num_attention_heads: likewise, or one number.
+            num_classes: classes of the stack; by default those of the denoiser. A UNet without a row for "no class"
+                gets one, the mean of the others.
+            sample_size: side of the training images; by default what the denoiser's configuration says.
+            sigma_data: of the stack's objective and scheduler.
+            config: further configuration values of the stack.
+
+        Raises:
+            ValueError: for networks that cannot be wrapped; the text says why.
+        """
+        denoiser = with_row_for_no_class(denoiser, num_classes)
+        described = describe_denoiser(denoiser, scheduler, sigma_data)
+        built_for, unit = brick_sizes(described["class_name"], denoiser.config)
+        sample_size = sample_size or built_for
+        if sample_size is None:
+            raise ValueError("`sample_size` is None, and the denoiser's configuration has no one side; give it.")
+        if num_classes is None and class_rows(denoiser.config):
+            num_classes = class_rows(denoiser.config) - 1
+        lists = {"hidden_sizes": hidden_sizes, "num_attention_heads": num_attention_heads}
+        model = cls(
+            sample_size=sample_size,
+            in_channels=denoiser.config.in_channels,
+            num_classes=num_classes,
+            window_sizes=[sample_size, *window_sizes],
+            patch_sizes=[unit, *patch_sizes],
+            num_layers=[0, *num_layers],
+            pretrained_brick=described,
+            **{name: value if isinstance(value, int) else [0, *value] for name, value in lists.items()},
+            **config,
+        )
+        model.bricks[0].model.load_state_dict(denoiser.state_dict())
+        return model.eval()
+
     @property
     def num_bricks(self) -> int:
         return len(self.bricks)
 
+    @property
+    def own_bricks(self) -> list[LegoBrick]:
+        """The bricks but a pretrained one."""
+        return [brick for brick in self.bricks if isinstance(brick, LegoBrick)]
+
     def subnets(self, height: int, width: int) -> dict[str, int]:
         """The trained subsets of bricks by name (`"0+1"`), with the operations of one forward pass of one image."""
         costs = [brick.operations(height, width) for brick in self.bricks]
-        condition = 2 * sum(p.numel() for p in self.condition.parameters() if p.ndim == 2)
+        condition = 0 if self.condition is None else sum(p.numel() for p in self.condition.parameters() if p.ndim == 2)
         subsets = brick_subsets(self.num_bricks, self.config.trained_subsets)
-        return {subnet_name(subset): condition + sum(costs[brick] for brick in subset) for subset in subsets}
+        return {
+            subnet_name(subset): (2 * condition if self._needs_condition(subset) else 0)
+            + sum(costs[brick] for brick in subset)
+            for subset in subsets
+        }
+
+    def _needs_condition(self, bricks: Sequence[int]) -> bool:
+        return any(isinstance(self.bricks[brick], LegoBrick) for brick in bricks)
 
     def forward(
         self,
@@ -299,16 +388,20 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
         if timestep.ndim > 1 or (timestep.ndim == 1 and timestep.shape[0] not in (1, batch)):
             raise ValueError(f"`timestep` has shape {tuple(timestep.shape)}; give a scalar or shape ({batch},).")
         timestep = timestep.expand(batch)
-        temb = self.condition(timestep, self._check_labels(class_labels, batch), dtype)
+        class_labels = self._check_labels(class_labels, batch)
+        temb = self.condition(timestep, class_labels, dtype) if self._needs_condition(bricks) else None
         image = sample.to(dtype)
         coordinates = coordinate_channels(height, width, sample.device, dtype).expand(batch, -1, -1, -1)
 
         estimate, estimates = None, []
         for brick in bricks:
-            inputs = [image, coordinates]
-            if brick > 0:
-                inputs.insert(0, torch.zeros_like(image) if estimate is None else estimate.to(dtype))
-            estimate = self.bricks[brick](torch.cat(inputs, dim=1), temb)
+            if isinstance(self.bricks[brick], PretrainedBrick):
+                estimate = self.bricks[brick](image, timestep, class_labels)
+            else:
+                inputs = [image, coordinates]
+                if brick > 0:
+                    inputs.insert(0, torch.zeros_like(image) if estimate is None else estimate.to(dtype))
+                estimate = self.bricks[brick](torch.cat(inputs, dim=1), temb)
             estimates.append(estimate)
 
         intermediates = estimates if return_intermediates else None
@@ -368,28 +461,33 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
         return class_labels.long()
 
 
-def _per_brick(name: str, value: int | Sequence[int], num_bricks: int) -> list[int]:
-    values = [value] * num_bricks if isinstance(value, int) else value
-    _check_counts(name, values)
+def _per_brick(name: str, value: int | Sequence[int], num_bricks: int, first: int) -> list[int]:
+    """`value` for each brick, from brick `first` on checked to be positive; before it comes 0."""
+    values = [0] * first + [value] * (num_bricks - first) if type(value) is int else value
+    _check_counts(name, values, first)
     if len(values) != num_bricks:
         raise ValueError(f"`{name}` has {len(values)} entries for {num_bricks} bricks; give one number, or one each.")
+    if any(values[:first]):
+        raise ValueError(f"`{name}` begins with {values[0]}; for a pretrained brick it begins with 0.")
     return list(values)
 
 
-def _check_counts(name: str, values: Sequence[int]) -> None:
-    if not isinstance(values, (list, tuple)) or any(type(value) is not int or value < 1 for value in values):
+def _check_counts(name: str, values: Sequence[int], first: int = 0) -> None:
+    if not isinstance(values, (list, tuple)) or any(type(value) is not int or value < 1 for value in values[first:]):
         raise ValueError(f"`{name}` is {values!r}; give a list of whole numbers from 1 up, one a brick.")
 
 
-def _check_stack(window_sizes: Sequence[int], patch_sizes: Sequence[int], num_layers: Sequence[int]) -> None:
+def _check_stack(
+    window_sizes: Sequence[int], patch_sizes: Sequence[int], num_layers: Sequence[int], first: int
+) -> None:
     for name, values in (("window_sizes", window_sizes), ("patch_sizes", patch_sizes), ("num_layers", num_layers)):
-        _check_counts(name, values)
+        _check_counts(name, values, first)
     if not len(window_sizes) == len(patch_sizes) == len(num_layers) or not window_sizes:
         raise ValueError(
             f"`window_sizes`, `patch_sizes` and `num_layers` have {len(window_sizes)}, {len(patch_sizes)} and "
             f"{len(num_layers)} entries; give one entry a brick, and at least one brick."
         )
-    for window, patch in zip(window_sizes, patch_sizes):
+    for window, patch in list(zip(window_sizes, patch_sizes))[first:]:
         if window % patch:
             raise ValueError(f"`patch_sizes` has {patch}, which does not divide its window of {window} pixels.")
 
