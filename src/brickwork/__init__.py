@@ -10,8 +10,10 @@ _MODULES = {
     "brickwork.gen.lego": ["LegoTransformer2DModel"],
     "brickwork.gen.transformer": ["BlockTransformer2DModel"],
     "brickwork.gen.unet": ["BlockUNet2DModel"],
+    "brickwork.gen.maxvit_gan": ["MaxViTGenerator2DModel"],
     "brickwork.pipelines.lego": ["LegoPipeline"],
     "brickwork.pipelines.class_to_image": ["ClassToImagePipeline"],
+    "brickwork.pipelines.one_step": ["OneStepPipeline"],
     "brickwork.pipelines.schedules": ["BrickSchedule"],
     "brickwork.pipelines.edm_heun": ["EDMHeunScheduler"],
     "brickwork.adapters.resadapter": [

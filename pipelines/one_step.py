@@ -1,0 +1,66 @@
+"""Images from a generator, in one step."""
+
+import torch
+from diffusers import ImagePipelineOutput, ModelMixin
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+
+from brickwork.pipelines.sampling import OUTPUT_TYPES
+from brickwork.pipelines.saving import BrickworkPipeline
+from brickwork.pipelines.seeds import generators_per_image
+
+
+class OneStepPipeline(BrickworkPipeline):
+    """Unconditional images of the generator's size.
+
+    Args:
+        transformer: a `MaxViTGenerator2DModel`.
+    """
+
+    model_cpu_offload_seq = "transformer"
+
+    def __init__(self, transformer: ModelMixin):
+        super().__init__()
+        self.register_modules(transformer=transformer)
+        self.image_processor = VaeImageProcessor()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        truncation: float = 1.0,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        """Draw images.
+
+        Args:
+            batch_size: how many.
+            generator: one generator, from which a seed is drawn for each image in turn, or a list with one an image.
+            latents: noise of unit variance `(batch_size, latent_dim)` instead of drawing it.
+            truncation: standard deviation of the noise; below 1 for fewer oddities and less variety.
+            output_type: `"pil"`, `"np"` for `(B, H, W, C)` and `"pt"` for `(B, C, H, W)` in [0, 1], or `"latent"` for
+                the network's own [-1, 1].
+            return_dict: return an `ImagePipelineOutput` rather than `(images,)`.
+
+        Raises:
+            ValueError: for numbers and shapes that the network cannot take.
+        """
+        if type(batch_size) is not int or batch_size < 1:
+            raise ValueError(f"`batch_size` is {batch_size!r}; give a whole number from 1 up.")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` is {output_type!r}; choose one of {', '.join(OUTPUT_TYPES)}.")
+        if not 0 < truncation <= 1:
+            raise ValueError(f"`truncation` is {truncation!r}; give a number above 0, at most 1.")
+        shape, device = (batch_size, self.transformer.config.latent_dim), self._execution_device
+        if latents is None:
+            latents = randn_tensor(shape, generators_per_image(generator, batch_size), device, torch.float32)
+        if tuple(latents.shape) != shape:
+            raise ValueError(f"`latents` has shape {tuple(latents.shape)}; this call needs {shape}.")
+        images = self.transformer(latents.to(device) * truncation, return_dict=False)[0].float()
+        if output_type != "latent":
+            images = self.image_processor.postprocess(images, output_type=output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
