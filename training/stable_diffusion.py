@@ -2,8 +2,8 @@
 
 For SD 1.x, SD 2.x and SDXL alike. A batch of `latent_loss` holds what `brickwork.training.data.captioned` makes:
 
-- `image (B, C, h, w)`: scaled latents; or `pixels (B, 3, H, W)` in [-1, 1] with `posterior (B, C, h, w)`, the normal
-  numbers that choose a latent from the VAE's distribution;
+- `image (B, C, h, w)`: scaled latents; or `posterior (B, C, h, w)`, the normal numbers that choose a latent from the
+  VAE's distribution, with its `mean` and `logvar` or `pixels (B, 3, H, W)` in [-1, 1];
 - `noise (B, C, h, w)`, with any noise offset in it; `level (B,)` normal, which becomes a timestep;
 - `prompt_embeds (B, tokens, width)`, with `pooled_prompt_embeds (B, width)` for SDXL; or `caption (B,)`, numbers of
   captions, -1 for none;
@@ -50,9 +50,8 @@ def load_pipeline(source: str, revision: str | None = None, variant: str | None 
         kind, extra = StableDiffusionXLPipeline, {"add_watermarker": False}
         if not name.startswith("StableDiffusionXL"):
             kind, extra = StableDiffusionPipeline, {"safety_checker": None, "requires_safety_checker": False}
-        pipeline = kind.from_pretrained(
-            source, revision=revision, variant=variant, dtype=torch.float32, use_safetensors=True, **extra
-        )
+        pipeline = kind.from_pretrained(source, revision=revision, variant=variant, use_safetensors=True, **extra)
+        pipeline.to(torch.float32)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"`model.base` is {source!r}, which cannot be loaded: {error}.") from error
     if pipeline.unet.config.in_channels != pipeline.vae.config.latent_channels:
@@ -174,17 +173,17 @@ def latent_loss(run, model: torch.nn.Module, batch: dict, bricks: tuple[int, ...
 
 
 class EncodeFirst:
-    """A loss for batches of pixels and numbers of captions, which are encoded on the device before it.
+    """A loss for batches of pixels, moments or numbers of captions, which become what the UNet takes on the device.
 
     Args:
         pipeline: its VAE and text encoders, on the device and frozen.
-        captions: by number.
+        captions: by number; `None` where batches have embeddings.
         loss: of the completed batch.
     """
 
-    def __init__(self, pipeline, captions: Sequence[str], loss: Callable[..., torch.Tensor] = latent_loss):
+    def __init__(self, pipeline, captions: Sequence[str] | None, loss: Callable[..., torch.Tensor] = latent_loss):
         self.pipeline, self.captions, self.loss = pipeline, captions, loss
-        self.nothing = encode_no_caption(pipeline)
+        self.nothing = encode_no_caption(pipeline) if captions is not None else {}
 
     def __call__(self, run, model: torch.nn.Module, batch: dict, bricks=None) -> torch.Tensor:
         return self.loss(run, model, self.complete(batch), bricks)
@@ -192,20 +191,21 @@ class EncodeFirst:
     @torch.no_grad()
     def complete(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The batch with `image` and the embeddings of its captions."""
-        batch = dict(batch)
-        device = batch["noise"].device
+        batch, vae = dict(batch), self.pipeline.vae
         if "pixels" in batch:
-            vae = self.pipeline.vae
-            mean, logvar = moments(vae, batch.pop("pixels"))
-            batch["image"] = draw_latents(vae, mean, logvar, batch.pop("posterior"))
+            batch["mean"], batch["logvar"] = moments(vae, batch.pop("pixels"))
+        if "mean" in batch:
+            batch["image"] = draw_latents(vae, *(batch.pop(name) for name in ("mean", "logvar", "posterior")))
         if "caption" in batch:
-            numbers = batch.pop("caption").tolist()
-            encoded = encode_captions(self.pipeline, [self.captions[n] if n >= 0 else "" for n in numbers])
-            for name, tensor in encoded.items():
-                for place in [place for place, number in enumerate(numbers) if number < 0]:
-                    tensor[place] = self.nothing[name][0]
-                batch[name] = tensor.to(device)
+            batch |= self._embeddings(batch.pop("caption").tolist(), batch["noise"].device)
         return batch
+
+    def _embeddings(self, numbers: list[int], device: torch.device) -> dict[str, torch.Tensor]:
+        encoded = encode_captions(self.pipeline, [self.captions[n] if n >= 0 else "" for n in numbers])
+        without = [place for place, number in enumerate(numbers) if number < 0]
+        for name, tensor in encoded.items():
+            tensor[without] = self.nothing[name]
+        return {name: tensor.to(device) for name, tensor in encoded.items()}
 
 
 class PromptedUNet(torch.nn.Module):

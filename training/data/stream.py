@@ -84,24 +84,32 @@ class TrainingStream(Dataset):
             "broken": torch.tensor(broken),
         }
 
-    def _readable(self, position: int) -> tuple[np.ndarray, int, int]:
-        """The sample of a position, or of another row of its shape that follows from seed and position too."""
-        row = self.row(position)
-        posterior = random_numbers(self.seed, POSTERIOR, position)
+    def _readable(self, position: int) -> tuple:
+        """The sample of a position, or of a replacement that follows from seed and position too; the broken row."""
+        row = self._row(position)
         try:
-            return *self.images.sample(row, posterior), -1
+            return *self._sample(row, position), -1
         except BrokenImage as error:
             reason = error
-        same_shape = self.row.rows[self.images.buckets[self.row.rows] == self.images.buckets[row]]
-        for other in random_numbers(self.seed, FALLBACK, position).choice(same_shape, _TRIES):
+        for other in random_numbers(self.seed, FALLBACK, position).choice(self._replacements(row, position), _TRIES):
             try:
-                return *self.images.sample(int(other), posterior), row
+                return *self._sample(int(other), position), row
             except BrokenImage:
                 continue
         raise DataLost(
             f"Row {row} of the data set cannot be read ({reason}), nor could {_TRIES} others; is `data.source` still "
             "there?"
         )
+
+    def _row(self, position: int) -> int:
+        return self.row(position)
+
+    def _sample(self, row: int, position: int) -> tuple:
+        return self.images.sample(row, random_numbers(self.seed, POSTERIOR, position))
+
+    def _replacements(self, row: int, position: int) -> np.ndarray:
+        """The rows that can stand in for a broken one: those of its shape."""
+        return self.row.rows[self.images.buckets[self.row.rows] == self.images.buckets[row]]
 
 
 class PositionBatches(Sampler[list[int]]):
