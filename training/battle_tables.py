@@ -1,4 +1,4 @@
-"""What a battle of backbones says: losses at equal images, operations and processor time, and how firm the order is."""
+"""What a battle of backbones says: losses at equal images, operations and CPU time, and how firm the order is."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
