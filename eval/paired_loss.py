@@ -46,10 +46,13 @@ class PairedSet:
         return torch.from_numpy(np.stack(draws))
 
 
-def estimates(model, sample, timestep, class_labels=None, bricks=None) -> list[torch.Tensor]:
-    """What a network says: the estimate of every brick that ran, or the one estimate of a network without bricks."""
+def estimates(model, sample, timestep, class_labels=None, bricks=None, **further) -> list[torch.Tensor]:
+    """What a network says: the estimate of every brick that ran, or the one estimate of a network without bricks.
+
+    `further` arguments, such as `coordinates`, are for networks with bricks.
+    """
     if hasattr(getattr(model, "module", model), "num_bricks"):
-        output = model(sample, timestep, class_labels, bricks=bricks, return_intermediates=True)
+        output = model(sample, timestep, class_labels, bricks=bricks, return_intermediates=True, **further)
         return output.intermediates
     return [model(sample, timestep, class_labels=class_labels).sample]
 

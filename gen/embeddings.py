@@ -54,6 +54,29 @@ def sincos_position_table(dim: int, rows: int, columns: int) -> torch.Tensor:
     return torch.cat([encode(column.flatten()), encode(row.flatten())], dim=1).float()
 
 
+def crop_coordinates(crops: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """What `coordinate_channels` are where crops lie on larger canvases.
+
+    Args:
+        crops: integers `(B, 4)`: top and left of the crop, height and width of its canvas. A crop that reaches over an
+            end of the canvas goes on at the opposite one.
+        height: of the crops.
+        width: of the crops.
+
+    Returns:
+        float32 `(B, 2, height, width)`: row, then column coordinate, each from -1 to 1 over the canvas.
+    """
+
+    def places(length: int, start: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+        steps = (torch.arange(length, device=crops.device) + start[:, None]) % total[:, None]
+        return (steps / (total[:, None] - 1).clamp(min=1) - 0.5) * 2
+
+    top, left, canvas_height, canvas_width = crops.unbind(1)
+    rows = places(height, top, canvas_height)[:, :, None].expand(-1, height, width)
+    columns = places(width, left, canvas_width)[:, None, :].expand(-1, height, width)
+    return torch.stack([rows, columns], dim=1)
+
+
 def coordinate_channels(height: int, width: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """`(1, 2, height, width)`: row, then column coordinate, each from -1 to 1 over the image."""
 

@@ -121,12 +121,22 @@ class LegoBrick(nn.Module):
             count += block.modulation.linear.weight.numel()
         return 2 * count
 
-    def forward(self, sample: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
-        """`sample (B, in_channels, H, W)`, `temb (B, cond_dim)` => `(B, out_channels, H, W)`."""
+    def forward(
+        self, sample: torch.Tensor, temb: torch.Tensor, cyclic: tuple[bool, bool] = (False, False)
+    ) -> torch.Tensor:
+        """`sample (B, in_channels, H, W)`, `temb (B, cond_dim)` => `(B, out_channels, H, W)`.
+
+        A window that reaches over the end is padded and masked, or where rows or columns are `cyclic` filled from the
+        beginning, which costs the same.
+        """
         height, width = sample.shape[-2:]
         patch, window = self.patch_size, self.window_of(height, width)
-        token_mask = window_mask(height, width, window, patch_size=patch, device=sample.device)
-        sample = pad_to_multiple(sample, (window[0] * patch, window[1] * patch))
+        pixels = (window[0] * patch, window[1] * patch)
+        if any(cyclic):
+            down, across = (-side % length * goes for side, length, goes in zip((height, width), pixels, cyclic))
+            sample = nn.functional.pad(sample, (0, across, 0, down), mode="circular")
+        token_mask = window_mask(*sample.shape[-2:], window, patch_size=patch, device=sample.device)
+        sample = pad_to_multiple(sample, pixels)
         padded_height, padded_width = sample.shape[-2:]
 
         hidden_states = self.patch_embed(window_partition(sample, window, patch_size=patch))
@@ -163,6 +173,8 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
         id2label: class names by number, for pipelines.
         trained_subsets: which subsets of bricks the weights were trained for: `"prefix"` (early exits), or `"any"`
             (brick dropout).
+        trained_crops: whether the weights were trained on crops of pictures larger than `sample_size` too, so that
+            they can draw such pictures with windows that shift.
         pretrained_brick: a denoiser of diffusers as brick 0, as `gen.pretrained_brick.describe_denoiser` says it. In
             the lists its window is `sample_size`, its patch the side whose multiples it takes, and the others are 0.
     """
@@ -187,6 +199,7 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
         mlp_ratio: float = 4.0,
         id2label: dict[int, str] | None = None,
         trained_subsets: str = "prefix",
+        trained_crops: bool = False,
         pretrained_brick: Mapping[str, Any] | None = None,
     ):
         super().__init__()
@@ -362,6 +375,8 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
         bricks: Sequence[int] | None = None,
         return_intermediates: bool = False,
         return_dict: bool = True,
+        coordinates: torch.Tensor | None = None,
+        cyclic: tuple[bool, bool] = (False, False),
     ) -> LegoTransformer2DModelOutput | tuple:
         """Estimate what the network was trained for (EDM's F for the authors' weights).
 
@@ -373,12 +388,17 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
                 estimate is zeros.
             return_intermediates: also return the estimate of every brick that ran.
             return_dict: return an output object rather than a tuple.
+            coordinates: `(B or 1, 2, H, W)`, the row, then the column of each pixel from -1 to 1, where `sample` is a
+                part of a larger picture or a shifted one; `None` for those of a whole picture.
+            cyclic: whether rows, and columns, go on at the opposite side, so that windows that reach over the end are
+                filled from the beginning rather than with masked padding.
 
         Returns:
             `LegoTransformer2DModelOutput`, or `(sample,)`, or `(sample, intermediates)` if those are asked for.
 
         Raises:
-            ValueError: for wrong channels, sizes below one patch, labels out of range, or an impossible set of bricks.
+            ValueError: for wrong channels, sizes below one patch, labels out of range, coordinates of another
+                shape, or an impossible set of bricks.
         """
         bricks = self._check_bricks(bricks)
         self._check_sample(sample, bricks)
@@ -391,7 +411,14 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
         class_labels = self._check_labels(class_labels, batch)
         temb = self.condition(timestep, class_labels, dtype) if self._needs_condition(bricks) else None
         image = sample.to(dtype)
-        coordinates = coordinate_channels(height, width, sample.device, dtype).expand(batch, -1, -1, -1)
+        if coordinates is None:
+            coordinates = coordinate_channels(height, width, sample.device, dtype)
+        elif tuple(coordinates.shape) not in ((1, 2, height, width), (batch, 2, height, width)):
+            raise ValueError(
+                f"`coordinates` has shape {tuple(coordinates.shape)}; give ({batch}, 2, {height}, {width}), or 1 for "
+                f"{batch}."
+            )
+        coordinates = coordinates.to(dtype).expand(batch, -1, -1, -1)
 
         estimate, estimates = None, []
         for brick in bricks:
@@ -401,7 +428,7 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
                 inputs = [image, coordinates]
                 if brick > 0:
                     inputs.insert(0, torch.zeros_like(image) if estimate is None else estimate.to(dtype))
-                estimate = self.bricks[brick](torch.cat(inputs, dim=1), temb)
+                estimate = self.bricks[brick](torch.cat(inputs, dim=1), temb, cyclic)
             estimates.append(estimate)
 
         intermediates = estimates if return_intermediates else None

@@ -12,6 +12,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 
 from brickwork.gen.lego import LegoTransformer2DModel
+from brickwork.pipelines.canvas import WindowPlan
 from brickwork.pipelines.edm_heun import float_dtype_for
 from brickwork.pipelines.labels import resolve_class_labels
 from brickwork.pipelines.sampling import SamplingPipeline
@@ -87,6 +88,7 @@ class LegoPipeline(SamplingPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[["LegoPipeline", int, torch.Tensor, dict], dict | None] | None = None,
         callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
+        windows: str | None = None,
     ) -> LegoPipelineOutput | tuple:
         """Draw images.
 
@@ -110,6 +112,11 @@ class LegoPipeline(SamplingPipeline):
             callback_on_step_end: called as `callback(pipeline, step, timestep, {"latents": …})` after each step (both
                 evaluations of a second-order one); may return a dictionary with other latents.
             callback_on_step_end_tensor_inputs: what the callback gets; `"latents"` is all there is.
+            windows: how windows lie on sides above the training size. `"shifted"`: elsewhere in each evaluation, so
+                that their borders leave no seams, at the same cost; the picture is one canvas whose opposite ends meet
+                in windows. `"fixed"`: at the same places always. `"tiled"`: the same, and each square of the training
+                size is told that it is a whole picture, so that several stand side by side. By default shifted where
+                the weights were trained on crops (`trained_crops`), else fixed.
 
         Raises:
             ValueError: for labels, sizes, schedules and other arguments that the network cannot take.
@@ -132,6 +139,7 @@ class LegoPipeline(SamplingPipeline):
         bricks = schedule.resolve(self.scheduler)
         patch = max(config.patch_sizes[brick] for brick in set().union(*bricks))
         size = self._sample_size(height, width, latents, patch)
+        plan = WindowPlan.of(windows, size, config)
         self._guidance_scale, self._interrupt, self._num_timesteps = guidance_scale, False, len(bricks)
 
         generators = generators_per_image(generator, len(labels))
@@ -144,8 +152,10 @@ class LegoPipeline(SamplingPipeline):
                 if self.interrupt:
                     bricks = bricks[:step]
                     break
-                for timestep in timesteps[step * order : (step + 1) * order]:
-                    output = self._predict(latents, timestep, *conditions, step_bricks)
+                for evaluation, timestep in enumerate(timesteps[step * order : (step + 1) * order], step * order):
+                    inputs, places = plan.enter(latents, evaluation)
+                    output = self._predict(inputs, timestep, *conditions, bricks=step_bricks, **places)
+                    output = plan.leave(output, evaluation)
                     latents = self.scheduler.step(output, timestep, latents, generator=generators).prev_sample
                 latents = self._after_step(
                     callback_on_step_end, callback_on_step_end_tensor_inputs, step, timesteps[step * order], latents
@@ -164,15 +174,15 @@ class LegoPipeline(SamplingPipeline):
         timestep: torch.Tensor,
         class_labels: torch.Tensor | None,
         no_class: torch.Tensor | None,
-        bricks: tuple[int, ...],
+        **options,
     ) -> torch.Tensor:
-        """The network's output for one evaluation, guided, in the dtype of `latents`."""
+        """The network's output for one evaluation, guided, in the dtype of `latents`; `options` go to the network."""
         inputs = self.scheduler.scale_model_input(latents, timestep).to(self.transformer.dtype)
         guided = no_class is not None and self.guidance_scale != 1
         if guided:
             inputs, class_labels = torch.cat([inputs, inputs]), torch.cat([class_labels, no_class])
         output = self.transformer(
-            inputs, timestep.expand(len(inputs)), class_labels=class_labels, bricks=bricks, return_dict=False
+            inputs, timestep.expand(len(inputs)), class_labels=class_labels, return_dict=False, **options
         )[0].to(latents.dtype)
         if not guided:
             return output
