@@ -1,4 +1,4 @@
-"""A pretrained denoiser of diffusers as the lowest brick of a LEGO stack (claimed in arXiv 2310.06389, section 3.2).
+"""A pretrained denoiser of diffusers as the lowest brick of a LEGO stack (claimed in arXiv 2310.06389).
 
 The wrapped network was trained on a discrete variance-preserving schedule to predict the noise, the velocity or the
 image; the bricks of a stack estimate EDM's F (arXiv 2206.00364). Both are the same denoiser in other coordinates: the

@@ -11,11 +11,13 @@ import torch
 
 from brickwork.gen.lego import LegoTransformer2DModel
 from brickwork.gen.objectives import OBJECTIVES
+from brickwork.gen.pretrained_brick import load_denoiser
 from brickwork.gen.transformer import BlockTransformer2DModel
 from brickwork.gen.unet import BlockUNet2DModel
 from brickwork.pipelines.class_to_image import ClassToImagePipeline
 from brickwork.pipelines.edm_heun import EDMHeunScheduler
 from brickwork.pipelines.lego import LegoPipeline
+from brickwork.training.brick_by_brick import freeze
 from brickwork.training.config import TrainConfig
 
 
@@ -53,7 +55,8 @@ def choose(kinds: dict, name: str, key: str):
 
 
 def build_model(config: TrainConfig, class_names: list[str], size: int, channels: int) -> torch.nn.Module:
-    """The network that a configuration describes, freshly initialised from the run's seed, or from saved weights.
+    """The network that a configuration describes: freshly initialised from the run's seed, or from saved weights, or
+    with fresh bricks on saved ones; what does not learn is frozen.
 
     Args:
         config: of the run.
@@ -64,36 +67,51 @@ def build_model(config: TrainConfig, class_names: list[str], size: int, channels
     Raises:
         ValueError: for configuration values that the network does not take, or weights that do not fit the data.
     """
-    kind = choose(BACKBONES, config.model.type, "model.type").model
-    subsets = "any" if config.objective.brick_dropout > 0 else "prefix"
+    settings = config.model
+    kind = choose(BACKBONES, settings.type, "model.type").model
     known = set(kind._get_init_keys(kind))
-    unknown = sorted(set(config.model.config) - known)
+    unknown = sorted(set(settings.config) - known)
     if unknown:
         near = difflib.get_close_matches(unknown[0], known, n=1)
         mend = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(sorted(known))}."
-        raise ValueError(f"`model.config` has {unknown}, which {config.model.type} does not take; {mend}")
+        raise ValueError(f"`model.config` has {unknown}, which {settings.type} does not take; {mend}")
+    values = _described(config, known, class_names, size, channels)
+    build = partial(kind.from_preset, settings.preset) if settings.preset else kind
+    torch.manual_seed(config.run.seed)
+    if settings.wrap:
+        model = _wrapping_model(config, values, class_names, channels)
+    elif settings.init_from:
+        model = _saved_model(kind, config, class_names, channels)
+        if settings.preset or settings.config:
+            if "pretrained_brick" in known:
+                values.setdefault("pretrained_brick", model.config.pretrained_brick)
+            with torch.device("meta"):
+                described = build(**values)
+            if getattr(described, "num_bricks", 0) > getattr(model, "num_bricks", 0):
+                model = _grown(model, build(**values), settings.init_from)
+            else:
+                _check_same(model, described, settings.init_from)
+    else:
+        model = build(**values)
+    _check_sigma_data(config, model)
+    freeze(config, model)
+    return model
+
+
+def _described(config: TrainConfig, known: set[str], class_names: list[str], size: int, channels: int) -> dict:
+    """What the data say of a network, and over it what the configuration does."""
     values = {
         "sample_size": size,
         "in_channels": channels,
         "num_classes": len(class_names) or None,
         "id2label": dict(enumerate(class_names)) or None,
-        "trained_subsets": subsets,
+        "trained_subsets": "any" if config.objective.brick_dropout > 0 else "prefix",
     }
+    given = config.model.config
     for key in ("in_channels", "num_classes"):
-        if config.model.config.get(key, values[key]) != values[key]:
-            raise ValueError(
-                f"`model.config.{key}` is {config.model.config[key]}, but the data have {values[key]}; leave it out."
-            )
-    values = {key: value for key, value in values.items() if key in known} | config.model.config
-    build = partial(kind.from_preset, config.model.preset) if config.model.preset else kind
-    if config.model.init_from:
-        model = _saved_model(kind, config, class_names, channels, subsets)
-        if config.model.preset or config.model.config:
-            with torch.device("meta"):
-                _check_same(model, build(**values), config.model.init_from)
-        return model
-    torch.manual_seed(config.run.seed)
-    return build(**values)
+        if given.get(key, values[key]) != values[key]:
+            raise ValueError(f"`model.config.{key}` is {given[key]}, but the data have {values[key]}; leave it out.")
+    return {key: value for key, value in values.items() if key in known} | given
 
 
 def _check_same(saved: torch.nn.Module, described: torch.nn.Module, source: str) -> None:
@@ -104,6 +122,60 @@ def _check_same(saved: torch.nn.Module, described: torch.nn.Module, source: str)
         raise ValueError(
             f"`model.init_from` is {source!r}, which holds another network than `model.preset` and `model.config` "
             f"describe: they differ in {', '.join(different[:3])}. Leave both out to take the saved one as it is."
+        )
+
+
+def _grown(saved: torch.nn.Module, described: torch.nn.Module, source: str) -> torch.nn.Module:
+    """The stack described, with the weights of a saved one that has its lowest bricks alone."""
+    for key in ("window_sizes", "patch_sizes"):
+        has, wanted = list(saved.config[key]), list(described.config[key])
+        if wanted[: len(has)] != has:
+            raise ValueError(
+                f"`model.config.{key}` is {wanted}, but the stack in `model.init_from`, {source!r}, has {has}; a "
+                "stack grows on top, so begin with those."
+            )
+    weights, shapes = saved.state_dict(), {name: tensor.shape for name, tensor in described.state_dict().items()}
+    different = sorted(name for name, tensor in weights.items() if shapes.get(name) != tensor.shape)
+    below = {f"bricks.{brick}." for brick in range(saved.num_bricks)}
+    different += sorted(name for name in shapes if name.startswith(tuple(below)) and name not in weights)
+    if different:
+        raise ValueError(
+            f"`model.init_from` is {source!r}, whose bricks differ from the lowest that `model.config` describes in "
+            f"{', '.join(different[:3])}; describe them as they are. The condition is as wide as the widest brick, so "
+            "a brick on top may not be wider than those below."
+        )
+    described.load_state_dict(weights, strict=False)
+    return described
+
+
+def _wrapping_model(config: TrainConfig, values: dict, class_names: list[str], channels: int) -> torch.nn.Module:
+    """A stack whose lowest brick is the pretrained denoiser that `model.wrap` names."""
+    source = config.model.wrap
+    if config.model.type != "LegoTransformer2DModel" or config.model.init_from or config.model.preset:
+        raise ValueError(
+            f"`model.wrap` is {source!r}, which is for a LegoTransformer2DModel whose further bricks are those in "
+            "`model.config`; leave out `model.preset` and `model.init_from`."
+        )
+    try:
+        denoiser, scheduler, names = load_denoiser(source)
+    except ValueError as error:
+        raise ValueError(f"`model.wrap` is {source!r}: {error}") from None
+    values = {key: value for key, value in values.items() if key not in ("in_channels", "pretrained_brick")}
+    if values.get("id2label") is None:
+        values["id2label"] = names
+    sigma_data = config.objective.options.get("sigma_data", 0.5)
+    model = LegoTransformer2DModel.from_denoiser(denoiser, scheduler, sigma_data=sigma_data, **values)
+    _check_fits_data(model, "model.wrap", source, class_names, channels)
+    return model.train()
+
+
+def _check_sigma_data(config: TrainConfig, model: torch.nn.Module) -> None:
+    described = model.config.get("pretrained_brick")
+    wanted = config.objective.options.get("sigma_data", 0.5)
+    if described is not None and described.get("sigma_data", 0.5) != wanted:
+        raise ValueError(
+            f"`objective.options.sigma_data` is {wanted}, but the pretrained brick is translated for "
+            f"{described.get('sigma_data', 0.5)}; make them the same."
         )
 
 
@@ -127,28 +199,29 @@ def build_objective(config: TrainConfig):
         raise ValueError(f"`objective.options` is {options}; a value is of the wrong kind ({error}).") from None
 
 
-def _saved_model(
-    kind: type, config: TrainConfig, class_names: list[str], channels: int, subsets: str
-) -> torch.nn.Module:
+def _saved_model(kind: type, config: TrainConfig, class_names: list[str], channels: int) -> torch.nn.Module:
     source = config.model.init_from
     inside = Path(source) / "transformer"  # a pipeline's folder
     try:
         model = kind.from_pretrained(inside if inside.is_dir() else source)
     except (OSError, ValueError) as error:
         raise ValueError(f"`model.init_from` is {source!r}, which holds no {kind.__name__}: {error}") from error
+    _check_fits_data(model, "model.init_from", source, class_names, channels)
+    if hasattr(model, "num_bricks") and config.objective.brick_dropout > 0:
+        model.register_to_config(trained_subsets="any")
+    return model.float()
+
+
+def _check_fits_data(model: torch.nn.Module, key: str, source: str, class_names: list[str], channels: int) -> None:
     if (model.config.num_classes or 0) != len(class_names):
         raise ValueError(
-            f"`model.init_from` is {source!r}, a network of {model.config.num_classes or 'no'} classes; the data have "
+            f"`{key}` is {source!r}, a network of {model.config.num_classes or 'no'} classes; the data have "
             f"{len(class_names) or 'none'} ({', '.join(class_names[:8])}). Set `data.classes` or `data.label_column`."
         )
     if model.config.in_channels != channels:
         raise ValueError(
-            f"`model.init_from` is {source!r}, a network of {model.config.in_channels} channels; the data have "
-            f"{channels}."
+            f"`{key}` is {source!r}, a network of {model.config.in_channels} channels; the data have {channels}."
         )
-    if hasattr(model, "num_bricks") and subsets == "any":
-        model.register_to_config(trained_subsets=subsets)
-    return model.float()
 
 
 def plan(

@@ -45,9 +45,19 @@ def assign(target: torch.Tensor, value: torch.Tensor) -> None:
         target.copy_(value)
 
 
-def trained_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What training changes in a network: parameters that are not frozen, and buffers that are saved with it."""
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+def frozen_names(model: torch.nn.Module) -> set[str]:
+    """The parameters of a network that do not learn."""
+    return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+
+
+def trained_tensors(model: torch.nn.Module, frozen: set[str] | None = None) -> dict[str, torch.Tensor]:
+    """What training changes in a network: parameters that are not frozen, and buffers that are saved with it.
+
+    Args:
+        model: the network.
+        frozen: names of what does not learn, for a network that is frozen and thawed on the way.
+    """
+    frozen = frozen_names(model) if frozen is None else frozen
     return {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in frozen}
 
 
@@ -57,7 +67,15 @@ def load_trained_tensors(model: torch.nn.Module, tensors: dict[str, torch.Tensor
     Raises:
         ValueError: for tensors of another network.
     """
-    targets = trained_tensors(model)
+    load_tensors(trained_tensors(model), tensors)
+
+
+def load_tensors(targets: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]) -> None:
+    """Write saved tensors into those of a network.
+
+    Raises:
+        ValueError: for tensors of another network.
+    """
     different = sorted(set(targets) ^ set(tensors))
     different += [name for name in targets if name in tensors and targets[name].shape != tensors[name].shape]
     if different:

@@ -18,6 +18,7 @@ SCHEDULES = ("constant", "cosine", "inverse_sqrt")
 _FREE_SECTIONS = ("samples", "metrics")
 _FREE_KEYS = {
     "model.init_from",
+    "model.wrap",
     "model.attention_backend",
     "data.source",
     "data.latents",
@@ -53,6 +54,7 @@ class ModelConfig:
     preset: str | None
     config: dict[str, Any]
     init_from: str | None
+    wrap: str | None
     attention_backend: str | None
 
 
@@ -101,8 +103,14 @@ class ObjectiveConfig:
     options: dict[str, float]
     label_dropout: float
     brick_dropout: float
+    train_bricks: list[int] | None
+    brick_images: list[int] | None
 
     def __post_init__(self):
+        bricks, images = self.train_bricks, self.brick_images
+        rising = bricks is None or _whole(bricks, 0) and bricks == sorted(set(bricks))
+        require(rising, "objective.train_bricks", bricks, "give brick numbers from 0, rising, such as [0, 1], or null")
+        require(images is None or _whole(images, 1), "objective.brick_images", images, "give one number a brick")
         for name in ("label_dropout", "brick_dropout"):
             require(0 <= getattr(self, name) <= 1, f"objective.{name}", getattr(self, name), "give a share, 0 to 1")
 
@@ -286,6 +294,10 @@ def _build(cls: type, values: Any, path: str = "") -> Any:
         else:
             raise ValueError(f"`{path}{key}` is {values[key]!r}; it takes {getattr(hint, '__name__', hint)}.")
     return cls(**built)
+
+
+def _whole(values: list, least: int) -> bool:
+    return bool(values) and all(fits(value, int) and value >= least for value in values)
 
 
 def _merge(base: dict, over: dict) -> dict:

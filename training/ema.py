@@ -20,11 +20,18 @@ class EMA:
         model: the network to follow, as it is after sharding.
         half_life_images: images after which a weight's share in the average has halved.
         rampup_ratio: the half-life is at most this share of the images seen so far; 0 for none.
+        frozen: names of what does not learn, by default what is frozen now.
     """
 
-    def __init__(self, model: torch.nn.Module, half_life_images: int, rampup_ratio: float = 0.05):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        half_life_images: int,
+        rampup_ratio: float = 0.05,
+        frozen: set[str] | None = None,
+    ):
         self.half_life_images, self.rampup_ratio = half_life_images, rampup_ratio
-        self.model, self.followed = model, trained_tensors(model)
+        self.model, self.followed = model, trained_tensors(model, frozen)
         self.average = {
             name: tensor.detach().float().clone() if tensor.is_floating_point() else tensor.detach().clone()
             for name, tensor in self.followed.items()
@@ -65,6 +72,10 @@ class EMA:
         finally:
             self.model.train(was_training)
             self._write(kept)
+
+    def settle(self) -> None:
+        """Put the averages in place of the weights for good."""
+        self._write(self.average)
 
     @torch.no_grad()
     def _write(self, tensors: dict[str, torch.Tensor]) -> None:

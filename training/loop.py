@@ -10,12 +10,13 @@ from accelerate import Accelerator
 
 from brickwork.eval.paired_loss import PairedSet, estimates
 from brickwork.gen.objectives import EDMObjective
+from brickwork.training.brick_by_brick import Stage, enter, pipeline_so_far, stage_at, stages_of
 from brickwork.training.checkpoints import (
     CheckpointFolder,
+    frozen_names,
     load_optimizer_tensors,
-    load_trained_tensors,
+    load_tensors,
     optimizer_tensors,
-    trained_tensors,
     whole,
 )
 from brickwork.training.config import TrainConfig
@@ -33,11 +34,11 @@ from brickwork.training.guards import (
 )
 from brickwork.training.previews import averaged_copy, export_pipeline, show
 from brickwork.training.runlog import RunLog, level_quantiles
-from brickwork.training.schedule import build_optimizer, learning_rate
+from brickwork.training.schedule import learning_rate
 
 
 def denoising_loss(run: "Run", model: torch.nn.Module, batch: dict, bricks: tuple[int, ...] | None) -> torch.Tensor:
-    """The loss of each image `(B,)`, averaged over the estimates of the bricks that ran."""
+    """The loss of each image `(B,)`, averaged over the estimates of the bricks that ran and learn."""
     images, noise = batch["image"], batch["noise"]
     num_classes, labels = run.model.config.num_classes, None
     if num_classes is not None:
@@ -46,7 +47,8 @@ def denoising_loss(run: "Run", model: torch.nn.Module, batch: dict, bricks: tupl
     sigma = run.objective.noise_levels(batch["level"])
     sample, timestep = run.objective.network_inputs(images, noise, sigma)
     outputs = estimates(model, sample, timestep, labels, bricks)
-    return torch.stack([run.objective.losses(output, images, noise, sigma) for output in outputs]).mean(dim=0)
+    learning = [output for output in outputs if output.requires_grad] or outputs
+    return torch.stack([run.objective.losses(output, images, noise, sigma) for output in learning]).mean(dim=0)
 
 
 @dataclass
@@ -67,6 +69,7 @@ class Run:
         preview: `(run, network, images, log)`: what is shown of the averaged weights on the way.
         export: averaged weights, run folder => what the run leaves; by default the whole pipeline in `pipeline/`.
         accept_changes: go on with a configuration or data that differ from the run's so far.
+        bricks: the bricks trained so far and now, which is what is shown and left; `None` for all.
     """
 
     config: TrainConfig
@@ -82,6 +85,7 @@ class Run:
     preview: Callable[..., None] = show
     export: Callable[[dict[str, torch.Tensor], Path], None] | None = None
     accept_changes: bool = False
+    bricks: tuple[int, ...] | None = None
 
 
 def train(run: Run) -> int:
@@ -102,13 +106,17 @@ def train(run: Run) -> int:
 def _train(run: Run, folder: Path, stop: StopSignal) -> int:
     config, accelerator, network = run.config, run.accelerator, run.model
     settings = config.run
-    optimizer = build_optimizer(config, network, accelerator.device)
     if settings.compile:
         network.compile_repeated_blocks(fullgraph=True)
-    model, optimizer = accelerator.prepare(network, optimizer)
-    ema = EMA(network, config.ema.half_life_images, config.ema.rampup_ratio)
     checkpoints = CheckpointFolder(folder / "checkpoints", settings.keep_checkpoints)
-    images = resume(run, checkpoints, optimizer, ema)
+    found = checkpoints.newest()
+    images = 0 if found is None else found[1]["images"]
+    stages, frozen = stages_of(config, network), frozen_names(network)
+    # What was saved at the end of a stage is still of that stage.
+    stage = stage_at(stages, max(images - settings.batch_size, 0))
+    model, optimizer = enter(run, stage, len(stages) > 1)
+    ema = EMA(network, config.ema.half_life_images, config.ema.rampup_ratio, frozen)
+    resume(run, found, optimizer, ema)
     if accelerator.is_main_process:
         note_start(folder, config, images, accelerator, type(model).__name__)
 
@@ -118,14 +126,18 @@ def _train(run: Run, folder: Path, stop: StopSignal) -> int:
     )  # fmt: skip
     loader = iter(stream_batches(run.stream, batches, config.data.num_workers))
     log = RunLog(folder, accelerator, settings.total_images, images, _level_names(run), settings.wandb_project)
-    model.train()
     try:
         while images < settings.total_images and not stop.agreed(accelerator):
+            if images >= stage.end:
+                ema.settle()
+                stage = stage_at(stages, images)
+                model, optimizer = enter(run, stage, len(stages) > 1)
+            rate = learning_rate(config, images - stage.start, stage.end - stage.start)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, images)
+                group["lr"] = rate
             step = images // settings.batch_size
             torch.manual_seed(step_seed(settings.seed, step, accelerator.process_index))
-            bricks = draw_bricks(config, network.num_bricks, step) if hasattr(network, "num_bricks") else None
+            bricks = draw_bricks(config, getattr(network, "num_bricks", 0), step, stage)
             for _ in range(settings.gradient_accumulation_steps):
                 batch = next_batch(loader, accelerator.device)
                 log.add_broken(batch["broken"], config.data.max_broken_images)
@@ -142,11 +154,11 @@ def _train(run: Run, folder: Path, stop: StopSignal) -> int:
             optimizer.zero_grad(set_to_none=True)
 
             images += settings.batch_size
-            ema.update(images, settings.batch_size)
+            ema.update(images - stage.start, settings.batch_size)
             log.step(settings.batch_size)
             finished = images >= settings.total_images
             if _due(images, settings.log_images, settings.batch_size) or finished:
-                log.write(images, learning_rate(config, images))
+                log.write(images, rate)
             if _due(images, settings.checkpoint_images, settings.batch_size) or finished:
                 save_checkpoint(run, checkpoints, optimizer, ema, images)
             if settings.sample_images and (_due(images, settings.sample_images, settings.batch_size) or finished):
@@ -175,13 +187,21 @@ def step_seed(seed: int, step: int, process: int) -> int:
     return int(random_numbers(seed, STEP, step).bit_generator.random_raw()) // 2 + process
 
 
-def draw_bricks(config: TrainConfig, num_bricks: int, step: int) -> tuple[int, ...] | None:
-    """The bricks that a step trains: all of them, or on a share of the steps a random subset, alike on all ranks."""
-    random = random_numbers(config.run.seed, STEP, step)
-    if random.random() >= config.objective.brick_dropout:
+def draw_bricks(
+    config: TrainConfig, num_bricks: int, step: int, stage: Stage | None = None
+) -> tuple[int, ...] | None:
+    """The bricks that a step runs, alike on all processes; `None` for the whole network.
+
+    All of its stage, or on a share of the steps a random subset of them.
+    """
+    if num_bricks == 0:
         return None
-    subset = int(random.integers(1, 2**num_bricks))
-    return tuple(brick for brick in range(num_bricks) if subset >> brick & 1)
+    random, stage = random_numbers(config.run.seed, STEP, step), stage or Stage(0, 0, tuple(range(num_bricks)))
+    if random.random() >= config.objective.brick_dropout:
+        return stage.runs
+    bricks = range(num_bricks) if stage.runs is None else stage.runs
+    subset = int(random.integers(1, 2 ** len(bricks)))
+    return stage.with_a_learner(tuple(brick for brick in bricks if subset >> brick & 1))
 
 
 @contextmanager
@@ -214,7 +234,7 @@ def save_checkpoint(run: Run, checkpoints: CheckpointFolder, optimizer, ema: EMA
     checkpoints.save(
         images,
         {
-            "model": trained_tensors(run.model),
+            "model": ema.followed,
             "ema": ema.state_dict(),
             "optimizer": optimizer_tensors(optimizer, run.model),
         },
@@ -229,21 +249,19 @@ def save_checkpoint(run: Run, checkpoints: CheckpointFolder, optimizer, ema: EMA
     run.accelerator.wait_for_everyone()
 
 
-def resume(run: Run, checkpoints: CheckpointFolder, optimizer, ema: EMA) -> int:
-    """Take over the newest checkpoint, if any; returns its images."""
-    found = checkpoints.newest()
+def resume(run: Run, found: tuple[dict, dict] | None, optimizer, ema: EMA) -> None:
+    """Take over a checkpoint's tensors and state, if there is one."""
     if found is None:
-        return 0
+        return
     tensors, state = found
     if not run.accept_changes:
         check_unchanged(state, run.config, run.stream.fingerprint)
-    load_trained_tensors(run.model, tensors["model"])
+    load_tensors(ema.followed, tensors["model"])
     load_optimizer_tensors(optimizer, run.model, tensors["optimizer"])
     ema.load_state_dict(tensors["ema"])
     if run.accelerator.scaler is not None and state["scaler"] is not None:
         run.accelerator.scaler.load_state_dict(state["scaler"])
     run.accelerator.print(f"Going on from {state['images']:,} images.")
-    return state["images"]
 
 
 def export(run: Run, ema: EMA, folder: Path) -> None:
@@ -253,7 +271,7 @@ def export(run: Run, ema: EMA, folder: Path) -> None:
         if run.export is not None:
             run.export(weights, folder)
         elif run.make_pipeline is not None:
-            path = export_pipeline(run.make_pipeline(averaged_copy(run.model, weights)), folder)
+            path = export_pipeline(pipeline_so_far(run, averaged_copy(run.model, weights)), folder)
             run.accelerator.print(f"The pipeline with the averaged weights is in {path}.")
     run.accelerator.wait_for_everyone()
 

@@ -9,6 +9,7 @@ import torch
 
 from brickwork.eval.paired_loss import paired_loss
 from brickwork.eval.pictures import grid, save_picture
+from brickwork.training.brick_by_brick import pipeline_so_far
 from brickwork.training.checkpoints import whole
 from brickwork.training.guards import write_text
 from brickwork.training.page import run_page
@@ -46,7 +47,7 @@ def show(run, network: torch.nn.Module, images: int, log) -> None:
     folder, settings = Path(run.config.run.output_dir), run.config.samples
     if run.held_out is not None:
         with run.accelerator.autocast():
-            result = paired_loss(network, run.held_out, run.objective)
+            result = paired_loss(network, run.held_out, run.objective, run.bricks)
         scalars = {"held_out/loss": result["loss"]}
         if len(result["per_brick"]) > 1:
             scalars |= {f"held_out/brick_{i}": loss for i, loss in enumerate(result["per_brick"])}
@@ -56,7 +57,7 @@ def show(run, network: torch.nn.Module, images: int, log) -> None:
     if settings.count and run.make_pipeline is not None:
         with run.accelerator.autocast():
             pictures = draw_samples(
-                run.make_pipeline(network),
+                pipeline_so_far(run, network),
                 network.config.num_classes,
                 settings.count,
                 settings.steps,

@@ -7,9 +7,15 @@ import torch
 from brickwork.training.config import TrainConfig
 
 
-def learning_rate(config: TrainConfig, images: int) -> float:
-    """The rate of the step that begins at `images` images: a linear rise, the chosen course, a linear fall to zero."""
-    optimizer, total = config.optimizer, config.run.total_images
+def learning_rate(config: TrainConfig, images: int, total: int | None = None) -> float:
+    """The rate of the step that begins at `images` images: a linear rise, the chosen course, a linear fall to zero.
+
+    Args:
+        config: of the run.
+        images: since the course began.
+        total: images of the whole course, by default of the run.
+    """
+    optimizer, total = config.optimizer, total or config.run.total_images
     rise = min(1.0, (images + config.run.batch_size) / max(optimizer.warmup_images, 1))
     fall = min(1.0, (total - images) / optimizer.cooldown_images) if optimizer.cooldown_images else 1.0
     course = 1.0
