@@ -17,6 +17,7 @@ COMMANDS = {
     "publish": ("brickwork.training.publish", "a run as a folder to share, with a model card"),
     "evaluate": ("brickwork.eval.evaluate", "reference statistics, samples, metrics, comparisons"),
     "report": ("brickwork.eval.report", "results as one page: samples, neighbours, tables, curves"),
+    "seams": ("brickwork.eval.seams", "edges at window borders against edges elsewhere, above the training size"),
     "convert lego": ("brickwork.gen.original.convert_lego", "the LEGO authors' checkpoint => a model folder"),
     "convert dit": ("brickwork.gen.original.convert_dit", "the DiT authors' checkpoint => a model folder"),
     "convert resadapter": ("brickwork.adapters.convert", "between the authors' folder, diffusers and ComfyUI"),
