@@ -93,7 +93,7 @@ def calculate(
         The result, ready to be stored as JSON.
     """
     settings, preparation = settings or MetricSettings(), preparation or Preparation()
-    _require_same_extractor(reference, extractor)
+    require_same_extractor(reference, extractor)
     protocol = get_protocol(reference.info["protocol"]["name"])
     keep = ("features", "logits") if "is" in settings.metrics else ("features",)
     table, sets = {}, []
@@ -147,7 +147,8 @@ def _tags_of(entry: dict) -> dict:
     return {key: value for key, value in tags.items() if value is not None}
 
 
-def _require_same_extractor(reference: Reference, extractor: Extractor) -> None:
+def require_same_extractor(reference: Reference, extractor: Extractor) -> None:
+    """Refuse features of another network, or of other weights, than the reference's."""
     wanted, got = reference.info["extractor"], extractor.to_dict()
     if wanted["weights_sha256"] != got["weights_sha256"]:
         raise ValueError(

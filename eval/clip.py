@@ -48,7 +48,8 @@ def measure_clip(images: ImageSet, preparation: Preparation, source: str) -> dic
         )
     except (OSError, ValueError) as error:
         raise ValueError(f"clip: {source!r} could not be loaded as a CLIP model: {error}") from error
-    metric = CLIPScore(model_name_or_path=lambda: (_ProjectedFeatures(model), processor))
+    # One process measures; torchmetrics must not wait for others.
+    metric = CLIPScore(model_name_or_path=lambda: (_ProjectedFeatures(model), processor), sync_on_compute=False)
     size = inspect_images(images, preparation).size
     batches = [range(i, min(i + FIXED_BATCH, len(images))) for i in range(0, len(images), FIXED_BATCH)]
     with torch.inference_mode():

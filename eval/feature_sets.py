@@ -118,7 +118,7 @@ def extract_features(
             statistics.reset()
         digests.zero_()
     outputs = {
-        name: _in_order(torch.cat(parts), rows if mine else [], len(images), state)
+        name: in_order(torch.cat(parts), rows if mine else [], len(images), state)
         for name, parts in collector.kept.items()
     }
     return FeatureSet(
@@ -137,7 +137,7 @@ def _combined(statistics: FeatureStatistics, state: PartialState) -> tuple[int, 
     return count, mean.cpu(), covariance.cpu()
 
 
-def _in_order(rows: torch.Tensor, places: list[int], count: int, state: PartialState) -> torch.Tensor:
+def in_order(rows: torch.Tensor, places: list[int], count: int, state: PartialState) -> torch.Tensor:
     """Rows of all processes at their places: every place is filled by one process and zero in the others."""
     filled = torch.zeros(count, rows.shape[1])
     filled[places] = rows[: len(places)]

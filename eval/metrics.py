@@ -111,10 +111,11 @@ class KernelDistance(KernelInceptionDistance):
         subsets: How many pairs of subsets the mean and the deviation are taken over.
         subset_size: Images in each.
         seed: Seed of the draws; the global generator is left as it was.
+        kwargs: Of a torchmetrics `Metric`, such as `sync_on_compute`.
     """
 
-    def __init__(self, subsets: int = 100, subset_size: int = 1000, seed: int = 0):
-        _quietly(lambda: super(KernelDistance, self).__init__(torch.nn.Identity(), subsets, subset_size))
+    def __init__(self, subsets: int = 100, subset_size: int = 1000, seed: int = 0, **kwargs):
+        _quietly(lambda: super(KernelDistance, self).__init__(torch.nn.Identity(), subsets, subset_size, **kwargs))
         self.seed = seed
 
     def update(self, features: torch.Tensor, real: bool) -> None:
@@ -142,7 +143,8 @@ def kernel_distance(
     """
     if min(len(real), len(generated)) < 2:
         raise ValueError(f"features: got {len(real)} real and {len(generated)} generated rows, need 2 of each")
-    metric = KernelDistance(subsets, min(subset_size, len(real), len(generated)), seed)
+    # Each process has all features: torchmetrics must not put those of several together.
+    metric = KernelDistance(subsets, min(subset_size, len(real), len(generated)), seed, sync_on_compute=False)
     metric.update(real, real=True)
     metric.update(generated, real=False)
     mean, deviation = metric.compute()
@@ -157,7 +159,7 @@ def inception_score(logits: torch.Tensor, splits: int = 10, seed: int = 0) -> tu
     """
     if len(logits) < 2 * splits:
         raise ValueError(f"logits: got {len(logits)} rows, need at least {2 * splits} for {splits} splits")
-    metric = _quietly(lambda: _InceptionScore(torch.nn.Identity(), splits=splits))
+    metric = _quietly(lambda: _InceptionScore(torch.nn.Identity(), splits=splits, sync_on_compute=False))
     metric.update(logits.double())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -114,7 +114,7 @@ def sample_set(
     state, output = PartialState(), Path(output)
     if format == "npz" and output.suffix != ".npz":
         raise ValueError(f"output: got {output} for the format npz; need a name that ends in .npz")
-    call = _PipelineCall(pipeline, settings)
+    call = PipelineCall(pipeline, settings)
     pipeline.set_progress_bar_config(disable=True)
     gflops = count_operations(lambda: call([0]))[0] / 1e9 if count_work else None
     record = _record(pipeline, settings, call, source, format, gflops)
@@ -138,7 +138,7 @@ def sample_set(
     return output
 
 
-class _PipelineCall:
+class PipelineCall:
     """Calls a pipeline for given pictures, with the arguments that this pipeline takes."""
 
     def __init__(self, pipeline, settings: SamplingSettings):
@@ -179,6 +179,10 @@ class _PipelineCall:
 
     def __call__(self, indices: Sequence[int]) -> np.ndarray:
         """uint8 `(len(indices), height, width, 3)`."""
+        return to_uint8(self.floats(indices)).numpy()
+
+    def floats(self, indices: Sequence[int]) -> np.ndarray:
+        """What the pipeline gives, `(len(indices), height, width, 3)` in [0, 1]."""
         arguments = dict(self.settings.call)
         if self.settings.prompts is not None:
             arguments["prompt"] = [self.prompt(i) for i in indices]
@@ -197,7 +201,7 @@ class _PipelineCall:
                 f"pipeline: {type(self.pipeline).__name__} gave an array {images.shape} for {len(indices)} pictures;"
                 " need (count, height, width, 3)"
             )
-        return to_uint8(np.repeat(images, 4 - images.shape[3], axis=3) if images.shape[3] == 1 else images).numpy()
+        return np.repeat(images, 3, axis=3) if images.shape[3] == 1 else images
 
 
 def denoiser_of(pipeline) -> torch.nn.Module:
@@ -212,7 +216,7 @@ def denoiser_of(pipeline) -> torch.nn.Module:
 def _record(
     pipeline,
     settings: SamplingSettings,
-    call: _PipelineCall,
+    call: PipelineCall,
     source: str | None,
     format: str,
     gflops: float | None,
@@ -268,7 +272,7 @@ def _picture(folder: Path, index: int) -> Path:
 
 
 def _sample_missing(
-    call: _PipelineCall, settings: SamplingSettings, folder: Path, batch_size: int, state: PartialState, progress: bool
+    call: PipelineCall, settings: SamplingSettings, folder: Path, batch_size: int, state: PartialState, progress: bool
 ) -> None:
     batches = [range(i, min(i + batch_size, settings.count)) for i in range(0, settings.count, batch_size)]
     mine = batches[state.process_index :: state.num_processes]
@@ -285,7 +289,7 @@ def _sample_missing(
     bar.close()
 
 
-def _write_metadata(call: _PipelineCall, settings: SamplingSettings, folder: Path) -> None:
+def _write_metadata(call: PipelineCall, settings: SamplingSettings, folder: Path) -> None:
     lines = []
     for i in range(settings.count):
         row = {"file_name": _picture(folder, i).name, "seed": image_seed(settings.seed, i)}

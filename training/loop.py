@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from brickwork.eval.live_metrics import LiveMetrics
 from brickwork.eval.paired_loss import PairedSet, estimates
 from brickwork.gen.objectives import EDMObjective
 from brickwork.training.brick_by_brick import Stage, enter, pipeline_so_far, stage_at, stages_of
@@ -19,7 +20,7 @@ from brickwork.training.checkpoints import (
     optimizer_tensors,
     whole,
 )
-from brickwork.training.config import TrainConfig
+from brickwork.training.config import RunConfig, TrainConfig
 from brickwork.training.data.buckets import STEP, random_numbers
 from brickwork.training.data.images import DataLost
 from brickwork.training.data.stream import PositionBatches, TrainingStream, stream_batches
@@ -32,7 +33,7 @@ from brickwork.training.guards import (
     run_folder,
     versions,
 )
-from brickwork.training.previews import averaged_copy, export_pipeline, show
+from brickwork.training.previews import averaged_copy, export_pipeline, measure, show
 from brickwork.training.runlog import RunLog, level_quantiles
 from brickwork.training.schedule import learning_rate
 
@@ -62,7 +63,8 @@ class Run:
         objective: noise levels, network inputs, losses (see `brickwork.gen.objectives`).
         stream: samples by position.
         held_out: the frozen list that the averaged weights are scored on, if any.
-        make_pipeline: network => pipeline, for sample grids and the final export.
+        make_pipeline: network => pipeline, for sample grids, metrics and the final export.
+        metrics: distances to a reference that the averaged weights are measured by, every `metrics.every_images`.
         loss: `(run, model, batch, bricks)` => loss of each image `(B,)`.
         objectives: further losses, each `(batch, taps)` => `{name: loss}`, added up.
         taps: names of modules whose outputs these get to see, as `{name: output}`.
@@ -79,6 +81,7 @@ class Run:
     stream: TrainingStream
     held_out: PairedSet | None = None
     make_pipeline: Callable | None = None
+    metrics: LiveMetrics | None = None
     loss: Callable[..., torch.Tensor] = denoising_loss
     objectives: Sequence[Callable[[dict, dict], dict[str, torch.Tensor]]] = ()
     taps: Sequence[str] = ()
@@ -156,14 +159,11 @@ def _train(run: Run, folder: Path, stop: StopSignal) -> int:
             images += settings.batch_size
             ema.update(images - stage.start, settings.batch_size)
             log.step(settings.batch_size)
-            finished = images >= settings.total_images
-            if _due(images, settings.log_images, settings.batch_size) or finished:
+            if _due(images, settings.log_images, settings):
                 log.write(images, rate)
-            if _due(images, settings.checkpoint_images, settings.batch_size) or finished:
+            if _due(images, settings.checkpoint_images, settings):
                 save_checkpoint(run, checkpoints, optimizer, ema, images)
-            if settings.sample_images and (_due(images, settings.sample_images, settings.batch_size) or finished):
-                with ema.applied():
-                    run.preview(run, network, images, log)
+            look_at_averages(run, ema, images, log, stop)
     except DataLost:
         if accelerator.num_processes == 1:  # otherwise the others wait in the step, and cannot take part
             save_checkpoint(run, checkpoints, optimizer, ema, images)
@@ -187,9 +187,7 @@ def step_seed(seed: int, step: int, process: int) -> int:
     return int(random_numbers(seed, STEP, step).bit_generator.random_raw()) // 2 + process
 
 
-def draw_bricks(
-    config: TrainConfig, num_bricks: int, step: int, stage: Stage | None = None
-) -> tuple[int, ...] | None:
+def draw_bricks(config: TrainConfig, num_bricks: int, step: int, stage: Stage | None = None) -> tuple[int, ...] | None:
     """The bricks that a step runs, alike on all processes; `None` for the whole network.
 
     All of its stage, or on a share of the steps a random subset of them.
@@ -264,6 +262,20 @@ def resume(run: Run, found: tuple[dict, dict] | None, optimizer, ema: EMA) -> No
     run.accelerator.print(f"Going on from {state['images']:,} images.")
 
 
+def look_at_averages(run: Run, ema: EMA, images: int, log: RunLog, stop: StopSignal) -> None:
+    """Measure what the averaged weights draw, and show it, where that is due."""
+    settings = run.config.run
+    measured = run.metrics is not None and _due(images, run.config.metrics.every_images, settings)
+    shown = _due(images, settings.sample_images, settings)
+    if not (measured or shown):
+        return
+    with ema.applied():
+        if measured:
+            measure(run, run.model, images, log, lambda: stop.agreed(run.accelerator))
+        if shown:
+            run.preview(run, run.model, images, log)
+
+
 def export(run: Run, ema: EMA, folder: Path) -> None:
     """Leave the averaged weights as the run's result."""
     weights = {name: whole(tensor) for name, tensor in ema.state_dict().items()}
@@ -276,9 +288,10 @@ def export(run: Run, ema: EMA, folder: Path) -> None:
     run.accelerator.wait_for_everyone()
 
 
-def _due(images: int, interval: int, batch_size: int) -> bool:
-    """Whether a step that ended at `images` passed a multiple of `interval`; 0 for never."""
-    return interval > 0 and images // interval > (images - batch_size) // interval
+def _due(images: int, interval: int, settings: RunConfig) -> bool:
+    """Whether a step that ended at `images` passed a multiple of `interval`, or was the last; 0 for never."""
+    passed = interval > 0 and images // interval > (images - settings.batch_size) // interval
+    return passed or (interval > 0 and images >= settings.total_images)
 
 
 def _level_names(run: Run) -> list[str]:

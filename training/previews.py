@@ -1,16 +1,23 @@
-"""What the averaged weights can do so far: held-out losses and grids of samples; and the pipeline a run leaves."""
+"""What the averaged weights can do so far: held-out losses, samples and their distances; the pipeline a run leaves."""
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
+from brickwork.eval.extractors import file_digest, load_extractor
+from brickwork.eval.live_metrics import LiveMetrics
 from brickwork.eval.paired_loss import paired_loss
 from brickwork.eval.pictures import grid, save_picture
+from brickwork.eval.reference import Reference
+from brickwork.eval.sampling import SamplingSettings
 from brickwork.training.brick_by_brick import pipeline_so_far
 from brickwork.training.checkpoints import whole
+from brickwork.training.config import TrainConfig
 from brickwork.training.guards import write_text
 from brickwork.training.page import run_page
 
@@ -69,6 +76,59 @@ def show(run, network: torch.nn.Module, images: int, log) -> None:
             save_picture(sheet, folder / SAMPLES / f"images-{images:012d}.png")
     if run.accelerator.is_main_process:
         write_text(folder / PAGE, run_page(folder))
+
+
+def measure(run, network: torch.nn.Module, images: int, log, cancelled: Callable[[], bool]) -> None:
+    """Log the distances of what the averaged weights draw to the reference; all processes share the drawing."""
+    with run.accelerator.autocast():
+        values = run.metrics.measure(pipeline_so_far(run, network), cancelled)
+    if values is None:
+        return
+    log.scalars(images, {f"metrics/{name}": value for name, value in values.items()})
+    listed = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    run.accelerator.print(f"{images:,} images: {listed}")
+    if run.accelerator.is_main_process:
+        folder = Path(run.config.run.output_dir)
+        write_text(folder / PAGE, run_page(folder))
+
+
+def build_metrics(config: TrainConfig, num_classes: int | None, accelerator: Accelerator) -> LiveMetrics | None:
+    """What `metrics` of a configuration asks for, checked before the first step; `None` where it asks for nothing.
+
+    Raises:
+        ValueError: for a reference that cannot be read, is of another size than the training's, or needs an extractor
+            that cannot be had.
+    """
+    settings = config.metrics
+    if not settings.every_images:
+        return None
+    made_by = f"`brickwork evaluate ref DATA --resolution {config.data.size}`"
+    if settings.reference is None:
+        raise ValueError(f"`metrics.reference` is null; name a file that {made_by} wrote.")
+    reference = Reference.load(settings.reference)
+    width, height = reference.info["size"]
+    if (width, height) != (config.data.size, config.data.size):
+        raise ValueError(
+            f"`metrics.reference` is {settings.reference!r}, of pictures of {width}x{height}, but `data.size` is "
+            f"{config.data.size}; make another with {made_by}."
+        )
+    with accelerator.local_main_process_first():  # which fetches the weights, if they are not there
+        weights = settings.weights
+        extractor = load_extractor(reference.info["extractor"]["name"], weights, weights and file_digest(weights))
+    extractor.network.to(accelerator.device)
+    call = {
+        "height": height,
+        "width": width,
+        "num_inference_steps": settings.steps,
+        "guidance_scale": 1.0 if num_classes is None else settings.guidance_scale,
+    }
+    labels = "none" if num_classes is None else "balanced"
+    metrics = LiveMetrics(
+        reference, extractor, SamplingSettings(settings.count, labels=labels, call=call), settings.batch_size
+    )
+    names = ", ".join(map(metrics.name, metrics.distances))
+    accelerator.print(f"Every {settings.every_images:,} images {settings.count:,} samples are measured: {names}.")
+    return metrics
 
 
 def averaged_copy(network: torch.nn.Module, weights: dict[str, torch.Tensor]) -> torch.nn.Module:

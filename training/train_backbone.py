@@ -24,6 +24,7 @@ from brickwork.training.data.cache import CachedLatents, TensorCache, load_vae
 from brickwork.training.data.images import BrokenImage, LabelledImages, images_of
 from brickwork.training.data.stream import TrainingStream
 from brickwork.training.loop import Run, train
+from brickwork.training.previews import build_metrics
 
 
 def build_images(config: TrainConfig) -> LabelledImages | CachedLatents:
@@ -84,6 +85,7 @@ def prepare(config: TrainConfig, accept_changes: bool = False) -> Run:
         stream,
         build_held_out(images, held_out_rows),
         partial(BACKBONES[config.model.type].pipeline, objective=objective, vae=vae),
+        build_metrics(config, model.config.num_classes, accelerator),
         accept_changes=accept_changes,
     )
 

@@ -21,16 +21,22 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from brickwork.eval.calculate import MetricSettings, calculate
 from brickwork.eval.extractors import from_module
 from brickwork.eval.feature_sets import extract_features
 from brickwork.eval.image_sets import open_image_set
 from brickwork.eval.protocols import PROTOCOLS
+from brickwork.eval.reference import make_reference
 from brickwork.eval.sampling import SamplingSettings, sample_set
 
 pictures, output, few = map(Path, sys.argv[1:4])
 state = PartialState(cpu=True)
 torch.manual_seed(0)
-network = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 5), torch.nn.Tanh(), torch.nn.AdaptiveAvgPool2d(1))
+class Network(torch.nn.Sequential):
+    def forward(self, images):
+        features = super().forward(images).flatten(1)
+        return {"features": features, "logits": features[:, :4]}
+network = Network(torch.nn.Conv2d(3, 6, 5), torch.nn.Tanh(), torch.nn.AdaptiveAvgPool2d(1))
 extractor = from_module(network, "Small", 16)
 unet = UNet2DModel(sample_size=8, block_out_channels=(8, 8), down_block_types=("DownBlock2D",) * 2,
                    up_block_types=("UpBlock2D",) * 2, layers_per_block=1, norm_num_groups=2)
@@ -41,6 +47,11 @@ for name, source in (("all", pictures), ("few", few)):
     count, mean, covariance = measured.statistics["features"]
     torch.save({"count": count, "mean": mean, "covariance": covariance, "digests": measured.digests,
                 "features": measured.outputs["features"]}, output / f"{name}-{state.process_index}.pt")
+reference = make_reference(pictures, extractor, "clean", progress=False)
+settings = MetricSettings(("kd", "prdc", "is"), subsets=3, subset_size=4, splits=2, precision_k=2, density_k=2)
+result = calculate([few], reference, extractor, settings, progress=False)
+whole = calculate([pictures], reference, extractor, MetricSettings(("fd",)), progress=False)
+(output / f"metrics-{state.process_index}.json").write_text(json.dumps(result["metrics"] | whole["metrics"]))
 (output / f"world-{state.process_index}.json").write_text(json.dumps(
     {"world": state.num_processes, "backend": dist.get_backend() if dist.is_initialized() else None}))
 if dist.is_initialized():
@@ -71,6 +82,11 @@ def load(path: Path) -> dict:
     return torch.load(path, weights_only=True)
 
 
+def metrics(folder: Path, rank: int) -> dict[str, float]:
+    entries = json.loads((folder / f"metrics-{rank}.json").read_text())
+    return {name: entry["mean"] for name, entry in entries.items()}
+
+
 def test_two_processes_give_what_one_gives(runs):
     worlds = [json.loads((runs[2] / f"world-{rank}.json").read_text()) for rank in (0, 1)]
     assert worlds == [{"world": 2, "backend": "gloo"}] * 2
@@ -85,6 +101,11 @@ def test_two_processes_give_what_one_gives(runs):
     one, two, few = load(runs[1] / "all-0.pt"), load(runs[2] / "all-1.pt"), load(runs[1] / "few-0.pt")
     distances = [frechet_distance(few["mean"], few["covariance"], x["mean"], x["covariance"]) for x in (one, two)]
     assert distances[0] == pytest.approx(distances[1], rel=1e-6) and distances[0] > 0
+    one, *two = (metrics(runs[count], rank) for count, rank in ((1, 0), (2, 0), (2, 1)))
+    assert set(one) == {"FD-Small", "KD-Small", "IS-Small", "precision", "recall", "density", "coverage"}
+    for name, value in one.items():
+        assert [values[name] for values in two] == pytest.approx([value] * 2, rel=1e-6, abs=1e-9), name
+    one = load(runs[1] / "all-0.pt")
     samples = [runs[count] / "samples" for count in (1, 2)]
     assert len(open_image_set(samples[0])) == 7
     for path in samples[0].iterdir():

@@ -102,7 +102,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(ddpm, whole, tmp_path, mon
 
 
 def test_a_finished_set_is_not_drawn_again_and_another_is_not_overwritten(ddpm, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr("brickwork.eval.sampling._PipelineCall.__call__", lambda *a: pytest.fail("drawn again"))
+    monkeypatch.setattr("brickwork.eval.sampling.PipelineCall.__call__", lambda *a: pytest.fail("drawn again"))
     sample_set(ddpm, settings(), whole, batch_size=4, progress=False)
     with pytest.raises(ValueError, match=r"other settings \(seed: 0 there, 1 now\)"):
         sample_set(ddpm, settings(seed=1), whole, progress=False)

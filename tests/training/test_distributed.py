@@ -1,52 +1,9 @@
 """Two processes over gloo: equal to one with the same global batch, exact to resume, and sharded by fully_shard."""
 
-import multiprocessing
 import os
-import socket
-import traceback
 
 import pytest
 import torch
-
-
-@pytest.fixture
-def two_processes(tmp_path):
-    """`two_processes(function)` runs `function(rank)` in two forked processes that form a gloo group."""
-
-    def run(function):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        context = multiprocessing.get_context("fork")
-        answers = context.Queue()
-
-        def child(rank):
-            os.environ |= {
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
-            }  # fmt: skip
-            torch.set_num_threads(1)
-            try:
-                function(rank)
-                answers.put((rank, None))
-            except BaseException:
-                answers.put((rank, traceback.format_exc()))
-            answers.close()
-            answers.join_thread()
-            os._exit(0)
-
-        processes = [context.Process(target=child, args=(rank,)) for rank in range(2)]
-        for process in processes:
-            process.start()
-        try:
-            errors = dict(answers.get(timeout=120) for _ in processes)
-        finally:
-            for process in processes:
-                process.kill()
-                process.join()
-        assert errors == {0: None, 1: None}, "\n".join(filter(None, errors.values()))
-
-    return run
 
 
 def test_two_processes_equal_one_and_resume_exactly(two_processes, tiny_run, tmp_path, final_tensors, equal_bits):

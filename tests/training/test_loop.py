@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -274,10 +275,11 @@ def test_samples_have_the_same_noise_every_time(tiny_run, tmp_path):
     assert sheets[0].std() > 0
 
 
-def test_an_interval_is_due_when_a_step_passes_a_multiple():
-    due = [images for images in range(7, 50, 7) if loop._due(images, 10, 7)]
-    assert due == [14, 21, 35, 42]
-    assert not any(loop._due(images, 0, 7) for images in range(7, 50, 7))
+def test_an_interval_is_due_when_a_step_passes_a_multiple_and_at_the_end():
+    settings = SimpleNamespace(batch_size=7, total_images=46)
+    due = [images for images in range(7, 50, 7) if loop._due(images, 10, settings)]
+    assert due == [14, 21, 35, 42, 49]
+    assert not any(loop._due(images, 0, settings) for images in range(7, 50, 7))
 
 
 def test_an_fp16_scaler_lowers_its_scale_and_is_saved(tiny_run, tmp_path, final_tensors, equal_bits):
