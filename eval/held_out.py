@@ -1,11 +1,20 @@
-"""The paired held-out denoising loss of a pipeline's network, as an entry of a result."""
+"""Held-out pictures as networks are scored on them, and their paired loss as an entry of a result."""
 
 import hashlib
+from pathlib import Path
 
+import numpy as np
 import torch
 
-from brickwork.eval.image_sets import ImageSet, Preparation, decode, inspect_images, refuse_corrupt
-from brickwork.eval.messages import choice_error
+from brickwork.eval.image_sets import (
+    ImageSet,
+    Preparation,
+    decode,
+    inspect_images,
+    open_image_set,
+    refuse_corrupt,
+)
+from brickwork.eval.messages import choice_error, count_and_name
 from brickwork.eval.paired_loss import PairedSet, paired_loss
 from brickwork.eval.results import MetricValues
 from brickwork.eval.sampling import denoiser_of
@@ -43,6 +52,64 @@ def measure_paired_loss(
     return MetricValues(settings, values=[scores["loss"]]).to_dict() | details
 
 
+def held_out_pairs(model, data, num_pairs: int, seed: int = 0) -> tuple[PairedSet, int]:
+    """Pictures brought to what a network was trained on, each met with as many noises as makes `num_pairs`.
+
+    Args:
+        model: a pipeline with a `vae` or without, or a bare network of pixels.
+        data: an `ImageSet`, or what `open_image_set` opens: pictures that the network was not trained on, with labels
+            if it is conditional. Their centre squares are brought to the training size.
+        num_pairs: pictures and noises; of more pictures than that, an even selection is used.
+        seed: of the noise.
+
+    Returns:
+        The frozen list, and how many different pictures are in it, which come round in the same order.
+
+    Raises:
+        ValueError: for pictures below the training size, corrupt ones, and labels missing or out of range.
+    """
+    if num_pairs < 1:
+        raise ValueError(f"num_pairs: got {num_pairs}, need at least 1")
+    images = data if isinstance(data, ImageSet) else open_image_set(Path(data) if Path(data).exists() else data)
+    network = model if isinstance(model, torch.nn.Module) else denoiser_of(model)
+    vae, channels = getattr(model, "vae", None), network.config.in_channels
+    if vae is None and channels != 3:
+        raise ValueError(
+            f"data: {images.source} holds RGB pictures, but the network reads {channels} channels; pass the pipeline "
+            "with its VAE, or a PairedSet of latents"
+        )
+    if network.config.get("num_classes") is not None and images.labels is None:
+        raise ValueError(
+            f"data: {images.source} has no labels, but the network has {network.config.num_classes} classes; give "
+            "them in a column or a metadata.jsonl, called 'label', or write the run's own with `brickwork data split`"
+        )
+    side = network.config.sample_size * getattr(model, "vae_scale_factor", 1)
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), num_pairs)).round().astype(int)).tolist()
+    _refuse_small(images, chosen, side)
+    preparation = Preparation(side, convert=True)
+    inspect_images(images, preparation)
+    batch = decode(images, chosen, preparation, (side, side))
+    refuse_corrupt(batch.corrupt, images)
+    pixels, labels = batch.pixels / 127.5 - 1, _labels(network, images)
+    samples = torch.cat([model.encode(part).cpu() for part in pixels.split(16)]) if vae is not None else pixels
+    order = torch.arange(num_pairs) % len(chosen)
+    chosen_labels = None if labels is None else labels[chosen][order]
+    return PairedSet.from_images(samples[order], chosen_labels, num_levels=1, seed=seed), len(chosen)
+
+
+def _refuse_small(images: ImageSet, chosen: list[int], side: int) -> None:
+    small = []
+    for i in chosen:
+        with images.open(i) as image:
+            if min(image.size) < side:
+                small.append(f"{images.names[i]} {image.width}x{image.height}")
+    if small:
+        raise ValueError(
+            f"data: {count_and_name(small)} of {len(chosen)} pictures of {images.source} are smaller than the "
+            f"training size, {side}x{side}; enlarged they would be blurred, so leave them out or give larger ones"
+        )
+
+
 def _labels(network, images: ImageSet) -> torch.Tensor | None:
     num_classes = network.config.get("num_classes")
     if num_classes is None:
@@ -52,7 +119,7 @@ def _labels(network, images: ImageSet) -> torch.Tensor | None:
     wrong = sorted({label for label in images.labels if not isinstance(label, int) or not 0 <= label <= num_classes})
     if wrong:
         raise ValueError(
-            f"paired: {images.source} has the labels {wrong[:5]}, the network's classes are 0 to {num_classes - 1};"
+            f"labels: {images.source} has the labels {wrong[:5]}, the network's classes are 0 to {num_classes - 1};"
             f' number them so ({num_classes} is "no class")'
         )
     return torch.tensor(list(images.labels))

@@ -73,6 +73,21 @@ class SamplingPipeline(BrickworkPipeline):
         images = latents if self.vae is None else self._decode_vae(latents)
         return self.image_processor.postprocess(images.float(), output_type=output_type)
 
+    @torch.no_grad()
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Pixels `(B, 3, H, W)` in [-1, 1] => what the network sees: themselves, or the mean of the VAE's latents."""
+        if self.vae is None:
+            return images
+        config = self.vae.config
+        latents = self.vae.encode(images.to(self.vae.device, self.vae.dtype)).latent_dist.mode().float()
+        latents = latents - (config.get("shift_factor") or 0.0)
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is not None and std is not None:
+            latents = (latents - latents.new_tensor(mean).view(1, -1, 1, 1)) / latents.new_tensor(std).view(
+                1, -1, 1, 1
+            )
+        return latents * config.scaling_factor
+
     def _decode_vae(self, latents: torch.Tensor) -> torch.Tensor:
         config = self.vae.config
         latents = latents / config.scaling_factor

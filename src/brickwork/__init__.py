@@ -27,6 +27,7 @@ _MODULES = {
         "save_resadapter",
         "use_resadapter",
     ],
+    "brickwork.eval.schedule_search": ["search_brick_schedule"],
     "brickwork.adapters.convert": ["convert_resadapter"],
     "brickwork.adapters.merge": ["merge_resadapter"],
 }
