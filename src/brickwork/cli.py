@@ -16,6 +16,7 @@ COMMANDS = {
     "train": ("brickwork.training.arguments", "train a backbone in one process"),
     "publish": ("brickwork.training.publish", "a run as a folder to share, with a model card"),
     "evaluate": ("brickwork.eval.evaluate", "reference statistics, samples, metrics, comparisons"),
+    "search": ("brickwork.eval.search", "the best brick schedules within budgets of operations"),
     "report": ("brickwork.eval.report", "results as one page: samples, neighbours, tables, curves"),
     "seams": ("brickwork.eval.seams", "edges at window borders against edges elsewhere, above the training size"),
     "convert lego": ("brickwork.gen.original.convert_lego", "the LEGO authors' checkpoint => a model folder"),
@@ -23,6 +24,7 @@ COMMANDS = {
     "convert resadapter": ("brickwork.adapters.convert", "between the authors' folder, diffusers and ComfyUI"),
     "merge": ("brickwork.adapters.merge", "bake a ResAdapter into a checkpoint"),
     "data build emoji": ("brickwork.training.data.emoji", "build the emoji data set from its public packages"),
+    "data split": ("brickwork.training.data.split", "training and held-out pictures of a run as image folders"),
     "data check": ("brickwork.training.data.check", "what is in a data set, and what is wrong with it"),
     "data cache": ("brickwork.training.data.cache_command", "latents or captions of a data set, encoded once"),
 }
