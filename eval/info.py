@@ -72,9 +72,11 @@ def describe(model, height: int, width: int) -> str:
     for number, brick in enumerate(model.bricks):
         lines.append(
             f"{number:<7}{brick.window_size:<8}{brick.patch_size:<7}{len(brick.blocks):<8}"
-            f"{brick.patch_embed.out_features:<7}{sum(p.numel() for p in brick.parameters()):<12,}"
-            f"{brick.operations(height, width) / 1e9:.3f}"
+            f"{brick.patch_embed.out_features if len(brick.blocks) else '-':<7}"
+            f"{sum(p.numel() for p in brick.parameters()):<12,}{brick.operations(height, width) / 1e9:.3f}"
         )
+    if config.pretrained_brick is not None:
+        lines.append(f"brick 0 is a pretrained {config.pretrained_brick['class_name']}")
     subnets = model.subnets(height, width)
     whole = max(subnets.values())
     lines += ["", "bricks that run  GFLOP    share"]
