@@ -106,6 +106,7 @@ def _described(config: TrainConfig, known: set[str], class_names: list[str], siz
         "num_classes": len(class_names) or None,
         "id2label": dict(enumerate(class_names)) or None,
         "trained_subsets": "any" if config.objective.brick_dropout > 0 else "prefix",
+        "trained_crops": config.data.crop_share > 0,
     }
     given = config.model.config
     for key in ("in_channels", "num_classes"):
@@ -209,6 +210,8 @@ def _saved_model(kind: type, config: TrainConfig, class_names: list[str], channe
     _check_fits_data(model, "model.init_from", source, class_names, channels)
     if hasattr(model, "num_bricks") and config.objective.brick_dropout > 0:
         model.register_to_config(trained_subsets="any")
+    if hasattr(model, "num_bricks") and config.data.crop_share > 0:
+        model.register_to_config(trained_crops=True)
     return model.float()
 
 

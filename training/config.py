@@ -87,12 +87,18 @@ class DataConfig(SourceConfig):
     bucket_max_aspect: float
     latents: str | None
     horizontal_flip: bool
+    crop_share: float
+    crop_scale: float
+    crop_aspect: float
 
     def __post_init__(self):
         super().__post_init__()
         require(self.size >= 1, "data.size", self.size, "give the side of the training images in pixels")
         require(0 <= self.bucket_step <= self.size, "data.bucket_step", self.bucket_step, "give 0 to data.size")
         require(self.bucket_max_aspect >= 1, "data.bucket_max_aspect", self.bucket_max_aspect, "give at least 1")
+        require(0 <= self.crop_share <= 1, "data.crop_share", self.crop_share, "give a share, 0 to 1")
+        require(self.crop_scale >= 1, "data.crop_scale", self.crop_scale, "give at least 1")
+        require(self.crop_aspect >= 1, "data.crop_aspect", self.crop_aspect, "give at least 1")
 
 
 @dataclass(frozen=True)

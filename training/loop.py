@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from brickwork.eval.live_metrics import LiveMetrics
 from brickwork.eval.paired_loss import PairedSet, estimates
+from brickwork.gen.embeddings import crop_coordinates
 from brickwork.gen.objectives import EDMObjective
 from brickwork.training.brick_by_brick import Stage, enter, pipeline_so_far, stage_at, stages_of
 from brickwork.training.checkpoints import (
@@ -47,7 +48,10 @@ def denoising_loss(run: "Run", model: torch.nn.Module, batch: dict, bricks: tupl
         labels = torch.where(hidden, num_classes, batch["label"])
     sigma = run.objective.noise_levels(batch["level"])
     sample, timestep = run.objective.network_inputs(images, noise, sigma)
-    outputs = estimates(model, sample, timestep, labels, bricks)
+    place = {}
+    if "crop" in batch:
+        place["coordinates"] = crop_coordinates(batch["crop"], *images.shape[-2:])
+    outputs = estimates(model, sample, timestep, labels, bricks, **place)
     learning = [output for output in outputs if output.requires_grad] or outputs
     return torch.stack([run.objective.losses(output, images, noise, sigma) for output in learning]).mean(dim=0)
 

@@ -21,6 +21,7 @@ from brickwork.training.arguments import configure_parser
 from brickwork.training.backbones import BACKBONES, build_model, build_objective, plan
 from brickwork.training.config import TrainConfig, load_config
 from brickwork.training.data.cache import CachedLatents, TensorCache, load_vae
+from brickwork.training.data.canvas import CanvasSettings, CanvasStream
 from brickwork.training.data.images import BrokenImage, LabelledImages, images_of
 from brickwork.training.data.stream import TrainingStream
 from brickwork.training.loop import Run, train
@@ -35,6 +36,20 @@ def build_images(config: TrainConfig) -> LabelledImages | CachedLatents:
     if config.data.horizontal_flip:
         raise ValueError("`data.horizontal_flip` is true, but latents cannot be mirrored; set it to false.")
     return CachedLatents(images, config.data.latents, load_vae(TensorCache(config.data.latents).source))
+
+
+def build_stream(config: TrainConfig, images: LabelledImages | CachedLatents, rows) -> TrainingStream:
+    """Whole pictures, or with `data.crop_share` crops of canvases among them."""
+    data, seed, batch_size = config.data, config.run.seed, config.run.batch_size
+    if data.crop_share == 0:
+        return TrainingStream(images, rows, seed, data.horizontal_flip, batch_size)
+    if data.latents is not None or config.model.type != "LegoTransformer2DModel":
+        raise ValueError(
+            f"`data.crop_share` is {data.crop_share}, but only LegoTransformer2DModel on pixels learns from crops; "
+            "set it to 0."
+        )
+    canvases = CanvasSettings(data.crop_share, data.crop_scale, data.crop_aspect)
+    return CanvasStream(images, rows, seed, data.horizontal_flip, batch_size, canvases=canvases)
 
 
 def build_held_out(images: LabelledImages | CachedLatents, rows) -> PairedSet | None:
@@ -73,7 +88,7 @@ def prepare(config: TrainConfig, accept_changes: bool = False) -> Run:
         model.enable_gradient_checkpointing()
     if config.model.attention_backend:
         model.set_attention_backend(config.model.attention_backend)
-    stream = TrainingStream(images, train_rows, config.run.seed, config.data.horizontal_flip, config.run.batch_size)
+    stream = build_stream(config, images, train_rows)
     accelerator.print(
         plan(config, model, len(train_rows), len(held_out_rows), len(images.class_names), accelerator.num_processes)
     )

@@ -178,10 +178,18 @@ class LabelledImages:
 
     def _bucket(self, row: int) -> int:
         try:
-            image = open_picture(self.table[row][self.image_column])
+            return nearest_bucket(*self.natural_size(row), self.shapes)
         except BrokenImage:  # named when it is drawn; until then it is taken for a square
             return nearest_bucket(1, 1, self.shapes)
-        return nearest_bucket(image.height, image.width, self.shapes)
+
+    def natural_size(self, row: int) -> tuple[int, int]:
+        """Height and width of the picture as it is stored.
+
+        Raises:
+            BrokenImage: where there is none.
+        """
+        image = open_picture(self.table[int(row)][self.image_column])
+        return image.height, image.width
 
     def picture(self, row: int, shape: tuple[int, int] | None = None) -> np.ndarray:
         """uint8 `(height, width, 3)`, of the row's bucket or another shape.

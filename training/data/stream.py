@@ -66,16 +66,18 @@ class TrainingStream(Dataset):
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         """`image (C, H, W)`; `label`; `noise` like the image; `level` normal; `label_draw` uniform; `broken`, the row
-        of a picture that could not be read and was replaced, else -1.
+        of a picture that could not be read and was replaced, else -1; for crops of canvases also `crop (4,)`: top and
+        left of the image on its canvas, height and width of that.
 
         Raises:
             DataLost: where replacements cannot be read either.
         """
-        image, label, broken = self._readable(position)
+        image, label, *crop, broken = self._readable(position)
         random = random_numbers(self.seed, SAMPLE, position)
         if random.random() < 0.5 and self.horizontal_flip:
             image = image[:, :, ::-1].copy()
-        return {
+            crop = [(top, -(left + image.shape[2]) % width, height, width) for top, left, height, width in crop]
+        return ({"crop": torch.tensor(crop[0])} if crop else {}) | {
             "image": torch.from_numpy(image),
             "label": torch.tensor(label),
             "level": torch.tensor(random.standard_normal(), dtype=torch.float32),
@@ -105,6 +107,7 @@ class TrainingStream(Dataset):
         return self.row(position)
 
     def _sample(self, row: int, position: int) -> tuple:
+        """Image and label, and the place of a crop on its canvas if it is one."""
         return self.images.sample(row, random_numbers(self.seed, POSTERIOR, position))
 
     def _replacements(self, row: int, position: int) -> np.ndarray:
