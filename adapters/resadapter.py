@@ -263,8 +263,8 @@ def _scale_for(unet: nn.Module, name: str, value: float | str) -> float | str:
     return checked_scale(name, value)
 
 
-def _family(unet: nn.Module) -> str | None:
-    """The Stable Diffusion family of a UNet of that family's own width, or None."""
+def family_of(unet: nn.Module) -> str | None:
+    """The Stable Diffusion family (`sd1`, `sd2`, `sdxl`) of a UNet of that family's own width, or None."""
     config = unet.config
     key = _CROSS_ATTENTION.get(config.cross_attention_dim) if hasattr(config, "cross_attention_dim") else None
     widths = {family.key: family.channels for family in FAMILIES}
@@ -273,12 +273,12 @@ def _family(unet: nn.Module) -> str | None:
 
 def _family_note(unet: nn.Module) -> str:
     titles = {family.key: family.title for family in FAMILIES}
-    family = _family(unet)
+    family = family_of(unet)
     return f" of {titles[family]}" if family else ""
 
 
 def _check_family(adapter: Adapter, unet: nn.Module) -> None:
-    stated, family = adapter.info.get("family"), _family(unet)
+    stated, family = adapter.info.get("family"), family_of(unet)
     if stated and family and stated != family:
         raise ValueError(f"{adapter.source} states that it is for {stated}, but this UNet is {family}")
 

@@ -89,9 +89,11 @@ class PromptSamplesConfig(SamplesConfig):
 
     prompts: list[str]
     sizes: list[list[int]]
+    held_out: int
 
     def __post_init__(self):
         super().__post_init__()
+        require(self.held_out >= 0, "samples.held_out", self.held_out, "give a number of pictures, 0 for none")
         require(all(fits(p, str) for p in self.prompts), "samples.prompts", self.prompts, "give texts")
         pairs = all(isinstance(s, list) and len(s) == 2 and all(fits(side, int) for side in s) for s in self.sizes)
         require(pairs, "samples.sizes", self.sizes, "give pairs of height and width, such as [[512, 768]]")

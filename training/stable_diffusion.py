@@ -50,8 +50,9 @@ def load_pipeline(source: str, revision: str | None = None, variant: str | None 
         kind, extra = StableDiffusionXLPipeline, {"add_watermarker": False}
         if not name.startswith("StableDiffusionXL"):
             kind, extra = StableDiffusionPipeline, {"safety_checker": None, "requires_safety_checker": False}
-        pipeline = kind.from_pretrained(source, revision=revision, variant=variant, use_safetensors=True, **extra)
-        pipeline.to(torch.float32)
+        pipeline = kind.from_pretrained(
+            source, revision=revision, variant=variant, dtype=torch.float32, use_safetensors=True, **extra
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"`model.base` is {source!r}, which cannot be loaded: {error}.") from error
     if pipeline.unet.config.in_channels != pipeline.vae.config.latent_channels:
@@ -114,7 +115,8 @@ def freeze_encoders(pipeline, precision: str, device: torch.device) -> None:
     """
     for network in (pipeline.vae, *encoders_of(pipeline)):
         keep = precision == "fp16" and getattr(network.config, "force_upcast", False)
-        network.requires_grad_(False).eval().to(device, torch.float32 if keep else HALF[precision])
+        # Not through diffusers' own `to`, which warns of layers to keep in float32 where there are none.
+        torch.nn.Module.to(network.requires_grad_(False).eval(), device, torch.float32 if keep else HALF[precision])
 
 
 def freeze_unet(unet: torch.nn.Module, precision: str) -> None:

@@ -4,8 +4,11 @@ import json
 import warnings
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
+import yaml
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -16,6 +19,22 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 SAMPLE = Path(__file__).parents[2] / "data" / "emoji" / "sample.parquet"
+TINY = {
+    "adapter": {"rank": 2},
+    "data": {"source": str(SAMPLE), "group_column": "codepoints", "held_out": 0.1},
+    "resolution": {"min_size": 8, "max_size": 24, "max_aspect": 2.0},
+    "objective": {"noise_offset": 0.1},
+    "optimizer": {"learning_rate": 1.0e-2, "warmup_images": 4},
+    "samples": {"count": 1, "steps": 1, "held_out": 1, "sizes": [[8, 16]]},
+    "run": {
+        "total_images": 8,
+        "batch_size": 2,
+        "mixed_precision": "no",
+        "log_images": 4,
+        "sample_images": 0,
+        "checkpoint_images": 4,
+    },
+}
 
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -90,3 +109,28 @@ def bases(tmp_path_factory) -> dict[str, Path]:
     for kind in ("sd1", "sd2", "sdxl"):
         make_pipeline(kind, tokenizer).save_pretrained(root / kind)
     return {kind: root / kind for kind in ("sd1", "sd2", "sdxl")}
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """Progress bars of loading, and diffusers' notes on captions cut short, say nothing here."""
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+
+
+@pytest.fixture
+def tiny_run(bases, tmp_path):
+    """`tiny_run("name", "section.key=value", …, kind="sd1")` => a `Run` in `tmp_path/name`."""
+    from brickwork.training.config import load_config
+    from brickwork.training.latent_config import ResAdapterConfig
+    from brickwork.training.train_resadapter import prepare
+
+    def build(name: str, *overrides: str, kind: str = "sd1", **options):
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump(TINY))
+        values = [f"model.base={bases[kind]}", f"run.output_dir={tmp_path / name}", *overrides]
+        return prepare(load_config(path, values, ResAdapterConfig), **options)
+
+    return build
