@@ -4,7 +4,7 @@ import torch
 from diffusers.models.attention import AttentionModuleMixin
 from torch import nn
 
-from brickwork.gen.blocks.attention import WindowAttnProcessor, heads_of, window_attn_mask
+from brickwork.gen.blocks.attention import WindowAttnProcessor, heads_of, small_window_attention, window_attn_mask
 from brickwork.gen.blocks.modulation import BlockModulation, gated_residual_map, modulate_map
 from brickwork.gen.blocks.norms import make_norm
 from brickwork.gen.blocks.registry import Block, register_block
@@ -16,22 +16,27 @@ class SpanningAttnProcessor(WindowAttnProcessor):
 
     def __call__(self, attn: "SpanningAttention", hidden_states: torch.Tensor) -> torch.Tensor:
         tokens = hidden_states.permute(0, 2, 3, 1)
-        query_key = attn.qk(tokens).permute(0, 3, 1, 2)
+        query, key = attn.qk(tokens).permute(0, 3, 1, 2).chunk(2, dim=1)
         value = nn.functional.gelu(attn.v(tokens)).permute(0, 3, 1, 2)
-        close = self.attend_within(attn, query_key, value, "block")
-        return close + self.attend_within(attn, query_key, value, "grid")
+        close = self.attend_within(attn, query, key, value, "block")
+        return close.add_(self.attend_within(attn, query, key, value, "grid"))
 
     def attend_within(
-        self, attn: "SpanningAttention", query_key: torch.Tensor, value: torch.Tensor, mode: str
+        self, attn: "SpanningAttention", query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mode: str
     ) -> torch.Tensor:
-        """`query_key (B, 2D, H, W)`, `value (B, expanded, H, W)` => `(B, expanded, H, W)`."""
-        windowing = Windowing(query_key, attn.window_size, mode)
-        pairs, values = windowing.cut(query_key), windowing.cut(value)
-        batch, windows, tokens, _ = values.shape
-        query, key = pairs.reshape(batch * windows, tokens, 2, attn.num_attention_heads, -1).unbind(2)
-        split_values = values.reshape(batch * windows, tokens, attn.num_attention_heads, -1)
-        attn_mask = window_attn_mask(windowing.mask, None, batch, query)
-        return windowing.join(self.attend(query, key, split_values, attn_mask).reshape(values.shape))
+        """`query` and `key` `(B, D, H, W)`, `value (B, expanded, H, W)` => `(B, expanded, H, W)`."""
+        windowing = Windowing(query, attn.window_size, mode)
+        attn_mask = window_attn_mask(windowing.mask, None, query.shape[0], query)
+        cut = (windowing.cut_heads(tensor, attn.num_attention_heads) for tensor in (query, key, value))
+        return windowing.join(self.attend(*cut, attn_mask).unflatten(0, (query.shape[0], -1)))
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        # No fused kernel of the CPU takes values wider than keys, and what torch does instead checks every score.
+        if self._attention_backend is None and query.device.type == "cpu" and query.shape[-1] != value.shape[-1]:
+            return small_window_attention(query, key, value, attn_mask)
+        return super().attend(query, key, value, attn_mask)
 
 
 class SpanningAttention(nn.Module, AttentionModuleMixin):
@@ -114,6 +119,6 @@ class I2RMB(Block):
     def mix(self, hidden_states: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
         ((shift, scale, gate),) = self.modulation(temb)
         expanded = self.attn(modulate_map(self.norm(hidden_states), shift, scale))
-        expanded = expanded + nn.functional.silu(self.conv_norm(self.conv(expanded)))
+        expanded = nn.functional.silu(self.conv_norm(self.conv(expanded))).add_(expanded)
         update = self.proj(expanded.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return gated_residual_map(hidden_states, gate, update)

@@ -2,7 +2,7 @@
 
 import torch
 
-from brickwork.gen.blocks.windows import pad_to_multiple, window_mask, window_partition, window_reverse
+from brickwork.gen.blocks.windows import head_partition, pad_to_multiple, window_mask, window_partition, window_reverse
 
 
 def fixed_sides(hidden_states: torch.Tensor) -> tuple[int, int]:
@@ -40,8 +40,12 @@ class Windowing:
         """`(B, C, H, W)` => `(B, windows, tokens, C)`."""
         return window_partition(pad_to_multiple(hidden_states, self.window), self.window, self.mode)
 
+    def cut_heads(self, hidden_states: torch.Tensor, num_heads: int) -> torch.Tensor:
+        """`(B, heads * D, H, W)` => `(B * windows, tokens, heads, D)`."""
+        return head_partition(pad_to_multiple(hidden_states, self.window), self.window, num_heads, self.mode)
+
     def join(self, windows: torch.Tensor) -> torch.Tensor:
-        """`(B, windows, tokens, C)` => `(B, C, H, W)`."""
+        """`(B, windows, tokens, C)`, or `(B, windows, tokens, heads, D)`, => `(B, C, H, W)`."""
         rows, columns = self.window
         padded = (self.height + -self.height % rows, self.width + -self.width % columns)
         return window_reverse(windows, self.window, *padded, self.mode)[..., : self.height, : self.width]

@@ -53,8 +53,28 @@ def window_partition(
     Returns:
         `(B, windows, tokens, C * patch_size**2)`, windows and tokens in row-major order.
     """
+    unfolded = _unfold(sample, _pair(size), mode, patch_size)
+    batch, down, across, rows, columns = unfolded.shape[:5]
+    return unfolded.reshape(batch, down * across, rows * columns, -1)
+
+
+def head_partition(
+    sample: torch.Tensor, size: int | tuple[int, int], num_heads: int, mode: str = "block"
+) -> torch.Tensor:
+    """Windows as attention takes them: `(B, heads * D, H, W)` => `(B * windows, tokens, heads, D)`.
+
+    One copy, in memory `(B * windows, heads, tokens, D)`, so that no kernel has to copy again.
+    """
+    unfolded = _unfold(sample, _pair(size), mode, 1)
+    batch, down, across, rows, columns = unfolded.shape[:5]
+    heads = unfolded.flatten(5).unflatten(5, (num_heads, -1)).permute(0, 1, 2, 5, 3, 4, 6)
+    return heads.reshape(batch * down * across, num_heads, rows * columns, -1).transpose(1, 2)
+
+
+def _unfold(sample: torch.Tensor, size: tuple[int, int], mode: str, patch_size: int) -> torch.Tensor:
+    """`(B, C, H, W)` => a view `(B, windows down, across, rows, columns, C, patch_size, patch_size)`."""
     _check_mode(mode)
-    rows, columns = _pair(size)
+    rows, columns = size
     batch, channels, height, width = sample.shape
     if height % (rows * patch_size) or width % (columns * patch_size):
         raise ValueError(
@@ -63,12 +83,10 @@ def window_partition(
         )
     down, across = height // (rows * patch_size), width // (columns * patch_size)
     if mode == "block":
-        tokens = sample.reshape(batch, channels, down, rows, patch_size, across, columns, patch_size)
-        tokens = tokens.permute(0, 2, 5, 3, 6, 1, 4, 7)
-    else:
-        tokens = sample.reshape(batch, channels, rows, down, patch_size, columns, across, patch_size)
-        tokens = tokens.permute(0, 3, 6, 2, 5, 1, 4, 7)
-    return tokens.reshape(batch, down * across, rows * columns, channels * patch_size**2)
+        sample = sample.reshape(batch, channels, down, rows, patch_size, across, columns, patch_size)
+        return sample.permute(0, 2, 5, 3, 6, 1, 4, 7)
+    sample = sample.reshape(batch, channels, rows, down, patch_size, columns, across, patch_size)
+    return sample.permute(0, 3, 6, 2, 5, 1, 4, 7)
 
 
 def window_reverse(
@@ -79,14 +97,23 @@ def window_reverse(
     mode: str = "block",
     patch_size: int = 1,
 ) -> torch.Tensor:
-    """The inverse of `window_partition`: `(B, windows, tokens, C * patch_size**2)` => `(B, C, height, width)`."""
+    """The inverse of `window_partition`: `(B, windows, tokens, C * patch_size**2)` => `(B, C, height, width)`.
+
+    Features may be split, `(B, windows, tokens, heads, D)`. Where a token is a pixel, the result stays channels-last
+    in memory, as linear layers and depthwise convolutions want it.
+    """
     _check_mode(mode)
     rows, columns = _pair(size)
     down, across = height // (rows * patch_size), width // (columns * patch_size)
-    batch, channels = windows.shape[0], windows.shape[-1] // patch_size**2
-    tokens = windows.reshape(batch, down, across, rows, columns, channels, patch_size, patch_size)
-    order = (0, 5, 1, 3, 6, 2, 4, 7) if mode == "block" else (0, 5, 3, 1, 6, 4, 2, 7)
-    return tokens.permute(order).reshape(batch, channels, height, width)
+    tokens = windows.unflatten(2, (rows, columns)).unflatten(1, (down, across))
+    order = (0, 1, 3, 2, 4) if mode == "block" else (0, 3, 1, 4, 2)
+    if patch_size == 1:
+        tokens = tokens.permute(*order, *range(5, tokens.ndim))
+        return tokens.reshape(tokens.shape[0], height, width, -1).permute(0, 3, 1, 2)
+    tokens = tokens.flatten(5).unflatten(5, (-1, patch_size, patch_size))
+    batch, row, row_in_window, column, column_in_window = order
+    tokens = tokens.permute(batch, 5, row, row_in_window, 6, column, column_in_window, 7)
+    return tokens.reshape(tokens.shape[0], -1, height, width)
 
 
 def window_mask(
