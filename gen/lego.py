@@ -17,8 +17,9 @@ from diffusers.loaders import PeftAdapterMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from brickwork.gen.blocks.dit import DiTTokenBlock
-from brickwork.gen.blocks.modulation import Modulation, modulate, plain_layer_norm
+from brickwork.gen.blocks.dit import DiTTokenBlock, modulated_norm
+from brickwork.gen.blocks.modulation import Modulation
+from brickwork.gen.blocks.recompute import not_kept, recomputed
 from brickwork.gen.blocks.windows import (
     pad_to_multiple,
     static_size,
@@ -148,8 +149,9 @@ class LegoBrick(nn.Module):
                 hidden_states = self._gradient_checkpointing_func(block, hidden_states, temb, token_mask)
             else:
                 hidden_states = block(hidden_states, temb, token_mask)
-        shift, scale = self.final_modulation(temb)
-        hidden_states = self.proj_out(modulate(plain_layer_norm(hidden_states), shift, scale))
+        hidden_states = recomputed(modulated_norm, hidden_states, *self.final_modulation(temb))
+        with not_kept(hidden_states):
+            hidden_states = self.proj_out(hidden_states)
         sample = window_reverse(hidden_states, window, padded_height, padded_width, patch_size=patch)
         return sample[..., :height, :width]
 

@@ -5,6 +5,7 @@ from torch import nn
 
 from brickwork.gen.blocks.attention import WindowAttention, heads_of
 from brickwork.gen.blocks.modulation import Modulation, gated_residual, modulate, plain_layer_norm
+from brickwork.gen.blocks.recompute import not_kept, recomputed
 from brickwork.gen.blocks.registry import Block, register_block
 from brickwork.gen.blocks.windowed import Windowing, check_window
 
@@ -25,7 +26,29 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(nn.functional.gelu(self.fc1(hidden_states), approximate=self.approximate))
+        activation = tanh_gelu if self.approximate == "tanh" else nn.functional.gelu
+        hidden_states = recomputed(activation, self.fc1(hidden_states))
+        with not_kept(hidden_states):
+            return self.fc2(hidden_states)
+
+
+def tanh_gelu(hidden_states: torch.Tensor) -> torch.Tensor:
+    """DiT's GELU."""
+    return nn.functional.gelu(hidden_states, approximate="tanh")
+
+
+def modulated_norm(hidden_states: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """LayerNorm of `(B, …, D)`, then shift and scale `(B, D)`, in the dtype of `hidden_states`."""
+    # Under autocast norms come in float32; the layer that reads this one would cast it, and keep the copy.
+    return modulate(plain_layer_norm(hidden_states), shift, scale).to(hidden_states.dtype)
+
+
+def residual_and_norm(
+    hidden_states: torch.Tensor, gate: torch.Tensor, update: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`hidden_states + gate * update`, and `modulated_norm` of it."""
+    hidden_states = gated_residual(hidden_states, gate, update)
+    return hidden_states, modulated_norm(hidden_states, shift, scale)
 
 
 class DiTTokenBlock(nn.Module):
@@ -49,9 +72,12 @@ class DiTTokenBlock(nn.Module):
     ) -> torch.Tensor:
         """`hidden_states (B, windows, tokens, D)`, `temb (B, cond_dim)`, `token_mask` bool `(windows, tokens)`."""
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.modulation(temb)
-        update = self.attn(modulate(plain_layer_norm(hidden_states), shift_attn, scale_attn), token_mask)
-        hidden_states = gated_residual(hidden_states, gate_attn, update)
-        update = self.mlp(modulate(plain_layer_norm(hidden_states), shift_mlp, scale_mlp))
+        normed = recomputed(modulated_norm, hidden_states, shift_attn, scale_attn)
+        with not_kept(normed):
+            update = self.attn(normed, token_mask)
+        hidden_states, normed = recomputed(residual_and_norm, hidden_states, gate_attn, update, shift_mlp, scale_mlp)
+        with not_kept(normed):
+            update = self.mlp(normed)
         return gated_residual(hidden_states, gate_mlp, update)
 
 
