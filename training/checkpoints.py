@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -22,8 +23,10 @@ def _digest(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Have a file or a folder's entries on the disk before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Have a file or a folder's entries on the disk before going on; Windows has no such call for folders."""
+    if path.is_dir() and sys.platform == "win32":
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:
@@ -103,9 +106,11 @@ def load_optimizer_tensors(
         parameter = parameters[parameter_name]
         if isinstance(parameter, DTensor) and value.shape == parameter.shape:
             value = distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
-        # Step counters belong beside the parameters for fused kernels, and on the CPU otherwise.
+        # Step counters belong beside the parameters for fused kernels, and on the CPU otherwise; those of bitsandbytes
+        # are plain numbers.
         beside = value.ndim > 0 or optimizer.defaults.get("fused")
-        optimizer.state[parameter][key] = value.to(parameter.device) if beside else value
+        counter = value.ndim == 0 and not value.is_floating_point()
+        optimizer.state[parameter][key] = value.item() if counter else value.to(parameter.device) if beside else value
 
 
 class CheckpointFolder:
@@ -215,6 +220,17 @@ class CheckpointFolder:
 
 def _write_tensors(file: Path, content: dict[str, torch.Tensor]) -> dict[str, str]:
     """Write one safetensors file; returns its name and checksum."""
-    save_file(content, file)
+    save_file(_apart(content), file)
     sync(file)
     return {file.name: _digest(file)}
+
+
+def _apart(content: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same tensors, each with memory of its own, as safetensors wants it: 8-bit optimisers share their tables."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in content.items():
+        place = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return apart

@@ -1,6 +1,5 @@
 """What protects a run: one process group a folder, nothing foreign overwritten, a clean end when asked to stop."""
 
-import fcntl
 import json
 import os
 import platform
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 import accelerate
 import diffusers
@@ -25,7 +24,13 @@ from accelerate.utils import broadcast_object_list
 
 from brickwork.training.config import TrainConfig, changed_keys
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    import msvcrt
+
 LOCK, CONFIG, STARTS = ".lock", "config.yaml", "starts.jsonl"
+_LOCKED_BYTE = 2**20  # where Windows locks: beyond the text, which others could not read otherwise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -55,7 +60,7 @@ def run_folder(folder: Path) -> Iterator[None]:
         ) from None
     with file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except OSError:
             file.seek(0)
             raise ValueError(
@@ -66,6 +71,15 @@ def run_folder(folder: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         file.flush()
         yield
+
+
+def _lock(file: IO) -> None:
+    """Lock a file until it is closed, or raise an `OSError` where another process has locked it."""
+    if sys.platform == "win32":
+        file.seek(_LOCKED_BYTE)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from brickwork.training.checkpoints import (
     optimizer_tensors,
     trained_tensors,
 )
+from brickwork.training.loop import train
 
 
 def save(folder, images, size=4):
@@ -190,3 +191,36 @@ def test_an_optimizer_goes_on_as_if_nothing_had_happened():
 def test_weights_of_another_network_are_refused():
     with pytest.raises(ValueError, match="another network.*weight"):
         load_trained_tensors(torch.nn.Linear(3, 2), trained_tensors(torch.nn.Linear(2, 2)))
+
+
+def test_states_that_share_a_table_or_count_in_plain_numbers_are_kept(tmp_path):
+    """As bitsandbytes' 8-bit optimisers do; AdamW's own counters stay tensors."""
+
+    def parts():
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 2)
+        return model, torch.optim.AdamW(model.parameters())
+
+    model, optimizer = parts()
+    table = torch.arange(256.0)
+    for parameter in model.parameters():
+        optimizer.state[parameter] = {"step": 3, "state1": torch.ones_like(parameter).to(torch.uint8), "qmap1": table}
+    folder = CheckpointFolder(tmp_path)
+    folder.save(1, {"optimizer": optimizer_tensors(optimizer, model)}, {})
+    model, optimizer = parts()
+    load_optimizer_tensors(optimizer, model, folder.newest()[0]["optimizer"])
+    for parameter in model.parameters():
+        state = optimizer.state[parameter]
+        assert type(state["step"]) is int and state["step"] == 3
+        assert torch.equal(state["qmap1"], table) and state["state1"].dtype == torch.uint8
+
+
+def test_an_8bit_optimiser_goes_on_bit_for_bit(tiny_run, tmp_path, final_tensors, equal_bits):
+    pytest.importorskip("bitsandbytes")
+    wide = "model.config.hidden_sizes=[64, 64]"  # small tensors keep states of 32 bits
+    train(tiny_run("whole", "optimizer.type=adamw_8bit", wide))
+    train(tiny_run("parts", "optimizer.type=adamw_8bit", wide, "run.total_images=16"))
+    train(tiny_run("parts", "optimizer.type=adamw_8bit", wide))
+    whole = final_tensors(tmp_path / "whole")
+    assert sum(tensor.dtype == torch.uint8 for tensor in whole.values()) > 20
+    assert equal_bits(whole, final_tensors(tmp_path / "parts"))

@@ -6,9 +6,11 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from brickwork.training import guards
 from brickwork.training.checkpoints import CheckpointFolder
 from brickwork.training.guards import LOCK, StopSignal, run_folder, write_text
 from brickwork.training.loop import train
@@ -42,6 +44,25 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_is_dead(tmp_path, h
     holder.wait()
     with run_folder(tmp_path):
         assert f"process {os.getpid()} on" in (tmp_path / LOCK).read_text()
+
+
+def test_the_lock_of_windows_keeps_clear_of_the_text(tmp_path, monkeypatch):
+    """With a stand-in for its module, since no Windows is at hand."""
+    places = []
+
+    def locking(descriptor, mode, count):
+        assert (mode, count) == (2, 1)
+        places.append(os.lseek(descriptor, 0, os.SEEK_CUR))
+        if len(places) == 2:
+            raise PermissionError("locked")
+
+    monkeypatch.setattr(guards.sys, "platform", "win32")
+    monkeypatch.setattr(guards, "msvcrt", SimpleNamespace(LK_NBLCK=2, locking=locking), raising=False)
+    with run_folder(tmp_path):
+        assert f"process {os.getpid()} on" in (tmp_path / LOCK).read_text()
+        with pytest.raises(ValueError, match=rf"at work \(process {os.getpid()} on"), run_folder(tmp_path):
+            pass
+    assert len(places) == 2 and min(places) > 1000
 
 
 def test_a_refused_second_run_changes_nothing(tiny_run, tmp_path):
