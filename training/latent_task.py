@@ -67,6 +67,7 @@ def plan(config: LatentConfig, pipeline, stream: CaptionedStream, held_out: int,
     stored += sum(p.numel() * (4 + 4 + moments_bytes) for p in trained)
     micro = settings.batch_size // (settings.gradient_accumulation_steps * processes)
     shapes, rows = stream.resolutions.shapes, len(stream.row.rows)
+    cut = captions_cut(pipeline, stream.captioned.captions)
     height, width = max(shapes, key=lambda shape: shape[0] * shape[1])
     return (
         f"{config.model.base}: {sum(p.numel() for p in pipeline.unet.parameters()):,} parameters in the UNet, "
@@ -75,11 +76,21 @@ def plan(config: LatentConfig, pipeline, stream: CaptionedStream, held_out: int,
         f"{', checkpointed' if settings.gradient_checkpointing else ''}.\n"
         f"{rows:,} captioned images to train on, {held_out:,} held out; {settings.total_images:,} images are "
         f"{settings.total_images / rows:,.1f} epochs, {-(-settings.total_images // settings.batch_size):,} steps.\n"
+        f"{cut}"
         f"{len(shapes)} shapes from {shapes[0][0]}×{shapes[0][1]} to {height}×{width}, one a step: "
         f"{', '.join(f'{h}×{w}' for h, w in shapes[:12])}{' …' if len(shapes) > 12 else ''}.\n"
         f"{settings.batch_size} images a step = {micro} × {settings.gradient_accumulation_steps} accumulated × "
         f"{processes} process(es); precision {settings.mixed_precision}."
     )
+
+
+def captions_cut(pipeline, captions: list[str]) -> str:
+    """A line on captions that are longer than the text encoder takes, if any of the first ten thousand is."""
+    tokenizer, captions = pipeline.tokenizer, captions[:10_000]
+    limit = tokenizer.model_max_length
+    tokens = tokenizer(captions, truncation=True, max_length=limit + 1).input_ids
+    cut = sum(len(ids) > limit for ids in tokens)
+    return f"{cut:,} of {len(captions):,} captions are cut to the encoder's {limit} tokens.\n" if cut else ""
 
 
 def preview_sizes(config: LatentConfig, stream: CaptionedStream) -> list[Shape]:

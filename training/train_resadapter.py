@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_run_arguments(parser, "training/configs/stable_diffusion_defaults.yaml")
     parser.add_argument("--cache-only", action="store_true", help="fill data.cache, train nothing")
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)  # options may follow values
     try:
         run_training(args.config, args.overrides, args.dry_run, args.accept_changes, args.cache_only)
     except (ValueError, OSError) as error:
