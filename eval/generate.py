@@ -24,6 +24,11 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         default="saved",
         help="which bricks run: saved (the pipeline's own), full, fast, or a JSON file (default: saved)",
     )
+    parser.add_argument(
+        "--windows",
+        help="above the training size: shifted (no seams), fixed, or tiled (pictures side by side); by default "
+        "shifted for weights trained on crops, else fixed",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image; the next has the next")
     parser.add_argument("--batch-size", type=int, default=16, help="images at once (default: 16)")
     parser.add_argument("--device", help="cpu, cuda, … (default: the best there is)")
@@ -83,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
                 num_inference_steps=args.steps,
                 guidance_scale=args.guidance,
                 brick_schedule=schedule,
+                windows=args.windows,
                 generator=[torch.Generator().manual_seed(seed) for _, seed in part],
             ).images
             for image, file in zip(images, files[start:]):

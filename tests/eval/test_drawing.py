@@ -73,6 +73,17 @@ def test_generate_writes_one_file_an_image(folder, tmp_path, capsys):
     assert max(abs(a - b) for a, b in zip(first.tobytes(), second.tobytes())) <= 1
 
 
+def test_generate_places_windows_as_told(folder, tmp_path, capsys):
+    def draw(kind):
+        words = ["generate", str(folder), "--count", "1", "--width", "24", "--steps", "2", "--windows", kind]
+        status = cli.main([*words, "--output", str(tmp_path / kind)])
+        return [file.read_bytes() for file in sorted(tmp_path.glob(f"{kind}/*.png"))], status
+
+    assert draw("fixed")[0] != draw("tiled")[0] != []
+    assert draw("moving") == ([], 2)
+    assert "`windows` is 'moving'" in capsys.readouterr().err
+
+
 def test_generate_never_overwrites(folder, tmp_path, capsys):
     words = ["generate", str(folder), "--classes", "0", "--count", "1", "--steps", "1", "--output", str(tmp_path)]
     assert cli.main(words) == 0
