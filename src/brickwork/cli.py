@@ -11,6 +11,7 @@ import brickwork
 # command: (module with `configure_parser(parser)`, what it does)
 COMMANDS = {
     "demo": ("brickwork.eval.demo", "draw one picture with the weights that ship: whole, fast and wide"),
+    "demo resadapter": ("brickwork.eval.demo_resadapter", "the miniature Stable Diffusion at sizes it never saw"),
     "generate": ("brickwork.eval.generate", "draw pictures with a pipeline"),
     "info": ("brickwork.eval.info", "what a checkpoint is: its bricks, their costs, its schedule"),
     "train": ("brickwork.training.arguments", "train a backbone in one process"),
@@ -24,6 +25,7 @@ COMMANDS = {
     "convert resadapter": ("brickwork.adapters.convert", "between the authors' folder, diffusers and ComfyUI"),
     "merge": ("brickwork.adapters.merge", "bake a ResAdapter into a checkpoint"),
     "data build emoji": ("brickwork.training.data.emoji", "build the emoji data set from its public packages"),
+    "data select": ("brickwork.training.data.select", "some rows of a data set as a Parquet file"),
     "data split": ("brickwork.training.data.split", "training and held-out pictures of a run as image folders"),
     "data check": ("brickwork.training.data.check", "what is in a data set, and what is wrong with it"),
     "data cache": ("brickwork.training.data.cache_command", "latents or captions of a data set, encoded once"),

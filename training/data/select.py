@@ -1,0 +1,85 @@
+"""`brickwork data select`: some rows of a data set as a Parquet file of its own."""
+
+import argparse
+import difflib
+import os
+from pathlib import Path
+
+from brickwork.training.data.images import load_table
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `brickwork data select`."""
+    parser.description = "Write the rows of a data set whose columns have the given values as a Parquet file."
+    parser.epilog = (
+        "example:\n  brickwork data select data/emoji/train.parquet --output fluent.parquet --where style=fluent "
+        "--where 'label=Smileys & Emotion,Animals & Nature,Food & Drink'"
+    )
+    parser.add_argument("source", help="image folder, Parquet file, or the name of a data set on the hub")
+    parser.add_argument("--split", default="train", help="split of a data set from the hub (default: train)")
+    parser.add_argument("--output", type=Path, required=True, help="Parquet file to write")
+    parser.add_argument(
+        "--where",
+        action="append",
+        required=True,
+        metavar="COLUMN=VALUE[,VALUE…]",
+        help="keep rows with one of these values; several conditions must all hold",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the file and say how many rows it has."""
+    print(f"{args.output}: {select_rows(args.source, args.output, args.where, args.split):,} rows")
+    return 0
+
+
+def select_rows(source: str, output: Path, where: list[str], split: str = "train") -> int:
+    """Write the rows that meet every condition.
+
+    Args:
+        source: a data set (see `load_table`).
+        output: a name that ends in `.parquet`.
+        where: conditions such as `style=fluent`; values of class labels are their names.
+        split: of a data set from the hub.
+
+    Returns:
+        Their number.
+
+    Raises:
+        ValueError: for conditions that are none, columns or values that are not there, or an output that exists.
+    """
+    if output.suffix != ".parquet":
+        raise ValueError(f"`output` is {str(output)!r}; give a name that ends in .parquet.")
+    if output.exists():
+        raise ValueError(f"`output` is {str(output)!r}, which exists; choose another name.")
+    table = load_table(source, split)
+    rows = range(len(table))
+    for condition in where:
+        column, separator, listed = condition.partition("=")
+        if not separator or column not in table.column_names:
+            near = difflib.get_close_matches(column, table.column_names, n=1) or table.column_names
+            raise ValueError(f"`--where` is {condition!r}; give COLUMN=VALUE, of {', '.join(near)}.")
+        values = _texts(table, column)
+        wanted = set(listed.split(","))
+        if missing := sorted(wanted - set(values)):
+            known = sorted(set(values))
+            near = difflib.get_close_matches(missing[0], known, n=1) or known[:12]
+            raise ValueError(f"`--where` is {condition!r}; no row has {missing[0]!r}: did you mean {', '.join(near)}?")
+        rows = [row for row in rows if values[row] in wanted]
+    if not rows:
+        raise ValueError(f"No row meets all of {where}; leave one out.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        table.select(rows).to_parquet(str(temporary))
+        os.replace(temporary, output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(rows)
+
+
+def _texts(table, column: str) -> list[str]:
+    """The values of a column as text; class labels by name."""
+    names = getattr(table.features.get(column), "names", None)
+    return [names[value] if names else str(value) for value in table[column]]

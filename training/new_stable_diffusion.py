@@ -1,0 +1,163 @@
+"""Write an untrained Stable Diffusion pipeline of any size, for `train_text_to_image.py` to train from scratch.
+
+    python training/new_stable_diffusion.py --config training/configs/miniature_base.yaml \\
+        --vae runs/miniature/vae/vae --captions data/emoji/train.parquet --output runs/miniature/base
+
+The VAE is taken as it is; the tokenizer is learned from the captions; text encoder and UNet have random weights.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from tokenizers import pre_tokenizers, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from brickwork.training.data.cache import load_vae
+from brickwork.training.data.images import load_table
+
+START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
+# Stable Diffusion's own noise schedule.
+SCHEDULER = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+SECTIONS = ("tokenizer", "text_encoder", "unet")
+
+
+def learn_tokenizer(captions: list[str], vocabulary: int, max_length: int) -> CLIPTokenizer:
+    """CLIP's kind of tokenizer, learned from captions: pairs of letters merged by how often they come, on all bytes.
+
+    Args:
+        captions: to learn from.
+        vocabulary: number of tokens; at least 514, which are all bytes, within and at the end of words, and two marks.
+        max_length: tokens of a prompt, with the two marks.
+
+    Raises:
+        ValueError: for a vocabulary that is too small.
+    """
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    single = [*letters, *(letter + WORD_END for letter in letters)]
+    merged = vocabulary - len(single) - 2
+    if merged < 0:
+        raise ValueError(f"`tokenizer.vocabulary` is {vocabulary}; give {len(single) + 2} or more, for all bytes.")
+    learned = CLIPTokenizer().backend_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(letters) * 2 + merged,
+        initial_alphabet=letters,
+        end_of_word_suffix=WORD_END,
+        show_progress=False,
+    )
+    learned.train_from_iterator(captions, trainer)
+    merges = [tuple(pair) for pair in json.loads(learned.to_str())["model"]["merges"]][:merged]
+    tokens = [*single, *(left + right for left, right in merges), START, END]
+    return CLIPTokenizer(
+        vocab={token: number for number, token in enumerate(dict.fromkeys(tokens))},
+        merges=merges,
+        model_max_length=max_length,
+    )
+
+
+def build_pipeline(config: dict, vae: AutoencoderKL, captions: list[str], seed: int = 0) -> StableDiffusionPipeline:
+    """A pipeline whose UNet and text encoder know nothing yet.
+
+    Args:
+        config: `tokenizer` (`vocabulary`, `max_length`), `text_encoder` (values of `CLIPTextConfig`) and `unet`
+            (values of `UNet2DConditionModel`).
+        vae: trained.
+        captions: to learn the tokenizer from.
+        seed: of the random weights.
+
+    Raises:
+        ValueError: for missing or unknown sections, or values that do not fit.
+    """
+    if sorted(config) != sorted(SECTIONS):
+        raise ValueError(f"The configuration has the sections {sorted(config)}; it takes {', '.join(SECTIONS)}.")
+    tokenizer = learn_tokenizer(captions, **config["tokenizer"])
+    torch.manual_seed(seed)
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **config["text_encoder"],
+        )
+    )
+    channels = vae.config.latent_channels
+    unet = UNet2DConditionModel(
+        in_channels=channels,
+        out_channels=channels,
+        cross_attention_dim=text_encoder.config.hidden_size,
+        **config["unet"],
+    )
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=DDIMScheduler(**SCHEDULER),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, required=True, help="YAML file: tokenizer, text_encoder, unet")
+    parser.add_argument("--vae", required=True, help="folder of a trained AutoencoderKL")
+    parser.add_argument("--captions", required=True, help="data set whose captions the tokenizer is learned from")
+    parser.add_argument("--caption-column", default="text", help="its column (default: text)")
+    parser.add_argument("--output", type=Path, required=True, help="pipeline folder to write")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: 0)")
+
+
+def write(args: argparse.Namespace) -> None:
+    """Write the pipeline that the arguments describe.
+
+    Raises:
+        ValueError: for an output that exists, or arguments that describe no pipeline.
+    """
+    if args.output.exists():
+        raise ValueError(f"`--output` is {str(args.output)!r}, which exists; name another folder.")
+    table = load_table(args.captions)
+    if args.caption_column not in table.column_names:
+        raise ValueError(
+            f"`--caption-column` is {args.caption_column!r}; the data set has {', '.join(table.column_names)}."
+        )
+    try:
+        config = yaml.safe_load(args.config.read_text(encoding="utf-8"))
+        pipeline = build_pipeline(config, load_vae(args.vae), list(table[args.caption_column]), args.seed)
+    except (TypeError, yaml.YAMLError) as error:
+        raise ValueError(f"`--config` is {str(args.config)!r}, in which something does not fit: {error}.") from None
+    temporary = args.output.with_name(f".{args.output.name}.new")
+    pipeline.save_pretrained(temporary)
+    temporary.rename(args.output)
+    sizes = {name: sum(p.numel() for p in getattr(pipeline, name).parameters()) for name in ("unet", "text_encoder")}
+    print(f"wrote {args.output}: " + ", ".join(f"{name} {number:,} parameters" for name, number in sizes.items()))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="new_stable_diffusion.py"
+    )
+    configure_parser(parser)
+    try:
+        write(parser.parse_args(arguments))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
