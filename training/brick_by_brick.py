@@ -6,6 +6,7 @@ without gradients, and those above do not run at all. When a stage ends, its ave
 that the next brick refines what sampling will hand it; optimiser, averages' ramp and learning rate begin anew.
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +119,20 @@ def freeze(config: Any, network: torch.nn.Module) -> None:
     learns = set().union(*(stage.parameters(network) for stage in stages_of(config, network)))
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in learns)
+
+
+def frozen_digest(network: torch.nn.Module) -> str | None:
+    """A checksum of the bricks' weights that stay as they are, `None` where all learn.
+
+    Checkpoints do not hold them: they come from `model.init_from` or `model.wrap` each time.
+    """
+    if not hasattr(network, "num_bricks"):
+        return None
+    frozen = [(name, p) for name, p in network.named_parameters() if not p.requires_grad]
+    digest = hashlib.sha256()
+    for name, parameter in frozen:
+        digest.update(name.encode() + parameter.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest() if frozen else None
 
 
 def stage_at(stages: list[Stage], images: int) -> Stage:

@@ -12,7 +12,7 @@ from brickwork.eval.live_metrics import LiveMetrics
 from brickwork.eval.paired_loss import PairedSet, estimates
 from brickwork.gen.embeddings import crop_coordinates
 from brickwork.gen.objectives import EDMObjective
-from brickwork.training.brick_by_brick import Stage, enter, pipeline_so_far, stage_at, stages_of
+from brickwork.training.brick_by_brick import Stage, enter, frozen_digest, pipeline_so_far, stage_at, stages_of
 from brickwork.training.checkpoints import (
     CheckpointFolder,
     frozen_names,
@@ -76,6 +76,7 @@ class Run:
         export: averaged weights, run folder => what the run leaves; by default the whole pipeline in `pipeline/`.
         accept_changes: go on with a configuration or data that differ from the run's so far.
         bricks: the bricks trained so far and now, which is what is shown and left; `None` for all.
+        frozen: a checksum of the bricks that do not learn.
     """
 
     config: TrainConfig
@@ -93,6 +94,7 @@ class Run:
     export: Callable[[dict[str, torch.Tensor], Path], None] | None = None
     accept_changes: bool = False
     bricks: tuple[int, ...] | None = None
+    frozen: str | None = None
 
 
 def train(run: Run) -> int:
@@ -118,7 +120,7 @@ def _train(run: Run, folder: Path, stop: StopSignal) -> int:
     checkpoints = CheckpointFolder(folder / "checkpoints", settings.keep_checkpoints)
     found = checkpoints.newest()
     images = 0 if found is None else found[1]["images"]
-    stages, frozen = stages_of(config, network), frozen_names(network)
+    stages, frozen, run.frozen = stages_of(config, network), frozen_names(network), frozen_digest(network)
     # What was saved at the end of a stage is still of that stage.
     stage = stage_at(stages, max(images - settings.batch_size, 0))
     model, optimizer = enter(run, stage, len(stages) > 1)
@@ -243,6 +245,7 @@ def save_checkpoint(run: Run, checkpoints: CheckpointFolder, optimizer, ema: EMA
         {
             "config": run.config.to_yaml(),
             "data": run.stream.fingerprint,
+            "frozen": run.frozen,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "versions": versions(),
         },
@@ -258,6 +261,12 @@ def resume(run: Run, found: tuple[dict, dict] | None, optimizer, ema: EMA) -> No
     tensors, state = found
     if not run.accept_changes:
         check_unchanged(state, run.config, run.stream.fingerprint)
+        if state.get("frozen", run.frozen) != run.frozen:
+            raise ValueError(
+                f"The run in {run.config.run.output_dir!r} began with other weights in the bricks that do not learn "
+                "than `model.init_from` or `model.wrap` holds now; put those back, or train into another "
+                "`run.output_dir`; --accept-changes goes on nevertheless."
+            )
     load_tensors(ema.followed, tensors["model"])
     load_optimizer_tensors(optimizer, run.model, tensors["optimizer"])
     ema.load_state_dict(tensors["ema"])

@@ -214,6 +214,18 @@ def test_a_denoiser_of_ones_own(tiny_run, tmp_path):
     assert LegoPipeline.from_pretrained(tmp_path / "run" / "pipeline")([1], num_inference_steps=1).bricks == [(0,)]
 
 
+def test_bricks_that_do_not_learn_must_stay_the_same(tiny_run, unet_pipeline):
+    top = "model.config={window_sizes: [4], patch_sizes: [2], num_layers: [1], hidden_sizes: 8}"
+    options = (f"model.wrap={unet_pipeline}", top, "model.config.num_attention_heads=2")
+    train(tiny_run("run", *options, "run.total_images=8"))
+    network = UNet2DModel.from_pretrained(unet_pipeline, subfolder="unet")
+    torch.nn.init.normal_(network.conv_out.bias)
+    network.save_pretrained(unet_pipeline / "unet")
+    with pytest.raises(ValueError, match="began with other weights in the bricks that do not learn"):
+        train(tiny_run("run", *options, "run.total_images=16"))
+    assert train(tiny_run("run", *options, "run.total_images=16", accept_changes=True)) == 16
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
