@@ -106,7 +106,12 @@ def _configure_gen(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--call", default="{}", metavar="JSON", help="""further arguments of the pipeline, such as '{"eta": 0.5}'"""
     )
-    parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        help="float32 (default), bfloat16, float16; or float64: slow, but every batch size then gives the same bytes"
+        " (float32 rounds a few pixels in a thousand to the next level)",
+    )
     parser.add_argument("--device", help="where the pipeline runs (default: a GPU if there is one)")
     parser.set_defaults(run=run_gen)
 
@@ -185,13 +190,14 @@ def run_gen(args: argparse.Namespace) -> None:
     import torch
     from accelerate import PartialState
 
+    from brickwork.eval.pipelines import load_pipeline
     from brickwork.eval.sampling import SamplingSettings, sample_set
 
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    dtypes = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
     if args.dtype not in dtypes:
         raise choice_error("dtype", args.dtype, dtypes)
     settings = SamplingSettings(args.count, args.seed, args.labels, args.num_classes, _prompts(args), _call(args))
-    pipeline = _load_pipeline(args.pipeline, dtypes[args.dtype], args.device)
+    pipeline = load_pipeline(args.pipeline, dtypes[args.dtype], args.device)
     if args.schedule != "saved":
         from brickwork.eval.generate import parse_schedule
 
@@ -209,22 +215,6 @@ def run_gen(args: argparse.Namespace) -> None:
     )
     if PartialState().is_main_process:
         print(f"{output}: {args.count} pictures, seed {args.seed}")
-
-
-def _load_pipeline(name: str, dtype=None, device: str | None = None):
-    """A pipeline by the name of weights that ship, a folder or a hub id, on its device."""
-    from accelerate import PartialState
-    from diffusers import DiffusionPipeline
-
-    import brickwork
-
-    folder = brickwork.pretrained(name) if name in brickwork.pretrained_names() else name
-    try:
-        pipeline = DiffusionPipeline.from_pretrained(folder)
-    except OSError as error:
-        raise ValueError(f"pipeline: {name!r} could not be loaded: {error}") from error
-    pipeline = pipeline.to(device or PartialState().device)
-    return pipeline if dtype is None else pipeline.to(dtype)
 
 
 def _call(args: argparse.Namespace) -> dict:
@@ -307,8 +297,9 @@ def _further_metrics(args: argparse.Namespace, images, preparation) -> dict:
         metrics["CLIP score"] = measure_clip(images, preparation, args.clip)
     if args.paired is not None:
         from brickwork.eval.held_out import measure_paired_loss
+        from brickwork.eval.pipelines import load_pipeline
 
-        pipeline = _load_pipeline(args.paired[0], device=args.device)
+        pipeline = load_pipeline(args.paired[0], device=args.device)
         held_out = open_image_set(args.paired[1])
         metrics["paired loss"] = measure_paired_loss(pipeline, held_out, preparation, args.objective)
     return metrics

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 GAP = 2
 MARGIN = 8
+TEXT_SIZE = 13
 
 
 def grid(pictures: Sequence[np.ndarray], columns: int | None = None) -> Image.Image:
@@ -46,6 +47,46 @@ def neighbour_sheet(samples: Sequence[np.ndarray], neighbours: Sequence[Sequence
             sheet.paste(
                 Image.fromarray(picture).resize((width, height)), (left, height + MARGIN + row * (height + GAP))
             )
+    return sheet
+
+
+def labelled_sheet(
+    rows: Sequence[Sequence[Image.Image]], row_labels: Sequence[str], column_labels: Sequence[str], side: int = 256
+) -> Image.Image:
+    """Pictures of many sizes in rows and columns with their names, all at one scale, so that sizes can be seen.
+
+    Args:
+        rows: Pictures, as many in each row as there are columns.
+        row_labels: Of the rows; a line break starts a second line.
+        column_labels: Of the columns.
+        side: What the longest side of all comes to, in pixels; small pictures are enlarged by whole numbers only.
+    """
+    longest = max(max(picture.size) for row in rows for picture in row)
+    scale = side / longest if longest > side else side // longest
+    filter = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
+    font, pen = ImageFont.load_default(TEXT_SIZE), ImageDraw.Draw(Image.new("RGB", (1, 1)))
+
+    def extent(text: str) -> tuple[int, int]:
+        left, top, right, bottom = pen.multiline_textbbox((0, 0), text, font=font)
+        return math.ceil(right), math.ceil(bottom)
+
+    scaled = [
+        [p.convert("RGB").resize([max(1, round(n * scale)) for n in p.size], filter) for p in row] for row in rows
+    ]
+    left = max(extent(label)[0] for label in row_labels) + 2 * MARGIN
+    top = max(extent(label)[1] for label in column_labels) + 2 * MARGIN
+    widths = [max(*(p.width for p in column), extent(label)[0]) for column, label in zip(zip(*scaled), column_labels)]
+    heights = [max(*(p.height for p in row), extent(label)[1]) for row, label in zip(scaled, row_labels)]
+    sheet = Image.new("RGB", (left + sum(widths) + MARGIN * len(widths), top + sum(heights) + MARGIN * len(heights)))
+    sheet.paste("white", (0, 0, *sheet.size))
+    pen, lefts = ImageDraw.Draw(sheet), [left + sum(widths[:i]) + MARGIN * i for i in range(len(widths))]
+    for x, label in zip(lefts, column_labels):
+        pen.multiline_text((x, MARGIN), label, fill="black", font=font)
+    for row, label, height in zip(scaled, row_labels, heights):
+        pen.multiline_text((MARGIN, top), label, fill="black", font=font)
+        for x, picture in zip(lefts, row):
+            sheet.paste(picture, (x, top))
+        top += height + MARGIN
     return sheet
 
 

@@ -22,3 +22,19 @@ def load_lego_pipeline(name: str, device: str | None = None):
         return pipe.to(device or best_device())
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"`--device` is {device!r}, which torch cannot use here: {error}.") from None
+
+
+def load_pipeline(name: str, dtype: torch.dtype | None = None, device: str | torch.device | None = None):
+    """A pipeline of any class by the name of weights that ship, a folder or a hub id, on `device`."""
+    from accelerate import PartialState
+    from diffusers import DiffusionPipeline
+
+    import brickwork
+
+    folder = brickwork.pretrained(name) if name in brickwork.pretrained_names() else name
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(folder)
+    except OSError as error:
+        raise ValueError(f"pipeline: {name!r} could not be loaded: {error}") from error
+    pipeline = pipeline.to(device or PartialState().device)
+    return pipeline if dtype in (None, pipeline.dtype) else pipeline.to(dtype)
