@@ -11,6 +11,7 @@ from PIL import Image
 
 from brickwork.eval.paired_loss import PairedSet, paired_loss
 from brickwork.eval.pictures import GAP, grid, save_picture
+from brickwork.training.activations import kept_bytes
 from brickwork.training.data.captioned import CaptionedStream, LatentCache, Shape, captioned_images
 from brickwork.training.data.images import BrokenImage
 from brickwork.training.data.text_cache import encode_captions, encode_no_caption, encoders_of
@@ -69,11 +70,12 @@ def plan(config: LatentConfig, pipeline, stream: CaptionedStream, held_out: int,
     shapes, rows = stream.resolutions.shapes, len(stream.row.rows)
     cut = captions_cut(pipeline, stream.captioned.captions)
     height, width = max(shapes, key=lambda shape: shape[0] * shape[1])
+    kept = kept_bytes(pipeline, micro, height // stream.factor, width // stream.factor, settings.mixed_precision)
     return (
         f"{config.model.base}: {sum(p.numel() for p in pipeline.unet.parameters()):,} parameters in the UNet, "
         f"{sum(p.numel() for p in trained):,} of them trained; about {stored / 2**30:.2f} GiB of networks and "
-        f"optimiser state, and activations of {micro} × {height}×{width} pixels"
-        f"{', checkpointed' if settings.gradient_checkpointing else ''}.\n"
+        f"optimiser state, and {kept / 2**30:.2f} GiB that the largest step, {micro} × {height}×{width} pixels, keeps "
+        f"for its gradients{' (checkpointed)' if settings.gradient_checkpointing else ''}.\n"
         f"{rows:,} captioned images to train on, {held_out:,} held out; {settings.total_images:,} images are "
         f"{settings.total_images / rows:,.1f} epochs, {-(-settings.total_images // settings.batch_size):,} steps.\n"
         f"{cut}"
