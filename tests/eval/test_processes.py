@@ -42,6 +42,8 @@ unet = UNet2DModel(sample_size=8, block_out_channels=(8, 8), down_block_types=("
                    up_block_types=("UpBlock2D",) * 2, layers_per_block=1, norm_num_groups=2)
 sample_set(DDPMPipeline(unet.eval(), DDPMScheduler()), SamplingSettings(7, call={"num_inference_steps": 2}),
            output / "samples", batch_size=2, progress=False)
+sample_set(DDPMPipeline(unet.double(), DDPMScheduler()), SamplingSettings(7, call={"num_inference_steps": 2}),
+           output / "samples64", batch_size=1 + state.num_processes, progress=False)
 for name, source in (("all", pictures), ("few", few)):
     measured = extract_features(open_image_set(source), extractor, PROTOCOLS["clean"], progress=False)
     count, mean, covariance = measured.statistics["features"]
@@ -106,8 +108,9 @@ def test_two_processes_give_what_one_gives(runs):
     for name, value in one.items():
         assert [values[name] for values in two] == pytest.approx([value] * 2, rel=1e-6, abs=1e-9), name
     one = load(runs[1] / "all-0.pt")
-    samples = [runs[count] / "samples" for count in (1, 2)]
-    assert len(open_image_set(samples[0])) == 7
-    for path in samples[0].iterdir():
-        assert path.read_bytes() == (samples[1] / path.name).read_bytes(), path.name
+    for name in ("samples", "samples64"):  # the latter in float64, and with another batch size
+        samples = [runs[count] / name for count in (1, 2)]
+        assert len(open_image_set(samples[0])) == 7
+        for path in samples[0].iterdir():
+            assert path.read_bytes() == (samples[1] / path.name).read_bytes(), path.name
     assert np.array_equal(one["digests"].numpy().any(axis=1), np.ones(70, dtype=bool))

@@ -18,8 +18,12 @@ from PIL import Image
 
 from brickwork.eval.image_sets import Preparation, decode, open_image_set
 from brickwork.eval.results import generation_of
-from brickwork.eval.sampling import SamplingSettings, image_label, image_seed, sample_set
+from brickwork.eval.sampling import SamplingSettings, denoiser_of, image_label, image_seed, sample_set
 from brickwork.gen.lego import LegoTransformer2DModel
+from brickwork.gen.objectives import EpsilonObjective, FlowObjective
+from brickwork.gen.transformer import BlockTransformer2DModel
+from brickwork.gen.unet import BlockUNet2DModel
+from brickwork.pipelines.class_to_image import ClassToImagePipeline
 from brickwork.pipelines.edm_heun import EDMHeunScheduler
 from brickwork.pipelines.lego import LegoPipeline
 
@@ -71,6 +75,33 @@ def test_batch_size_changes_pictures_by_no_more_than_rounding(ddpm, whole, tmp_p
     other = sample_set(ddpm, settings(), tmp_path / "other", batch_size=batch_size, progress=False)
     difference = np.abs(decode_all(whole).astype(int) - decode_all(other).astype(int))
     assert difference.max() <= 1 and (difference > 0).mean() < 0.01
+
+
+@pytest.mark.parametrize("kind", ["ddpm", "lego", "dit", "unet"])
+def test_in_float64_every_batch_size_gives_the_same_bytes(request, tmp_path, kind):
+    torch.manual_seed(0)
+    if kind in ("ddpm", "lego"):
+        pipeline = request.getfixturevalue(kind)
+    elif kind == "dit":
+        sizes = {"num_layers": 1, "hidden_size": 16, "attention_head_dim": 8}
+        network = BlockTransformer2DModel(8, in_channels=3, num_classes=3, **sizes)
+        pipeline = ClassToImagePipeline.from_objective(network.eval(), FlowObjective())
+    else:
+        sizes = {"block_out_channels": (8, 16), "layers_per_block": 1, "attention_head_dim": 8, "window_size": 4}
+        network = BlockUNet2DModel(8, in_channels=3, num_classes=3, block_types=("maxvit", "i2rmb"), **sizes)
+        pipeline = ClassToImagePipeline.from_objective(network.eval(), EpsilonObjective())
+    network = denoiser_of(pipeline)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    pipeline.to(torch.float64)
+    wanted = settings(5, labels="none" if kind == "ddpm" else "balanced")
+    one, five = (
+        sample_set(pipeline, wanted, tmp_path / str(size), batch_size=size, progress=False) for size in (1, 5)
+    )
+    assert generation_of(one)["dtype"] == "float64"
+    assert len({path.read_bytes() for path in one.glob("*.png")}) == 5
+    for path in one.iterdir():
+        assert path.read_bytes() == (five / path.name).read_bytes(), path.name
 
 
 def test_a_smaller_set_is_the_beginning_of_a_larger_one(ddpm, whole, tmp_path):
