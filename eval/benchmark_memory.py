@@ -1,0 +1,128 @@
+"""Peak memory of a training step: measured in a process of its own, or derived without computing anything."""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+MIB = 2**20
+
+
+class TensorBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive, and their peak; what kernels use inside is not seen.
+
+    Attributes:
+        now: bytes alive.
+        peak: their highest number so far.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: dict[int, int] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self._note(leaf.untyped_storage())
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._alive:
+            return
+        self._alive[key] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.now -= self._alive.pop(key)
+
+
+def derive_memory(make_step: Callable[[], tuple[torch.nn.Module, Callable[[], None]]]) -> dict[str, int]:
+    """Bytes of one training step with AdamW, by running it on tensors without numbers.
+
+    Args:
+        make_step: builds a network on the CPU and a function that runs it forward and backward.
+
+    Returns:
+        `weights`, `optimizer` (AdamW's two averages) and `peak` of both, gradients and all that is alive at once.
+    """
+    with FakeTensorMode(), TensorBytes() as counted:
+        network, forward_backward = make_step()
+        weights = sum(parameter.nbytes for parameter in network.parameters())
+        averages = [torch.zeros_like(p) for p in network.parameters() if p.requires_grad for _ in range(2)]
+        counted.peak = counted.now
+        forward_backward()
+        return {"weights": weights, "optimizer": sum(tensor.nbytes for tensor in averages), "peak": counted.peak}
+
+
+def measure_in_child(specification: dict) -> dict[str, int]:
+    """Run a training step in a process of its own.
+
+    Args:
+        specification: what `eval.benchmark_networks.training_step` takes, as JSON values.
+
+    Returns:
+        `peak`: bytes of the process's highest resident size above that before the network was built; `baseline`.
+    """
+    command = [sys.executable, "-m", "brickwork.eval.benchmark_memory", json.dumps(specification)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise ValueError(
+            f"The process that measures the memory of {specification['name']} ended with status {done.returncode}"
+            f"{': ' + lines[-1] if lines else ''}; where memory is short, lower --batch."
+        )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _resident() -> int:
+    """The highest resident size of this process so far, in bytes."""
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return highest if sys.platform == "darwin" else 1024 * highest
+
+
+def measure_here(specification: dict) -> dict[str, int]:
+    """Two training steps with AdamW in this process, the second with the optimizer's averages in place."""
+    from brickwork.eval.benchmark_networks import training_step
+
+    torch.set_num_threads(specification["threads"])
+    device = torch.device(specification["device"])
+    baseline = _resident()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    network, forward_backward = training_step(specification)
+    optimizer = torch.optim.AdamW(network.parameters(), foreach=False)
+    for parameter in network.parameters():
+        optimizer.state[parameter] = {
+            "step": torch.tensor(0.0),
+            "exp_avg": torch.zeros_like(parameter).fill_(0.0),
+            "exp_avg_sq": torch.zeros_like(parameter).fill_(0.0),
+        }
+    forward_backward()
+    optimizer.step()
+    if device.type == "cuda":
+        return {"peak": torch.cuda.max_memory_allocated(device), "baseline": 0}
+    return {"peak": _resident() - baseline, "baseline": baseline}
+
+
+def main() -> None:
+    """Measure what the one argument describes and print it as JSON."""
+    parser = argparse.ArgumentParser(description="Measure the memory of a training step, for `brickwork benchmark`.")
+    parser.add_argument("specification", type=json.loads, help="what to run, as JSON")
+    print(json.dumps(measure_here(parser.parse_args().specification)))
+
+
+if __name__ == "__main__":
+    main()
