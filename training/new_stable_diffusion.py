@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers import pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -26,8 +26,6 @@ SCHEDULER = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
     "beta_end": 0.012,
-    "clip_sample": False,
-    "set_alpha_to_one": False,
     "steps_offset": 1,
 }
 SECTIONS = ("tokenizer", "text_encoder", "unet")
@@ -105,7 +103,7 @@ def build_pipeline(config: dict, vae: AutoencoderKL, captions: list[str], seed: 
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=DDIMScheduler(**SCHEDULER),
+        scheduler=DPMSolverMultistepScheduler(**SCHEDULER),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -5,7 +5,8 @@
         --personal runs/miniature/personal/pipeline --personal-data data/miniature/twemoji.parquet \\
         --adapter runs/miniature/resadapter/adapter/official --lora runs/miniature/lora
 
-Every cell of the table is kept in the output folder; the same command again goes on with what is missing.
+Every cell of the table is kept in the output folder; the same command again goes on with what is missing. Two
+processes may share the work, `--only general` and `--only personal`, before one without it puts all together.
 
 - **Held-out paired loss**: the plain squared error of the predicted noise on drawings that no training saw, the same
   noise and noise levels for all, in groups of four drawings whose differences give the standard error.
@@ -20,7 +21,7 @@ import contextlib
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -45,6 +46,7 @@ Shape = tuple[int, int]
 GROUP = 4  # held-out drawings whose losses are averaged: the groups' spread is the error
 BATCH = 16
 SHOWN = 3
+MODELS = ("general", "personal")
 NAMES = {
     "base": "base",
     "resadapter": "base + ResAdapter",
@@ -62,6 +64,7 @@ class Settings:
         samples: pictures of each cell with samples.
         steps: of the pipeline's own scheduler. guidance: of the samples.
         held_out: share of the drawings that training held out. subset: pictures in each subset of the kernel distance.
+        bf16: whether pictures are drawn under bf16 autocast; losses are always computed in float32.
     """
 
     sizes: tuple[Shape, ...]
@@ -71,6 +74,7 @@ class Settings:
     guidance: float
     held_out: float
     subset: int
+    bf16: bool
 
 
 class Domain:
@@ -134,15 +138,16 @@ def draw(
     for start in range(0, len(prompts), BATCH):
         part = prompts[start : start + BATCH]
         seeds = range(first_seed + start, first_seed + start + len(part))
-        pictures = pipeline(
-            part,
-            height=shape[0],
-            width=shape[1],
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            output_type="np",
-        ).images
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
+            pictures = pipeline(
+                part,
+                height=shape[0],
+                width=shape[1],
+                num_inference_steps=settings.steps,
+                guidance_scale=settings.guidance,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                output_type="np",
+            ).images
         drawn.append((np.nan_to_num(pictures).clip(0, 1) * 255).round().astype(np.uint8))
     return np.concatenate(drawn)
 
@@ -241,8 +246,7 @@ class Proof:
     def __init__(self, args: argparse.Namespace, settings: Settings):
         self.args, self.settings = args, settings
         self.domains = {
-            "general": Domain(args.general, args.general_data, settings.held_out),
-            "personal": Domain(args.personal, args.personal_data, settings.held_out),
+            model: Domain(getattr(args, model), getattr(args, f"{model}_data"), settings.held_out) for model in MODELS
         }
         data = {model: domain.images.fingerprint[:16] for model, domain in self.domains.items()}
         identity = {"settings": vars(settings), "weights": self._digests(), "data": data, "prompts": args.prompts}
@@ -268,14 +272,18 @@ class Proof:
         """What a model is measured with; norms as differences matter where the base's norms have moved."""
         return ["base", "resadapter", "lora"] + (["resadapter_delta"] if model == "personal" else [])
 
-    def run(self) -> dict:
-        """Compute what is missing: losses, then what is shown, then samples; returns the table's values."""
+    def compute(self, models: Sequence[str]) -> None:
+        """Compute what is missing of some models: losses, then what is shown, then samples, then their scores."""
         for work in (self._losses, self._shown, self._samples):
-            for model, domain in self.domains.items():
-                pipeline = load_pipeline(domain.folder)
+            for model in models:
+                pipeline = load_pipeline(self.domains[model].folder)
                 for variant in self.variants(model):
                     with with_variant(pipeline, variant, self.args):
-                        work(pipeline, model, domain, variant)
+                        work(pipeline, model, self.domains[model], variant)
+        self._judge(models)
+
+    def values(self) -> dict:
+        """What the table and the picture show, once everything is computed."""
         shown = {
             model: {
                 variant: {
@@ -286,7 +294,12 @@ class Proof:
             }
             for model in self.domains
         }
-        return {"settings": vars(self.settings), "losses": self._table_of_losses(), **self._judge(), "shown": shown}
+        return {
+            "settings": vars(self.settings),
+            "losses": self._table_of_losses(),
+            **self._judge(MODELS),
+            "shown": shown,
+        }
 
     def _losses(self, pipeline, model: str, domain: Domain, variant: str) -> None:
         for size in self.settings.sizes:
@@ -323,15 +336,15 @@ class Proof:
             for model in self.domains
         }
 
-    def _judge(self) -> dict:
+    def _judge(self, models: Sequence[str]) -> dict:
         """Kernel distances and shares of the personalised style, at the extreme sizes."""
-        distances: dict = {model: {variant: {} for variant in self.variants(model)} for model in self.domains}
-        style: dict = {model: {variant: {} for variant in self.variants(model)} for model in self.domains}
+        distances: dict = {model: {variant: {} for variant in self.variants(model)} for model in models}
+        style: dict = {model: {variant: {} for variant in self.variants(model)} for model in models}
         probes = {}
         for size in self.settings.extremes:
             name = name_of(size)
             real, probe, probes[name] = self._drawings(size)
-            for model in self.domains:
+            for model in models:
                 for variant in self.variants(model):
                     result = self.cells.value(
                         f"kd-{model}-{variant}-{name}", partial(self._score, model, variant, name, real, probe)
@@ -379,8 +392,10 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lora", required=True, help="folder of the plain LoRA")
     parser.add_argument("--output", type=Path, required=True, help="folder of the cells, the table and the picture")
     parser.add_argument("--samples", type=int, default=256, help="pictures of a cell (default: 256)")
-    parser.add_argument("--steps", type=int, default=12, help="steps of the sampler (default: 12)")
+    parser.add_argument("--steps", type=int, default=10, help="steps of the sampler (default: 10)")
+    parser.add_argument("--bf16", action="store_true", help="draw under bf16 autocast: faster")
     parser.add_argument("--guidance", type=float, default=2.0, help="guidance scale (default: 2)")
+    parser.add_argument("--only", choices=MODELS, help="compute the cells of one model, and write no report")
     parser.add_argument("--held-out", type=float, default=0.08, help="share that training held out (default: 0.08)")
     sizes = ["32x32", "48x48", "64x64", "96x96", "128x128", "48x96", "96x48"]
     parser.add_argument("--sizes", type=_shape, nargs="+", default=[_shape(size) for size in sizes], metavar="HxW")
@@ -406,8 +421,12 @@ def main(arguments: list[str] | None = None) -> int:
             args.guidance,
             args.held_out,
             max(2, args.samples // 2),
+            args.bf16,
         )
-        write_report(Proof(args, settings).run(), NAMES, args.output)
+        proof = Proof(args, settings)
+        proof.compute([args.only] if args.only else MODELS)
+        if not args.only:
+            write_report(proof.values(), NAMES, args.output)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
