@@ -9,6 +9,9 @@ from diffusers import DiffusionPipeline
 
 from brickwork import LegoTransformer2DModel
 from brickwork.training import train_backbone
+from brickwork.training.backbones import build_model, build_objective
+from brickwork.training.config import load_config
+from brickwork.training.recipes import TINY, list_recipes, recipe
 
 SAMPLE = Path(__file__).parents[1] / "data" / "emoji" / "sample.parquet"
 NETWORKS = {
@@ -75,3 +78,31 @@ def test_saved_weights_must_be_of_the_network_described(tmp_path, capsys):
         described = f"model.config={stack | {'hidden_sizes': width}}"
         assert train_backbone.main([*words, described, "--dry-run"]) == status
     assert "holds another network" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_preset_has_a_recipe(name):
+    path, overrides = recipe(name)
+    config = load_config(path, overrides)
+    with torch.device("meta"):
+        model = build_model(config, ["a", "b"], config.data.size, 3)
+    assert config.run.output_dir == f"runs/{name}" and model.config.num_classes == 2
+    learned = model.config.get("out_channels") == 6
+    assert learned == (build_objective(config).__class__.__name__ == "EpsilonObjective")
+    assert model.config.sample_size == config.data.size
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_recipes_for_a_cpu_pass_a_dry_run(name, capsys):
+    words = ["--preset", name, f"data.source={SAMPLE}", "data.classes=null", "--dry-run"]
+    assert train_backbone.main(words) == 0
+    assert "parameters" in capsys.readouterr().out
+
+
+def test_two_steps_of_a_recipe(tmp_path, capsys):
+    words = ["--preset", "tiny-mixed", f"data.source={SAMPLE}", "data.classes=null", f"run.output_dir={tmp_path}"]
+    assert train_backbone.main([*words, "run.batch_size=2", "run.total_images=4", "run.sample_images=0"]) == 0
+    assert (tmp_path / "pipeline" / "model_index.json").is_file()
+    for wrong, message in ((["--preset", "tiny-maxvti"], "tiny-maxvit"), (["--config", "a.yaml"], "Give one of them")):
+        assert train_backbone.main([*words, *wrong]) == 2
+        assert message in capsys.readouterr().err
