@@ -2,7 +2,7 @@
 
     python -m brickwork.training.other_bricks data/emoji/train.parquet runs/other-bricks
 
-Trains five small networks on smileys at 32 px, one after another, and writes a table and a plot of what each is worth
+Trains six small networks on smileys at 32 px, one after another, and writes a table and a plot of what each is worth
 on the same held-out images, noise levels and noise. Running it again goes on where it was.
 """
 
@@ -74,6 +74,12 @@ RUNS = {
         "the same, frozen, and a brick on it",
         ("run.total_images=12000", *BFLOAT16, ON_TOP),
         ((12000, (1,), (0, 1)),),
+        "denoiser",
+    ),
+    "thawed": Trained(
+        "the same, and a brick on it, both learning",
+        ("run.total_images=12000", *BFLOAT16, "objective.train_bricks=[0, 1]", ON_TOP),
+        ((12000, (0, 1), (0, 1)),),
         "denoiser",
     ),
     "plain": Trained(
