@@ -128,7 +128,13 @@ def _configure_calc(parser: argparse.ArgumentParser) -> None:
         metavar=("PIPELINE", "DATA"),
         help="paired denoising loss of this pipeline's network on these held-out pictures (with --resolution)",
     )
-    parser.add_argument("--objective", default="edm", help="what that network was trained for (default: edm)")
+    parser.add_argument(
+        "--objective",
+        help="what that network was trained for (default: what its folder says in objective.json, else edm)",
+    )
+    parser.add_argument(
+        "--objective-options", metavar="JSON", help="""with --objective: its options, such as '{"p_mean": -0.4}'"""
+    )
     parser.add_argument("--subsets", type=int, default=100, help="subsets of the kernel distance (default: 100)")
     parser.add_argument("--subset-size", type=int, default=1000, help="pictures in a subset (default: 1000)")
     parser.add_argument("--splits", type=int, default=10, help="splits of the Inception Score (default: 10)")
@@ -217,13 +223,18 @@ def run_gen(args: argparse.Namespace) -> None:
         print(f"{output}: {args.count} pictures, seed {args.seed}")
 
 
-def _call(args: argparse.Namespace) -> dict:
+def _json_object(argument: str, text: str) -> dict:
     try:
-        call = json.loads(args.call)
+        value = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"call: got {args.call!r}, need a JSON object: {error}") from error
-    if not isinstance(call, dict):
-        raise ValueError(f"call: got {args.call!r}, need a JSON object such as '{{\"eta\": 0.5}}'")
+        raise ValueError(f"{argument}: got {text!r}, need a JSON object: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{argument}: got {text!r}, need a JSON object such as '{{\"eta\": 0.5}}'")
+    return value
+
+
+def _call(args: argparse.Namespace) -> dict:
+    call = _json_object("call", args.call)
     named = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
     if args.size is not None:
         named["height"], named["width"] = args.size
@@ -301,8 +312,21 @@ def _further_metrics(args: argparse.Namespace, images, preparation) -> dict:
 
         pipeline = load_pipeline(args.paired[0], device=args.device)
         held_out = open_image_set(args.paired[1])
-        metrics["paired loss"] = measure_paired_loss(pipeline, held_out, preparation, args.objective)
+        name, options = _trained_for(args)
+        metrics["paired loss"] = measure_paired_loss(pipeline, held_out, preparation, name, options=options)
     return metrics
+
+
+def _trained_for(args: argparse.Namespace) -> tuple[str, dict]:
+    """The objective that `calc --paired` scores by: the one asked for, or the one that the pipeline's folder names."""
+    from brickwork.eval.pipelines import pipeline_folder
+    from brickwork.pipelines.objective_file import saved_objective
+
+    if args.objective is not None:
+        return args.objective, _json_object("objective-options", args.objective_options or "{}")
+    if args.objective_options is not None:
+        raise ValueError("objective-options: got options without their objective; pass --objective too")
+    return saved_objective(pipeline_folder(args.paired[0])) or ("edm", {})
 
 
 def _tags(entries: list[str]) -> dict:

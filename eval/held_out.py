@@ -1,11 +1,13 @@
 """Held-out pictures as networks are scored on them, and their paired loss as an entry of a result."""
 
 import hashlib
+import inspect
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from brickwork.eval.extractors import weights_digest
 from brickwork.eval.image_sets import (
     ImageSet,
     Preparation,
@@ -20,36 +22,80 @@ from brickwork.eval.results import MetricValues
 from brickwork.eval.sampling import denoiser_of
 from brickwork.gen.objectives import OBJECTIVES
 
+ENCODED_AT_ONCE = 16
+
 
 def measure_paired_loss(
-    pipeline, images: ImageSet, preparation: Preparation, objective: str = "edm", num_levels: int = 8, seed: int = 0
+    pipeline,
+    images: ImageSet,
+    preparation: Preparation,
+    objective: str = "edm",
+    num_levels: int = 8,
+    seed: int = 0,
+    options: dict | None = None,
 ) -> dict:
     """Score a pipeline's network on held-out pictures with frozen noise.
 
     Args:
-        pipeline: Of pixels; the network is scored in evaluation mode.
+        pipeline: The network is scored in evaluation mode, on pixels, or on the mean of the latents of the pipeline's
+            VAE.
         images: Pictures it was not trained on, with labels if it is conditional.
         preparation: Brings them to the training size.
         objective: What the network was trained for, a name of `OBJECTIVES`.
         num_levels: Noise levels a picture is scored at.
         seed: Of the noise.
+        options: Of the objective, such as EDM's `p_mean`, which decide the noise levels.
 
     Returns:
         The entry; its settings carry the hash of the pictures, so that losses on other pictures are not compared.
     """
-    if objective not in OBJECTIVES:
-        raise choice_error("objective", objective, OBJECTIVES)
-    if getattr(pipeline, "vae", None) is not None:
-        raise ValueError("paired: this pipeline denoises latents; the paired loss is for networks of pixels")
+    trained_for = _objective(objective, options or {})
     network = denoiser_of(pipeline)
     batch = decode(images, range(len(images)), preparation, inspect_images(images, preparation).size)
     refuse_corrupt(batch.corrupt, images)
-    pairs = PairedSet.from_images(batch.pixels / 127.5 - 1, _labels(network, images), num_levels, seed)
-    scores = paired_loss(network.eval(), pairs, OBJECTIVES[objective]())
+    samples = _samples(pipeline, batch.pixels / 127.5 - 1)
+    pairs = PairedSet.from_images(samples, _labels(network, images), num_levels, seed)
+    scores = paired_loss(network.eval(), pairs, trained_for)
     data_sha256 = hashlib.sha256(batch.digests.numpy().tobytes()).hexdigest()
     settings = {"objective": objective, "levels": num_levels, "seed": seed, "count": len(images), "data": data_sha256}
+    if options:
+        settings["options"] = options
+    if getattr(pipeline, "vae", None) is not None:
+        settings["vae"] = weights_digest(pipeline.vae)
     details = {key: scores[key] for key in ("per_brick", "per_level")}
     return MetricValues(settings, values=[scores["loss"]]).to_dict() | details
+
+
+def _objective(name: str, options: dict):
+    if name not in OBJECTIVES:
+        raise choice_error("objective", name, OBJECTIVES)
+    known = list(inspect.signature(OBJECTIVES[name]).parameters)
+    for option in options:
+        if option not in known:
+            raise choice_error(f"options of the objective {name}", option, known)
+    try:
+        return OBJECTIVES[name](**options)
+    except TypeError as error:
+        raise ValueError(f"objective: {name} with {options}: a value is of the wrong kind ({error})") from None
+
+
+@torch.no_grad()
+def _samples(pipeline, pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels `(count, 3, height, width)` in [-1, 1] => what a pipeline's (or a bare) network denoises, on the CPU."""
+    if getattr(pipeline, "vae", None) is None:
+        return pixels
+    if not hasattr(pipeline, "encode"):
+        raise ValueError(
+            f"paired: {type(pipeline).__name__} denoises latents of text to image; the paired loss is for pipelines"
+            " of brickwork"
+        )
+    scale = pipeline.vae_scale_factor
+    if pixels.shape[-1] % scale or pixels.shape[-2] % scale:
+        raise ValueError(
+            f"paired: pictures of {pixels.shape[-1]}x{pixels.shape[-2]} for a VAE that shrinks by {scale}; pass"
+            f" --resolution with a multiple of {scale}"
+        )
+    return torch.cat([pipeline.encode(part).cpu() for part in pixels.split(ENCODED_AT_ONCE)])
 
 
 def held_out_pairs(model, data, num_pairs: int, seed: int = 0) -> tuple[PairedSet, int]:
@@ -91,7 +137,7 @@ def held_out_pairs(model, data, num_pairs: int, seed: int = 0) -> tuple[PairedSe
     batch = decode(images, chosen, preparation, (side, side))
     refuse_corrupt(batch.corrupt, images)
     pixels, labels = batch.pixels / 127.5 - 1, _labels(network, images)
-    samples = torch.cat([model.encode(part).cpu() for part in pixels.split(16)]) if vae is not None else pixels
+    samples = _samples(model, pixels)
     order = torch.arange(num_pairs) % len(chosen)
     chosen_labels = None if labels is None else labels[chosen][order]
     return PairedSet.from_images(samples[order], chosen_labels, num_levels=1, seed=seed), len(chosen)

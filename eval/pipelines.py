@@ -1,5 +1,7 @@
 """Opening pipelines by what a person types: the name of weights that ship, a folder, or a name on the hub."""
 
+from pathlib import Path
+
 import torch
 
 
@@ -9,6 +11,13 @@ def best_device() -> str:
     return "cpu" if accelerator is None else accelerator.type
 
 
+def pipeline_folder(name: str) -> str | Path:
+    """The folder of weights that ship; a folder or a hub id as it is."""
+    import brickwork
+
+    return brickwork.pretrained(name) if name in brickwork.pretrained_names() else name
+
+
 def load_lego_pipeline(name: str, device: str | None = None):
     """A `LegoPipeline` for a command, on `device` (by default the best there is)."""
     from diffusers.utils import logging
@@ -16,8 +25,7 @@ def load_lego_pipeline(name: str, device: str | None = None):
     import brickwork
 
     logging.disable_progress_bar()  # two components load in no time; the bar that matters comes later
-    folder = brickwork.pretrained(name) if name in brickwork.pretrained_names() else name
-    pipe = brickwork.LegoPipeline.from_pretrained(folder)
+    pipe = brickwork.LegoPipeline.from_pretrained(pipeline_folder(name))
     try:
         return pipe.to(device or best_device())
     except (RuntimeError, AssertionError) as error:
@@ -29,11 +37,10 @@ def load_pipeline(name: str, dtype: torch.dtype | None = None, device: str | tor
     from accelerate import PartialState
     from diffusers import DiffusionPipeline
 
-    import brickwork
+    import brickwork  # noqa: F401  our classes become attributes of diffusers
 
-    folder = brickwork.pretrained(name) if name in brickwork.pretrained_names() else name
     try:
-        pipeline = DiffusionPipeline.from_pretrained(folder)
+        pipeline = DiffusionPipeline.from_pretrained(pipeline_folder(name))
     except OSError as error:
         raise ValueError(f"pipeline: {name!r} could not be loaded: {error}") from error
     pipeline = pipeline.to(device or PartialState().device)

@@ -296,7 +296,8 @@ def export(run: Run, ema: EMA, folder: Path) -> None:
         if run.export is not None:
             run.export(weights, folder)
         elif run.make_pipeline is not None:
-            path = export_pipeline(pipeline_so_far(run, averaged_copy(run.model, weights)), folder)
+            pipeline = pipeline_so_far(run, averaged_copy(run.model, weights))
+            path = export_pipeline(pipeline, folder, run.config.objective)
             run.accelerator.print(f"The pipeline with the averaged weights is in {path}.")
     run.accelerator.wait_for_everyone()
 

@@ -15,9 +15,10 @@ from brickwork.eval.paired_loss import paired_loss
 from brickwork.eval.pictures import grid, save_picture
 from brickwork.eval.reference import Reference
 from brickwork.eval.sampling import SamplingSettings
+from brickwork.pipelines.objective_file import save_objective
 from brickwork.training.brick_by_brick import pipeline_so_far
 from brickwork.training.checkpoints import whole
-from brickwork.training.config import TrainConfig
+from brickwork.training.config import ObjectiveConfig, TrainConfig
 from brickwork.training.guards import write_text
 from brickwork.training.page import run_page
 
@@ -139,12 +140,20 @@ def averaged_copy(network: torch.nn.Module, weights: dict[str, torch.Tensor]) ->
     return copy.eval()
 
 
-def export_pipeline(pipeline, folder: Path) -> Path:
-    """Write a whole pipeline folder under another name and put it in the place of an earlier one."""
+def export_pipeline(pipeline, folder: Path, objective: ObjectiveConfig | None = None) -> Path:
+    """Write a whole pipeline folder under another name and put it in the place of an earlier one.
+
+    Args:
+        pipeline: to write.
+        folder: the run's.
+        objective: what its network was trained for, noted beside it.
+    """
     target, temporary, former = (folder / name for name in (PIPELINE, f".{PIPELINE}.new", f".{PIPELINE}.old"))
     for stale in (temporary, former):
         shutil.rmtree(stale, ignore_errors=True)
     pipeline.save_pretrained(temporary)
+    if objective is not None:
+        save_objective(temporary, objective.type, objective.options)
     if target.exists():
         os.replace(target, former)
     os.replace(temporary, target)

@@ -52,6 +52,7 @@ def publish(
     Raises:
         ValueError: for a folder without a run or checkpoint, or an output that exists.
     """
+    from brickwork.pipelines.objective_file import save_objective
     from brickwork.training.backbones import BACKBONES, build_model, build_objective
     from brickwork.training.checkpoints import CheckpointFolder, load_trained_tensors
     from brickwork.training.config import load_config
@@ -87,6 +88,7 @@ def publish(
     fresh, old = (output.with_name(f".{output.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
     try:
         pipeline.save_pretrained(fresh)
+        save_objective(fresh, config.objective.type, config.objective.options)
         figures["memory"] = _draw(pipeline, images_of(config), train_rows, held_out_rows, fresh)
         card = model_card(output.name, config, figures, _sampler_of(pipeline), licences, license)
         (fresh / "README.md").write_text(card, encoding="utf-8")

@@ -1,12 +1,16 @@
 """CLIP score and paired loss: the numbers of the result against the models called by hand."""
 
+import argparse
 import json
 
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
+import brickwork
+from brickwork.eval import evaluate
 from brickwork.eval.clip import measure_clip
 from brickwork.eval.held_out import measure_paired_loss
 from brickwork.eval.image_sets import Preparation, from_arrays, open_image_set
@@ -15,6 +19,7 @@ from brickwork.gen.lego import LegoTransformer2DModel
 from brickwork.gen.objectives import EDMObjective
 from brickwork.pipelines.edm_heun import EDMHeunScheduler
 from brickwork.pipelines.lego import LegoPipeline
+from brickwork.pipelines.objective_file import save_objective, saved_objective
 
 
 @pytest.fixture
@@ -102,3 +107,58 @@ def test_paired_loss_refuses_what_it_cannot_score(lego, pixels):
     labelled = type(images)(images.names, images.open, images.source, labels=[0, 7])
     with pytest.raises(ValueError, match=r"labels \[7\], the network's classes are 0 to 2"):
         measure_paired_loss(lego, labelled, Preparation(8))
+
+
+def test_paired_loss_knows_the_noise_levels_that_a_network_was_trained_for(lego, pixels):
+    images = from_arrays(pixels[:3, :, :12])
+    found = measure_paired_loss(lego, images, Preparation(8), num_levels=2, options={"p_mean": -0.4})
+    usual = measure_paired_loss(lego, images, Preparation(8), num_levels=2)
+    assert list(found["per_level"]) != list(usual["per_level"]) and found["mean"] != usual["mean"]
+    assert found["settings"] == usual["settings"] | {"options": {"p_mean": -0.4}}  # not comparable
+    with pytest.raises(ValueError, match="options of the objective edm: got 'pmean', .*did you mean 'p_mean'"):
+        measure_paired_loss(lego, images, Preparation(8), options={"pmean": 1})
+    with pytest.raises(ValueError, match="a value is of the wrong kind"):
+        measure_paired_loss(lego, images, Preparation(8), options={"p_std": "wide"})
+
+
+def test_paired_loss_of_a_latent_network_is_that_of_its_latents(pixels):
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(4, 4), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=2, norm_num_groups=2, scaling_factor=0.5,
+    )  # fmt: skip
+    sizes = {"window_sizes": (4,), "patch_sizes": (2,), "num_layers": (1,), "hidden_sizes": 8}
+    network = LegoTransformer2DModel(4, in_channels=2, num_classes=None, num_attention_heads=2, **sizes)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    pipeline = LegoPipeline(network, EDMHeunScheduler(), vae.eval())
+    images = from_arrays(pixels[:20, :8, :8])
+    found = measure_paired_loss(pipeline, images, Preparation(), num_levels=2)
+    with torch.no_grad():
+        latents = vae.encode(torch.from_numpy(pixels[:20, :8, :8]).permute(0, 3, 1, 2) / 127.5 - 1)
+    pairs = PairedSet.from_images(latents.latent_dist.mean * 0.5, None, num_levels=2)
+    expected = paired_loss(network, pairs, EDMObjective())
+    assert found["mean"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert len(found["settings"]["vae"]) == 64
+    with pytest.raises(ValueError, match="pictures of 20x11 for a VAE that shrinks by 2"):
+        measure_paired_loss(pipeline, from_arrays(pixels[:1, :11]), Preparation())
+
+
+def test_calc_scores_a_pipeline_on_what_its_folder_says(lego, tmp_path):
+    def trained_for(*words):
+        parser = argparse.ArgumentParser()
+        evaluate.configure_parser(parser)
+        required = ["calc", "samples", "--reference", "r", "-o", "o.json", "--paired", str(tmp_path), "data"]
+        return evaluate._trained_for(parser.parse_args([*required, *words]))
+
+    assert trained_for() == ("edm", {})  # folders of before
+    save_objective(tmp_path, "flow", {"shift": 3.0})
+    assert trained_for() == ("flow", {"shift": 3.0})
+    assert trained_for("--objective", "edm") == ("edm", {})
+    assert trained_for("--objective", "edm", "--objective-options", '{"p_mean": -1}') == ("edm", {"p_mean": -1})
+    with pytest.raises(ValueError, match="pass --objective too"):
+        trained_for("--objective-options", "{}")
+    (tmp_path / "objective.json").write_text("[]")
+    with pytest.raises(ValueError, match="is no objective"):
+        trained_for()
+    assert saved_objective(brickwork.pretrained("lego-emoji-64")) == ("edm", {"p_mean": -0.4, "p_std": 1.2})

@@ -11,6 +11,7 @@ from brickwork.eval.extractors import from_module
 from brickwork.eval.image_sets import Preparation
 from brickwork.eval.reference import make_reference
 from brickwork.eval.sampling import PipelineCall, SamplingSettings, sample_set
+from brickwork.pipelines.objective_file import saved_objective
 from brickwork.training import previews
 from brickwork.training.loop import train
 
@@ -71,6 +72,7 @@ def test_a_run_is_measured_as_its_pictures_are_and_not_changed(
     from brickwork.pipelines.lego import LegoPipeline
 
     pipeline = LegoPipeline.from_pretrained(tmp_path / "measured" / "pipeline")
+    assert saved_objective(tmp_path / "measured" / "pipeline") == ("edm", {})
     settings = SamplingSettings(13, labels="balanced", call={"num_inference_steps": 2})
     samples = sample_set(pipeline, settings, tmp_path / "samples", batch_size=4, progress=False)
     expected = calculate([samples], run.metrics.reference, extractor, MetricSettings(("fd", "kd")), progress=False)

@@ -1,0 +1,41 @@
+"""What a pipeline's network was trained for, kept beside it: `objective.json` in the pipeline's folder.
+
+diffusers has no place for it, since sampling needs none of it; scores on held-out pictures do: at which noise levels a
+network was trained decides what its loss means.
+"""
+
+import json
+import os
+from pathlib import Path
+
+OBJECTIVE_FILE = "objective.json"
+
+
+def save_objective(folder: str | Path, name: str, options: dict) -> None:
+    """Note an objective in a pipeline's folder.
+
+    Args:
+        folder: the pipeline's.
+        name: of `brickwork.gen.objectives.OBJECTIVES`.
+        options: its arguments, as far as they differ from their defaults.
+    """
+    path = Path(folder) / OBJECTIVE_FILE
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps({"type": name, "options": options}, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def saved_objective(folder: str | Path) -> tuple[str, dict] | None:
+    """Name and options of the objective noted in a folder, `None` where there is none.
+
+    Raises:
+        ValueError: for a file that cannot be read as one.
+    """
+    path = Path(folder) / OBJECTIVE_FILE
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return str(content["type"]), dict(content["options"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no objective ({error!r}); give type and options, or remove it.") from None
