@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
+from brickwork.training.checkpoints import load_trained_tensors
 from brickwork.training.config import DEFAULTS, require
 from brickwork.training.data.captioned import CaptionedStream
 from brickwork.training.data.text_cache import encode_captions, encode_no_caption
@@ -142,7 +143,7 @@ class Export:
     accelerator: Accelerator
 
     def __call__(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
-        self.network.load_state_dict(weights, strict=False)
+        load_trained_tensors(self.network, weights)
         if self.parts.train == "lora":
             layers = get_peft_model_state_dict(self.pipeline.unet)
             self.pipeline.save_lora_weights(
