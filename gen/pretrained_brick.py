@@ -248,6 +248,7 @@ def with_row_for_no_class(denoiser: nn.Module, num_classes: int | None) -> nn.Mo
         denoiser: the network.
         num_classes: how many of its rows are classes; `None` for all.
     """
+    _check_class(type(denoiser).__name__)
     rows = class_rows(denoiser.config)
     if not isinstance(denoiser, UNet2DModel) or not rows or num_classes == rows - 1:
         return denoiser

@@ -136,16 +136,18 @@ def score(data: str, output: Path) -> dict:
 
     Returns:
         `sigmas`, and `rows` with label, operations of one image and of training, images, loss, its difference to the
-        denoiser alone with the standard error over images, and the loss at each noise level.
+        denoiser alone with the standard error over images, the loss at each noise level, and the loss on as many of
+        the training images.
     """
     config = load_config(CONFIG, [f"data.source={data}"])
-    objective, pairs = build_objective(config), _held_out(config)
+    objective, (pairs, training) = build_objective(config), _pairs(config)
     sigmas = objective.noise_levels(torch.tensor(pairs.levels)).tolist()
     networks = {
         name: LegoTransformer2DModel.from_pretrained(output / name / "pipeline", subfolder="transformer")
         for name in RUNS
     }
     losses = {name: losses_of(network, pairs, objective) for name, network in networks.items()}
+    seen = {name: losses_of(network, training, objective).mean(axis=(1, 2)) for name, network in networks.items()}
     reference = losses["denoiser"][-1].mean(axis=0)
     rows, size = [], config.data.size
     for name, run in RUNS.items():
@@ -169,27 +171,32 @@ def score(data: str, output: Path) -> dict:
                 "difference": float(difference.mean()),
                 "standard_error": float(difference.std(ddof=1) / np.sqrt(len(difference))),
                 "per_level": values.mean(axis=1).tolist(),
+                "training_loss": float(seen[name][brick]),
             })  # fmt: skip
     return {"sigmas": sigmas, "held_out_images": len(pairs.images), "rows": rows}
 
 
-def _held_out(config: TrainConfig) -> PairedSet:
+def _pairs(config: TrainConfig) -> tuple[PairedSet, PairedSet]:
+    """The held-out images, and as many of the training images."""
     images = build_images(config)
-    return build_held_out(images, images.split(config.data.held_out)[1])
+    train_rows, held_out_rows = images.split(config.data.held_out)
+    chosen = np.linspace(0, len(train_rows) - 1, len(held_out_rows)).astype(int)
+    return build_held_out(images, held_out_rows), build_held_out(images, [train_rows[row] for row in chosen])
 
 
 def table(scores: dict) -> str:
     """The rows in Markdown."""
     levels = " | ".join(f"σ {sigma:.2g}" for sigma in scores["sigmas"])
     lines = [
-        f"| network | MFLOP an image | images | training TFLOP | held-out loss | over the denoiser alone | {levels} |",
-        "| --- " * (6 + len(scores["sigmas"])) + "|",
+        "| network | MFLOP an image | images | training TFLOP | loss on training images | held-out loss "
+        f"| over the denoiser alone | {levels} |",
+        "| --- " * (7 + len(scores["sigmas"])) + "|",
     ]
     for row in scores["rows"]:
         change = f"{row['difference']:+.4f} ± {row['standard_error']:.4f}" if row["difference"] else ""
         lines.append(
             f"| {row['label']} | {row['operations'] / 1e6:.0f} | {row['images']:,} "
-            f"| {row['training_operations'] / 1e12:.1f} | {row['loss']:.4f} | {change} | "
+            f"| {row['training_operations'] / 1e12:.1f} | {row['training_loss']:.4f} | {row['loss']:.4f} | {change} | "
             + " | ".join(f"{loss:.3f}" for loss in row["per_level"])
             + " |"
         )

@@ -312,7 +312,9 @@ def test_what_cannot_be_wrapped(change, message):
         LegoTransformer2DModel(**values | change)
 
 
-def test_schedulers_and_sizes_that_say_too_little():
+def test_networks_schedulers_and_sizes_that_say_too_little():
+    with pytest.raises(ValueError, match="The denoiser is a Linear, which cannot be a brick"):
+        LegoTransformer2DModel.from_denoiser(torch.nn.Linear(1, 1), DDPMScheduler())
     with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler, which has no betas"):
         LegoTransformer2DModel.from_denoiser(make_denoiser(), FlowMatchEulerDiscreteScheduler())
     with pytest.raises(ValueError, match="`sample_size` is None"):

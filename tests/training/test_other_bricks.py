@@ -74,8 +74,8 @@ def test_losses_of_every_image_average_to_the_paired_loss():
 def test_the_table():
     row = {
         "run": "plain", "label": "plain", "operations": 3e6, "images": 1000, "training_operations": 2e12,
-        "loss": 0.25, "difference": -0.01, "standard_error": 0.002, "per_level": [0.5, 0.125],
+        "loss": 0.25, "difference": -0.01, "standard_error": 0.002, "per_level": [0.5, 0.125], "training_loss": 0.24,
     }  # fmt: skip
     lines = table({"sigmas": [0.1, 2.0], "rows": [row]}).splitlines()
-    assert lines[2] == "| plain | 3 | 1,000 | 2.0 | 0.2500 | -0.0100 ± 0.0020 | 0.500 | 0.125 |"
-    assert {line.count("|") for line in lines} == {9}
+    assert lines[2] == "| plain | 3 | 1,000 | 2.0 | 0.2400 | 0.2500 | -0.0100 ± 0.0020 | 0.500 | 0.125 |"
+    assert {line.count("|") for line in lines} == {10}
