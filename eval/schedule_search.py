@@ -8,10 +8,12 @@ once.
 
 **How levels are weighted.** In the loss of the raw network output F (EDM's weighted denoising loss, arXiv
 2206.00364), an error e of F over a step from σ to σ' moves a sample of Gaussian data by σ_data·e·(θ - θ') by the time
-it is done, where θ = arctan(σ / σ_data). So each evaluation is weighted by the angle that its step covers: what counts
-is how far a sample ends from where it should, and steps at the lowest noise, whose loss is highest and whose pixels
-hardly change, weigh next to nothing. `weighting="training"` weighs by the share of training noise that falls within
-each step instead, which is the mean that other paired losses report.
+it is done, where θ = arctan(σ / σ_data). So `weighting="sampler"` weighs each step by the angle that it covers: what
+counts is how far a sample ends from where it should, and steps at the lowest noise, whose loss is highest and whose
+pixels hardly change, weigh next to nothing. `"training"` weighs by the share of training noise that falls within each
+step, the mean that other paired losses report. `"even"` weighs all steps alike: real data have many modes, and errors
+at high noise decide which of them a seed leads to, so this keeps pictures nearest to the full schedule's of the same
+seed, whether or not that makes them better.
 """
 
 import copy
@@ -41,7 +43,7 @@ from brickwork.gen.objectives import EDMObjective
 from brickwork.gen.subnets import subnet_bricks, subnet_name
 from brickwork.pipelines.schedules import BrickSchedule, stack_layout
 
-WEIGHTINGS = ("sampler", "training")
+WEIGHTINGS = ("sampler", "training", "even")
 # Combinations kept while steps are added: none is dropped below this number, and the result is then exact.
 MAX_STATES = 100_000
 BREAKS = (0.25, 0.5, 0.75)
@@ -78,7 +80,7 @@ def step_weights(steps: Sequence[Step], objective, weighting: str) -> np.ndarray
     Args:
         steps: of the sampler.
         objective: what the network was trained for.
-        weighting: `"sampler"` or `"training"`.
+        weighting: one of `WEIGHTINGS`.
     """
     if weighting == "sampler":
         scale = objective.sigma_data
@@ -89,6 +91,8 @@ def step_weights(steps: Sequence[Step], objective, weighting: str) -> np.ndarray
         # The first step stands for all noise above it too, the last one for all below.
         ends = [math.inf, *(step.end for step in steps[:-1]), 0.0]
         weights = np.array([np.mean((low <= drawn) & (drawn < high)) for high, low in zip(ends, ends[1:])])
+    elif weighting == "even":
+        weights = np.ones(len(steps))
     else:
         raise choice_error("weighting", weighting, WEIGHTINGS)
     return weights / weights.sum()
@@ -241,6 +245,24 @@ class ScheduleSearch:
         pairs = [(a, b) for a in self.subsets for b in self.subsets if a != b]
         return [self._score([a] * n + [b] * (count - n)) for a, b in pairs for n in range(1, count)]
 
+    def random_schedules(self, count: int, seed: int = 0) -> dict[str, BrickSchedule]:
+        """Schedules of two to four stretches of steps with bricks drawn for each: a test of what the loss says."""
+        random, schedules = np.random.default_rng(seed), {}
+        for number in range(count):
+            cuts = random.choice(np.arange(1, len(self.steps)), min(len(self.steps) - 1, random.integers(1, 4)), False)
+            drawn = random.integers(len(self.subsets), size=len(cuts) + 1)
+            stretch = (np.arange(len(self.steps))[:, None] >= cuts).sum(axis=1)
+            chosen = {step.start: self.subsets[drawn[i]] for step, i in zip(self.steps, stretch)}
+            schedules[f"random {number}"] = BrickSchedule.from_levels(self.model, chosen)
+        return schedules
+
+    def reweighted(self, weights: np.ndarray) -> "ScheduleSearch":
+        """The same measurement with other weights of the steps."""
+        return ScheduleSearch(
+            self.model, self.scheduler, self.losses, self.operations, weights, self.budget, self.settings,
+            self.num_images,
+        )  # fmt: skip
+
     def scores(self, further: Mapping[str, BrickSchedule] | None = None) -> dict[str, ScheduleScore]:
         """Score by name: of `compared`, of what was found, and of further schedules."""
         named = {**self.compared(), f"searched {self.budget:g}": self.schedule, **(further or {})}
@@ -334,7 +356,7 @@ def search_brick_schedule(
         scheduler: by default the pipeline's, or `EDMHeunScheduler()`. It is not changed.
         objective: what the network was trained for, by default EDM's with the scheduler's `sigma_data`. What it says
             of the distribution of noise matters to `weighting="training"` alone.
-        weighting: how noise levels are weighted, `"sampler"` or `"training"`; see the module's text.
+        weighting: how noise levels are weighted, `"sampler"`, `"training"` or `"even"`; see the module's text.
         num_pairs: how many pictures and noises each level is scored with; fewer pictures are used again with other
             noise, of more an even selection is used. A `PairedSet` is used as it is.
         max_subsets: taller stacks than have so many sets are searched for sets worth scoring (`candidate_subsets`).

@@ -34,11 +34,16 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--height", type=int, help="height in pixels to count for (default: the training size)")
     parser.add_argument("--width", type=int, help="width in pixels to count for (default: the training size)")
     parser.add_argument("--steps", type=int, default=18, help="steps of the sampler (default: 18)")
-    parser.add_argument("--weighting", default="sampler", help="of noise levels: sampler (default) or training")
+    parser.add_argument("--weighting", default="sampler", help="of noise levels: sampler (default), training or even")
+    parser.add_argument("--p-mean", type=float, default=-1.2, help="of the run's noise, for training (default: -1.2)")
+    parser.add_argument("--p-std", type=float, default=1.2, help="of the run's noise, for training (default: 1.2)")
     parser.add_argument("--pairs", type=int, default=128, help="pictures and noises at each level (default: 128)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise and of the samples (default: 0)")
     parser.add_argument("--reference", metavar="FILE", help="what `evaluate ref` wrote, to measure samples against")
     parser.add_argument("-n", "--samples", type=int, default=256, help="samples of each schedule (default: 256)")
+    parser.add_argument(
+        "--random", type=int, default=0, help="also sample this many random schedules, to see what the loss predicts"
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="images at once (default: 32)")
     parser.add_argument("--dtype", default="float32", help="of the samples: float32 (default), bfloat16 or float16")
     parser.add_argument("--device", help="cpu, cuda, … (default: the best there is)")
@@ -51,9 +56,11 @@ def run(args: argparse.Namespace) -> int:
     from brickwork.eval.results import write_json
     from brickwork.eval.schedule_search import check_budget, search_brick_schedule
     from brickwork.eval.search_plot import draw_search
+    from brickwork.gen.objectives import EDMObjective
 
     reference = _reference(args)
     pipeline = load_lego_pipeline(args.model, args.device)
+    objective = EDMObjective(args.p_mean, args.p_std, pipeline.scheduler.config.sigma_data)
     budgets = sorted(set(args.budget))
     search = search_brick_schedule(
         pipeline,
@@ -62,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
         height=args.height,
         width=args.width,
         num_inference_steps=args.steps,
+        objective=objective,
         weighting=args.weighting,
         num_pairs=args.pairs,
         batch_size=args.batch_size,
@@ -76,11 +84,30 @@ def run(args: argparse.Namespace) -> int:
     search.plot(args.output / "search.png", found)
     print(search.table(found))
     if reference is not None:
+        found |= search.random_schedules(args.random, args.seed)
         metric = _measure_samples(args, pipeline, search, {**search.compared(), **found}, reference)
+        metric["rank_correlation"] = rank_correlations(search, found, metric["values"], objective)
+        listed = ", ".join(f"{name} {value:.2f}" for name, value in metric["rank_correlation"].items())
+        print(f"rank correlation of loss and {metric['name']} over {len(metric['values'])} schedules: {listed}")
         write_json(args.output / "search.json", search.to_dict(found) | {"metric": metric})
         draw_search(search, args.output / "search.png", search.scores(found), metric)
     print(f"wrote {args.output}: schedule-*.json (for --schedule), search.json, search.png")
     return 0
+
+
+def rank_correlations(search, further: Mapping, values: Mapping, objective) -> dict[str, float]:
+    """Spearman's correlation between the losses of schedules, by each weighting, and their entries of a result."""
+    import torch
+    from torchmetrics.functional.regression import spearman_corrcoef
+
+    from brickwork.eval.schedule_search import WEIGHTINGS, step_weights
+
+    means, correlations = torch.tensor([entry["mean"] for entry in values.values()]), {}
+    for weighting in WEIGHTINGS:
+        scores = search.reweighted(step_weights(search.steps, objective, weighting)).scores(further)
+        losses = torch.tensor([scores[name].loss for name in values])
+        correlations[weighting] = float(spearman_corrcoef(losses.float(), means.float()))
+    return correlations
 
 
 def _reference(args: argparse.Namespace):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from brickwork.eval.image_sets import write_atomically
 
-COLOURS = {"full": "#1c2126", "fast": "#2b6a8f", "only": "#5b7f2b", "searched": "#b3431f"}
-MARKERS = {"full": "s", "fast": "o", "only": "^", "searched": "D"}
+COLOURS = {"full": "#1c2126", "fast": "#2b6a8f", "only": "#5b7f2b", "searched": "#b3431f", "random": "#8a929a"}
+MARKERS = {"full": "s", "fast": "o", "only": "^", "searched": "D", "random": "x"}
 
 
 def draw_search(search, path: Path, scores: Mapping, metric: Mapping | None = None) -> None:
@@ -15,7 +15,8 @@ def draw_search(search, path: Path, scores: Mapping, metric: Mapping | None = No
     Args:
         search: a `ScheduleSearch`.
         path: of the PNG.
-        scores: `ScheduleScore` by name; what a name begins with (`full`, `fast`, `only`, `searched`) is its kind.
+        scores: `ScheduleScore` by name; what a name begins with (`full`, `fast`, `only`, `searched`, `random`) is
+            its kind.
         metric: entries of a result by name, `{"name": "KD-…", "values": {schedule: {"mean": …, "spread": …}}}`, for a
             second panel.
     """
@@ -31,8 +32,9 @@ def draw_search(search, path: Path, scores: Mapping, metric: Mapping | None = No
     axes = figure.add_subplot(1, panels, 1)
     _draw_frontier(axes, search)
     _draw_points(axes, {name: (score.share, score.loss, None) for name, score in scores.items()})
-    lowest, highest = search.frontier.losses[-1], max(score.loss for score in scores.values())
-    axes.set_ylim(lowest - 0.06 * (highest - lowest), highest + 0.06 * (highest - lowest))
+    lowest = search.frontier.losses[-1]
+    highest = max(score.loss for name, score in scores.items() if not name.startswith("random"))
+    axes.set_ylim(lowest - 0.09 * (highest - lowest), highest + 0.06 * (highest - lowest))
     _label(axes, f"paired held-out loss ({search.settings.get('weighting', 'sampler')} weighting)")
     axes.legend(fontsize=7.5, frameon=False, loc="upper right")
     if metric:
@@ -57,7 +59,9 @@ def _draw_points(axes, points: Mapping[str, tuple[float, float, float | None]]) 
     for name, (share, value, spread) in points.items():
         kind = name.split()[0] if name.split()[0] in COLOURS else "searched"
         axes.errorbar(share, value, spread, fmt=MARKERS[kind], color=COLOURS[kind], markersize=5, capsize=2, zorder=3)
-        axes.annotate(name, (share, value), textcoords="offset points", xytext=(6, 5), fontsize=7.5)
+        if kind != "random":
+            place = (0, -12) if kind == "searched" else (0, 6)  # what was found lies below what it stands beside
+            axes.annotate(name, (share, value), textcoords="offset points", xytext=place, fontsize=7, ha="center")
 
 
 def _label(axes, title: str) -> None:

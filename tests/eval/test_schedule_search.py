@@ -187,6 +187,19 @@ def test_finds_the_best_of_all_schedules(search):
     assert search.score_of(BrickSchedule.full(search.model)).share == 1
 
 
+def test_other_weights_of_the_same_measurement(search):
+    last = np.eye(4)[3]  # the last step alone, one evaluation at the lowest level
+    score = search.reweighted(last).score_of(BrickSchedule.full(search.model))
+    assert score.loss == pytest.approx(search.losses[(0, 1, 2)][-1].mean())
+    assert step_weights(search.steps, EDMObjective(), "even").tolist() == [0.25] * 4
+
+
+def test_random_schedules_can_be_drawn_again(search):
+    drawn = search.random_schedules(6, seed=1)
+    assert drawn == search.random_schedules(6, seed=1) != search.random_schedules(6, seed=2)
+    assert len({search.score_of(schedule).bricks for schedule in drawn.values()}) > 3
+
+
 @pytest.mark.parametrize("budget", [0.15, 0.5, 0.8, 1.0])
 def test_keeps_within_other_budgets_and_gets_no_worse_with_more(search, budget):
     score = search.score_of(search.best(budget))
@@ -305,7 +318,7 @@ def test_a_limit_is_kept_in_a_real_search():
         ({"data": "no/such/folder"}, "no/such/folder is neither a folder"),
         ({"height": 0}, "`height` is 0; give a whole number of pixels from 2 up"),
         ({"scheduler": FlowMatchEulerDiscreteScheduler()}, "one of the EDM family"),
-        ({"weighting": "even"}, "weighting: got 'even'"),
+        ({"weighting": "evn"}, "weighting: got 'evn'.*did you mean 'even'"),
         ({"model": torch.nn.Linear(1, 1)}, "`model` is a Linear; give a LegoPipeline"),
     ],
 )
@@ -339,12 +352,14 @@ def test_the_command_writes_schedules_plot_and_results_for_the_report(
     output = tmp_path / "search"
     arguments = ["search", str(tmp_path / "pipe"), str(pictures), "-o", str(output), "--device", "cpu"]
     arguments += ["--steps", "2", "--pairs", "2", "-n", "2", "--reference", str(tmp_path / "r.safetensors")]
-    assert cli.main([*arguments, "--budget", "0.7", "0.5"]) == 0
+    assert cli.main([*arguments, "--budget", "0.7", "0.5", "--random", "2"]) == 0
     table = capsys.readouterr().out
     assert "searched 0.5" in table and "searched 0.7" in table and "only 0" in table
     stored = json.loads((output / "search.json").read_text())
     assert stored["schedules"]["searched 0.5"]["share"] <= 0.5 and len(stored["levels"]) == 2
-    assert set(stored["metric"]["values"]) == set(stored["schedules"])
+    assert set(stored["metric"]["values"]) == set(stored["schedules"]) >= {"random 0", "random 1"}
+    assert set(stored["metric"]["rank_correlation"]) == {"sampler", "training", "even"}
+    assert "rank correlation of loss and KD-Small, 2 samples over 12 schedules: sampler " in table
     schedule = parse_schedule(str(output / "schedule-0.5.json"), model)
     assert schedule.to_dict() == stored["schedule"]
     with Image.open(output / "search.png") as plot:
