@@ -11,10 +11,10 @@ from diffusers.loaders import PeftAdapterMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
+from brickwork.gen.block_network import BlockNetwork, largest_window
 from brickwork.gen.blocks.modulation import Modulation, modulate
 from brickwork.gen.blocks.registry import build_block, check_block_options, parse_block_types
-from brickwork.gen.blocks.windowed import fixed_sides
-from brickwork.gen.blocks.windows import pad_to_multiple, window_partition, window_reverse
+from brickwork.gen.blocks.windows import pad_to_multiple, static_size, window_partition, window_reverse
 from brickwork.gen.conditioning import (
     ClassTimeEmbedding,
     batch_timestep,
@@ -22,7 +22,7 @@ from brickwork.gen.conditioning import (
     check_sample,
     check_text,
 )
-from brickwork.gen.denoiser import Denoiser, check_overrides
+from brickwork.gen.denoiser import check_overrides
 from brickwork.gen.embeddings import sincos_position_table
 from brickwork.gen.presets import TRANSFORMER_PRESETS, find_preset
 
@@ -39,7 +39,7 @@ class BlockTransformer2DModelOutput(BaseOutput):
     sample: torch.Tensor
 
 
-class BlockTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin):
+class BlockTransformer2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Patches of an image go through a stack of blocks, any of `brickwork.gen.blocks.list_blocks()`.
 
     Positions are a fixed sine-cosine table of the patch's row and column, counted from the top left corner. A larger
@@ -57,7 +57,7 @@ class BlockTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixi
         hidden_size: width, a multiple of 4.
         attention_head_dim: channels of a head; divides the width. `None` for each block's own default, as below.
         mlp_ratio: hidden width of the blocks' MLPs over the width.
-        window_size: side of the blocks' windows, in patches.
+        window_size: side of the blocks' windows, in patches; an image is at least as large.
         block_options: further settings by block name, such as `{"i2rmb": {"kernel_size": 3}}`.
         cross_attention_dim: width of a text's tokens, `None` for a network that reads no text.
         norm_elementwise_affine: whether the last norm has a weight and a bias of its own.
@@ -65,9 +65,6 @@ class BlockTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixi
         id2label: class names by number, for pipelines.
     """
 
-    _supports_gradient_checkpointing = True
-    _no_split_modules = ["DiTBlock", "I2RMB", "MaxViTBlock", "ResNetBlock"]
-    _repeated_blocks = _no_split_modules
     _skip_layerwise_casting_patterns = ["condition", "patch_embed", "norm", "modulation", "proj_out"]
 
     @register_to_config
@@ -116,7 +113,7 @@ class BlockTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixi
         self.norm_out = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=norm_elementwise_affine)
         self.final_modulation = Modulation(hidden_size, hidden_size, 2)
         self.proj_out = nn.Linear(hidden_size, self.out_channels * patch_size**2)
-        self.gradient_checkpointing = False
+        self._set_maps({"the map of patches": (patch_size, largest_window(self.blocks))})
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -184,19 +181,22 @@ class BlockTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixi
         """Estimate what the network was trained for (the noise, for DiT's weights).
 
         Args:
-            sample: `(B, in_channels, H, W)`, scaled as the scheduler does; any height and width of at least one patch.
-                Sides that patches do not divide are padded with zeros at the bottom and the right.
+            sample: `(B, in_channels, H, W)`, scaled as the scheduler does; any height and width of at least one
+                patch and, in patches, one window. Sides that patches do not divide are padded with zeros at the bottom
+                and the right.
             timestep: `(B,)` or a scalar, what the scheduler says.
             class_labels: integers `(B,)` from 0 to `num_classes`, which itself stands for "no class", as does `None`.
             encoder_hidden_states: `(B, length, cross_attention_dim)`, a text.
             return_dict: return an output object rather than a tuple.
 
         Raises:
-            ValueError: for wrong channels, sizes below one patch, labels out of range, or a text that does not fit.
+            ValueError: for wrong channels, sizes below a patch or a window, labels out of range, or a text that
+                does not fit.
         """
         patch = self.config.patch_size
         check_sample(sample, self.config.in_channels, patch)
-        batch, (height, width) = sample.shape[0], fixed_sides(sample)
+        batch, (height, width) = sample.shape[0], static_size(sample)
+        self._check_maps(sample)
         check_text(encoder_hidden_states, batch, self.config.cross_attention_dim)
         dtype = self.dtype
         timestep = batch_timestep(timestep, batch, sample.device)
@@ -209,10 +209,7 @@ class BlockTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixi
         tokens = self.patch_embed(patches)[:, 0] + self.positions(*grid).to(dtype)  # (B, tokens, D)
         hidden_states = tokens.transpose(1, 2).unflatten(2, grid)
         for block in self.blocks:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden_states = self._gradient_checkpointing_func(block, hidden_states, temb, encoder_hidden_states)
-            else:
-                hidden_states = block(hidden_states, temb, encoder_hidden_states)
+            hidden_states = self._run(block, hidden_states, temb, encoder_hidden_states)
         shift, scale = self.final_modulation(temb)
         tokens = self.norm_out(hidden_states.flatten(2).transpose(1, 2)[:, None])
         tokens = self.proj_out(modulate(tokens, shift, scale))

@@ -11,9 +11,9 @@ from diffusers.loaders import PeftAdapterMixin
 from diffusers.utils import BaseOutput, apply_lora_scale
 from torch import nn
 
+from brickwork.gen.block_network import BlockNetwork, largest_window
 from brickwork.gen.blocks.norms import make_norm
 from brickwork.gen.blocks.registry import build_block, check_block_options, parse_block_types
-from brickwork.gen.blocks.windowed import fixed_sides
 from brickwork.gen.conditioning import (
     ClassTimeEmbedding,
     batch_timestep,
@@ -21,7 +21,7 @@ from brickwork.gen.conditioning import (
     check_sample,
     check_text,
 )
-from brickwork.gen.denoiser import Denoiser, check_overrides
+from brickwork.gen.denoiser import check_overrides
 from brickwork.gen.presets import UNET_PRESETS, find_preset
 
 BASE_CHANNELS = 128  # of the first stage, where a configuration does not say
@@ -57,7 +57,7 @@ class UpStage(nn.Module):
         self.upsample = None if next_dim is None else nn.Conv2d(dim, next_dim, 3, padding=1)
 
 
-class BlockUNet2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin):
+class BlockUNet2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapterMixin):
     """A UNet of any blocks of `brickwork.gen.blocks.list_blocks()`, for images of any height and width.
 
     It stands where diffusers' pipelines expect a UNet: `StableDiffusionPipeline(unet=BlockUNet2DModel(...), ...)`.
@@ -73,7 +73,7 @@ class BlockUNet2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin):
         layers_per_block: blocks of each stage of the encoder, and as many of the decoder; one number for all stages.
         attention_head_dim: channels of a head; divides the channels. `None` for each block's own default, as below.
         mlp_ratio: hidden width of the blocks' MLPs over the width.
-        window_size: side of the blocks' windows, in pixels of the stage.
+        window_size: side of the blocks' windows, in pixels of the stage; a stage's map is at least as large.
         block_options: further settings by block name, such as `{"i2rmb": {"expand_ratio": 2.0}}`.
         cross_attention_dim: width of a text's tokens, `None` for a network that reads no text.
         time_embed_dim: width of the condition, `None` for four times the first stage's channels.
@@ -82,9 +82,6 @@ class BlockUNet2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin):
         id2label: class names by number, for pipelines.
     """
 
-    _supports_gradient_checkpointing = True
-    _no_split_modules = ["DiTBlock", "I2RMB", "MaxViTBlock", "ResNetBlock"]
-    _repeated_blocks = _no_split_modules
     _skip_layerwise_casting_patterns = ["condition", "conv_in", "norm", "modulation", "conv_out"]
 
     @register_to_config
@@ -140,7 +137,12 @@ class BlockUNet2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.conv_out = nn.Conv2d(widths[0], out_channels or in_channels, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
-        self.gradient_checkpointing = False
+        self._set_maps(
+            {
+                f"stage {number + 1} of {len(widths)}": (2**number, largest_window(stage.blocks))
+                for number, stage in enumerate(self.down_blocks)
+            }
+        )
 
     @classmethod
     def from_preset(
@@ -173,7 +175,8 @@ class BlockUNet2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin):
         """Estimate what the network was trained for.
 
         Args:
-            sample: `(B, in_channels, H, W)`, scaled as the scheduler does; any height and width.
+            sample: `(B, in_channels, H, W)`, scaled as the scheduler does; any height and width whose smallest map
+                holds a window of its blocks.
             timestep: `(B,)` or a scalar, what the scheduler says.
             encoder_hidden_states: `(B, length, cross_attention_dim)`, a text, for networks that read one.
             class_labels: integers `(B,)` from 0 to `num_classes`, which itself stands for "no class", as does `None`.
@@ -183,10 +186,12 @@ class BlockUNet2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin):
             return_dict: return an output object rather than a tuple.
 
         Raises:
-            ValueError: for wrong channels, labels out of range, or conditions that do not fit the network.
+            ValueError: for wrong channels, sizes below a window, labels out of range, or conditions that do not fit
+                the network.
         """
         self._check_conditions(timestep_cond, cross_attention_kwargs, added_cond_kwargs)
         check_sample(sample, self.config.in_channels)
+        self._check_maps(sample)
         batch, dtype = sample.shape[0], self.dtype
         if self.config.cross_attention_dim is not None and encoder_hidden_states is None:
             raise ValueError("`encoder_hidden_states` is None, but this network reads a text; give its embedding.")
@@ -195,7 +200,6 @@ class BlockUNet2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin):
         labels = check_class_labels(class_labels, batch, self.config.num_classes)
         temb = self.condition(timestep, labels, dtype, timestep_cond)
 
-        fixed_sides(sample)
         hidden_states, skips = self.conv_in(sample.to(dtype)), []
         for stage in self.down_blocks:
             for block in stage.blocks:
@@ -217,11 +221,6 @@ class BlockUNet2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin):
         if not return_dict:
             return (output,)
         return BlockUNet2DModelOutput(sample=output)
-
-    def _run(self, block: nn.Module, hidden_states: torch.Tensor, *conditions: torch.Tensor | None) -> torch.Tensor:
-        if torch.is_grad_enabled() and self.gradient_checkpointing:
-            return self._gradient_checkpointing_func(block, hidden_states, *conditions)
-        return block(hidden_states, *conditions)
 
     def _check_conditions(
         self, timestep_cond: torch.Tensor | None, cross_attention_kwargs: dict | None, added_cond_kwargs: dict | None

@@ -15,20 +15,29 @@ class SpanningAttnProcessor(WindowAttnProcessor):
     """One query, key and value for two attentions: in windows of neighbours and in grids over the map."""
 
     def __call__(self, attn: "SpanningAttention", hidden_states: torch.Tensor) -> torch.Tensor:
+        windowings = [Windowing(hidden_states, attn.window_size, mode) for mode in ("block", "grid")]
+        close, remote = self.cut(attn, hidden_states, windowings)
+        output = self.attend_within(windowings[0], *close)
+        del close  # the value is the largest tensor of the network
+        return output.add_(self.attend_within(windowings[1], *remote))
+
+    def cut(
+        self, attn: "SpanningAttention", hidden_states: torch.Tensor, windowings: list[Windowing]
+    ) -> list[list[torch.Tensor]]:
+        """Query, key and value for each windowing, each `(B * windows, tokens, heads, head_dim)`."""
         tokens = hidden_states.permute(0, 2, 3, 1)
         query, key = attn.qk(tokens).permute(0, 3, 1, 2).chunk(2, dim=1)
         value = nn.functional.gelu(attn.v(tokens)).permute(0, 3, 1, 2)
-        close = self.attend_within(attn, query, key, value, "block")
-        return close.add_(self.attend_within(attn, query, key, value, "grid"))
+        heads = attn.num_attention_heads
+        return [[windowing.cut_heads(tensor, heads) for tensor in (query, key, value)] for windowing in windowings]
 
     def attend_within(
-        self, attn: "SpanningAttention", query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mode: str
+        self, windowing: Windowing, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> torch.Tensor:
-        """`query` and `key` `(B, D, H, W)`, `value (B, expanded, H, W)` => `(B, expanded, H, W)`."""
-        windowing = Windowing(query, attn.window_size, mode)
-        attn_mask = window_attn_mask(windowing.mask, None, query.shape[0], query)
-        cut = (windowing.cut_heads(tensor, attn.num_attention_heads) for tensor in (query, key, value))
-        return windowing.join(self.attend(*cut, attn_mask).unflatten(0, (query.shape[0], -1)))
+        """What `cut` gives => `(B, expanded, H, W)`."""
+        batch = len(query) // windowing.count
+        attn_mask = window_attn_mask(windowing.mask, None, batch, query)
+        return windowing.join(self.attend(query, key, value, attn_mask).unflatten(0, (batch, windowing.count)))
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None
@@ -107,6 +116,7 @@ class I2RMB(Block):
             )
         if kernel_size % 2 == 0:
             raise ValueError(f"`kernel_size` is {kernel_size}; an odd one keeps the size of the map.")
+        self.window_size = window_size
         self.norm = make_norm("layer", dim)
         self.attn = SpanningAttention(dim, expand_ratio, heads, window_size)
         self.conv = nn.Conv2d(

@@ -112,7 +112,7 @@ class MaxViTBlock(Block):
         super().__init__(dim, cond_dim, attention_head_dim=attention_head_dim, **settings)
         check_window(window_size)
         heads = heads_of(dim, attention_head_dim)
-        self.decoder = decoder
+        self.window_size, self.decoder = window_size, decoder
         self.conv = MBConv(dim, cond_dim, expand_ratio, squeeze_ratio, conv_norm, modulation)
         self.block_attn, self.grid_attn = (
             PartitionAttention(dim, cond_dim, heads, window_size, mlp_ratio, mode, modulation)

@@ -27,7 +27,12 @@ class Block(nn.Module, ABC):
         cond_dim: width of the condition.
         cross_attention_dim: width of the text's tokens, `None` for a block that reads no text.
         attention_head_dim: channels of a head of the attention to the text.
+
+    Attributes:
+        window_size: side of the windows that a map is cut into and must hold one of; `None` for a block without.
     """
+
+    window_size: int | None = None
 
     def __init__(
         self, dim: int, cond_dim: int, *, cross_attention_dim: int | None = None, attention_head_dim: int = 32

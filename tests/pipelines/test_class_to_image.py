@@ -19,7 +19,7 @@ def make_network(kind="transformer", **overrides):
     if kind == "transformer":
         model = BlockTransformer2DModel(**(common | {"hidden_size": 16, "num_layers": 1} | overrides))
     else:
-        widths = {"block_types": "i2rmb", "block_out_channels": (16, 16), "layers_per_block": 1}
+        widths = {"block_types": "i2rmb", "block_out_channels": (16, 16), "layers_per_block": 1, "window_size": 4}
         model = BlockUNet2DModel(**(common | widths | overrides))
     for parameter in model.parameters():
         if parameter.requires_grad:

@@ -14,7 +14,7 @@ NETWORKS = {f"transformer of {name}": (BlockTransformer2DModel, TRANSFORMER, nam
 NETWORKS |= {f"unet of {name}": (BlockUNet2DModel, UNET, name) for name in list_blocks()}
 MIXED_NETWORKS = {
     "mixed transformer": (BlockTransformer2DModel, TRANSFORMER | {"num_layers": 4}, MIXED),
-    "mixed unet": (BlockUNet2DModel, UNET | {"block_out_channels": (16, 16, 24, 24)}, MIXED),
+    "mixed unet": (BlockUNet2DModel, UNET | {"block_out_channels": (16, 16, 24, 24), "sample_size": 20}, MIXED),
 }
 NETWORKS |= MIXED_NETWORKS
 
@@ -51,7 +51,7 @@ def mixed_network(request):
 
 @pytest.fixture
 def inputs():
-    def make(batch=2, channels=3, height=12, width=12, classes=5, seed=0):
+    def make(batch=2, channels=3, height=17, width=17, classes=5, seed=0):
         generator = torch.Generator().manual_seed(seed)
         return {
             "sample": torch.randn(batch, channels, height, width, generator=generator),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
+from brickwork.eval.operations import count_operations
 from brickwork.gen.blocks import list_blocks
 
 KEYS = Path(__file__).parents[2] / "data" / "blocks" / "keys.json"
@@ -14,7 +15,7 @@ KEYS = Path(__file__).parents[2] / "data" / "blocks" / "keys.json"
 
 @torch.no_grad()
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize(("height", "width"), [(20, 20), (12, 31), (17, 9), (5, 7), (2, 3)])
+@pytest.mark.parametrize(("height", "width"), [(20, 20), (17, 31), (27, 18)])
 def test_any_size(any_network, inputs, batch, height, width):
     output = any_network(**inputs(batch, height=height, width=width)).sample
     assert output.shape == (batch, 3, height, width)
@@ -22,7 +23,7 @@ def test_any_size(any_network, inputs, batch, height, width):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("height", "width"), [(14, 22), (24, 15)])
+@pytest.mark.parametrize(("height", "width"), [(18, 22), (24, 17)])
 def test_padding_is_masked_out(any_network, inputs, monkeypatch, height, width):
     """What stands in the padding of windows must not matter."""
     from brickwork.gen.blocks import windowed
@@ -39,13 +40,12 @@ def test_padding_is_masked_out(any_network, inputs, monkeypatch, height, width):
 
     monkeypatch.setattr(windowed, "pad_to_multiple", noisy_padding)
     torch.testing.assert_close(any_network(**call).sample, expected, rtol=1e-4, atol=1e-5)
-    windows = [m.window_size for m in any_network.modules() if m is not any_network and hasattr(m, "window_size")]
-    assert any(padded_maps) == bool(windows)
+    assert any(padded_maps) == any(window > 1 for _, window in any_network.maps.values())
 
 
 @torch.no_grad()
 def test_a_batch_is_its_images(any_network, inputs):
-    call = inputs(3, height=20, width=14)
+    call = inputs(3, height=20, width=17)
     together = any_network(**call).sample
     alone = [any_network(**{key: value[i : i + 1] for key, value in call.items()}).sample for i in range(3)]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
@@ -238,6 +238,30 @@ def test_names_of_weights_are_frozen(any_network, request):
 def test_every_block_is_covered():
     frozen = json.loads(KEYS.read_text())
     assert all(f"{kind} of {name}" in frozen for name in list_blocks() for kind in ("transformer", "unet"))
+
+
+@torch.no_grad()
+def test_sizes_down_to_the_smallest_that_holds_its_windows(any_network, inputs):
+    """One pixel less names the map, its size, its window and both mends."""
+    smallest = max((window - 1) * stride + 1 for stride, window in any_network.maps.values())
+    smallest = max(smallest, any_network.config.get("patch_size", 1))
+    assert any_network(**inputs(height=smallest, width=smallest + 3)).sample.isfinite().all()
+    if all(window == 1 for _, window in any_network.maps.values()):
+        return
+    mend = rf"below its window of 5 × 5; make both sides at least {smallest}, or .* `window_size` of at most 4"
+    for size in ((smallest - 1, smallest), (smallest + 3, smallest - 1)):
+        with pytest.raises(ValueError, match=rf"\({size[0]}, {size[1]}\), where (stage|the map).*{mend}"):
+            any_network(**inputs(height=size[0], width=size[1]))
+    config = dict(any_network.config) | {"sample_size": smallest - 1}
+    with pytest.raises(ValueError, match=f"`sample_size` .*{mend}"):
+        type(any_network).from_config(config)
+    assert type(any_network).from_config(config | {"window_size": 4}).maps
+
+
+@torch.no_grad()
+def test_the_one_subnet_is_the_network_and_costs_what_runs(any_network, inputs):
+    operations, _ = count_operations(lambda: any_network(**inputs(1, height=20, width=17)))
+    assert any_network.subnets(20, 17) == {"whole": operations}
 
 
 @torch.no_grad()
