@@ -1,5 +1,6 @@
 """Small real Stable Diffusion folders with random weights, and runs on them."""
 
+import copy
 import json
 import warnings
 from pathlib import Path
@@ -118,12 +119,28 @@ def quiet():
     diffusers.utils.logging.disable_progress_bar()
 
 
+@pytest.fixture(scope="session")
+def fresh(bases):
+    """`fresh("sd1")` => a pipeline of its own, as loaded from its folder."""
+    from brickwork.training.stable_diffusion import load_pipeline
+
+    loaded = {kind: load_pipeline(str(folder)) for kind, folder in bases.items()}
+    return lambda kind: copy.deepcopy(loaded[kind])
+
+
 @pytest.fixture
-def tiny_run(bases, tmp_path):
+def tiny_run(bases, fresh, tmp_path, monkeypatch):
     """`tiny_run("name", "section.key=value", …, kind="sd1")` => a `Run` in `tmp_path/name`."""
+    from brickwork.training import train_resadapter
     from brickwork.training.config import load_config
     from brickwork.training.latent_config import ResAdapterConfig
-    from brickwork.training.train_resadapter import prepare
+
+    kinds, load = {str(folder): kind for kind, folder in bases.items()}, train_resadapter.load_pipeline
+    monkeypatch.setattr(
+        train_resadapter,
+        "load_pipeline",
+        lambda base, *rest: fresh(kinds[base]) if base in kinds else load(base, *rest),
+    )
 
     def build(name: str, *overrides: str, kind: str = "sd1", **options):
         for state in (AcceleratorState, GradientState, PartialState):
@@ -131,6 +148,6 @@ def tiny_run(bases, tmp_path):
         path = tmp_path / "tiny.yaml"
         path.write_text(yaml.safe_dump(TINY))
         values = [f"model.base={bases[kind]}", f"run.output_dir={tmp_path / name}", *overrides]
-        return prepare(load_config(path, values, ResAdapterConfig), **options)
+        return train_resadapter.prepare(load_config(path, values, ResAdapterConfig), **options)
 
     return build

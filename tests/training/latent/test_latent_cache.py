@@ -6,12 +6,12 @@ import torch
 from brickwork.training.config import load_config
 from brickwork.training.data.captioned import CaptionedImages, LatentCache
 from brickwork.training.latent_config import ResAdapterConfig
-from brickwork.training.stable_diffusion import load_pipeline, moments
+from brickwork.training.stable_diffusion import moments
 
 
 @pytest.fixture
-def pipeline(bases):
-    return load_pipeline(str(bases["sd1"]))
+def pipeline(fresh):
+    return fresh("sd1")
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_rows_are_what_the_networks_make_of_them(tmp_path, images, pipeline):
     assert len(cache.texts) == len(images.captions)
 
 
-def test_a_stale_cache_is_refused_by_name(tmp_path, images, pipeline, bases):
+def test_a_stale_cache_is_refused_by_name(tmp_path, images, pipeline, fresh):
     LatentCache(tmp_path / "cache", images, pipeline).build()
 
     def refused(images, pipeline, what):
@@ -53,7 +53,7 @@ def test_a_stale_cache_is_refused_by_name(tmp_path, images, pipeline, bases):
 
     refused(make_images("data.max_upscale=2"), pipeline, "crop")
     refused(make_images("data.classes=[Symbols]"), pipeline, "data")
-    half = load_pipeline(str(bases["sd1"]))
+    half = fresh("sd1")
     half.vae.to(torch.bfloat16)
     refused(images, half, "network and dtype")
     (tmp_path / "cache" / "latents-8x8").rename(tmp_path / "cache" / "latents-16x16.old")

@@ -11,7 +11,10 @@ from brickwork.adapters.state import adaptable_shapes
 from brickwork.training.checkpoints import CheckpointFolder, load_trained_tensors, trained_tensors
 from brickwork.training.loop import train
 from brickwork.training.resadapter import trained_weights
-from brickwork.training.stable_diffusion import load_pipeline
+
+
+# A cache of these is quickly made.
+FEW = ("data.label_column=label", "data.classes=[Flags]", "data.held_out=0", "resolution.max_size=16")
 
 
 @torch.no_grad()
@@ -50,7 +53,7 @@ def write_random_adapter(unet, folder, rank=3, alpha=1.5, norms=True, lora=True)
     ("kind", "base"),
     [("interpolation", "sd1"), ("extrapolation", "sd1"), ("both", "sd1"), ("both", "sd2"), ("both", "sdxl")],
 )
-def test_every_loader_gives_what_was_trained(tiny_run, bases, tmp_path, kind, base):
+def test_every_loader_gives_what_was_trained(tiny_run, bases, fresh, tmp_path, kind, base):
     """After two steps: our library from both forms, and the authors' quick tour, against the network in memory."""
     run = tiny_run("run", f"adapter.kind={kind}", "run.total_images=4", "objective.size_conditions=picture", kind=base)
     frozen = {n: p.clone() for n, p in run.model.named_parameters() if not p.requires_grad}
@@ -62,11 +65,11 @@ def test_every_loader_gives_what_was_trained(tiny_run, bases, tmp_path, kind, ba
     folder = tmp_path / "run" / "adapter"
     single = folder / "run.safetensors"
 
-    original = load_pipeline(str(bases[base]))
+    original = fresh(base)
     before = predict(original.unet)
     assert (trained - before).abs().max() > 1e-3
     for source in (folder / "official", single):
-        pipeline = load_pipeline(str(bases[base]))
+        pipeline = fresh(base)
         load_resadapter(pipeline, source)
         torch.testing.assert_close(predict(pipeline.unet), trained, rtol=1e-5, atol=1e-5)
 
@@ -91,9 +94,9 @@ def test_every_loader_gives_what_was_trained(tiny_run, bases, tmp_path, kind, ba
     assert info["trainer"].startswith("brickwork ")
 
 
-def test_a_fresh_adapter_changes_nothing_and_switches_off_exactly(tiny_run, bases):
+def test_a_fresh_adapter_changes_nothing_and_switches_off_exactly(tiny_run, fresh):
     run = tiny_run("run")
-    base = predict(load_pipeline(str(bases["sd1"])).unet)
+    base = predict(fresh("sd1").unet)
     torch.testing.assert_close(predict(run.model), base, rtol=0, atol=0)
     with torch.no_grad():
         for parameter in run.model.parameters():
@@ -119,11 +122,11 @@ def test_what_is_trained(tiny_run):
 
 def test_resume_equals_an_uninterrupted_run(tiny_run, tmp_path, final_tensors, equal_bits):
     """With a cache, and samples drawn on the way, which must change nothing."""
-    cache = f"data.cache={tmp_path / 'cache'}"
-    train(tiny_run("whole", cache))
-    train(tiny_run("parts", cache, "run.total_images=4", "run.sample_images=4"))
+    values = (f"data.cache={tmp_path / 'cache'}", *FEW)
+    train(tiny_run("whole", *values))
+    train(tiny_run("parts", *values, "run.total_images=4", "run.sample_images=4"))
     first = final_tensors(tmp_path / "parts")
-    train(tiny_run("parts", cache, "data.num_workers=1"))
+    train(tiny_run("parts", *values, "data.num_workers=1"))
     assert equal_bits(final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "parts"))
     assert not equal_bits(first, final_tensors(tmp_path / "parts"))
     files = [load_file(tmp_path / name / "adapter" / f"{name}.safetensors") for name in ("whole", "parts")]
@@ -133,7 +136,7 @@ def test_resume_equals_an_uninterrupted_run(tiny_run, tmp_path, final_tensors, e
 
 def test_cached_and_encoded_anew_train_alike(tiny_run, tmp_path, final_tensors):
     for name, override in (("cached", f"data.cache={tmp_path / 'cache'}"), ("anew", "data.cache=null")):
-        train(tiny_run(name, override, "run.total_images=4", kind="sdxl"))
+        train(tiny_run(name, override, *FEW, "run.total_images=4", kind="sdxl"))
     cached, anew = (final_tensors(tmp_path / name) for name in ("cached", "anew"))
     for name, tensor in cached.items():
         torch.testing.assert_close(anew[name], tensor, rtol=1e-3, atol=1e-5)
@@ -157,9 +160,9 @@ def test_half_precision_keeps_what_is_trained_in_float32(tiny_run):
 
 
 @pytest.mark.parametrize("mode", ["replace", "delta"])
-def test_starting_from_an_official_adapter(tiny_run, bases, tmp_path, mode):
+def test_starting_from_an_official_adapter(tiny_run, bases, fresh, tmp_path, mode):
     """One's own checkpoint is another one than the adapter's base: delta keeps what makes them differ."""
-    base = load_pipeline(str(bases["sd1"]))
+    base = fresh("sd1")
     official = write_random_adapter(base.unet, tmp_path / "official")
     with torch.no_grad():
         for name, parameter in base.unet.named_parameters():
@@ -181,8 +184,8 @@ def test_starting_from_an_official_adapter(tiny_run, bases, tmp_path, mode):
     assert {(pair.rank, pair.factor) for pair in adapter.convs.values()} == {(3, 0.5)}
 
 
-def test_adapters_that_cannot_be_started_from(tiny_run, bases, tmp_path):
-    xl, sd = (load_pipeline(str(bases[kind])).unet for kind in ("sdxl", "sd1"))
+def test_adapters_that_cannot_be_started_from(tiny_run, fresh, tmp_path):
+    xl, sd = (fresh(kind).unet for kind in ("sdxl", "sd1"))
     other = write_random_adapter(xl, tmp_path / "xl")
     with pytest.raises(ValueError, match="`adapter.init_from` cannot be taken: .*xl does not fit"):
         tiny_run("run", f"adapter.init_from={other}", "adapter.rank=null")

@@ -14,8 +14,8 @@ KINDS = ("sd1", "sd2", "sdxl")
 
 
 @pytest.fixture(params=KINDS)
-def pipeline(request, bases):
-    return sd.load_pipeline(str(bases[request.param]))
+def pipeline(request, fresh):
+    return fresh(request.param)
 
 
 def make_batch(pipeline, height=6, width=10, batch=3):
@@ -159,12 +159,13 @@ def test_what_is_no_stable_diffusion_is_refused(tmp_path, change, message):
         sd.load_pipeline(str(tmp_path))
 
 
-def test_single_files_and_edit_models_are_refused(tmp_path, bases, pipeline):
+def test_single_files_and_edit_models_are_refused(tmp_path, fresh):
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="single file; turn it into a folder once"):
         sd.load_pipeline(str(tmp_path / "model.safetensors"))
     with pytest.raises(ValueError, match="`model.base` is empty"):
         sd.load_pipeline("")
+    pipeline = fresh("sd1")
     pipeline.unet.register_to_config(in_channels=9)
     pipeline.unet.conv_in = torch.nn.Conv2d(9, 4, 3, padding=1)
     pipeline.save_pretrained(tmp_path / "inpaint")

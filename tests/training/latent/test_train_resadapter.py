@@ -31,7 +31,8 @@ def arguments(tiny_run, bases, tmp_path):
 
 def test_two_processes_under_accelerate_launch_equal_one(tiny_run, arguments, tmp_path, final_tensors):
     """They could not, if they drew different resolutions: every step's images would have other noise and shapes."""
-    values = ["run.total_images=4", f"data.cache={tmp_path / 'cache'}"]
+    values = ["run.total_images=4", f"data.cache={tmp_path / 'cache'}", "data.label_column=label"]
+    values += ["data.classes=[Flags]", "data.held_out=0"]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
     launch += [TRAINING / "configs" / "accelerate" / "two_cpu_processes.yaml", TRAINING / "train_resadapter.py"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
@@ -62,8 +63,9 @@ def test_a_dry_run_says_everything_and_leaves_nothing(arguments, tmp_path, capsy
 
 
 def test_filling_the_cache_alone(arguments, tmp_path, capsys):
-    assert main([*arguments, "--cache-only", f"data.cache={tmp_path / 'cache'}"]) == 0
-    assert len(list((tmp_path / "cache").iterdir())) == 1 + 5
+    few = ["data.label_column=label", "data.classes=[Flags]", "resolution.max_size=16"]
+    assert main([*arguments, "--cache-only", f"data.cache={tmp_path / 'cache'}", *few]) == 0
+    assert len(list((tmp_path / "cache").iterdir())) == 1 + 2
     assert not (tmp_path / "run").exists()
     assert main([*arguments, "--cache-only"]) == 2
     assert "`data.cache` is null" in capsys.readouterr().err
