@@ -2,7 +2,7 @@
 
 A block's norms, modulations and activations take a few percent of its time and half of what autograd keeps of it. Here
 they are computed again instead, and nothing that is dear (matrix products, attention) runs twice. Gradient
-checkpointing goes further and pays with a second forward pass; the two go together.
+checkpointing goes further and pays with a second forward pass; where it is on, this stands back.
 """
 
 from collections.abc import Callable
@@ -60,10 +60,17 @@ def _again(ctx: Any) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether autograd is left to itself: a compiler decides on its own what to keep, `torch.func` allows no hooks."""
+    """Whether autograd is left to itself.
+
+    A compiler decides on its own what to keep, `torch.func` allows no hooks, and of nested hooks only the innermost
+    are called, so that ours would keep what gradient checkpointing or offloading wants to put away.
+    """
     if torch.compiler.is_compiling():
         return True
-    return not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+    if not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        return True
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None and hooks[0].__module__ != __name__
 
 
 def recomputed(function: Callable, *inputs: torch.Tensor) -> Any:

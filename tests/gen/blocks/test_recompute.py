@@ -12,6 +12,14 @@ def squared(x, y):
     return (x * y).tanh(), x.square().exp()
 
 
+def random_block(dim):
+    """With numbers everywhere: a fresh block's gates are zero."""
+    block = DiTTokenBlock(dim, 2, 4.0, dim)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return block
+
+
 @pytest.fixture
 def inputs():
     generator = torch.Generator().manual_seed(0)
@@ -78,9 +86,7 @@ def test_a_block_keeps_little():
     from brickwork.eval.benchmark_memory import TensorBytes
 
     dim, tokens = 32, 40
-    block = DiTTokenBlock(dim, 2, 4.0, dim)
-    for parameter in block.parameters():
-        nn.init.normal_(parameter, std=0.2)
+    block = random_block(dim)
     hidden, temb = torch.randn(2, 3, tokens, dim, requires_grad=True), torch.randn(2, dim)
     with TensorBytes() as counted:
         out = block(hidden, temb)
@@ -88,12 +94,36 @@ def test_a_block_keeps_little():
         assert counted.now - weights < 11.5 * out.nbytes  # 17 and more if autograd were left to itself
 
 
+def test_gradient_checkpointing_keeps_the_input_alone():
+    """Of nested hooks only the innermost count: ours must not hold what checkpointing puts away."""
+    from torch.utils.checkpoint import checkpoint
+
+    from brickwork.eval.benchmark_memory import TensorBytes
+
+    block = random_block(32)
+    hidden, temb = torch.randn(2, 3, 40, 32, requires_grad=True), torch.randn(2, 32)
+    with TensorBytes() as counted:
+        out = checkpoint(block, hidden, temb, use_reentrant=False)
+        weights = sum(parameter.nbytes for parameter in block.parameters() if parameter.ndim == 2)
+        assert counted.now - weights < 2 * out.nbytes
+    out.square().sum().backward()
+    wanted = torch.autograd.grad(block(hidden, temb).square().sum(), list(block.parameters()))
+    for parameter, gradient in zip(block.parameters(), wanted):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_torch_func():
+    block = random_block(16)
+    hidden, temb = torch.randn(1, 2, 20, 16), torch.randn(1, 16)
+    wanted = torch.func.grad(lambda x: block(x, temb).square().sum())(hidden)
+    hidden.requires_grad_()
+    torch.testing.assert_close(torch.autograd.grad(block(hidden, temb).square().sum(), hidden)[0], wanted)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_autocast_in_the_backward_pass(dtype):
     """The recomputation runs in the formats of the first pass."""
-    block = DiTTokenBlock(16, 2, 4.0, 16)
-    for parameter in block.parameters():
-        nn.init.normal_(parameter, std=0.2)
+    block = random_block(16)
     hidden, temb = torch.randn(1, 2, 20, 16).to(dtype), torch.randn(1, 16)
     with torch.autocast("cpu", torch.bfloat16):
         block(hidden, temb).float().square().sum().backward()
