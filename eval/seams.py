@@ -166,29 +166,24 @@ def seam_ratio(images: np.ndarray, window: int, step: int) -> dict[str, float | 
 
 
 def _draw(pipe, args: argparse.Namespace, height: int, width: int, kind: str) -> tuple[float, np.ndarray]:
-    """Operations of one picture, and the pictures `(N, height, width, channels)` in [0, 1], drawn one by one."""
+    """Operations of one picture, and the pictures `(N, height, width, channels)` in [0, 1]."""
     import torch
 
     from brickwork.eval.operations import count_operations
 
-    label = 0 if pipe.transformer.config.num_classes else None
-    images, total = [], 0
-    for number in range(args.count):
-        operations, output = count_operations(
-            lambda number=number: pipe(
-                class_labels=label,
-                height=height,
-                width=width,
-                num_inference_steps=args.steps,
-                guidance_scale=args.guidance,
-                generator=torch.Generator().manual_seed(args.seed + number),
-                windows=kind,
-                output_type="np",
-            )
+    operations, output = count_operations(
+        lambda: pipe(
+            class_labels=[0 if pipe.transformer.config.num_classes else None] * args.count,
+            height=height,
+            width=width,
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance,
+            generator=[torch.Generator().manual_seed(args.seed + number) for number in range(args.count)],
+            windows=kind,
+            output_type="np",
         )
-        images.append(output.images[0])
-        total += operations
-    return total / args.count, np.stack(images)
+    )
+    return operations / args.count, output.images
 
 
 def _line(row: Mapping[str, Any]) -> str:
