@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -116,7 +115,7 @@ def held_out_pairs(model, data, num_pairs: int, seed: int = 0) -> tuple[PairedSe
     """
     if num_pairs < 1:
         raise ValueError(f"num_pairs: got {num_pairs}, need at least 1")
-    images = data if isinstance(data, ImageSet) else open_image_set(Path(data) if Path(data).exists() else data)
+    images = data if isinstance(data, ImageSet) else open_image_set(data)
     network = model if isinstance(model, torch.nn.Module) else denoiser_of(model)
     vae, channels = getattr(model, "vae", None), network.config.in_channels
     if vae is None and channels != 3:

@@ -309,12 +309,17 @@ class ScheduleSearch:
         draw_search(self, Path(path), self.scores(further))
 
 
-def check_budget(budget: float, operations: Mapping[Bricks, int]) -> None:
-    """Raise a `ValueError` for a budget that is no share, or that not even the cheapest set of bricks fits into."""
+def check_share(budget: float) -> None:
+    """Raise a `ValueError` for a budget that is no share of the full schedule's operations."""
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget <= 1:
         raise ValueError(
             f"`budget` is {budget!r}; give a share of the full schedule's operations, above 0 and up to 1."
         )
+
+
+def check_budget(budget: float, operations: Mapping[Bricks, int]) -> None:
+    """Raise a `ValueError` for a budget that is no share, or that not even the cheapest set of bricks fits into."""
+    check_share(budget)
     cheapest = min(operations, key=operations.get)
     least = operations[cheapest] / max(operations.values())
     if least > budget * (1 + 1e-9):
@@ -383,24 +388,7 @@ def search_brick_schedule(
     levels = distinct_levels(sampler_steps(scheduler))
     weights = step_weights(sampler_steps(scheduler), objective, weighting)
 
-    def measure(subsets: Sequence[Bricks]) -> dict[Bricks, np.ndarray]:
-        with _bar(len(levels) * math.ceil(len(pairs.images) / batch_size) * len(maximal_runs(subsets)), progress) as b:
-            return subset_losses(network, pairs, objective, levels, subsets, batch_size, b.update)
-
-    losses: dict[Bricks, np.ndarray] = {}
-
-    def mean_losses(subsets: Sequence[Bricks]) -> dict[Bricks, np.ndarray]:
-        losses.update(measure(subsets))
-        return {subset: losses[subset].mean(axis=1) for subset in subsets}
-
-    training = network.training
-    network.eval()
-    try:
-        subsets = candidate_subsets(list(costs), max_subsets, mean_losses, costs.get)
-        if not losses:
-            losses = measure(subsets)
-    finally:
-        network.train(training)
+    losses = _score_subsets(network, pairs, objective, levels, costs, max_subsets, batch_size, progress)
     settings = {
         "height": size[0] * vae_factor,
         "width": size[1] * vae_factor,
@@ -413,6 +401,29 @@ def search_brick_schedule(
         "all_subsets": len(losses) == len(costs),
     }
     return ScheduleSearch(network, scheduler, losses, costs, weights, budget, settings, num_images)
+
+
+def _score_subsets(
+    network, pairs, objective, levels, costs: Mapping[Bricks, int], max_subsets: int, batch_size: int, progress: bool
+) -> dict[Bricks, np.ndarray]:
+    """The losses of the sets of bricks to choose from, in evaluation mode."""
+    losses: dict[Bricks, np.ndarray] = {}
+
+    def measure(subsets: Sequence[Bricks]) -> dict[Bricks, np.ndarray]:
+        batches = len(levels) * math.ceil(len(pairs.images) / batch_size) * len(maximal_runs(subsets))
+        with _bar(batches, progress) as bar:
+            losses.update(subset_losses(network, pairs, objective, levels, subsets, batch_size, bar.update))
+        return {subset: losses[subset].mean(axis=1) for subset in subsets}
+
+    training = network.training
+    network.eval()
+    try:
+        missing = set(candidate_subsets(list(costs), max_subsets, measure, costs.get)) - set(losses)
+        if missing:
+            measure(sorted(missing))
+    finally:
+        network.train(training)
+    return losses
 
 
 def _scheduler_of(model, scheduler):

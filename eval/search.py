@@ -54,10 +54,12 @@ def run(args: argparse.Namespace) -> int:
     """Search, write everything and print the table."""
     from brickwork.eval.pipelines import load_lego_pipeline
     from brickwork.eval.results import write_json
-    from brickwork.eval.schedule_search import check_budget, search_brick_schedule
+    from brickwork.eval.schedule_search import check_share, search_brick_schedule
     from brickwork.eval.search_plot import draw_search
     from brickwork.gen.objectives import EDMObjective
 
+    for budget in args.budget:
+        check_share(budget)
     reference = _reference(args)
     pipeline = load_lego_pipeline(args.model, args.device)
     objective = EDMObjective(args.p_mean, args.p_std, pipeline.scheduler.config.sigma_data)
@@ -75,8 +77,6 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         seed=args.seed,
     )
-    for budget in budgets:
-        check_budget(budget, search.operations)
     found = {f"searched {budget:g}": search.best(budget) for budget in budgets}
     for budget, schedule in zip(budgets, found.values()):
         write_json(args.output / f"schedule-{budget:g}.json", schedule.to_dict())
