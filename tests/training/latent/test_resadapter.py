@@ -12,7 +12,6 @@ from brickwork.training.checkpoints import CheckpointFolder, load_trained_tensor
 from brickwork.training.loop import train
 from brickwork.training.resadapter import trained_weights
 
-
 # A cache of these is quickly made.
 FEW = ("data.label_column=label", "data.classes=[Flags]", "data.held_out=0", "resolution.max_size=16")
 
