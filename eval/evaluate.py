@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 from brickwork.eval.messages import choice_error
@@ -171,14 +172,24 @@ def _preparation(args: argparse.Namespace):
     return Preparation(args.resolution, args.filter, args.convert)
 
 
+def _check_output(output: str, suffix: str) -> Path:
+    """Where to write, refused before any work is done if nothing can be written there."""
+    path = Path(output)
+    if path.suffix != suffix:
+        raise ValueError(f"output: got {output}, need a name that ends in {suffix}")
+    existing = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.is_dir() or not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(f"output: {output} cannot be written; name a file in a folder of your own")
+    return path
+
+
 def run_ref(args: argparse.Namespace) -> None:
     """Measure real pictures and write the reference file."""
     from accelerate import PartialState
 
     from brickwork.eval.reference import make_reference
 
-    if Path(args.output).suffix != ".safetensors":
-        raise ValueError(f"output: got {args.output}, need a name that ends in .safetensors")
+    _check_output(args.output, ".safetensors")
     extractor = _placed_extractor(args.extractor, args)
     reference = make_reference(
         args.data, extractor, args.protocol, _preparation(args), args.limit, keep_features=not args.no_features
@@ -262,9 +273,7 @@ def run_calc(args: argparse.Namespace) -> None:
     from brickwork.eval.reference import Reference
     from brickwork.eval.results import format_value, write_json
 
-    output = Path(args.output)
-    if output.suffix != ".json":
-        raise ValueError(f"output: got {args.output}, need a name that ends in .json")
+    output = _check_output(args.output, ".json")
     metrics = tuple(metric.strip() for metric in args.metrics.split(",") if metric.strip())
     settings = MetricSettings(metrics, args.subsets, args.subset_size, splits=args.splits, seed=args.metric_seed)
     reference, preparation = Reference.load(args.reference), _preparation(args)

@@ -93,9 +93,20 @@ def build_model(config: TrainConfig, class_names: list[str], size: int, channels
                 _check_same(model, described, settings.init_from)
     else:
         model = build(**values)
+    _check_patch(model, size)
     _check_sigma_data(config, model)
     freeze(config, model)
     return model
+
+
+def _check_patch(model: torch.nn.Module, size: int) -> None:
+    """Raise a `ValueError` for images (or latents) smaller than the network's largest patch."""
+    patch = max([model.config.get("patch_size") or 1, *(model.config.get("patch_sizes") or [])])
+    if size < patch:
+        raise ValueError(
+            f"`data.size` makes images (or latents) of {size}x{size}, less than one patch of {patch}x{patch}; raise "
+            "it, or give the network smaller patches."
+        )
 
 
 def _described(config: TrainConfig, known: set[str], class_names: list[str], size: int, channels: int) -> dict:

@@ -20,7 +20,7 @@ import diffusers
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 
 from brickwork.training.config import TrainConfig, changed_keys
 
@@ -50,7 +50,7 @@ def run_folder(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: where another process holds it, the folder holds something else, or it cannot be written.
     """
-    _check_folder(folder)
+    check_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("a+")
@@ -103,12 +103,14 @@ def on_main_process(accelerator: Accelerator, guard) -> Iterator[None]:
             entered.__exit__(None, None, None)
 
 
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder in which something else than a run lies.
+def check_folder(folder: Path) -> None:
+    """Refuse a file, and a folder in which something else than a run lies.
 
     Raises:
         ValueError: naming what lies there.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"`run.output_dir` is {str(folder)!r}, which is a file; name a folder.")
     entries = (
         sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.exists() else []
     )
@@ -123,6 +125,22 @@ def _check_folder(folder: Path) -> None:
         raise ValueError(
             f"`run.output_dir` is {str(folder)!r}, which holds {', '.join(entries[:5])} and no run; name a folder "
             "that is empty or does not exist."
+        )
+
+
+def check_distribution(accelerator: Accelerator) -> None:
+    """Refuse ways to share a network among processes whose optimiser states a checkpoint could not hold whole.
+
+    Raises:
+        ValueError: for DeepSpeed and the first FSDP, which keep all parameters of a process in one flat tensor.
+    """
+    kind = accelerator.distributed_type
+    first_fsdp = kind == DistributedType.FSDP and not accelerator.is_fsdp2
+    if kind == DistributedType.DEEPSPEED or first_fsdp:
+        raise ValueError(
+            f"accelerate is set up for {kind.value}{' version 1' if first_fsdp else ''}, whose optimiser states the "
+            "checkpoints here cannot hold; training/configs/accelerate/one_node_fsdp2.yaml shards weights, gradients, "
+            "optimiser and averages alike (fsdp_version: 2)."
         )
 
 

@@ -28,6 +28,7 @@ from brickwork.training.data.stream import PositionBatches, TrainingStream, stre
 from brickwork.training.ema import EMA
 from brickwork.training.guards import (
     StopSignal,
+    check_distribution,
     check_unchanged,
     note_start,
     on_main_process,
@@ -108,6 +109,7 @@ def train(run: Run) -> int:
             non-finite, a disk that takes no checkpoint. What was saved is never touched.
     """
     folder, accelerator = Path(run.config.run.output_dir), run.accelerator
+    check_distribution(accelerator)
     with on_main_process(accelerator, run_folder(folder)), StopSignal() as stop:
         return _train(run, folder, stop)
 

@@ -25,6 +25,7 @@ from brickwork.training.data.cache import CachedLatents, TensorCache, load_vae
 from brickwork.training.data.canvas import CanvasSettings, CanvasStream
 from brickwork.training.data.images import BrokenImage, LabelledImages, images_of
 from brickwork.training.data.stream import TrainingStream
+from brickwork.training.guards import check_folder
 from brickwork.training.loop import Run, train
 from brickwork.training.previews import build_metrics
 
@@ -122,6 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run_training(config_path: Path | None, overrides: list[str], dry_run: bool, accept_changes: bool) -> int:
     """Train as the arguments say; returns 0."""
     config = load_config(config_path, overrides)
+    check_folder(Path(config.run.output_dir))
     run = prepare(config, accept_changes)
     if dry_run:
         run.accelerator.print(config.to_yaml())

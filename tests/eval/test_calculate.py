@@ -231,3 +231,12 @@ def test_the_command_from_pictures_to_a_comparison(
         run("compare", one, two)
     run("compare", one, two, "--force", "--json")
     assert json.loads(capsys.readouterr().out)["not_comparable"]
+
+
+@pytest.mark.parametrize("output", ["file/x{}", "x.txt", "folder{}"])
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(tmp_path, output):
+    (tmp_path / "file").write_text("")
+    for command, suffix in ((("ref", "nowhere"), ".safetensors"), (("calc", "nowhere", "--reference", "r"), ".json")):
+        (tmp_path / f"folder{suffix}").mkdir()
+        with pytest.raises(ValueError, match="^output: "):
+            run(*command, "-o", tmp_path / output.format(suffix))

@@ -75,6 +75,8 @@ def test_dry_run_checks_everything_and_leaves_nothing(tiny_yaml, tmp_path, capsy
         ("model.preset=lego-s-pg-46", "lego-s-pg-64"),
         ("model.init_from=/nowhere", "`model.init_from` is '/nowhere', which holds no LegoTransformer2DModel"),
         ("data.classes=[Smiles]", "the data set has Smileys & Emotion"),
+        ("data.size=3", "3x3, less than one patch of 4x4"),
+        (f"run.output_dir={__file__}", "which is a file; name a folder"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(tiny_yaml, tmp_path, capsys, override, message):

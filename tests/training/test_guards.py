@@ -208,3 +208,21 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_text(path, "second")
     assert path.read_text() == "first"
+
+
+@pytest.mark.parametrize(
+    ("kind", "second", "name"),
+    [("DEEPSPEED", False, "DEEPSPEED,"), ("FSDP", False, "FSDP version 1"), ("FSDP", True, "")],
+)
+def test_ways_to_share_that_checkpoints_cannot_hold_are_refused(tiny_run, tmp_path, monkeypatch, kind, second, name):
+    from accelerate.utils import DistributedType
+
+    run = tiny_run("run")
+    monkeypatch.setattr(type(run.accelerator), "distributed_type", DistributedType(kind))
+    monkeypatch.setattr(type(run.accelerator), "is_fsdp2", second)
+    if second:
+        guards.check_distribution(run.accelerator)
+        return
+    with pytest.raises(ValueError, match=f"{name}.*whose optimiser states.*one_node_fsdp2.yaml"):
+        train(run)
+    assert not (tmp_path / "run").exists()
