@@ -200,7 +200,7 @@ class BlockUNet2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapterMixin):
         labels = check_class_labels(class_labels, batch, self.config.num_classes)
         temb = self.condition(timestep, labels, dtype, timestep_cond)
 
-        hidden_states, skips = self.conv_in(sample.to(dtype)), []
+        hidden_states, skips = self.conv_in(sample.to(dtype, memory_format=torch.channels_last)), []
         for stage in self.down_blocks:
             for block in stage.blocks:
                 hidden_states = self._run(block, hidden_states, temb, encoder_hidden_states)
