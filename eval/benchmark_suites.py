@@ -32,7 +32,7 @@ SCALING_BLOCKS = {"dit": {"window_size": 8}, "i2rmb": {"window_size": 8}, "maxvi
 SCALING_WIDTH = 32
 FAST_BREAKS = (0.5, 0.65)  # the default, and what saves a quarter of the operations on the embedded stack
 SAMPLING_STEPS = 4  # of the large networks; the embedded one draws whole pictures
-MEASURED_BELOW = 1.5 * 2**30  # bytes of derived memory; larger steps take minutes on two cores
+MEASURED_BELOW = 2**30  # bytes of derived memory; beyond, steps take long on two cores
 # Kinds of work, by the beginning of the name of torch's operation.
 KINDS = {
     "matrix products": ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm", "mkldnn::", "aten::mkldnn"),

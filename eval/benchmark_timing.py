@@ -25,9 +25,6 @@ class Spread:
         lower, median, upper = np.quantile(np.asarray(values, dtype=np.float64), (0.25, 0.5, 0.75)).tolist()
         return cls(median, lower, upper)
 
-    def __format__(self, spec: str) -> str:
-        return f"{self.median:{spec}} ({self.lower:{spec}}–{self.upper:{spec}})"
-
 
 @dataclass(frozen=True)
 class Case:
@@ -61,10 +58,6 @@ class Timings:
     cases: list[Case]
     seconds: list[list[float]] = field(default_factory=list)
     rates: list[list[float]] = field(default_factory=list)
-
-    def seconds_of(self, number: int) -> Spread:
-        """Seconds of one run."""
-        return Spread.of(self.seconds[number])
 
     def rate_of(self, number: int) -> Spread:
         """Operations a second."""
