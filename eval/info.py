@@ -2,13 +2,14 @@
 
 import argparse
 import difflib
+import json
 from pathlib import Path
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "What a LEGO checkpoint is: classes, bricks, parameters, counted operations of every subset of bricks at a "
-        "size, and the brick schedule saved with it."
+        "What a checkpoint is: classes, parameters, counted operations at a size; of LEGO every brick, every subset "
+        "of bricks, and the brick schedule saved with it; of other networks their maps and windows."
     )
     parser.epilog = "examples:\n  brickwork info lego-emoji-64 --height 64 --width 192\n  brickwork info lego-xl-u-64"
     parser.add_argument(
@@ -21,7 +22,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     model, schedule = _open(args.model)
-    size, patch = model.config.sample_size, max(model.config.patch_sizes)
+    size, patch = model.config.sample_size, max(model.config.get("patch_sizes") or [1])
     height, width = size if args.height is None else args.height, size if args.width is None else args.width
     if min(height, width) < patch:
         raise ValueError(
@@ -38,23 +39,38 @@ def _open(name: str):
     import torch
 
     import brickwork
-    from brickwork.gen.presets import LEGO_PRESETS
+    from brickwork.gen.presets import LEGO_PRESETS, TRANSFORMER_PRESETS, UNET_PRESETS
 
-    if name in LEGO_PRESETS:
+    presets = dict.fromkeys(LEGO_PRESETS, brickwork.LegoTransformer2DModel)
+    presets |= dict.fromkeys(TRANSFORMER_PRESETS, brickwork.BlockTransformer2DModel)
+    presets |= dict.fromkeys(UNET_PRESETS, brickwork.BlockUNet2DModel)
+    if name in presets:
         with torch.device("meta"):
-            return brickwork.LegoTransformer2DModel.from_preset(name), None
+            return presets[name].from_preset(name), None
     if name.endswith(".pkl"):
         return brickwork.LegoTransformer2DModel.from_original(name), None
-    if name not in brickwork.pretrained_names() and (Path(name) / "config.json").is_file():
-        return brickwork.LegoTransformer2DModel.from_pretrained(name), None
     shipped = brickwork.pretrained_names()
-    near = difflib.get_close_matches(name, [*LEGO_PRESETS, *shipped], n=3)
+    network = None if name in shipped else getattr(brickwork, _class_of(Path(name)), None)
+    if network is not None:
+        return network.from_pretrained(name), None
+    network = getattr(brickwork, _class_of(Path(name, "transformer")), None)
+    if network not in (None, brickwork.LegoTransformer2DModel):  # LEGO's pipeline has a schedule to tell of
+        return network.from_pretrained(name, subfolder="transformer"), None
+    near = difflib.get_close_matches(name, [*presets, *shipped], n=3)
     if name not in shipped and near and "/" not in name and not Path(name).exists():
         raise ValueError(f"`model` is {name!r}; did you mean {' or '.join(near)}?")
     from brickwork.eval.pipelines import load_lego_pipeline
 
     pipe = load_lego_pipeline(name, "cpu")
     return pipe.transformer, pipe.brick_schedule
+
+
+def _class_of(folder: Path) -> str:
+    """The class of the network that a folder holds, or no name."""
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name") or ""
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def describe(model, height: int, width: int) -> str:
@@ -68,6 +84,8 @@ def describe(model, height: int, width: int) -> str:
     ]
     if names:
         lines.append("classes: " + ", ".join(names[:12]) + (f", … ({len(names)})" if len(names) > 12 else ""))
+    if not hasattr(model, "bricks"):
+        return "\n".join([*lines, "", *_describe_maps(model, height, width)])
     lines += ["", f"brick  window  patch  layers  width  parameters  GFLOP at {height} × {width}"]
     for number, brick in enumerate(model.bricks):
         lines.append(
@@ -83,3 +101,13 @@ def describe(model, height: int, width: int) -> str:
     for name, operations in subnets.items():
         lines.append(f"{name:<17}{operations / 1e9:<9.3f}{operations / whole:.0%}")
     return "\n".join(lines)
+
+
+def _describe_maps(model, height: int, width: int) -> list[str]:
+    """The feature maps of a network of blocks, their windows, and what one pass costs."""
+    costs = model.subnets(height, width)
+    lines = [f"at {height} × {width}: {costs['whole'] / 1e9:.3f} GFLOP an image"]
+    for name, (stride, window) in model.maps.items():
+        windows = f"windows of {window} × {window}" if window > 1 else "no windows"
+        lines.append(f"{name}: {-(-height // stride)} × {-(-width // stride)}, {windows}")
+    return lines

@@ -7,6 +7,9 @@ import torch
 from PIL import Image
 
 from brickwork import BrickSchedule, EDMHeunScheduler, LegoPipeline, LegoTransformer2DModel, cli
+from brickwork.gen.objectives import EDMObjective
+from brickwork.gen.unet import BlockUNet2DModel
+from brickwork.pipelines.class_to_image import ClassToImagePipeline
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +142,20 @@ def test_info_of_a_model_folder_and_a_preset(folder, capsys):
     assert cli.main(["info", "lego-xl-u-64"]) == 0
     text = capsys.readouterr().out
     assert "trained at 64 × 64" in text and "brick schedule" not in text
+
+
+def test_info_of_networks_of_blocks(tmp_path, capsys):
+    sizes = {"block_types": "maxvit", "block_out_channels": (8, 16), "layers_per_block": 1, "attention_head_dim": 8}
+    network = BlockUNet2DModel(16, **sizes, window_size=4)
+    ClassToImagePipeline.from_objective(network, EDMObjective()).save_pretrained(tmp_path)
+    for name in (tmp_path, tmp_path / "transformer"):
+        assert cli.main(["info", str(name), "--width", "24"]) == 0
+        text = capsys.readouterr().out
+        assert f"{network.num_parameters():,} parameters" in text
+        assert f"{network.subnets(16, 24)['whole'] / 1e9:.3f} GFLOP" in text
+        assert "stage 2 of 2: 8 × 12, windows of 4 × 4" in text
+    assert cli.main(["info", str(tmp_path), "--width", "3"]) == 2
+    assert "make both sides at least 7" in capsys.readouterr().err
 
 
 def test_info_of_the_weights_that_ship(capsys):
