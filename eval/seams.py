@@ -58,7 +58,10 @@ def run(args: argparse.Namespace) -> int:
     for height, width in sizes:
         if not border_lines(height, window, step) and not border_lines(width, window, step):
             raise ValueError(f"`--sizes` has {height}x{width}, which has no border of windows of {window} pixels.")
+    settings = {"steps": args.steps, "guidance": args.guidance, "count": args.count, "seed": args.seed}
+    settings |= {"window": window, "lines": step, "resamples": RESAMPLES}
     rows = []
+    result = {"model": args.model, "settings": settings, "versions": library_versions(), "rows": rows}
     for height, width in sizes:
         for kind in args.windows:
             operations, images = _draw(pipe, args, height, width, kind)
@@ -67,12 +70,7 @@ def run(args: argparse.Namespace) -> int:
             sheet = grid((images * 255).round().astype(np.uint8), columns=max(1, min(args.count, 1024 // width)))
             save_picture(sheet, args.output / f"{kind}-{height}x{width}.png")
             print(_line(rows[-1]), flush=True)
-    settings = {"steps": args.steps, "guidance": args.guidance, "count": args.count, "seed": args.seed}
-    settings |= {"window": window, "lines": step, "resamples": RESAMPLES}
-    write_json(
-        args.output / "seams.json",
-        {"model": args.model, "settings": settings, "versions": library_versions(), "rows": rows},
-    )
+            write_json(args.output / "seams.json", result)  # what was measured stays if the run is stopped
     draw_plot(rows, args.output / "seams.png")
     print(table(rows))
     print(f"wrote {args.output}: seams.json, seams.png and the pictures")
