@@ -327,6 +327,8 @@ def _adapter_digest(adapter: str | Path) -> str:
     from brickwork.eval.extractors import file_digest
 
     path = Path(local_adapter(adapter))
+    if not path.exists():
+        raise ValueError(f"adapter: there is no {str(path)!r}; give a ResAdapter's folder or file, or a hub id")
     files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
     return hashlib.sha256("".join(file_digest(file) for file in files).encode()).hexdigest()
 

@@ -179,7 +179,7 @@ def test_the_command_with_stable_diffusion(diffusion, adapter, tmp_path, capsys)
         (["--call", "[]"], "give a JSON object"),
         (["--call", '{"height": 8}'], "'height'; give a JSON object without sizes"),
         (["--dtype", "float8"], "dtype: got 'float8'"),
-        (["--adapter", str(tmp_path / "none")], "none"),
+        (["--adapter", str(tmp_path / "none")], "give a ResAdapter's folder"),
     ]:
         assert cli.main([*arguments, "-o", str(tmp_path / "wrong"), *wrong]) == 2
         assert message in capsys.readouterr().err
