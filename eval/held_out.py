@@ -165,6 +165,6 @@ def _labels(network, images: ImageSet) -> torch.Tensor | None:
     if wrong:
         raise ValueError(
             f"labels: {images.source} has the labels {wrong[:5]}, the network's classes are 0 to {num_classes - 1};"
-            f' number them so ({num_classes} is "no class")'
+            f' number them so ({num_classes} is "no class"), or write the run\'s own with `brickwork data split`'
         )
     return torch.tensor(list(images.labels))
