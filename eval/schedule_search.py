@@ -13,7 +13,8 @@ counts is how far a sample ends from where it should, and steps at the lowest no
 pixels hardly change, weigh next to nothing. `"training"` weighs by the share of training noise that falls within each
 step, the mean that other paired losses report. `"even"` weighs all steps alike: real data have many modes, and errors
 at high noise decide which of them a seed leads to, so this keeps pictures nearest to the full schedule's of the same
-seed, whether or not that makes them better.
+seed. On lego-emoji-64 the kernel distance of samples charges more for errors at high noise than `"sampler"` does
+(docs/schedules.md).
 """
 
 import copy
