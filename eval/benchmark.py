@@ -65,24 +65,38 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print and write."""
+    """Measure, print and write, after each suite what there is so far."""
     from diffusers.utils import logging
 
-    from brickwork.eval.benchmark_report import draw, marks, marks_table, suite_text
-    from brickwork.eval.benchmark_timing import describe_machine
-    from brickwork.eval.results import write_atomically, write_json
-    from brickwork.eval.versions import library_versions
+    from brickwork.eval.benchmark_report import marks, marks_table, suite_text
 
     logging.set_verbosity_error()  # diffusers warns of every cast to another number format
     settings = make_settings(args)
-    names = args.what or list(SUITES)
+    names = list(dict.fromkeys(args.what or SUITES))
     check_names(names)
     if args.output.is_file():
         raise ValueError(f"`--output` is {str(args.output)!r}, a file; give a folder, new or existing.")
-    suites = {}
+    suites: dict[str, dict] = {}
     for name in names:
         suites[name] = run_suite(name, settings)
-        print(suite_text(name, suites[name]) + "\n")
+        print(suite_text(name, suites[name]) + "\n", flush=True)
+        write_result(args.output, suites, settings)
+    found = marks(suites)
+    if found:
+        print(marks_table(found) + "\n")
+    written = ["benchmark.json", "benchmark.txt", *(["benchmark.png"] if write_plot(args.output, suites) else [])]
+    print(f"wrote {args.output}: {', '.join(written)}")
+    return 0
+
+
+def write_result(folder: Path, suites: dict[str, dict], settings) -> None:
+    """`benchmark.json`, with every single measurement, and the tables as `benchmark.txt`."""
+    from brickwork.eval.benchmark_report import marks, marks_table, suite_text
+    from brickwork.eval.benchmark_timing import describe_machine
+    from brickwork.eval.image_sets import write_atomically
+    from brickwork.eval.results import write_json
+    from brickwork.eval.versions import library_versions
+
     found = marks(suites)
     result = {
         "format": FORMAT,
@@ -92,22 +106,26 @@ def run(args: argparse.Namespace) -> int:
         "suites": suites,
         "marks": found,
     }
-    text = "\n\n".join(
-        [*(suite_text(name, suite) for name, suite in suites.items()), *([marks_table(found)] if found else [])]
-    )
-    args.output.mkdir(parents=True, exist_ok=True)
-    write_json(args.output / "benchmark.json", result)
-    write_atomically(args.output / "benchmark.txt", lambda path: path.write_text(text + "\n", encoding="utf-8"))
-    if found:
-        print(marks_table(found) + "\n")
-    written = "benchmark.json, benchmark.txt"
+    parts = [suite_text(name, suite) for name, suite in suites.items()] + ([marks_table(found)] if found else [])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "benchmark.json", result)
+    text = "\n\n".join(parts) + "\n"
+    write_atomically(folder / "benchmark.txt", lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def write_plot(folder: Path, suites: dict[str, dict]) -> bool:
+    """`benchmark.png`, if there is anything to plot and matplotlib to do it."""
+    from brickwork.eval.benchmark_report import draw
+    from brickwork.eval.image_sets import write_atomically
+
+    if not any(suite.get("rows") for suite in suites.values()):
+        return False
     try:
-        write_atomically(args.output / "benchmark.png", lambda path: draw(suites, path))
-        written += ", benchmark.png"
+        write_atomically(folder / "benchmark.png", lambda path: draw(suites, path))
     except ValueError as error:
         print(error, file=sys.stderr)
-    print(f"wrote {args.output}: {written}")
-    return 0
+        return False
+    return True
 
 
 def make_settings(args: argparse.Namespace):

@@ -158,7 +158,7 @@ def marks_table(found: Sequence[dict]) -> str:
 
 
 def draw(suites: dict[str, dict], path: Path) -> None:
-    """One panel for each suite that has times or losses, as a PNG.
+    """One panel for each suite that has times, of which there must be one, as a PNG.
 
     Raises:
         ValueError: without matplotlib.
@@ -169,8 +169,6 @@ def draw(suites: dict[str, dict], path: Path) -> None:
     except ModuleNotFoundError as error:
         raise ValueError("plot: needs matplotlib: pip install 'brickwork[report]'") from error
     panels = [(name, suite) for name, suite in suites.items() if suite.get("rows")]
-    if not panels:
-        return
     heights = [1.2 + 0.24 * (len(suite["rows"]) if suite["kind"] != "scaling" else 9) for _, suite in panels]
     figure = Figure(figsize=(8.5, sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
