@@ -157,10 +157,11 @@ class SizePreviews:
 
     def __call__(self, run, network: torch.nn.Module, images: int, log) -> None:
         """Every process does the same, so that sharded networks can be run; the main process writes."""
+        # One autocast each: it keeps the weights that it has cast until it ends.
+        if self.baseline is not None and self._baseline is None:
+            with self.baseline(), run.accelerator.autocast():
+                self._baseline = self.losses(network, run.objective), self.draw()
         with run.accelerator.autocast():
-            if self.baseline is not None and self._baseline is None:
-                with self.baseline():
-                    self._baseline = self.losses(network, run.objective), self.draw()
             losses, pictures = self.losses(network, run.objective), self.draw()
         before, drawn_before = self._baseline or ({}, {})
         scalars = {f"held_out_at/{h}x{w}": loss for (h, w), loss in losses.items()}
