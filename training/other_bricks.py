@@ -219,7 +219,7 @@ def draw(scores: dict, output: Path, path: Path) -> None:
         operations, losses = _course(name, output)
         course.plot(operations, losses, "o-", color=colour, markersize=3)
     by_level.set(xscale="log", xlabel="noise level σ", ylabel="held-out loss over that of the denoiser alone")
-    course.set(xlabel="training operations, TFLOP", ylabel="held-out loss", yscale="log")
+    course.set(xlabel="training operations, TFLOP", ylabel="held-out loss")
     by_level.legend(fontsize=7, frameon=False)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
 
