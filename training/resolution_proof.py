@@ -50,8 +50,10 @@ MODELS = ("general", "personal")
 NAMES = {
     "base": "base",
     "resadapter": "base + ResAdapter",
+    "resadapter_half": "base + ResAdapter at half strength",
     "resadapter_delta": "base + ResAdapter (norms as differences)",
     "lora": "base + plain LoRA",
+    "lora_half": "base + plain LoRA at half strength",
 }
 
 
@@ -99,13 +101,15 @@ class Domain:
 
 @contextlib.contextmanager
 def with_variant(pipeline: StableDiffusionPipeline, variant: str, args: argparse.Namespace) -> Iterator[None]:
-    """The pipeline as it is, or with one of the adapters at full strength."""
+    """The pipeline as it is, or with one of the adapters."""
+    strength = 0.5 if variant.endswith("half") else 1.0
     if variant.startswith("resadapter"):
         delta = {"norm_mode": "delta", "base_model": args.general} if variant.endswith("delta") else {}
-        with use_resadapter(pipeline, args.adapter, **delta):
+        with use_resadapter(pipeline, args.adapter, scale=strength, **delta):
             yield
-    elif variant == "lora":
-        pipeline.load_lora_weights(args.lora)
+    elif variant.startswith("lora"):
+        pipeline.load_lora_weights(args.lora, adapter_name="lora")
+        pipeline.set_adapters("lora", strength)
         try:
             yield
         finally:
@@ -270,7 +274,9 @@ class Proof:
     @staticmethod
     def variants(model: str) -> list[str]:
         """What a model is measured with; norms as differences matter where the base's norms have moved."""
-        return ["base", "resadapter", "lora"] + (["resadapter_delta"] if model == "personal" else [])
+        if model == "personal":
+            return ["base", "resadapter", "lora", "resadapter_delta"]
+        return ["base", "resadapter", "lora", "resadapter_half", "lora_half"]
 
     def compute(self, models: Sequence[str]) -> None:
         """Compute what is missing of some models: losses, then what is shown, then samples, then their scores."""
