@@ -18,6 +18,7 @@ class Row:
     height: int
     width: int
     count: int
+    windows: str | None = None
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
@@ -50,11 +51,20 @@ def run(args: argparse.Namespace) -> int:
     pipe = load_lego_pipeline(args.weights)
     pipe.set_progress_bar_config(disable=True)
     size = pipe.transformer.config.sample_size
+    # Weights that saw no crops draw whole pictures side by side best (docs/any-size.md).
+    wide = "shifted" if pipe.transformer.config.trained_crops else "tiled"
     full, fast = BrickSchedule.full(pipe.transformer), BrickSchedule.fast(pipe.transformer)
     rows = [
         Row("all bricks", full, size, size, args.images),
         Row("fast: the last brick skipped on half of the steps", fast, size, size, args.images),
-        Row(f"beyond the training size: {size} x {3 * size}", full, size, 3 * size, max(1, args.images // 3)),
+        Row(
+            f"beyond the training size: {size} x {3 * size}, windows {wide}",
+            full,
+            size,
+            3 * size,
+            max(1, args.images // 3),
+            wide,
+        ),
     ]
     drawn = []
     with _progress(len(rows) * args.steps) as bar:
@@ -69,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
                     num_inference_steps=args.steps,
                     guidance_scale=args.guidance,
                     brick_schedule=row.schedule,
+                    windows=row.windows,
                     generator=[torch.Generator().manual_seed(args.seed + index) for index in range(row.count)],
                     callback_on_step_end=lambda *_: bar.update() and None,
                 )
