@@ -95,6 +95,7 @@ def build_model(config: TrainConfig, class_names: list[str], size: int, channels
         model = build(**values)
     _check_patch(model, size)
     _check_sigma_data(config, model)
+    _check_out_channels(config, model)
     freeze(config, model)
     return model
 
@@ -189,6 +190,21 @@ def _check_sigma_data(config: TrainConfig, model: torch.nn.Module) -> None:
             f"`objective.options.sigma_data` is {wanted}, but the pretrained brick is translated for "
             f"{described.get('sigma_data', 0.5)}; make them the same."
         )
+
+
+def _check_out_channels(config: TrainConfig, model: torch.nn.Module) -> None:
+    """Raise a `ValueError` for an estimate of other channels than the objective compares it with."""
+    channels, objective = model.config.in_channels, config.objective.type
+    estimated = model.config.get("out_channels") or channels
+    learned = estimated == 2 * channels
+    if estimated == channels or (learned and objective == "epsilon"):
+        return
+    mend = f"build the network with `model.config.out_channels={channels}`"
+    if learned:
+        mend = f"a learned variance goes with epsilon alone. Set `objective.type=epsilon`, or {mend}"
+    raise ValueError(
+        f"`objective.type` is {objective!r}, but the network estimates {estimated} channels for {channels}; {mend}."
+    )
 
 
 def build_objective(config: TrainConfig):

@@ -61,6 +61,14 @@ def test_two_steps_and_a_pipeline(network, objective, tmp_path):
         (["model.config={in_channels: 4}"], "`model.config.in_channels` is 4, but the data have 3"),
         (["model.config={num_classes: 3}"], "`model.config.num_classes` is 3, but the data have 9"),
         (["model.config={window_sizes: 4}"], "`window_sizes` is 4"),
+        (
+            ["model.type=BlockTransformer2DModel", "model.preset=dit-s-8"],
+            "'edm', but the network estimates 6 channels for 3; .* `objective.type=epsilon`, or .*out_channels=3`",
+        ),
+        (
+            ["model.type=BlockUNet2DModel", "objective.type=flow", "model.config={out_channels: 4}"],
+            "'flow', but the network estimates 4 channels for 3; build .*out_channels=3`",
+        ),
         (["model.config={widow_sizes: 4}"], "did you mean 'window_sizes'"),
     ],
 )
