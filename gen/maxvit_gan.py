@@ -193,7 +193,10 @@ class MaxViTGAN2DModel(Denoiser, ModelMixin, ConfigMixin):
         generator_config: dict | None = None,
     ):
         super().__init__()
-        self.generator = MaxViTGenerator2DModel(sample_size, in_channels, **(generator_config or {}))
+        # By keyword: diffusers takes positional arguments for defaults when it saves a configuration.
+        self.generator = MaxViTGenerator2DModel(
+            sample_size=sample_size, out_channels=in_channels, **(generator_config or {})
+        )
         self.discriminator = ResidualDiscriminator(sample_size, in_channels, discriminator_channels)
 
     def forward(

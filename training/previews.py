@@ -93,8 +93,16 @@ def measure(run, network: torch.nn.Module, images: int, log, cancelled: Callable
         write_text(folder / PAGE, run_page(folder))
 
 
-def build_metrics(config: TrainConfig, num_classes: int | None, accelerator: Accelerator) -> LiveMetrics | None:
+def build_metrics(
+    config: TrainConfig, num_classes: int | None, accelerator: Accelerator, call: dict | None = None
+) -> LiveMetrics | None:
     """What `metrics` of a configuration asks for, checked before the first step; `None` where it asks for nothing.
+
+    Args:
+        config: of the run.
+        num_classes: of the network, whose labels are then drawn evenly.
+        accelerator: of the run.
+        call: arguments of the pipeline; by default size, steps and guidance.
 
     Raises:
         ValueError: for a reference that cannot be read, is of another size than the training's, or needs an extractor
@@ -117,12 +125,9 @@ def build_metrics(config: TrainConfig, num_classes: int | None, accelerator: Acc
         weights = settings.weights
         extractor = load_extractor(reference.info["extractor"]["name"], weights, weights and file_digest(weights))
     extractor.network.to(accelerator.device)
-    call = {
-        "height": height,
-        "width": width,
-        "num_inference_steps": settings.steps,
-        "guidance_scale": 1.0 if num_classes is None else settings.guidance_scale,
-    }
+    if call is None:
+        guidance = 1.0 if num_classes is None else settings.guidance_scale
+        call = {"height": height, "width": width, "num_inference_steps": settings.steps, "guidance_scale": guidance}
     labels = "none" if num_classes is None else "balanced"
     metrics = LiveMetrics(
         reference, extractor, SamplingSettings(settings.count, labels=labels, call=call), settings.batch_size
