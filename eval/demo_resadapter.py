@@ -6,7 +6,7 @@ from pathlib import Path
 
 WEIGHTS, ADAPTER = "emoji-sd-64", "resadapter"
 PROMPTS = ("grinning face with smiling eyes", "red apple", "panda face", "purple heart")
-SIZES = ((64, 64), (32, 32), (48, 96), (128, 128))
+SIZES = ((64, 64), (32, 32), (48, 48), (48, 96), (96, 96))
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--weights", default=WEIGHTS, help=f"pipeline folder with {ADAPTER}/ in it (default: ships)")
     parser.add_argument("--prompts", nargs="+", default=list(PROMPTS), help="what to draw, side by side")
-    parser.add_argument("--scale", type=float, default=1.0, help="strength of the adapter (default: 1)")
+    parser.add_argument("--scale", type=float, default=0.5, help="strength of the adapter (default: 0.5)")
     parser.add_argument("--steps", type=int, default=16, help="steps of the sampler (default: 16)")
     parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first picture (default: 0)")

@@ -9,7 +9,8 @@ Every cell of the table is kept in the output folder; the same command again goe
 processes may share the work, `--only general` and `--only personal`, before one without it puts all together.
 
 - **Held-out paired loss**: the plain squared error of the predicted noise on drawings that no training saw, the same
-  noise and noise levels for all, in groups of four drawings whose differences give the standard error.
+  noise and noise levels for all, in groups of four drawings whose differences give the standard error. Beside it the
+  same on as many training drawings, because a model that remembers these has much to lose there.
 - **KD**: the kernel distance of EfficientNet-Lite0 features between pictures drawn for captions of the training set
   and the style's training drawings at that size.
 - **Style kept**: the share of pictures that a linear probe on the same features takes for the personalised style; the
@@ -119,13 +120,11 @@ def with_variant(pipeline: StableDiffusionPipeline, variant: str, args: argparse
 
 
 @torch.no_grad()
-def losses(pipeline: StableDiffusionPipeline, domain: Domain, shape: Shape) -> list[float]:
-    """The held-out paired loss of each group of drawings."""
-    pixels = torch.from_numpy(
-        np.stack([to_unit_range(picture) for picture in domain.pictures(domain.held_out, shape)])
-    )
+def losses(pipeline: StableDiffusionPipeline, domain: Domain, rows: np.ndarray, shape: Shape) -> list[float]:
+    """The paired loss of each group of drawings."""
+    pixels = torch.from_numpy(np.stack([to_unit_range(picture) for picture in domain.pictures(rows, shape)]))
     latents = torch.cat([scale_latents(pipeline.vae, moments(pipeline.vae, part)[0]) for part in pixels.split(BATCH)])
-    prompts = encode_captions(pipeline, [domain.captions[row] for row in domain.held_out])
+    prompts = encode_captions(pipeline, [domain.captions[row] for row in rows])
     network, objective = PromptedUNet(pipeline.unet, prompts), objective_of(pipeline.scheduler)
     numbers = torch.arange(len(latents))
     return [
@@ -302,14 +301,18 @@ class Proof:
         }
         return {
             "settings": vars(self.settings),
-            "losses": self._table_of_losses(),
+            "losses": self._table_of_losses("loss"),
+            "losses_on_training_drawings": self._table_of_losses("fit"),
             **self._judge(MODELS),
             "shown": shown,
         }
 
     def _losses(self, pipeline, model: str, domain: Domain, variant: str) -> None:
-        for size in self.settings.sizes:
-            self.cells.value(f"loss-{model}-{variant}-{name_of(size)}", partial(losses, pipeline, domain, size))
+        seen = domain.rows[:: max(1, len(domain.rows) // len(domain.held_out))][: len(domain.held_out)]
+        for part, rows in (("loss", domain.held_out), ("fit", seen)):
+            for size in self.settings.sizes:
+                compute = partial(losses, pipeline, domain, rows, size)
+                self.cells.value(f"{part}-{model}-{variant}-{name_of(size)}", compute)
 
     def _shown(self, pipeline, model: str, domain: Domain, variant: str) -> None:
         prompts = self.args.prompts[:SHOWN]
@@ -330,11 +333,11 @@ class Proof:
         order = np.random.Generator(np.random.Philox(key=0)).permutation(domain.rows)
         return [domain.captions[row] for row in np.resize(order, self.settings.samples)]
 
-    def _table_of_losses(self) -> dict:
+    def _table_of_losses(self, part: str) -> dict:
         return {
             model: {
                 variant: {
-                    name_of(size): self.cells.value(f"loss-{model}-{variant}-{name_of(size)}")
+                    name_of(size): self.cells.value(f"{part}-{model}-{variant}-{name_of(size)}")
                     for size in self.settings.sizes
                 }
                 for variant in self.variants(model)

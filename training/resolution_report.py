@@ -31,16 +31,15 @@ def write_report(values: dict, names: dict[str, str], folder: Path) -> None:
 
 
 def tables(values: dict, names: dict[str, str]) -> list[str]:
-    """Markdown: for each model its losses, then kernel distances and shares of style."""
+    """Markdown: for each model its two losses, then kernel distances and shares of style."""
     lines = []
-    for model, variants in values["losses"].items():
-        sizes = list(next(iter(variants.values())))
-        header = ["held-out paired loss", *(size.replace("x", " × ") for size in sizes)]
-        rows = [
-            [names[variant], *(loss_cell(groups[size], variants["base"][size]) for size in sizes)]
-            for variant, groups in variants.items()
-        ]
-        lines += [f"**{model}**", "", *_markdown(header, rows), ""]
+    for model in values["losses"]:
+        lines += [f"**The {model} model**", ""]
+        for title, part in (
+            ("held-out paired loss", "losses"),
+            ("on training drawings", "losses_on_training_drawings"),
+        ):
+            lines += [*_table_of_losses(title, values[part][model], names), ""]
         distances, style = values["kernel_distance"][model], values["style"][model]
         extremes = list(next(iter(distances.values())))
         header = ["", *(f"{METRIC} {size}" for size in extremes), *(f"taken for personal {size}" for size in extremes)]
@@ -55,6 +54,15 @@ def tables(values: dict, names: dict[str, str]) -> list[str]:
         lines += [*_markdown(header, rows), ""]
     right = ", ".join(f"{share:.0%} at {size}" for size, share in values["probe"].items())
     return [*lines, f"The probe is right on held-out drawings: {right}."]
+
+
+def _table_of_losses(title: str, variants: dict, names: dict[str, str]) -> list[str]:
+    sizes = list(variants["base"])
+    rows = [
+        [names[variant], *(loss_cell(groups[size], variants["base"][size]) for size in sizes)]
+        for variant, groups in variants.items()
+    ]
+    return _markdown([title, *(size.replace("x", " × ") for size in sizes)], rows)
 
 
 def loss_cell(groups: list[float], base: list[float]) -> str:
