@@ -8,6 +8,7 @@ import PIL.Image
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
+from brickwork.gen.blocks.windowed import check_maps
 from brickwork.pipelines.saving import BrickworkPipeline
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -126,6 +127,8 @@ class SamplingPipeline(BrickworkPipeline):
                     f"{multiple}."
                 )
             size.append(value // factor)
+        # Networks of blocks say what their windows need.
+        check_maps(*size, getattr(self.transformer, "maps", {}), "the network's sample has")
         return size[0], size[1]
 
     def _check_arguments(

@@ -193,6 +193,14 @@ def test_bad_arguments(arguments, match):
         make_pipeline()(**arguments)
 
 
+def test_a_size_below_a_window_is_refused_before_anything_is_drawn():
+    pipe, generator = make_pipeline("unet"), torch.Generator().manual_seed(0)
+    state = generator.get_state()
+    with pytest.raises(ValueError, match=r"sample has height and width \(6, 9\), where stage 2 of 2 is 3 × 5, below"):
+        pipe(0, height=6, width=9, generator=generator)
+    assert torch.equal(generator.get_state(), state)
+
+
 def test_bad_combinations():
     with pytest.raises(ValueError, match="guidance_scale"):
         make_pipeline(num_classes=None, id2label=None)(guidance_scale=2.0)
