@@ -2,6 +2,12 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from brickwork.gen.original.model_folder import add_folder_arguments, convert_to_folder
+
+if TYPE_CHECKING:
+    from brickwork.gen.transformer import BlockTransformer2DModel
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
@@ -11,14 +17,10 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "BlockTransformer2DModel.from_pretrained loads. Nothing in the checkpoint is run."
     )
     parser.epilog = "example: brickwork convert dit DiT-XL-2-256x256.pt dit-xl-2-256"
-    parser.add_argument(
-        "input", metavar="IN", type=Path, help="the authors' .pt, a .safetensors file, or a folder of diffusers' DiT"
-    )
-    parser.add_argument("output", metavar="OUT", type=Path, help="the folder to write")
+    add_folder_arguments(parser, "the authors' .pt, a .safetensors file, or a folder of diffusers' DiT")
     parser.add_argument(
         "--attention-head-dim", type=int, help="channels of a head, where the width is none of the paper's"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is a model folder")
     parser.set_defaults(run=run)
 
 
@@ -40,18 +42,17 @@ def convert_dit(
     Raises:
         ValueError: if `source` is no DiT checkpoint, or `folder` is there and may not be replaced.
     """
-    from brickwork.gen.original.model_folder import check_target, write_model_folder
     from brickwork.gen.transformer import BlockTransformer2DModel
 
-    folder = Path(folder)
-    check_target(folder, overwrite)
-    model = BlockTransformer2DModel.from_original(source, attention_head_dim)
+    convert_to_folder(
+        lambda: BlockTransformer2DModel.from_original(source, attention_head_dim), _describe, folder, overwrite
+    )
+
+
+def _describe(model: "BlockTransformer2DModel") -> str:
     config = model.config
-    print(
+    return (
         f"DiT: {config.num_layers} blocks; width {config.hidden_size}; heads of {config.attention_head_dim}; patch "
         f"{config.patch_size}; {config.in_channels} => {config.out_channels} channels at {config.sample_size}×"
-        f"{config.sample_size}; {config.num_classes} classes; {model.num_parameters() / 1e6:.1f}M parameters in "
-        f"{str(model.dtype).removeprefix('torch.')}"
+        f"{config.sample_size}; {config.num_classes} classes"
     )
-    write_model_folder(model, folder)
-    print(f"written to {folder}")

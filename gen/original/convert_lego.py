@@ -2,6 +2,12 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from brickwork.gen.original.model_folder import add_folder_arguments, convert_to_folder
+
+if TYPE_CHECKING:
+    from brickwork.gen.lego import LegoTransformer2DModel
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
@@ -11,16 +17,12 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "Nothing in the checkpoint is run."
     )
     parser.epilog = "example: brickwork convert lego LEGO-L-PG-64.pkl lego-l-pg-64"
-    parser.add_argument(
-        "input", metavar="IN", type=Path, help="the authors' .pkl, or its state dict as .safetensors or .pt"
-    )
-    parser.add_argument("output", metavar="OUT", type=Path, help="the folder to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is a model folder")
+    add_folder_arguments(parser, "the authors' .pkl, or its state dict as .safetensors or .pt")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    convert_lego(args.input, args.output, overwrite=args.overwrite)
+    convert_lego(args.input, args.output, args.overwrite)
 
 
 def convert_lego(source: str | Path, folder: str | Path, overwrite: bool = False) -> None:
@@ -35,24 +37,19 @@ def convert_lego(source: str | Path, folder: str | Path, overwrite: bool = False
         ValueError: if `source` is no checkpoint of the authors, or `folder` is there and may not be replaced.
     """
     from brickwork.gen.lego import LegoTransformer2DModel
-    from brickwork.gen.original.model_folder import check_target, write_model_folder
 
-    folder = Path(folder)
-    check_target(folder, overwrite)
-    model = LegoTransformer2DModel.from_original(source)
-    print(_describe(model.config, model.num_parameters(), str(model.dtype).removeprefix("torch.")))
-    write_model_folder(model, folder)
-    print(f"written to {folder}")
+    convert_to_folder(lambda: LegoTransformer2DModel.from_original(source), _describe, folder, overwrite)
 
 
-def _describe(config: dict, num_parameters: int, dtype: str) -> str:
+def _describe(model: "LegoTransformer2DModel") -> str:
     from brickwork.gen.original.lego import preset_name
 
+    config = model.config
     name = preset_name(config) or "a stack of its own"
     windows = " -> ".join(map(str, config["window_sizes"]))
     classes = "unconditional" if config["num_classes"] is None else f"{config['num_classes']} classes"
     return (
         f"{name}: windows {windows}; patches {tuple(config['patch_sizes'])}; blocks {tuple(config['num_layers'])}; "
         f"width {config['hidden_sizes']}; heads {config['num_attention_heads']}; {config['in_channels']} channels; "
-        f"{classes}; {num_parameters / 1e6:.1f}M parameters in {dtype}"
+        f"{classes}"
     )
