@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from brickwork.gen.blocks.registry import Block
 from brickwork.gen.blocks.windowed import check_maps
 from brickwork.gen.blocks.windows import static_size
+from brickwork.gen.convbn import find_convbn_pairs, set_convbn_mode
 from brickwork.gen.denoiser import Denoiser
 
 TEXT_TOKENS = 77
@@ -32,6 +33,17 @@ class BlockNetwork(Denoiser):
         kinds = {type(module).__name__ for module in self.modules() if isinstance(module, Block)}
         self._no_split_modules = self._repeated_blocks = sorted(kinds)
         self.gradient_checkpointing = False
+
+    def _fold_norms(self) -> None:
+        """Be what `set_convbn_mode(model, "deploy")` makes of a trained network, to hold its weights."""
+        pairs = find_convbn_pairs(self)
+        if not pairs:
+            raise ValueError(
+                "`convbn_folded` is True, but no block has a convolution with a BatchNorm behind it; leave it out."
+            )
+        for conv, norm in pairs:  # `from_pretrained` leaves weights without memory, but not statistics
+            self.get_submodule(norm).to(self.get_submodule(conv).weight.device)
+        set_convbn_mode(self, "deploy")
 
     def _check_maps(self, sample: torch.Tensor) -> None:
         check_maps(*static_size(sample), self.maps, "`sample` has")

@@ -53,9 +53,12 @@ def set_convbn_mode(model: nn.Module, mode: str, pairs: Iterable[tuple[str, str]
         model: one of our networks, or any other.
         mode: `"train"` (statistics of the batch in training, torch's own way), `"eval"` (running statistics, also in
             training), `"tune"` (the same outputs and gradients as `"eval"`, from less memory and time), `"deploy"`
-            (the BatchNorm is gone, its work is in the convolution's weight and bias; there is no way back).
+            (the BatchNorm is gone, its work is in the convolution's weight and bias; there is no way back. Networks
+            of blocks note it in their configuration, `convbn_folded`, and load again from what `save_pretrained`
+            writes).
         pairs: names of `(convolution, BatchNorm)`, the second fed by nothing but the first. By default those that our
-            blocks declare (`convbn_pairs`) and neighbours within an `nn.Sequential`.
+            blocks declare (`convbn_pairs`) and neighbours within an `nn.Sequential`. A BatchNorm in no pair, such as
+            the one that MaxViT's blocks begin with, goes on as it was.
 
     Returns:
         The names of the convolutions whose mode was set. One that PEFT has wrapped keeps its BatchNorm beside it: in
@@ -93,6 +96,9 @@ def set_convbn_mode(model: nn.Module, mode: str, pairs: Iterable[tuple[str, str]
             _replace(model, norm_name, nn.Identity())
         if not wrapped or mode in ("train", "eval"):
             changed.append(name)
+    config = getattr(model, "config", {})
+    if "convbn_folded" in config and not find_convbn_pairs(model):
+        model.register_to_config(convbn_folded=True)
     return changed
 
 

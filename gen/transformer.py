@@ -62,6 +62,8 @@ class BlockTransformer2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapter
         cross_attention_dim: width of a text's tokens, `None` for a network that reads no text.
         norm_elementwise_affine: whether the last norm has a weight and a bias of its own.
         freq_shift: see `ClassTimeEmbedding`.
+        convbn_folded: whether BatchNorms are in the convolutions before them, as `set_convbn_mode(model, "deploy")`
+            leaves them.
         id2label: class names by number, for pipelines.
     """
 
@@ -85,6 +87,7 @@ class BlockTransformer2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapter
         cross_attention_dim: int | None = None,
         norm_elementwise_affine: bool = False,
         freq_shift: int = 0,
+        convbn_folded: bool = False,
         id2label: dict[int, str] | None = None,
     ):
         super().__init__()
@@ -115,6 +118,8 @@ class BlockTransformer2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapter
         self.proj_out = nn.Linear(hidden_size, self.out_channels * patch_size**2)
         self._set_maps({"the map of patches": (patch_size, largest_window(self.blocks))})
         self._init_weights()
+        if convbn_folded:
+            self._fold_norms()
 
     def _init_weights(self) -> None:
         for linear in (self.patch_embed, *_linears_of_dit(self.blocks)):

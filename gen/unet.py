@@ -79,6 +79,8 @@ class BlockUNet2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapterMixin):
         time_embed_dim: width of the condition, `None` for four times the first stage's channels.
         time_cond_proj_dim: width of `timestep_cond`, such as an embedded guidance scale; `None` for none.
         freq_shift: see `ClassTimeEmbedding`.
+        convbn_folded: whether BatchNorms are in the convolutions before them, as `set_convbn_mode(model, "deploy")`
+            leaves them.
         id2label: class names by number, for pipelines.
     """
 
@@ -102,6 +104,7 @@ class BlockUNet2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapterMixin):
         time_embed_dim: int | None = None,
         time_cond_proj_dim: int | None = None,
         freq_shift: int = 0,
+        convbn_folded: bool = False,
         id2label: dict[int, str] | None = None,
     ):
         super().__init__()
@@ -143,6 +146,8 @@ class BlockUNet2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapterMixin):
                 for number, stage in enumerate(self.down_blocks)
             }
         )
+        if convbn_folded:
+            self._fold_norms()
 
     @classmethod
     def from_preset(

@@ -94,6 +94,8 @@ class I2RMB(Block):
         settings: those of `Block`.
     """
 
+    convbn_pairs = (("conv", "conv_norm"),)
+
     def __init__(
         self,
         dim: int,

@@ -28,6 +28,8 @@ class SqueezeExcitation(nn.Module):
 class MBConv(nn.Module):
     """Inverted bottleneck: 1×1 expansion, depthwise 3×3, squeeze-excitation, 1×1 projection."""
 
+    convbn_pairs = (("expand", "norm1"), ("depthwise", "norm2"))
+
     def __init__(
         self, dim: int, cond_dim: int, expand_ratio: float, squeeze_ratio: float, conv_norm: str, modulation: str
     ):

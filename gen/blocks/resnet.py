@@ -20,6 +20,8 @@ class ResNetBlock(Block):
         settings: those of `Block`.
     """
 
+    convbn_pairs = (("conv1", "norm2"),)
+
     def __init__(self, dim: int, cond_dim: int, *, modulation: str = "film", conv_norm: str = "group", **settings):
         super().__init__(dim, cond_dim, **settings)
         self.norm1 = make_norm(conv_norm, dim)

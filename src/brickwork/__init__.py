@@ -11,6 +11,7 @@ _MODULES = {
     "brickwork.gen.transformer": ["BlockTransformer2DModel"],
     "brickwork.gen.unet": ["BlockUNet2DModel"],
     "brickwork.gen.maxvit_gan": ["MaxViTGenerator2DModel"],
+    "brickwork.gen.convbn": ["set_convbn_mode"],
     "brickwork.pipelines.lego": ["LegoPipeline"],
     "brickwork.pipelines.class_to_image": ["ClassToImagePipeline"],
     "brickwork.pipelines.one_step": ["OneStepPipeline"],

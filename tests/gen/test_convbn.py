@@ -5,7 +5,8 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
-from brickwork.gen.convbn import find_convbn_pairs, set_convbn_mode
+from brickwork import BlockTransformer2DModel, BlockUNet2DModel, set_convbn_mode
+from brickwork.gen.convbn import find_convbn_pairs
 
 
 def network(affine: bool = True, bias: bool = False) -> nn.Module:
@@ -156,3 +157,83 @@ def test_bad_input(mode, pairs, message):
     with pytest.raises(ValueError, match=message):
         set_convbn_mode(model, mode, pairs)
     assert type(model.conv) is nn.Conv2d
+
+
+SHARED = {"sample_size": 8, "in_channels": 3, "num_classes": 5, "attention_head_dim": 8, "window_size": 4}
+UNET = {"block_out_channels": (8, 16), "layers_per_block": 1}
+RESNET = {"block_types": "resnet", "block_options": {"resnet": {"conv_norm": "batch"}}}
+NETWORKS = {
+    "d-emo": (BlockTransformer2DModel, {"block_types": "i2rmb", "num_layers": 2, "hidden_size": 16}, 2),
+    "u-emo": (BlockUNet2DModel, UNET | {"block_types": "i2rmb"}, 5),
+    "maxvit": (BlockUNet2DModel, UNET | {"block_types": "maxvit"}, 10),
+    "resnet": (BlockUNet2DModel, UNET | RESNET, 5),
+}
+
+
+def denoiser(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    model_class, config, _ = NETWORKS[name]
+    model = model_class(**(SHARED | config))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.15)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 2.0)
+    return model.double().eval()
+
+
+def estimate(model: nn.Module) -> torch.Tensor:
+    return model(image()[..., :9], torch.tensor([1.0, 20.0, 300.0]), class_labels=torch.tensor([0, 3, 5])).sample
+
+
+def estimate_and_gradients(model: nn.Module) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    output = estimate(model)
+    output.square().mean().backward()
+    return output.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_of_blocks_tune_as_they_evaluate(name):
+    model = denoiser(name)
+    assert len(set_convbn_mode(model, "eval")) == NETWORKS[name][2]
+    expected, gradients = estimate_and_gradients(model.train())
+    folded = set_convbn_mode(model, "tune")
+    output, folded_gradients = estimate_and_gradients(model.train())
+    torch.testing.assert_close(output, expected, rtol=1e-6, atol=1e-9)
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(folded_gradients[key], gradient, rtol=1e-6, atol=1e-9, msg=key)
+    # The folded convolution is what runs: a norm that no longer counts in it would go unnoticed otherwise.
+    with torch.no_grad():
+        model.get_submodule(folded[0]).folded_norm[0].running_mean += 1.0
+        assert not torch.allclose(estimate(model), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NETWORKS)
+def test_deployed_networks_load_again(name, tmp_path):
+    model = denoiser(name)
+    expected, parameters = estimate(model), model.num_parameters()
+    assert not model.config.convbn_folded
+    set_convbn_mode(model, "deploy")
+    assert model.config.convbn_folded and model.num_parameters() < parameters
+    torch.testing.assert_close(estimate(model), expected, rtol=1e-6, atol=1e-9)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path, torch_dtype=torch.float64)
+    assert find_convbn_pairs(again) == []
+    torch.testing.assert_close(estimate(again), expected, rtol=1e-6, atol=1e-9)
+    assert again.subnets(8, 8)["whole"] > 0
+
+
+def test_some_folded_norms_are_not_all():
+    """A configuration says what every block is; a network folded in part, or with an adapter, is none of them."""
+    model = denoiser("d-emo")
+    set_convbn_mode(model, "deploy", find_convbn_pairs(model)[:1])
+    assert not model.config.convbn_folded
+    set_convbn_mode(model, "deploy")
+    assert model.config.convbn_folded
+    model_class, config, _ = NETWORKS["d-emo"]
+    with pytest.raises(ValueError, match="`convbn_folded` is True, but no block.*leave it out"):
+        model_class(**(SHARED | config | {"block_types": "dit", "convbn_folded": True}))
