@@ -11,6 +11,7 @@ from brickwork.eval.pictures import save_picture
 from brickwork.eval.results import format_value, write_json
 
 TEXT_HEIGHT, GAP = 18, 4
+SHOWN = 2
 METRIC = "KD-EffNetLite0"
 
 
@@ -82,7 +83,7 @@ def _markdown(header: list[str], rows: list[list[str]]) -> list[str]:
 def picture_of(shown: dict[str, dict[str, dict[str, np.ndarray]]], names: dict[str, str]) -> Image.Image:
     """For each model a row a variant, with the same prompts and seeds at every size, sizes side by side."""
     strips = [
-        (f"{model}: {names[variant]}", [np.concatenate(list(pictures), axis=1) for pictures in sizes.values()])
+        (f"{model}: {names[variant]}", [np.concatenate(list(pictures[:SHOWN]), axis=1) for pictures in sizes.values()])
         for model, variants in shown.items()
         for variant, sizes in variants.items()
     ]

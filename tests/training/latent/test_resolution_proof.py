@@ -30,12 +30,14 @@ def arguments(tiny_run, bases, tmp_path, monkeypatch):
     Export(pipeline, pipeline.unet, PartsConfig("lora", 1, 1.0), accelerator)(weights, tmp_path / "lora")
     pixels = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
     monkeypatch.setattr(resolution_proof, "_extractor", lambda: from_module(pixels, "pixels", 8))
+    variants = {"general": ["base", "resadapter", "lora"], "personal": ["base", "resadapter_delta"]}
+    monkeypatch.setattr(resolution_proof.Proof, "variants", staticmethod(variants.get))
     model, data = str(bases["sd1"]), str(SAMPLE)
     return [
         "--general", model, "--general-data", data, "--personal", model, "--personal-data", data,
         "--adapter", str(tmp_path / "res" / "adapter" / "official"), "--lora", str(tmp_path / "lora"),
         "--output", str(tmp_path / "proof"), "--samples", "4", "--steps", "1",
-        "--sizes", "8x8", "8x16", "--extremes", "8x16", "--prompts", "red apple",
+        "--sizes", "8x16", "--held-out", "0.05", "--extremes", "8x16", "--prompts", "red apple",
     ]  # fmt: skip
 
 
@@ -44,17 +46,17 @@ def test_every_cell_is_computed_once_and_told(arguments, tmp_path, capsys):
     proof = tmp_path / "proof"
     text = (proof / "proof.md").read_text()
     assert text.strip() in capsys.readouterr().out
-    assert "| held-out paired loss | 8 × 8 | 8 × 16 |" in text
+    assert "| held-out paired loss | 8 × 16 |" in text
     assert "KD-EffNetLite0 8x16" in text and "base + ResAdapter (norms as differences)" in text
     values = json.loads((proof / "proof.json").read_text())
     base, adapted = (values["losses"]["general"][name]["8x16"] for name in ("base", "resadapter"))
     assert len(base) == len(adapted) > 0 and base != adapted
     assert base == values["losses"]["personal"]["base"]["8x16"]  # nothing of an adapter stays behind
     assert base != values["losses"]["general"]["lora"]["8x16"]
-    assert Image.open(proof / "proof.png").width == 8 + 16 + 4 * GAP
+    assert Image.open(proof / "proof.png").width == 16 + 2 * GAP
 
     times = {path: path.stat().st_mtime_ns for path in proof.glob("*-*")}
-    gone = proof / "loss-general-lora-8x8.json"
+    gone = proof / "fit-general-lora-8x16.json"
     kept = gone.read_text()
     gone.unlink()
     assert main(arguments) == 0
