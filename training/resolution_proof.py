@@ -40,8 +40,14 @@ from brickwork.eval.protocols import get_protocol
 from brickwork.eval.results import write_json
 from brickwork.training.data.images import LabelledImages, load_table, to_unit_range
 from brickwork.training.data.text_cache import encode_captions
-from brickwork.training.resolution_report import write_report
-from brickwork.training.stable_diffusion import PromptedUNet, load_pipeline, moments, objective_of, scale_latents
+from brickwork.training.latent.resolution_report import write_report
+from brickwork.training.latent.stable_diffusion import (
+    PromptedUNet,
+    load_pipeline,
+    moments,
+    objective_of,
+    scale_latents,
+)
 
 Shape = tuple[int, int]
 GROUP = 4  # held-out drawings whose losses are averaged: the groups' spread is the error

@@ -22,11 +22,11 @@ from accelerate.utils import set_seed
 
 from brickwork.training.arguments import add_run_arguments
 from brickwork.training.config import load_config
-from brickwork.training.latent_config import ResAdapterConfig
-from brickwork.training.latent_task import SizePreviews, drop_text_encoders, encoding_loss, open_stream, plan
+from brickwork.training.latent.config import ResAdapterConfig
+from brickwork.training.latent.resadapter import ResAdapterInTraining, add_resadapter, trained_weights
+from brickwork.training.latent.stable_diffusion import freeze_encoders, freeze_unet, load_pipeline, objective_of
+from brickwork.training.latent.task import SizePreviews, drop_text_encoders, encoding_loss, open_stream, plan
 from brickwork.training.loop import Run, train
-from brickwork.training.resadapter import ResAdapterInTraining, add_resadapter, trained_weights
-from brickwork.training.stable_diffusion import freeze_encoders, freeze_unet, load_pipeline, objective_of
 
 # The other processes wait while one fills the cache.
 CACHE_TIME = timedelta(hours=12)

@@ -15,10 +15,9 @@ from accelerate.utils import set_seed
 
 from brickwork.training.arguments import add_run_arguments
 from brickwork.training.config import load_config
-from brickwork.training.latent_task import SizePreviews, encoding_loss, open_stream, plan
-from brickwork.training.loop import Run, train
-from brickwork.training.stable_diffusion import freeze_encoders, freeze_unet, is_xl, load_pipeline, objective_of
-from brickwork.training.text_to_image import (
+from brickwork.training.latent.stable_diffusion import freeze_encoders, freeze_unet, is_xl, load_pipeline, objective_of
+from brickwork.training.latent.task import SizePreviews, encoding_loss, open_stream, plan
+from brickwork.training.latent.text_to_image import (
     Export,
     JointPreviews,
     NumberedStream,
@@ -27,6 +26,7 @@ from brickwork.training.text_to_image import (
     UNetWithText,
     add_whole_lora,
 )
+from brickwork.training.loop import Run, train
 
 
 def build_network(config: TextToImageConfig, pipeline):

@@ -21,8 +21,8 @@ from brickwork.training.data.images import BrokenImage, LabelledImages, load_tab
 from brickwork.training.data.resolutions import Resolutions, enlargement, shapes_by_size
 from brickwork.training.data.stream import TrainingStream
 from brickwork.training.data.text_cache import CachedTexts, cache_texts
-from brickwork.training.latent_config import LatentConfig
-from brickwork.training.stable_diffusion import is_xl, moments, plain_time_ids, size_step, vae_factor
+from brickwork.training.latent.config import LatentConfig
+from brickwork.training.latent.stable_diffusion import is_xl, moments, plain_time_ids, size_step, vae_factor
 
 Shape = tuple[int, int]
 
@@ -191,7 +191,7 @@ def _rebuilt_by_removing() -> Iterator[None]:
 
 
 class CaptionedStream(TrainingStream):
-    """Samples by position for `brickwork.training.stable_diffusion.EncodeFirst`; every step has its shape.
+    """Samples by position for `brickwork.training.latent.stable_diffusion.EncodeFirst`; every step has its shape.
 
     A row whose picture would be enlarged too much in the step's shape is exchanged for one that is not.
 

@@ -122,7 +122,7 @@ def quiet():
 @pytest.fixture(scope="session")
 def fresh(bases):
     """`fresh("sd1")` => a pipeline of its own, as loaded from its folder."""
-    from brickwork.training.stable_diffusion import load_pipeline
+    from brickwork.training.latent.stable_diffusion import load_pipeline
 
     loaded = {kind: load_pipeline(str(folder)) for kind, folder in bases.items()}
     return lambda kind: copy.deepcopy(loaded[kind])
@@ -133,7 +133,7 @@ def tiny_run(bases, fresh, tmp_path, monkeypatch):
     """`tiny_run("name", "section.key=value", …, kind="sd1")` => a `Run` in `tmp_path/name`."""
     from brickwork.training import train_resadapter
     from brickwork.training.config import load_config
-    from brickwork.training.latent_config import ResAdapterConfig
+    from brickwork.training.latent.config import ResAdapterConfig
 
     kinds, load = {str(folder): kind for kind, folder in bases.items()}, train_resadapter.load_pipeline
     monkeypatch.setattr(

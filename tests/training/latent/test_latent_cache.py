@@ -5,8 +5,8 @@ import torch
 
 from brickwork.training.config import load_config
 from brickwork.training.data.captioned import CaptionedImages, LatentCache
-from brickwork.training.latent_config import ResAdapterConfig
-from brickwork.training.stable_diffusion import moments
+from brickwork.training.latent.config import ResAdapterConfig
+from brickwork.training.latent.stable_diffusion import moments
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from brickwork.training.latent_task import preview_sizes, sheet
+from brickwork.training.latent.task import preview_sizes, sheet
 from brickwork.training.loop import train
 
 

@@ -9,8 +9,8 @@ from brickwork.adapters.convert import convert_resadapter
 from brickwork.adapters.resadapter import load_resadapter
 from brickwork.adapters.state import adaptable_shapes
 from brickwork.training.checkpoints import CheckpointFolder, load_trained_tensors, trained_tensors
+from brickwork.training.latent.resadapter import trained_weights
 from brickwork.training.loop import train
-from brickwork.training.resadapter import trained_weights
 
 # A cache of these is quickly made.
 FEW = ("data.label_column=label", "data.classes=[Flags]", "data.held_out=0", "resolution.max_size=16")

@@ -10,11 +10,11 @@ from PIL import Image
 
 from brickwork.eval.extractors import from_module
 from brickwork.training import resolution_proof
+from brickwork.training.latent.resolution_report import GAP, loss_cell
+from brickwork.training.latent.stable_diffusion import load_pipeline
+from brickwork.training.latent.text_to_image import Export, PartsConfig, add_whole_lora
 from brickwork.training.loop import train
 from brickwork.training.resolution_proof import StyleProbe, main
-from brickwork.training.resolution_report import GAP, loss_cell
-from brickwork.training.stable_diffusion import load_pipeline
-from brickwork.training.text_to_image import Export, PartsConfig, add_whole_lora
 
 SAMPLE = Path(__file__).parents[2] / "data" / "emoji" / "sample.parquet"
 

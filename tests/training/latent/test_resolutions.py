@@ -13,7 +13,7 @@ from brickwork.training.config import load_config
 from brickwork.training.data.captioned import CaptionedImages, CaptionedStream
 from brickwork.training.data.resolutions import Resolutions, enlargement, shapes_by_size
 from brickwork.training.data.stream import PositionBatches
-from brickwork.training.latent_config import ResAdapterConfig
+from brickwork.training.latent.config import ResAdapterConfig
 
 # Of a pipeline, a stream needs the shape of its latents and whether it wants sizes.
 PIPELINE = SimpleNamespace(

@@ -8,8 +8,8 @@ from diffusers import StableDiffusionPipeline
 
 from brickwork.training.checkpoints import trained_tensors
 from brickwork.training.config import load_config
+from brickwork.training.latent.text_to_image import TextToImageConfig
 from brickwork.training.loop import train
-from brickwork.training.text_to_image import TextToImageConfig
 from brickwork.training.train_text_to_image import main, prepare
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from brickwork.training.latent_config import ResAdapterConfig
+from brickwork.training.latent.config import ResAdapterConfig
 from brickwork.training.loop import train
 from brickwork.training.train_resadapter import main
 

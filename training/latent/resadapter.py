@@ -21,7 +21,7 @@ from brickwork.adapters.formats import to_differences, write_adapter
 from brickwork.adapters.resadapter import family_of, load_resadapter, unload_resadapter
 from brickwork.adapters.state import adaptable_shapes, loaded_adapters
 from brickwork.training.checkpoints import trained_tensors, whole
-from brickwork.training.latent_config import AdapterConfig, ResAdapterConfig
+from brickwork.training.latent.config import AdapterConfig, ResAdapterConfig
 
 NAME, FOLDER, OFFICIAL = "resadapter", "adapter", "official"
 DEFAULT_RANK = 16

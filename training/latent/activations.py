@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from brickwork.training.stable_diffusion import HALF, is_xl
+from brickwork.training.latent.stable_diffusion import HALF, is_xl
 
 
 class _Fused(torch.autograd.Function):

@@ -17,10 +17,10 @@ from brickwork.training.checkpoints import load_trained_tensors
 from brickwork.training.config import DEFAULTS, require
 from brickwork.training.data.captioned import CaptionedStream
 from brickwork.training.data.text_cache import encode_captions, encode_no_caption
-from brickwork.training.latent_config import LATENT_DEFAULTS, LatentConfig
-from brickwork.training.latent_task import SizePreviews
+from brickwork.training.latent.config import LATENT_DEFAULTS, LatentConfig
+from brickwork.training.latent.stable_diffusion import EncodeFirst, latent_loss
+from brickwork.training.latent.task import SizePreviews
 from brickwork.training.previews import export_pipeline
-from brickwork.training.stable_diffusion import EncodeFirst, latent_loss
 
 PARTS = ("unet", "unet_and_text", "lora")
 
@@ -45,7 +45,7 @@ class TextToImageConfig(LatentConfig):
 
     parts: PartsConfig
 
-    defaults = (DEFAULTS, LATENT_DEFAULTS, Path(__file__).parent / "configs" / "text_to_image_defaults.yaml")
+    defaults = (DEFAULTS, LATENT_DEFAULTS, DEFAULTS.parent / "text_to_image_defaults.yaml")
 
 
 class UNetWithText(torch.nn.Module):

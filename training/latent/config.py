@@ -2,7 +2,6 @@
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 
 import yaml
 
@@ -17,7 +16,7 @@ from brickwork.training.config import (
     require,
 )
 
-LATENT_DEFAULTS = Path(__file__).parent / "configs" / "stable_diffusion_defaults.yaml"
+LATENT_DEFAULTS = DEFAULTS.parent / "stable_diffusion_defaults.yaml"
 KINDS = ("interpolation", "extrapolation", "both")
 
 

@@ -11,15 +11,15 @@ from PIL import Image
 
 from brickwork.eval.paired_loss import PairedSet, paired_loss
 from brickwork.eval.pictures import GAP, grid, save_picture
-from brickwork.training.activations import kept_bytes
 from brickwork.training.data.captioned import CaptionedStream, LatentCache, Shape, captioned_images
 from brickwork.training.data.images import BrokenImage
 from brickwork.training.data.text_cache import encode_captions, encode_no_caption, encoders_of
 from brickwork.training.guards import write_text
-from brickwork.training.latent_config import LatentConfig
+from brickwork.training.latent.activations import kept_bytes
+from brickwork.training.latent.config import LatentConfig
+from brickwork.training.latent.stable_diffusion import EncodeFirst, PromptedUNet, moments, scale_latents, vae_factor
 from brickwork.training.page import run_page
 from brickwork.training.previews import PAGE, SAMPLES
-from brickwork.training.stable_diffusion import EncodeFirst, PromptedUNet, moments, scale_latents, vae_factor
 
 # diffusers' Stable Diffusion pipelines refuse other sides, whatever the VAE.
 PIPELINE_STEP = 8
