@@ -6,13 +6,14 @@ from pathlib import Path
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Draw pictures with a LEGO pipeline, one PNG each, named by class and seed."
+    parser.description = "Draw pictures with a pipeline of ours, one PNG each, named by class and seed."
     parser.epilog = (
         "examples:\n"
         "  brickwork generate lego-emoji-64 --count 16 --output faces\n"
-        "  brickwork generate lego-emoji-64 --width 192 --schedule fast --guidance 1.5"
+        "  brickwork generate lego-emoji-64 --width 192 --schedule fast --guidance 1.5\n"
+        "  brickwork generate runs/tiny-maxvit/pipeline --steps 25"
     )
-    parser.add_argument("model", help="weights that ship (lego-emoji-64), a pipeline folder, or a name on the hub")
+    parser.add_argument("model", help="weights that ship (lego-emoji-64), a pipeline folder, or a LEGO one on the hub")
     parser.add_argument("--classes", nargs="+", metavar="CLASS", help="names or numbers (default: every class)")
     parser.add_argument("--count", type=int, default=4, help="images of each class (default: 4)")
     parser.add_argument("--height", type=int, help="height in pixels (default: the training size)")
@@ -22,12 +23,12 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--schedule",
         default="saved",
-        help="which bricks run: saved (the pipeline's own), full, fast, or a JSON file (default: saved)",
+        help="of LEGO, which bricks run: saved (the pipeline's own), full, fast, or a JSON file (default: saved)",
     )
     parser.add_argument(
         "--windows",
-        help="above the training size: shifted (no seams), fixed, or tiled (pictures side by side); by default "
-        "shifted for weights trained on crops, else fixed",
+        help="of LEGO, above the training size: shifted (no seams), fixed, or tiled (pictures side by side); by "
+        "default shifted for weights trained on crops, else fixed",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image; the next has the next")
     parser.add_argument("--batch-size", type=int, default=16, help="images at once (default: 16)")
@@ -53,19 +54,32 @@ def parse_schedule(value: str, transformer):
         raise ValueError(f"`--schedule` is {value!r}, which is no JSON: {error}.") from None
 
 
+def _lego_options(args: argparse.Namespace, pipe) -> dict:
+    """What LEGO's pipeline takes beside the rest: other networks have no bricks to choose nor windows to place."""
+    if hasattr(pipe, "brick_schedule"):
+        return {"brick_schedule": parse_schedule(args.schedule, pipe.transformer), "windows": args.windows}
+    for name, absent in (("schedule", "saved"), ("windows", None)):
+        if getattr(args, name) != absent:
+            raise ValueError(
+                f"`--{name}` is {getattr(args, name)!r}, which is for a LEGO pipeline, and {args.model!r} holds a "
+                f"{type(pipe).__name__}; leave it out."
+            )
+    return {}
+
+
 def run(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
     from brickwork.eval.pictures import save_picture
-    from brickwork.eval.pipelines import load_lego_pipeline
+    from brickwork.eval.pipelines import load_class_pipeline
 
     for name in ("count", "batch_size"):
         if getattr(args, name) < 1:
             raise ValueError(f"`--{name.replace('_', '-')}` is {getattr(args, name)}; give at least 1.")
-    pipe = load_lego_pipeline(args.model, args.device)
+    pipe = load_class_pipeline(args.model, args.device)
     pipe.set_progress_bar_config(disable=True)
-    schedule = parse_schedule(args.schedule, pipe.transformer)
+    options = _lego_options(args, pipe)
     classes = [int(name) if name.isdigit() else name for name in args.classes or []]
     classes = classes or list(range(pipe.transformer.config.num_classes or 0)) or [None]
     jobs = [(label, args.seed + index) for label in classes for index in range(args.count)]
@@ -87,9 +101,8 @@ def run(args: argparse.Namespace) -> int:
                 width=args.width,
                 num_inference_steps=args.steps,
                 guidance_scale=args.guidance,
-                brick_schedule=schedule,
-                windows=args.windows,
                 generator=[torch.Generator().manual_seed(seed) for _, seed in part],
+                **options,
             ).images
             for image, file in zip(images, files[start:]):
                 save_picture(image, file)

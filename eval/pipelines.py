@@ -1,8 +1,10 @@
 """Opening pipelines by what a person types: the name of weights that ship, a folder, or a name on the hub."""
 
+import json
 from pathlib import Path
 
 import torch
+from diffusers.utils import logging
 
 
 def best_device() -> str:
@@ -20,12 +22,27 @@ def pipeline_folder(name: str) -> str | Path:
 
 def load_lego_pipeline(name: str, device: str | None = None):
     """A `LegoPipeline` for a command, on `device` (by default the best there is)."""
-    from diffusers.utils import logging
-
     import brickwork
 
     logging.disable_progress_bar()  # two components load in no time; the bar that matters comes later
-    pipe = brickwork.LegoPipeline.from_pretrained(pipeline_folder(name))
+    return _on_device(brickwork.LegoPipeline.from_pretrained(pipeline_folder(name)), device)
+
+
+def load_class_pipeline(name: str, device: str | None = None):
+    """A folder's `ClassToImagePipeline` for a command, on `device`; anything else is a `LegoPipeline`'s name."""
+    import brickwork
+
+    try:
+        saved = json.loads(Path(name, "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, LookupError, TypeError):
+        saved = None
+    if saved != "ClassToImagePipeline":
+        return load_lego_pipeline(name, device)  # which also says what is wrong
+    logging.disable_progress_bar()
+    return _on_device(brickwork.ClassToImagePipeline.from_pretrained(name), device)
+
+
+def _on_device(pipe, device: str | None):
     try:
         return pipe.to(device or best_device())
     except (RuntimeError, AssertionError) as error:

@@ -127,6 +127,28 @@ def test_generate_says_what_is_wrong(folder, tmp_path, capsys, words, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_generate_with_a_network_of_blocks(tmp_path, capsys):
+    torch.manual_seed(0)
+    network = BlockUNet2DModel(
+        sample_size=8, num_classes=2, block_types="maxvit", block_out_channels=[8, 16], layers_per_block=1,
+        attention_head_dim=8, window_size=4, id2label={0: "cats", 1: "dogs"},
+    )  # fmt: skip
+    ClassToImagePipeline.from_objective(network, EDMObjective()).save_pretrained(tmp_path / "pipe")
+    words = ["generate", str(tmp_path / "pipe"), "--steps", "2", "--width", "12", "--output", str(tmp_path / "out")]
+    assert cli.main([*words, "--classes", "dogs", "--count", "2", "--guidance", "2"]) == 0
+    files = sorted((tmp_path / "out").iterdir())
+    assert [file.name for file in files] == ["dogs-000000.png", "dogs-000001.png"]
+    assert Image.open(files[0]).size == (12, 8)
+    for wrong, message in (
+        (["--schedule", "fast"], "`--schedule` is 'fast', which is for a LEGO pipeline"),
+        (["--windows", "fixed"], "leave it out"),
+        (["--height", "6"], "the network's sample has height and width (6, 12), where stage 2 of 2 is 3 × 6"),
+    ):
+        assert cli.main([*words, "--seed", "7", *wrong]) == 2
+        assert message in capsys.readouterr().err
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
 def test_info_of_a_pipeline(folder, capsys):
     assert cli.main(["info", str(folder), "--width", "48"]) == 0
     text = capsys.readouterr().out
