@@ -1,6 +1,8 @@
-"""The arguments of a training run, for `brickwork train` and the entry script; light, so that `--help` is quick."""
+"""The arguments of a training run, for `brickwork train` and the entry scripts; light, so that `--help` is quick."""
 
 import argparse
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -31,13 +33,58 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from brickwork.training.train_backbone import run_training
+    from brickwork.training.train_backbone import prepare
 
-    if args.preset is None:
-        return run_training(args.config, args.overrides, args.dry_run, args.accept_changes)
-    from brickwork.training.recipes import recipe
+    if args.preset is not None:
+        from brickwork.training.recipes import recipe
 
-    if args.config is not None:
-        raise ValueError("`--preset` and `--config` were given; a file says `model.preset` itself. Give one of them.")
-    path, overrides = recipe(args.preset)
-    return run_training(path, [*overrides, *args.overrides], args.dry_run, args.accept_changes)
+        if args.config is not None:
+            raise ValueError(
+                "`--preset` and `--config` were given; a file says `model.preset` itself. Give one of them."
+            )
+        args.config, overrides = recipe(args.preset)
+        args.overrides = [*overrides, *args.overrides]
+    return train_as_asked(args, prepare)
+
+
+def train_as_asked(args: argparse.Namespace, prepare: Callable, kind: type | None = None) -> int:
+    """Train, or say what would be trained.
+
+    Args:
+        args: those of `add_run_arguments`.
+        prepare: `(config, accept_changes)` => the `Run`.
+        kind: the task's configuration, by default `TrainConfig`.
+    """
+    from brickwork.training.config import TrainConfig, load_config
+    from brickwork.training.guards import check_folder
+    from brickwork.training.loop import train
+
+    config = load_config(args.config, args.overrides, kind or TrainConfig)
+    check_folder(Path(config.run.output_dir))
+    run = prepare(config, args.accept_changes)
+    if args.dry_run:
+        run.accelerator.print(config.to_yaml())
+    else:
+        train(run)
+    return 0
+
+
+def run_script(name: str, description: str | None, configure: Callable, arguments: list[str] | None = None) -> int:
+    """The command line of an entry script; bad input becomes one line and the exit status 2.
+
+    Args:
+        name: of the script.
+        description: its docstring.
+        configure: adds arguments to a parser, and what runs them as its default `run`.
+        arguments: in place of the command line's.
+    """
+    parser = argparse.ArgumentParser(
+        prog=name, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    configure(parser)
+    args = parser.parse_intermixed_args(arguments)  # options may follow values
+    try:
+        return args.run(args) or 0
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2

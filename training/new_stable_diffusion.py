@@ -17,6 +17,7 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusio
 from tokenizers import pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from brickwork.training.arguments import run_script
 from brickwork.training.data.cache import load_vae
 from brickwork.training.data.images import load_table
 
@@ -117,6 +118,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--caption-column", default="text", help="its column (default: text)")
     parser.add_argument("--output", type=Path, required=True, help="pipeline folder to write")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: 0)")
+    parser.set_defaults(run=write)
 
 
 def write(args: argparse.Namespace) -> None:
@@ -145,16 +147,7 @@ def write(args: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="new_stable_diffusion.py"
-    )
-    configure_parser(parser)
-    try:
-        write(parser.parse_args(arguments))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_script("new_stable_diffusion.py", __doc__, configure_parser, arguments)
 
 
 if __name__ == "__main__":

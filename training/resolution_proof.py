@@ -38,6 +38,7 @@ from brickwork.eval.metrics import kernel_distance
 from brickwork.eval.paired_loss import PairedSet, paired_loss
 from brickwork.eval.protocols import get_protocol
 from brickwork.eval.results import write_json
+from brickwork.training.arguments import run_script
 from brickwork.training.data.images import LabelledImages, load_table, to_unit_range
 from brickwork.training.data.text_cache import encode_captions
 from brickwork.training.latent.resolution_report import write_report
@@ -419,33 +420,29 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     )
     prompts = ["grinning face with smiling eyes", "red apple", "panda face"]
     parser.add_argument("--prompts", nargs="+", default=prompts, help="what the picture shows")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    settings = Settings(
+        tuple(args.sizes),
+        tuple(args.extremes),
+        args.samples,
+        args.steps,
+        args.guidance,
+        args.held_out,
+        max(2, args.samples // 2),
+        args.bf16,
+    )
+    proof = Proof(args, settings)
+    proof.compute([args.only] if args.only else MODELS)
+    if not args.only:
+        write_report(proof.values(), NAMES, args.output)
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="resolution_proof.py"
-    )
-    configure_parser(parser)
-    args = parser.parse_args(arguments)
-    try:
-        settings = Settings(
-            tuple(args.sizes),
-            tuple(args.extremes),
-            args.samples,
-            args.steps,
-            args.guidance,
-            args.held_out,
-            max(2, args.samples // 2),
-            args.bf16,
-        )
-        proof = Proof(args, settings)
-        proof.compute([args.only] if args.only else MODELS)
-        if not args.only:
-            write_report(proof.values(), NAMES, args.output)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_script("resolution_proof.py", __doc__, configure_parser, arguments)
 
 
 if __name__ == "__main__":

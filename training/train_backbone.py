@@ -8,25 +8,22 @@ Running the same command again goes on from the newest checkpoint. Values can be
     accelerate launch training/train_backbone.py --config … run.total_images=200000 data.size=32
 """
 
-import argparse
 import sys
 from functools import partial
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
 
 from brickwork.eval.paired_loss import PairedSet
-from brickwork.training.arguments import configure_parser
+from brickwork.training.arguments import configure_parser, run_script
 from brickwork.training.backbones import BACKBONES, build_model, build_objective, plan
-from brickwork.training.config import TrainConfig, load_config
+from brickwork.training.config import TrainConfig
 from brickwork.training.data.cache import CachedLatents, TensorCache, load_vae
 from brickwork.training.data.canvas import CanvasSettings, CanvasStream
 from brickwork.training.data.images import BrokenImage, LabelledImages, images_of
 from brickwork.training.data.stream import TrainingStream
-from brickwork.training.guards import check_folder
-from brickwork.training.loop import Run, train
+from brickwork.training.loop import Run
 from brickwork.training.previews import build_metrics
 
 
@@ -108,28 +105,7 @@ def prepare(config: TrainConfig, accept_changes: bool = False) -> Run:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="train_backbone.py"
-    )
-    configure_parser(parser)
-    args = parser.parse_args(arguments)
-    try:
-        return args.run(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-def run_training(config_path: Path | None, overrides: list[str], dry_run: bool, accept_changes: bool) -> int:
-    """Train as the arguments say; returns 0."""
-    config = load_config(config_path, overrides)
-    check_folder(Path(config.run.output_dir))
-    run = prepare(config, accept_changes)
-    if dry_run:
-        run.accelerator.print(config.to_yaml())
-    else:
-        train(run)
-    return 0
+    return run_script("train_backbone.py", __doc__, configure_parser, arguments)
 
 
 if __name__ == "__main__":

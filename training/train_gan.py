@@ -7,6 +7,7 @@ Running the same command again goes on from the newest checkpoint. The run leave
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,12 @@ from brickwork.eval.pictures import grid, save_picture
 from brickwork.gen.maxvit_gan import MaxViTGAN2DModel
 from brickwork.pipelines.one_step import OneStepPipeline
 from brickwork.training.adversarial import NonSaturatingObjective, discriminator_losses
-from brickwork.training.arguments import add_run_arguments
-from brickwork.training.config import TrainConfig, load_config
+from brickwork.training.arguments import add_run_arguments, run_script, train_as_asked
+from brickwork.training.config import TrainConfig
 from brickwork.training.data.images import images_of
 from brickwork.training.data.stream import TrainingStream
 from brickwork.training.guards import write_text
-from brickwork.training.loop import Run, train
+from brickwork.training.loop import Run
 from brickwork.training.page import run_page
 from brickwork.training.previews import PAGE, SAMPLES, build_metrics
 
@@ -97,22 +98,13 @@ def prepare(config: TrainConfig, accept_changes: bool = False) -> Run:
     )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="train_gan.py"
-    )
+def configure_parser(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
-    args = parser.parse_args(arguments)
-    try:
-        run = prepare(load_config(args.config, args.overrides), args.accept_changes)
-        if args.dry_run:
-            run.accelerator.print(run.config.to_yaml())
-        else:
-            train(run)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    parser.set_defaults(run=partial(train_as_asked, prepare=prepare))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return run_script("train_gan.py", __doc__, configure_parser, arguments)
 
 
 if __name__ == "__main__":

@@ -20,13 +20,13 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import set_seed
 
-from brickwork.training.arguments import add_run_arguments
+from brickwork.training.arguments import add_run_arguments, run_script, train_as_asked
 from brickwork.training.config import load_config
 from brickwork.training.latent.config import ResAdapterConfig
 from brickwork.training.latent.resadapter import ResAdapterInTraining, add_resadapter, trained_weights
 from brickwork.training.latent.stable_diffusion import freeze_encoders, freeze_unet, load_pipeline, objective_of
 from brickwork.training.latent.task import SizePreviews, drop_text_encoders, encoding_loss, open_stream, plan
-from brickwork.training.loop import Run, train
+from brickwork.training.loop import Run
 
 # The other processes wait while one fills the cache.
 CACHE_TIME = timedelta(hours=12)
@@ -87,33 +87,28 @@ def export(
     accelerator.print(f"The adapter is in {official} (load_resadapter), and for ComfyUI, Forge and A1111 in {single}.")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="train_resadapter.py"
-    )
+def configure_parser(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser, "training/configs/stable_diffusion_defaults.yaml")
     parser.add_argument("--cache-only", action="store_true", help="fill data.cache, train nothing")
-    args = parser.parse_intermixed_args(arguments)  # options may follow values
-    try:
-        run_training(args.config, args.overrides, args.dry_run, args.accept_changes, args.cache_only)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.cache_only:
+        return fill_cache(load_config(args.config, args.overrides, ResAdapterConfig), args.accept_changes)
+    return train_as_asked(args, partial(prepare, dry_run=args.dry_run), ResAdapterConfig)
+
+
+def fill_cache(config: ResAdapterConfig, accept_changes: bool) -> int:
+    """Compute what `data.cache` keeps, and train nothing."""
+    if config.data.cache is None:
+        raise ValueError("`data.cache` is null, so there is nothing to fill; name a folder.")
+    prepare(config, accept_changes, dry_run=False)
     return 0
 
 
-def run_training(
-    config_path: Path | None, overrides: list[str], dry_run: bool, accept_changes: bool, cache_only: bool
-) -> None:
-    """Train as the arguments say."""
-    config = load_config(config_path, overrides, ResAdapterConfig)
-    if cache_only and config.data.cache is None:
-        raise ValueError("`data.cache` is null, so there is nothing to fill; name a folder.")
-    run = prepare(config, accept_changes, dry_run)
-    if dry_run:
-        run.accelerator.print(config.to_yaml())
-    elif not cache_only:
-        train(run)
+def main(arguments: list[str] | None = None) -> int:
+    return run_script("train_resadapter.py", __doc__, configure_parser, arguments)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,12 @@ the same command again goes on from the newest checkpoint.
 
 import argparse
 import sys
-from pathlib import Path
+from functools import partial
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from brickwork.training.arguments import add_run_arguments
-from brickwork.training.config import load_config
+from brickwork.training.arguments import add_run_arguments, run_script, train_as_asked
 from brickwork.training.latent.stable_diffusion import freeze_encoders, freeze_unet, is_xl, load_pipeline, objective_of
 from brickwork.training.latent.task import SizePreviews, encoding_loss, open_stream, plan
 from brickwork.training.latent.text_to_image import (
@@ -26,7 +25,7 @@ from brickwork.training.latent.text_to_image import (
     UNetWithText,
     add_whole_lora,
 )
-from brickwork.training.loop import Run, train
+from brickwork.training.loop import Run
 
 
 def build_network(config: TextToImageConfig, pipeline):
@@ -85,28 +84,17 @@ def prepare(config: TextToImageConfig, accept_changes: bool = False, dry_run: bo
     )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="train_text_to_image.py"
-    )
+def configure_parser(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser, "training/configs/text_to_image_defaults.yaml")
-    args = parser.parse_args(arguments)
-    try:
-        run_training(args.config, args.overrides, args.dry_run, args.accept_changes)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    parser.set_defaults(run=run)
 
 
-def run_training(config_path: Path | None, overrides: list[str], dry_run: bool, accept_changes: bool) -> None:
-    """Train as the arguments say."""
-    config = load_config(config_path, overrides, TextToImageConfig)
-    run = prepare(config, accept_changes, dry_run)
-    if dry_run:
-        run.accelerator.print(config.to_yaml())
-    else:
-        train(run)
+def run(args: argparse.Namespace) -> int:
+    return train_as_asked(args, partial(prepare, dry_run=args.dry_run), TextToImageConfig)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return run_script("train_text_to_image.py", __doc__, configure_parser, arguments)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ import yaml
 from diffusers import AutoencoderKL
 
 from brickwork.training.config import load_config
+from brickwork.training.latent.autoencoding import Reconstruction
 from brickwork.training.loop import train
-from brickwork.training.train_autoencoder import Reconstruction, main, prepare
+from brickwork.training.train_autoencoder import main, prepare
 
 SAMPLE = Path(__file__).parents[1] / "data" / "emoji" / "sample.parquet"
 TINY = {
