@@ -173,7 +173,7 @@ class CheckpointFolder:
             self._delete_old()
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            kept = self.list()
+            kept = [path for path in self.list() if path not in self._damaged]
             remains = f"the last good one is {kept[-1]}" if kept else "there is none yet"
             raise ValueError(
                 f"The checkpoint {target} could not be written ({error}); {remains}. Make room, or make "

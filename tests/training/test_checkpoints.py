@@ -154,6 +154,17 @@ def test_a_read_only_folder_is_an_error_that_loses_nothing(tmp_path, monkeypatch
     assert value(folder) == (1.0, 1)
 
 
+def test_a_damaged_one_is_not_called_the_last_good_one(tmp_path, monkeypatch):
+    folder = CheckpointFolder(tmp_path)
+    save(folder, 1)
+    damage(save(folder, 2), "cut short")
+    with pytest.warns(UserWarning, match="000002 is damaged"):
+        folder.newest()
+    monkeypatch.setattr(checkpoints, "save_file", lambda *arguments: (_ for _ in ()).throw(OSError("no room")))
+    with pytest.raises(ValueError, match="no room.*the last good one is .*000001"):
+        save(folder, 3)
+
+
 def test_every_file_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
     events = []
     fsync, replace = os.fsync, os.replace
