@@ -13,6 +13,7 @@ from torch import nn
 
 from brickwork.gen.block_network import BlockNetwork, largest_window
 from brickwork.gen.blocks.modulation import Modulation, modulate
+from brickwork.gen.blocks.norms import LayerNorm
 from brickwork.gen.blocks.registry import build_block, check_block_options, parse_block_types
 from brickwork.gen.blocks.windows import pad_to_multiple, static_size, window_partition, window_reverse
 from brickwork.gen.conditioning import (
@@ -113,7 +114,7 @@ class BlockTransformer2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapter
         self.blocks = nn.ModuleList(
             build_block(name, hidden_size, hidden_size, shared, options.get(name)) for name in names
         )
-        self.norm_out = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=norm_elementwise_affine)
+        self.norm_out = LayerNorm(hidden_size, eps=1e-6, elementwise_affine=norm_elementwise_affine)
         self.final_modulation = Modulation(hidden_size, hidden_size, 2)
         self.proj_out = nn.Linear(hidden_size, self.out_channels * patch_size**2)
         self._set_maps({"the map of patches": (patch_size, largest_window(self.blocks))})

@@ -5,6 +5,8 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import nn
 
+from brickwork.gen.blocks.norms import LayerNorm
+
 # Windows of so few tokens are not worth a fused kernel: launched once a window and head, it spends its time on
 # tiles that are mostly empty, and cuDNN's backward kernel fails outright on tens of thousands of such windows.
 # Two batched matrix products are faster there, on CPUs as well (forward and backward in bf16: 4 times at 4 tokens,
@@ -181,7 +183,7 @@ class TextAttention(nn.Module, AttentionModuleMixin):
         super().__init__()
         check_heads(dim, num_attention_heads)
         self.num_attention_heads = num_attention_heads
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.norm = LayerNorm(dim, eps=1e-6)
         self.q = nn.Linear(dim, dim, bias=False)
         self.k = nn.Linear(cross_attention_dim, dim, bias=False)
         self.v = nn.Linear(cross_attention_dim, dim, bias=False)

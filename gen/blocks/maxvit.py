@@ -6,7 +6,7 @@ from torch import nn
 from brickwork.gen.blocks.attention import RelativePositionBias, WindowAttention, heads_of
 from brickwork.gen.blocks.dit import FeedForward
 from brickwork.gen.blocks.modulation import BlockModulation, gated_residual, gated_residual_map, modulate, modulate_map
-from brickwork.gen.blocks.norms import make_norm
+from brickwork.gen.blocks.norms import LayerNorm, make_norm
 from brickwork.gen.blocks.registry import Block, register_block
 from brickwork.gen.blocks.windowed import Windowing, check_window
 
@@ -60,10 +60,10 @@ class PartitionAttention(nn.Module):
     ):
         super().__init__()
         self.mode, self.window_size = mode, window_size
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm1 = LayerNorm(dim, eps=1e-6)
         self.attn = WindowAttention(dim, heads)
         self.position_bias = RelativePositionBias(window_size, heads)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm2 = LayerNorm(dim, eps=1e-6)
         self.mlp = FeedForward(dim, int(dim * mlp_ratio), approximate="none")
         self.modulation = BlockModulation(cond_dim, dim, 2, modulation)
 

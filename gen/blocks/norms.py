@@ -7,7 +7,38 @@ import torch.nn.functional as F
 from torch import nn
 
 
-class ChannelLayerNorm(nn.LayerNorm):
+def constant(name: str) -> property:
+    """A float of a module, or `None`, that compilers take for a constant.
+
+    `torch.compile(dynamic=True)` takes a module's floats for variables at first, and compiles every graph twice; a
+    ratio of whole numbers says the same, and those are constants.
+    """
+    ratio = f"_{name}_ratio"
+
+    def read(self: nn.Module) -> float | None:
+        whole = getattr(self, ratio)
+        return None if whole is None else whole[0] / whole[1]
+
+    def write(self: nn.Module, value: float | None) -> None:
+        self.__dict__[name] = value  # for whoever changes the module's class
+        setattr(self, ratio, None if value is None else float(value).as_integer_ratio())
+
+    return property(read, write)
+
+
+class LayerNorm(nn.LayerNorm):
+    """torch's, compiled once."""
+
+    eps = constant("eps")
+
+
+class GroupNorm(nn.GroupNorm):
+    """torch's, compiled once."""
+
+    eps = constant("eps")
+
+
+class ChannelLayerNorm(LayerNorm):
     """LayerNorm over the channels of every pixel of `(B, C, H, W)`."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -16,6 +47,8 @@ class ChannelLayerNorm(nn.LayerNorm):
 
 class BatchNorm(nn.BatchNorm2d):
     """BatchNorm whose running statistics see a batch once, even where gradient checkpointing runs a layer twice."""
+
+    eps, momentum = constant("eps"), constant("momentum")
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         # Inside a backward pass a forward can only be the recomputation of a checkpoint.
@@ -39,7 +72,7 @@ def make_norm(kind: str, dim: int, eps: float = 1e-6, affine: bool = True) -> nn
     if kind == "layer":
         return ChannelLayerNorm(dim, eps=eps, elementwise_affine=affine)
     if kind == "group":
-        return nn.GroupNorm(math.gcd(dim, 32), dim, eps=eps, affine=affine)
+        return GroupNorm(math.gcd(dim, 32), dim, eps=eps, affine=affine)
     if kind == "batch":
         return BatchNorm(dim, eps=eps, affine=affine)
     if kind == "none":

@@ -212,9 +212,7 @@ def test_batches_share_a_compiled_graph(network, inputs, name):
         for batch in (2, 3, 5):
             expected = model(**inputs(batch)).sample
             torch.testing.assert_close(compiled(**inputs(batch)).sample, expected, rtol=1e-4, atol=1e-5)
-            if batch == 2:
-                tried = len(graphs)  # the compiler starts over once, to take the norms' epsilons as constants
-    assert len(graphs) == tried <= 2
+    assert len(graphs) == 1  # floats that count as variables would make the compiler start over
     torch._dynamo.reset()
 
 
