@@ -47,6 +47,7 @@ for words in {names!r}:
     [
         (["demoo"], "did you mean demo"),
         (["convert", "leggo"], "convert lego"),
+        (["demo", "resadaptor", "--scale", "1"], "no command 'demo resadaptor'; did you mean demo resadapter?"),
         (["frobnicate"], "no command 'frobnicate'"),
     ],
 )

@@ -59,6 +59,13 @@ def main(arguments: list[str] | None = None) -> int:
     name, rest = _find(words)
     if not name:
         return _answer(words)
+    longer = [command for command in COMMANDS if rest and command.startswith(f"{name} ")]
+    near = difflib.get_close_matches(f"{name} {rest[0]}", longer) if longer else []
+    if near:  # a slip in the second word, which `name` alone would call an unrecognised argument
+        print(
+            f"error: there is no command {f'{name} {rest[0]}'!r}; did you mean {' or '.join(near)}?", file=sys.stderr
+        )
+        return 2
     module = importlib.import_module(COMMANDS[name][0])
     parser = argparse.ArgumentParser(
         prog=f"brickwork {name}", formatter_class=argparse.RawDescriptionHelpFormatter, description=COMMANDS[name][1]
