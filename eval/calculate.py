@@ -106,6 +106,7 @@ def calculate(
             )
         measured = extract_features(images, extractor, protocol, preparation, keep, progress)
         _require_same_size(measured, reference, source)
+        _require_other_pictures(measured, sets, source)
         for metric in settings.metrics:
             _MEASURES[metric](table, measured, reference, extractor, settings)
         sets.append({"source": str(source), **describe(measured), "generation": generation_of(source)})
@@ -164,6 +165,16 @@ def _require_same_size(measured: FeatureSet, reference: Reference, source: str |
             f"samples: pictures in {source} are {size[0]}x{size[1]} and the reference's {wanted[0]}x{wanted[1]}; make"
             f" the reference at that size (`evaluate ref --resolution {size[0]}`) or pass --resolution here"
         )
+
+
+def _require_other_pictures(measured: FeatureSet, sets: list[dict], source: str | Path) -> None:
+    """Refuse a set that was measured already: its spread would be over nothing."""
+    for entry in sets:
+        if entry["data_sha256"] == measured.data_sha256:
+            raise ValueError(
+                f"samples: {entry['source']} and {source} hold the same pictures (SHA-256 {measured.data_sha256[:8]});"
+                " a spread is over sets of different seeds, name each set once"
+            )
 
 
 def _frechet(table: dict, name: str, output: str, measured: FeatureSet, reference: Reference) -> None:

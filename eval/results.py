@@ -137,9 +137,9 @@ def _compared(value: dict, first: dict) -> dict:
 
 
 def format_value(value: float, spread: float | None = None) -> str:
-    """`7.61 ± 0.03` and `7.612`: two digits of the spread and the value to the same place, or four digits."""
+    """`7.61 ± 0.03`, `7.612` and `7.612 ± 0`: two digits of the spread and the value to the same place, or four."""
     if not spread:
-        return f"{value:.4g}"
+        return f"{value:.4g}" if spread is None else f"{value:.4g} ± 0"
     decimals = max(0, 1 - math.floor(math.log10(spread)))
     return f"{value:.{decimals}f} ± {spread:.{decimals}f}"
 

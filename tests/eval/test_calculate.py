@@ -15,7 +15,7 @@ from brickwork.eval.image_sets import Preparation, open_image_set
 from brickwork.eval.metrics import feature_statistics, frechet_distance
 from brickwork.eval.protocols import PROTOCOLS
 from brickwork.eval.reference import Reference, make_reference
-from brickwork.eval.results import compare, comparison_table, read_result, write_json
+from brickwork.eval.results import compare, comparison_table, format_value, read_result, write_json
 
 ALL = MetricSettings(("fd", "kd", "prdc", "is", "sfd"), subsets=4, subset_size=20, splits=3)
 
@@ -125,6 +125,9 @@ def test_unlike_things_are_refused(reference, extractor, pixels, write_folder):
         calculate([], reference, changed)
     with pytest.raises(ValueError, match="has 60 pictures and .* 70"):
         calculate([write_folder(pixels, "x"), write_folder(pixels[:60], "y")], reference, extractor, progress=False)
+    twice = [write_folder(pixels, "once"), write_folder(pixels, "again")]
+    with pytest.raises(ValueError, match="once and .*again hold the same pictures"):
+        calculate(twice, reference, extractor, progress=False)
     with pytest.raises(ValueError, match="did you mean 'prdc'"):
         MetricSettings(("prd",))
 
@@ -169,6 +172,10 @@ def test_comparison_shows_differences_and_spreads(result):
     second = found["metrics"]["FD-Small"][1]
     assert second["difference"] == -0.5 and second["spread_of_difference"] == pytest.approx(0.5)
     assert "7.00 ± 0.30" in comparison_table(found) and "6.50 ± 0.40 (-0.50 ± 0.50)" in comparison_table(found)
+
+
+def test_a_value_is_shown_with_its_spread_even_of_nothing():
+    assert [format_value(7.6123, spread) for spread in (0.032, None, 0.0)] == ["7.612 ± 0.032", "7.612", "7.612 ± 0"]
 
 
 @pytest.mark.parametrize(
