@@ -15,6 +15,7 @@ from brickwork.training.data.shards import ShardTable, shard_paths
 
 # Decoded images up to this size in all are kept in memory: small sets are read once.
 CACHE_BYTES = 2**30
+EMOJI = Path("data/emoji/train.parquet")  # what the configurations here name, and the command below makes
 
 
 class BrokenImage(ValueError):
@@ -93,7 +94,8 @@ def load_table(source: str, split: str = "train"):
             return datasets.Dataset.from_parquet(shards)
         return _image_folder(path)
     if path.exists() or source.startswith((".", "/")) or path.suffix:
-        raise ValueError(f"`data.source` is {source!r}, which is no folder and no .parquet file.")
+        mend = "`brickwork data build emoji` makes it" if path == EMOJI else "name one that is there"
+        raise ValueError(f"`data.source` is {source!r}, which is no folder and no .parquet file; {mend}.")
     try:
         return datasets.load_dataset(source, split=split)
     except Exception as error:  # the hub's errors have no common base

@@ -83,11 +83,14 @@ def test_bad_choices_are_named(table, options, message):
         LabelledImages(table, 8, **options)
 
 
-def test_bad_sources_are_named(tmp_path):
+def test_bad_sources_are_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="`data.source` is empty"):
         load_table("")
-    with pytest.raises(ValueError, match="no folder and no .parquet file"):
+    with pytest.raises(ValueError, match="no folder and no .parquet file; name one"):
         load_table(str(tmp_path / "nowhere"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="parquet file; `brickwork data build emoji` makes it"):
+        load_table("data/emoji/train.parquet")
     with pytest.raises(ValueError, match="a folder without images"):
         load_table(str(tmp_path))
 
