@@ -172,15 +172,22 @@ def check_unchanged(saved: dict, config: TrainConfig, fingerprint: str) -> None:
 
 @cache
 def versions() -> dict[str, str | bool | None]:
-    """What a run is made with: package versions, and the commit with whether files differ from it."""
+    """What a run is made with: package versions, and the commit with whether files differ from it, `None` if unknown.
+
+    The commit is that of a clone which this package is at work in, not of a repository that it is installed somewhere
+    inside, such as in the environment of a project.
+    """
+    top = _git("rev-parse", "--show-toplevel")
+    ours = top is not None and Path(top).resolve() == Path(__file__).resolve().parents[1]
+    changes = _git("status", "--porcelain", "--untracked-files=no") if ours else None
     return {
         "brickwork": metadata.version("brickwork"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "accelerate": accelerate.__version__,
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "commit": _git("rev-parse", "HEAD") if ours else None,
+        "dirty": None if changes is None else bool(changes),
     }
 
 

@@ -210,6 +210,32 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert path.read_text() == "first"
 
 
+def test_the_commit_is_of_our_own_clone_alone(tmp_path, monkeypatch):
+    """Not of a repository that the package is installed inside."""
+
+    def git(*arguments):
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments], check=True)
+
+    def found(file):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("")
+        monkeypatch.setattr(guards, "__file__", str(tmp_path / file))
+        answer = guards.versions.__wrapped__()
+        return answer["commit"], answer["dirty"]
+
+    assert found("training/guards.py") == (None, None)
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "a")
+    head = (tmp_path / ".git" / "HEAD").read_text().split()[-1]
+    commit = (tmp_path / ".git" / head).read_text().strip()
+    assert found("training/guards.py") == (commit, False)
+    assert found("env/brickwork/training/guards.py") == (None, None)
+    (tmp_path / "training" / "guards.py").write_text("changed")
+    monkeypatch.setattr(guards, "__file__", str(tmp_path / "training" / "guards.py"))
+    assert guards.versions.__wrapped__()["dirty"] is True
+
+
 @pytest.mark.parametrize(
     ("kind", "second", "name"),
     [("DEEPSPEED", False, "DEEPSPEED,"), ("FSDP", False, "FSDP version 1"), ("FSDP", True, "")],
