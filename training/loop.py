@@ -137,6 +137,7 @@ def _train(run: Run, folder: Path, stop: StopSignal) -> int:
     )  # fmt: skip
     loader = iter(stream_batches(run.stream, batches, config.data.num_workers))
     log = RunLog(folder, accelerator, settings.total_images, images, _level_names(run), settings.wandb_project)
+    looked = found is None or found[1].get("looked", True) or look_at_averages(run, ema, images, log, stop)
     try:
         while images < settings.total_images and not stop.agreed(accelerator):
             if images >= stage.end:
@@ -169,15 +170,16 @@ def _train(run: Run, folder: Path, stop: StopSignal) -> int:
             log.step(settings.batch_size)
             if _due(images, settings.log_images, settings):
                 log.write(images, rate)
+            # Before saving: a run that is killed while it looks repeats the step, and so looks again.
+            looked = look_at_averages(run, ema, images, log, stop)
             if _due(images, settings.checkpoint_images, settings):
-                save_checkpoint(run, checkpoints, optimizer, ema, images)
-            look_at_averages(run, ema, images, log, stop)
+                save_checkpoint(run, checkpoints, optimizer, ema, images, looked)
     except DataLost:
         if accelerator.num_processes == 1:  # otherwise the others wait in the step, and cannot take part
-            save_checkpoint(run, checkpoints, optimizer, ema, images)
+            save_checkpoint(run, checkpoints, optimizer, ema, images, looked)
         raise
     if images < settings.total_images:
-        save_checkpoint(run, checkpoints, optimizer, ema, images)
+        save_checkpoint(run, checkpoints, optimizer, ema, images, looked)
         accelerator.print(f"Asked to stop: saved at {images:,} images; the same command goes on from there.")
     else:
         export(run, ema, folder)
@@ -234,8 +236,10 @@ def further_losses(objectives: Sequence[Callable], batch: dict, taps: dict) -> d
     return losses
 
 
-def save_checkpoint(run: Run, checkpoints: CheckpointFolder, optimizer, ema: EMA, images: int) -> None:
-    """Save everything that a run needs to go on; all processes take part."""
+def save_checkpoint(
+    run: Run, checkpoints: CheckpointFolder, optimizer, ema: EMA, images: int, looked: bool = True
+) -> None:
+    """Save everything that a run needs to go on, a look at the averages that it owes too; all processes take part."""
     scaler = run.accelerator.scaler
     checkpoints.save(
         images,
@@ -248,6 +252,7 @@ def save_checkpoint(run: Run, checkpoints: CheckpointFolder, optimizer, ema: EMA
             "config": run.config.to_yaml(),
             "data": run.stream.fingerprint,
             "frozen": run.frozen,
+            "looked": looked,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "versions": versions(),
         },
@@ -277,18 +282,23 @@ def resume(run: Run, found: tuple[dict, dict] | None, optimizer, ema: EMA) -> No
     run.accelerator.print(f"Going on from {state['images']:,} images.")
 
 
-def look_at_averages(run: Run, ema: EMA, images: int, log: RunLog, stop: StopSignal) -> None:
-    """Measure what the averaged weights draw, and show it, where that is due."""
+def look_at_averages(run: Run, ema: EMA, images: int, log: RunLog, stop: StopSignal) -> bool:
+    """Measure what the averaged weights draw, and show it, where that is due.
+
+    Returns:
+        Whether nothing is left to do; a stop cancels the measuring, and with it the rest.
+    """
     settings = run.config.run
     measured = run.metrics is not None and _due(images, run.config.metrics.every_images, settings)
     shown = _due(images, settings.sample_images, settings)
     if not (measured or shown):
-        return
+        return True
     with ema.applied():
-        if measured:
-            measure(run, run.model, images, log, lambda: stop.agreed(run.accelerator))
+        if measured and not measure(run, run.model, images, log, lambda: stop.agreed(run.accelerator)):
+            return False
         if shown:
             run.preview(run, run.model, images, log)
+    return True
 
 
 def export(run: Run, ema: EMA, folder: Path) -> None:

@@ -79,18 +79,23 @@ def show(run, network: torch.nn.Module, images: int, log) -> None:
         write_text(folder / PAGE, run_page(folder))
 
 
-def measure(run, network: torch.nn.Module, images: int, log, cancelled: Callable[[], bool]) -> None:
-    """Log the distances of what the averaged weights draw to the reference; all processes share the drawing."""
+def measure(run, network: torch.nn.Module, images: int, log, cancelled: Callable[[], bool]) -> bool:
+    """Log the distances of what the averaged weights draw to the reference; all processes share the drawing.
+
+    Returns:
+        Whether that was done, not cancelled.
+    """
     with run.accelerator.autocast():
         values = run.metrics.measure(pipeline_so_far(run, network), cancelled)
     if values is None:
-        return
+        return False
     log.scalars(images, {f"metrics/{name}": value for name, value in values.items()})
     listed = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
     run.accelerator.print(f"{images:,} images: {listed}")
     if run.accelerator.is_main_process:
         folder = Path(run.config.run.output_dir)
         write_text(folder / PAGE, run_page(folder))
+    return True
 
 
 def build_metrics(

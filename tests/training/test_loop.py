@@ -68,6 +68,25 @@ def test_sampling_on_the_way_changes_no_bit(tiny_run, tmp_path, final_tensors, e
     assert equal_bits(final_tensors(tmp_path / "plain"), final_tensors(tmp_path / "shown"))
 
 
+def test_a_kill_while_the_averages_are_looked_at_leaves_no_gap(tiny_run, tmp_path, final_tensors, equal_bits):
+    every = ["run.sample_images=8", "run.checkpoint_images=8"]
+    run, show = tiny_run("killed", *every), loop.show
+
+    def killed(run, network, images, log):
+        if images == 16:
+            raise KeyboardInterrupt
+        show(run, network, images, log)
+
+    run.preview = killed
+    with pytest.raises(KeyboardInterrupt):
+        train(run)
+    train(tiny_run("killed", *every))
+    lines = [json.loads(line) for line in (tmp_path / "killed" / "log.jsonl").read_text().splitlines()]
+    assert [line["images"] for line in lines if "held_out/loss" in line] == [8, 16, 24, 32]
+    train(tiny_run("whole"))
+    assert equal_bits(final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "killed"))
+
+
 def test_what_a_run_leaves(tiny_run, tmp_path):
     from brickwork.pipelines.lego import LegoPipeline
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 
 import pytest
 import torch
@@ -167,3 +169,25 @@ def test_a_run_that_is_asked_to_stop_does_not_draw_on(tiny_run, reference):
     asked = []
     assert run.metrics.measure(run.make_pipeline(run.model), lambda: asked.append(1) or len(asked) == 3) is None
     assert len(asked) == 3
+
+
+def test_what_a_stop_cancelled_is_measured_when_the_run_goes_on(
+    tiny_run, reference, tmp_path, monkeypatch, final_tensors, equal_bits
+):
+    options = [*OPTIONS, f"metrics.reference={reference()}", "run.sample_images=16"]
+    train(tiny_run("whole", *options))
+    floats = PipelineCall.floats
+
+    def stopped(self, batch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return floats(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PipelineCall, "floats", stopped)
+        for _ in range(2):  # and when it is stopped again at once
+            assert train(tiny_run("parts", *options)) == 16
+            assert measured(tmp_path / "parts") == {}
+    train(tiny_run("parts", *options))
+    assert measured(tmp_path / "parts") == measured(tmp_path / "whole")
+    assert (tmp_path / "parts" / "log.jsonl").read_text().count("held_out/loss") == 2
+    assert equal_bits(final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "parts"))
