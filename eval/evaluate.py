@@ -157,13 +157,20 @@ def _configure_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def _placed_extractor(name: str, args: argparse.Namespace):
-    from accelerate import PartialState
-
     from brickwork.eval.extractors import load_extractor
+    from brickwork.eval.pipelines import place
 
     extractor = load_extractor(name, args.weights, args.weights_digest)
-    extractor.network.to(args.device or PartialState().device)
+    place(extractor.network, args.device)
     return extractor
+
+
+def _require_image_sets(sources: list[str], limit: int | None = None) -> None:
+    """Open each set once, one at a time: what is missing is said before networks are loaded or downloaded."""
+    from brickwork.eval.image_sets import open_image_set
+
+    for source in sources:
+        open_image_set(source, limit)
 
 
 def _preparation(args: argparse.Namespace):
@@ -190,6 +197,7 @@ def run_ref(args: argparse.Namespace) -> None:
     from brickwork.eval.reference import make_reference
 
     _check_output(args.output, ".safetensors")
+    _require_image_sets([args.data], args.limit)
     extractor = _placed_extractor(args.extractor, args)
     reference = make_reference(
         args.data, extractor, args.protocol, _preparation(args), args.limit, keep_features=not args.no_features
@@ -277,6 +285,8 @@ def run_calc(args: argparse.Namespace) -> None:
     metrics = tuple(metric.strip() for metric in args.metrics.split(",") if metric.strip())
     settings = MetricSettings(metrics, args.subsets, args.subset_size, splits=args.splits, seed=args.metric_seed)
     reference, preparation = Reference.load(args.reference), _preparation(args)
+    _require_image_sets(args.samples, args.limit)
+    _require_image_sets(args.paired[1:] if args.paired else [])
     extractor = _placed_extractor(reference.info["extractor"]["name"], args)
     first = []
     result = calculate(

@@ -7,10 +7,19 @@ import torch
 from diffusers.utils import logging
 
 
-def best_device() -> str:
-    """The accelerator if there is one, else the CPU."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return "cpu" if accelerator is None else accelerator.type
+def place(module, device: str | torch.device | None = None):
+    """A network or a pipeline on `device`; by default on this process's accelerator if there is one, else the CPU.
+
+    Raises:
+        ValueError: where torch cannot use `device`.
+    """
+    from accelerate import PartialState
+
+    device = device or PartialState().device
+    try:
+        return module.to(device)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise ValueError(f"`--device` is {str(device)!r}, which torch cannot use here: {error}.") from None
 
 
 def pipeline_folder(name: str) -> str | Path:
@@ -25,7 +34,7 @@ def load_lego_pipeline(name: str, device: str | None = None):
     import brickwork
 
     logging.disable_progress_bar()  # two components load in no time; the bar that matters comes later
-    return _on_device(brickwork.LegoPipeline.from_pretrained(pipeline_folder(name)), device)
+    return place(brickwork.LegoPipeline.from_pretrained(pipeline_folder(name)), device)
 
 
 def load_class_pipeline(name: str, device: str | None = None):
@@ -39,26 +48,22 @@ def load_class_pipeline(name: str, device: str | None = None):
     if saved != "ClassToImagePipeline":
         return load_lego_pipeline(name, device)  # which also says what is wrong
     logging.disable_progress_bar()
-    return _on_device(brickwork.ClassToImagePipeline.from_pretrained(name), device)
+    return place(brickwork.ClassToImagePipeline.from_pretrained(name), device)
 
 
-def _on_device(pipe, device: str | None):
-    try:
-        return pipe.to(device or best_device())
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"`--device` is {device!r}, which torch cannot use here: {error}.") from None
+def load_pipeline(name: str, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None):
+    """A pipeline of any class by the name of weights that ship, a folder or a hub id, on `device`.
 
-
-def load_pipeline(name: str, dtype: torch.dtype | None = None, device: str | torch.device | None = None):
-    """A pipeline of any class by the name of weights that ship, a folder or a hub id, on `device`."""
-    from accelerate import PartialState
+    Args:
+        dtype: Of all its networks, whatever they were saved in.
+        device: See `place`.
+    """
     from diffusers import DiffusionPipeline
 
     import brickwork  # noqa: F401  our classes become attributes of diffusers
 
     try:
-        pipeline = DiffusionPipeline.from_pretrained(pipeline_folder(name))
+        pipeline = DiffusionPipeline.from_pretrained(pipeline_folder(name), dtype=dtype)
     except OSError as error:
         raise ValueError(f"pipeline: {name!r} could not be loaded: {error}") from error
-    pipeline = pipeline.to(device or PartialState().device)
-    return pipeline if dtype in (None, pipeline.dtype) else pipeline.to(dtype)
+    return place(pipeline, device).to(dtype)  # diffusers 0.39 calls the argument `torch_dtype`, and ignores ours

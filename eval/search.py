@@ -132,15 +132,15 @@ def _measure_samples(args: argparse.Namespace, pipeline, search, schedules: Mapp
     Sets that were sampled by an earlier, interrupted call are gone on with.
     """
     import torch
-    from accelerate import PartialState
 
     from brickwork.eval.calculate import MetricSettings, calculate
     from brickwork.eval.extractors import load_extractor
+    from brickwork.eval.pipelines import place
     from brickwork.eval.results import MetricValues, format_value, write_json
     from brickwork.eval.sampling import SamplingSettings, sample_set
 
     extractor = load_extractor(reference.info["extractor"]["name"])
-    extractor.network.to(args.device or PartialState().device)
+    place(extractor.network, args.device)
     pipeline.to(getattr(torch, args.dtype))
     labels = "balanced" if pipeline.transformer.config.num_classes else "none"
     call = {"num_inference_steps": args.steps, "height": search.settings["height"], "width": search.settings["width"]}

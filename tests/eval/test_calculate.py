@@ -247,3 +247,31 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(tmp_path, o
         (tmp_path / f"folder{suffix}").mkdir()
         with pytest.raises(ValueError, match="^output: "):
             run(*command, "-o", tmp_path / output.format(suffix))
+
+
+def test_pictures_are_looked_for_before_the_network(reference, extractor, tmp_path, monkeypatch):
+    monkeypatch.setattr("brickwork.eval.extractors.load_extractor", lambda *arguments: pytest.fail("loaded"))
+    reference.save(tmp_path / "ref.safetensors")
+    calc = ("calc", "--reference", tmp_path / "ref.safetensors", "-o", tmp_path / "result.json")
+    real, missing = tmp_path / "real", tmp_path / "missing"
+    for words in (
+        ("ref", missing, "-o", tmp_path / "other.safetensors"),
+        (*calc, real, missing),
+        (*calc, real, "--paired", "pipeline", missing),
+    ):
+        with pytest.raises(ValueError, match=f"images: {missing} is neither"):
+            run(*words)
+
+
+@pytest.mark.parametrize("device", ["cpuu", "xla"])
+def test_a_device_that_torch_cannot_use_is_said(reference, extractor, tmp_path, monkeypatch, device):
+    monkeypatch.setattr("brickwork.eval.extractors.load_extractor", lambda *arguments: extractor)
+    reference.save(tmp_path / "ref.safetensors")
+    real = tmp_path / "real"
+    for words in (
+        ("ref", real, "-o", tmp_path / "other.safetensors"),
+        ("calc", real, "--reference", tmp_path / "ref.safetensors", "-o", tmp_path / "result.json"),
+        ("gen", "lego-emoji-64", "-n", "1", "-o", tmp_path / "samples"),
+    ):
+        with pytest.raises(ValueError, match=f"`--device` is '{device}', which torch cannot use here"):
+            run(*words, "--device", device)

@@ -14,6 +14,7 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
+from diffusers.utils import logging
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -22,6 +23,7 @@ from brickwork import cli, load_resadapter, set_resadapter_scale, unload_resadap
 from brickwork.eval import extractors
 from brickwork.eval.image_sets import Preparation
 from brickwork.eval.pictures import labelled_sheet
+from brickwork.eval.pipelines import load_pipeline
 from brickwork.eval.reference import make_reference
 from brickwork.eval.sampling import PipelineCall, SamplingSettings
 from brickwork.eval.sweep import Cell, parse_ratio, plan_cells, sweep, table
@@ -179,11 +181,24 @@ def test_the_command_with_stable_diffusion(diffusion, adapter, tmp_path, capsys)
         (["--call", "[]"], "give a JSON object"),
         (["--call", '{"height": 8}'], "'height'; give a JSON object without sizes"),
         (["--dtype", "float8"], "dtype: got 'float8'"),
+        (["--device", "cpuu"], "`--device` is 'cpuu', which torch cannot use here"),
         (["--adapter", str(tmp_path / "none")], "give a ResAdapter's folder"),
     ]:
         assert cli.main([*arguments, "-o", str(tmp_path / "wrong"), *wrong]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "wrong").exists()
+
+
+def test_pipelines_are_loaded_in_the_type_asked_for(caplog, recwarn):
+    """The weights that ship are float16, of which diffusers warns on a CPU."""
+    logging.enable_propagation()
+    try:
+        for dtype in (torch.float32, torch.float64):
+            pipeline = load_pipeline("emoji-sd-64", dtype, device="cpu")
+            assert {part.dtype for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)} == {dtype}
+    finally:
+        logging.disable_propagation()
+    assert "float16" not in caplog.text and not [w for w in recwarn if "dtype" in str(w.message)]
 
 
 def test_the_command_with_the_weights_that_ship(tmp_path, capsys):
