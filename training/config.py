@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -371,12 +372,13 @@ def _flat(values: dict) -> dict[str, Any]:
     return {f"{section}.{key}": value for section, keys in values.items() for key, value in keys.items()}
 
 
-def changed_keys(saved: str, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
+def changed_keys(saved: str, config: TrainConfig, bound: Collection[str] = ()) -> dict[str, tuple[Any, Any]]:
     """What in a configuration would change a training that began with another one.
 
     Args:
         saved: the configuration of the run so far, as YAML; keys that it does not know had their default.
         config: the configuration to go on with.
+        bound: keys that may change with other networks, but not with this one.
 
     Returns:
         `{"section.key": (saved value, new value)}`, empty where the run may go on.
@@ -384,7 +386,7 @@ def changed_keys(saved: str, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
     before = _flat(_merge(_defaults(type(config)), yaml.safe_load(saved)))
     now = _flat(yaml.safe_load(config.to_yaml()))
     # A cosine course ends with the run: its length is part of what is learned.
-    free = _FREE_KEYS - ({"run.total_images"} if config.optimizer.schedule == "cosine" else set())
+    free = _FREE_KEYS - ({"run.total_images"} if config.optimizer.schedule == "cosine" else set()) - set(bound)
     return {
         key: (before.get(key), now.get(key))
         for key in sorted(set(before) | set(now))

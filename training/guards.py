@@ -144,18 +144,20 @@ def check_distribution(accelerator: Accelerator) -> None:
         )
 
 
-def check_unchanged(saved: dict, config: TrainConfig, fingerprint: str) -> None:
+def check_unchanged(saved: dict, config: TrainConfig, fingerprint: str, network: torch.nn.Module) -> None:
     """Refuse to go on from a checkpoint with a configuration or data that would make it another training.
 
     Args:
         saved: the checkpoint's manifest.
         config: the configuration to go on with.
         fingerprint: of the training data (see `LabelledImages.fingerprint`).
+        network: in training; BatchNorm normalises each micro-batch alone, so that their number must stay.
 
     Raises:
         ValueError: naming the keys that differ.
     """
-    changed = changed_keys(saved["config"], config)
+    in_batches = any(isinstance(module, torch.nn.BatchNorm2d) and module.training for module in network.modules())
+    changed = changed_keys(saved["config"], config, ["run.gradient_accumulation_steps"] if in_batches else [])
     if changed:
         listed = "; ".join(f"{key} was {before!r} and is {now!r}" for key, (before, now) in changed.items())
         raise ValueError(

@@ -267,7 +267,7 @@ def resume(run: Run, found: tuple[dict, dict] | None, optimizer, ema: EMA) -> No
         return
     tensors, state = found
     if not run.accept_changes:
-        check_unchanged(state, run.config, run.stream.fingerprint)
+        check_unchanged(state, run.config, run.stream.fingerprint, run.model)
         if state.get("frozen", run.frozen) != run.frozen:
             raise ValueError(
                 f"The run in {run.config.run.output_dir!r} began with other weights in the bricks that do not learn "

@@ -9,7 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from brickwork.gen.blocks.norms import BatchNorm
 from brickwork.training import guards
 from brickwork.training.checkpoints import CheckpointFolder
 from brickwork.training.guards import LOCK, StopSignal, run_folder, write_text
@@ -110,6 +112,18 @@ def test_another_configuration_is_refused_by_key_and_changes_nothing(tiny_run, t
     changed = tiny_run("run", "optimizer.weight_decay=0.1", "run.total_images=40", accept_changes=True)
     assert train(changed) == 40
     assert "weight_decay: 0.1" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_accumulation_may_change_unless_a_network_normalises_over_batches(tiny_run, tmp_path):
+    run = tiny_run("run")
+    saved = {"config": run.config.to_yaml()}
+    config = tiny_run("run", "run.gradient_accumulation_steps=2").config
+    guards.check_unchanged(saved, config, "", run.model)
+    network = torch.nn.Sequential(run.model, BatchNorm(3))
+    with pytest.raises(ValueError, match="run.gradient_accumulation_steps was 1 and is 2"):
+        guards.check_unchanged(saved, config, "", network)
+    network[1].eval()  # its statistics are frozen
+    guards.check_unchanged(saved, config, "", network)
 
 
 def test_other_data_are_refused(tiny_run, tmp_path):
