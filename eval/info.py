@@ -3,13 +3,15 @@
 import argparse
 import difflib
 import json
+import math
 from pathlib import Path
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "What a checkpoint is: classes, parameters, counted operations at a size; of LEGO every brick, every subset "
-        "of bricks, and the brick schedule saved with it; of other networks their maps and windows."
+        "of bricks, and the brick schedule saved with it; of other networks their maps and windows; of any other "
+        "pipeline its components."
     )
     parser.epilog = "examples:\n  brickwork info lego-emoji-64 --height 64 --width 192\n  brickwork info lego-xl-u-64"
     parser.add_argument(
@@ -21,6 +23,14 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if _is_of_others(args.model):
+        if (args.height, args.width) != (None, None):
+            raise ValueError(
+                "`--height` and `--width` are for the operations of our networks, and "
+                f"{args.model!r} holds none; leave them out."
+            )
+        print(describe_pipeline(args.model))
+        return 0
     model, schedule = _open(args.model)
     size, patch = model.config.sample_size, max(model.config.get("patch_sizes") or [1])
     height, width = size if args.height is None else args.height, size if args.width is None else args.width
@@ -65,12 +75,51 @@ def _open(name: str):
     return pipe.transformer, pipe.brick_schedule
 
 
+def _is_of_others(name: str) -> bool:
+    """Whether a name is of a saved pipeline without a network of ours."""
+    import brickwork
+    from brickwork.eval.pipelines import pipeline_class, pipeline_folder
+
+    network = _class_of(Path(pipeline_folder(name), "transformer"))
+    return pipeline_class(name) not in (None, "LegoPipeline") and not hasattr(brickwork, network)
+
+
 def _class_of(folder: Path) -> str:
     """The class of the network that a folder holds, or no name."""
     try:
         return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name") or ""
     except (OSError, ValueError, AttributeError):
         return ""
+
+
+def describe_pipeline(name: str) -> str:
+    """A saved pipeline of any class as text: its components, their parameters, and what draws with it."""
+    from brickwork.eval.pipelines import drawn_with, pipeline_folder
+
+    folder = Path(pipeline_folder(name))
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    parts = {part: value[1] for part, value in index.items() if isinstance(value, list) and any(value)}
+    counts = {part: _count_parameters(folder / part) for part in parts}
+    wide, wider = (max(map(len, words), default=0) + 2 for words in (["component", *parts], ["", *parts.values()]))
+    lines = [f"{index['_class_name']}: {sum(counts.values()):,} parameters", ""]
+    lines.append(f"{'component':<{wide}}{'class':<{wider}}parameters")
+    for part, kind in parts.items():
+        lines.append(f"{part:<{wide}}{kind:<{wider}}{f'{counts[part]:,}' if counts[part] else '-'}")
+    return "\n".join([*lines, "", f"draw with {drawn_with(name)}"])
+
+
+def _count_parameters(folder: Path) -> int:
+    """Of the safetensors files in a folder, by their headers; a tensor that several variants hold counts once."""
+    from safetensors import SafetensorError, safe_open
+
+    sizes = {}
+    for file in folder.glob("*.safetensors"):
+        try:
+            with safe_open(file, "pt") as tensors:
+                sizes |= {key: math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys()}
+        except SafetensorError as error:
+            raise ValueError(f"`model` has {file}, which cannot be read as safetensors: {error}.") from None
+    return sum(sizes.values())
 
 
 def describe(model, height: int, width: int) -> str:

@@ -29,10 +29,29 @@ def pipeline_folder(name: str) -> str | Path:
     return brickwork.pretrained(name) if name in brickwork.pretrained_names() else name
 
 
+def pipeline_class(name: str) -> str | None:
+    """The class of a saved pipeline, of weights that ship or in a folder; `None` where there is none to read."""
+    try:
+        return json.loads(Path(pipeline_folder(name), "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def drawn_with(name: str) -> str:
+    """The commands that draw with a pipeline of any class."""
+    demo = "`brickwork demo resadapter`, " if Path(pipeline_folder(name), "resadapter").is_dir() else ""
+    return f"{demo}`brickwork sweep` or `brickwork evaluate gen`"
+
+
 def load_lego_pipeline(name: str, device: str | None = None):
     """A `LegoPipeline` for a command, on `device` (by default the best there is)."""
     import brickwork
 
+    saved = pipeline_class(name)
+    if saved not in (None, "LegoPipeline"):
+        raise ValueError(
+            f"`model` is {name!r}, a {saved}, which this command cannot use; draw with {drawn_with(name)}."
+        )
     logging.disable_progress_bar()  # two components load in no time; the bar that matters comes later
     return place(brickwork.LegoPipeline.from_pretrained(pipeline_folder(name)), device)
 
@@ -41,11 +60,7 @@ def load_class_pipeline(name: str, device: str | None = None):
     """A folder's `ClassToImagePipeline` for a command, on `device`; anything else is a `LegoPipeline`'s name."""
     import brickwork
 
-    try:
-        saved = json.loads(Path(name, "model_index.json").read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, LookupError, TypeError):
-        saved = None
-    if saved != "ClassToImagePipeline":
+    if pipeline_class(name) != "ClassToImagePipeline":
         return load_lego_pipeline(name, device)  # which also says what is wrong
     logging.disable_progress_bar()
     return place(brickwork.ClassToImagePipeline.from_pretrained(name), device)

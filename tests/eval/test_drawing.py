@@ -1,12 +1,15 @@
 """The commands that draw and tell: demo, generate, info."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from PIL import Image
 
 from brickwork import BrickSchedule, EDMHeunScheduler, LegoPipeline, LegoTransformer2DModel, cli
+from brickwork.eval.pipelines import load_pipeline
 from brickwork.gen.objectives import EDMObjective
 from brickwork.gen.unet import BlockUNet2DModel
 from brickwork.pipelines.class_to_image import ClassToImagePipeline
@@ -187,6 +190,41 @@ def test_info_of_the_weights_that_ship(capsys):
     assert "did you mean lego-emoji-64" in capsys.readouterr().err
     assert cli.main(["info", "lego-emoji-64", "--height", "0"]) == 2
     assert "at least one patch, 4 pixels" in capsys.readouterr().err
+
+
+def test_a_pipeline_of_another_class_is_told_of_and_says_what_draws_with_it(tmp_path, capsys):
+    commands = "draw with `brickwork demo resadapter`, `brickwork sweep` or `brickwork evaluate gen`"
+    assert cli.main(["info", "emoji-sd-64"]) == 0
+    text = capsys.readouterr().out
+    pipeline = load_pipeline("emoji-sd-64", device="cpu")
+    counts = {name: getattr(pipeline, name).num_parameters() for name in ("unet", "vae", "text_encoder")}
+    assert f"StableDiffusionPipeline: {sum(counts.values()):,} parameters" in text and commands in text
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line}
+    assert rows["unet"] == ["UNet2DConditionModel", f"{counts['unet']:,}"]
+    assert rows["text_encoder"] == ["CLIPTextModel", f"{counts['text_encoder']:,}"]
+    assert rows["tokenizer"][1] == "-" and "safety_checker" not in rows
+    assert cli.main(["info", "emoji-sd-64", "--width", "64"]) == 2
+    assert "leave them out" in capsys.readouterr().err
+    assert cli.main(["generate", "emoji-sd-64", "--output", str(tmp_path / "out")]) == 2
+    assert "`model` is 'emoji-sd-64', a StableDiffusionPipeline" in (error := capsys.readouterr().err)
+    assert commands in error and not (tmp_path / "out").exists()
+
+
+def test_parameters_saved_in_two_types_count_once(tmp_path, capsys):
+    network = UNet2DModel(
+        8, block_out_channels=(8,), down_block_types=["DownBlock2D"], up_block_types=["UpBlock2D"], norm_num_groups=4
+    )
+    DDIMPipeline(network, DDIMScheduler()).save_pretrained(tmp_path)
+    assert cli.main(["info", str(tmp_path)]) == 0
+    before = capsys.readouterr().out
+    weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(weights, weights.with_suffix(".fp16.safetensors"))
+    assert cli.main(["info", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == before
+    assert f"{network.num_parameters():,}" in before and "draw with `brickwork sweep`" in before
+    weights.write_text("version https://git-lfs.github.com/spec/v1")
+    assert cli.main(["info", str(tmp_path)]) == 2
+    assert f"{weights}, which cannot be read as safetensors" in capsys.readouterr().err
 
 
 def test_info_of_nothing(tmp_path, capsys):
