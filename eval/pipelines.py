@@ -81,4 +81,6 @@ def load_pipeline(name: str, dtype: torch.dtype = torch.float32, device: str | t
         pipeline = DiffusionPipeline.from_pretrained(pipeline_folder(name), dtype=dtype)
     except OSError as error:
         raise ValueError(f"pipeline: {name!r} could not be loaded: {error}") from error
-    return place(pipeline, device).to(dtype)  # diffusers 0.39 calls the argument `torch_dtype`, and ignores ours
+    if any(getattr(part, "dtype", dtype) != dtype for part in pipeline.components.values()):
+        pipeline = pipeline.to(dtype)  # diffusers 0.39 calls the argument `torch_dtype`, and ignores ours
+    return place(pipeline, device)
