@@ -34,6 +34,7 @@ from brickwork.training.guards import (
     on_main_process,
     run_folder,
     versions,
+    write_text,
 )
 from brickwork.training.previews import averaged_copy, export_pipeline, measure, show
 from brickwork.training.runlog import RunLog, level_quantiles
@@ -122,6 +123,7 @@ def _train(run: Run, folder: Path, stop: StopSignal) -> int:
     checkpoints = CheckpointFolder(folder / "checkpoints", settings.keep_checkpoints)
     found = checkpoints.newest()
     images = 0 if found is None else found[1]["images"]
+    look_owed = owes_a_look(run, images)
     stages, frozen, run.frozen = stages_of(config, network), frozen_names(network), frozen_digest(network)
     # What was saved at the end of a stage is still of that stage.
     stage = stage_at(stages, max(images - settings.batch_size, 0))
@@ -137,7 +139,8 @@ def _train(run: Run, folder: Path, stop: StopSignal) -> int:
     )  # fmt: skip
     loader = iter(stream_batches(run.stream, batches, config.data.num_workers))
     log = RunLog(folder, accelerator, settings.total_images, images, _level_names(run), settings.wandb_project)
-    looked = found is None or found[1].get("looked", True) or look_at_averages(run, ema, images, log, stop)
+    if look_owed:
+        look_at_averages(run, ema, images, log, stop)
     try:
         while images < settings.total_images and not stop.agreed(accelerator):
             if images >= stage.end:
@@ -170,16 +173,16 @@ def _train(run: Run, folder: Path, stop: StopSignal) -> int:
             log.step(settings.batch_size)
             if _due(images, settings.log_images, settings):
                 log.write(images, rate)
-            # Before saving: a run that is killed while it looks repeats the step, and so looks again.
-            looked = look_at_averages(run, ema, images, log, stop)
+            note_look(run, images)
             if _due(images, settings.checkpoint_images, settings):
-                save_checkpoint(run, checkpoints, optimizer, ema, images, looked)
+                save_checkpoint(run, checkpoints, optimizer, ema, images)
+            look_at_averages(run, ema, images, log, stop)
     except DataLost:
         if accelerator.num_processes == 1:  # otherwise the others wait in the step, and cannot take part
-            save_checkpoint(run, checkpoints, optimizer, ema, images, looked)
+            save_checkpoint(run, checkpoints, optimizer, ema, images)
         raise
     if images < settings.total_images:
-        save_checkpoint(run, checkpoints, optimizer, ema, images, looked)
+        save_checkpoint(run, checkpoints, optimizer, ema, images)
         accelerator.print(f"Asked to stop: saved at {images:,} images; the same command goes on from there.")
     else:
         export(run, ema, folder)
@@ -236,10 +239,8 @@ def further_losses(objectives: Sequence[Callable], batch: dict, taps: dict) -> d
     return losses
 
 
-def save_checkpoint(
-    run: Run, checkpoints: CheckpointFolder, optimizer, ema: EMA, images: int, looked: bool = True
-) -> None:
-    """Save everything that a run needs to go on, a look at the averages that it owes too; all processes take part."""
+def save_checkpoint(run: Run, checkpoints: CheckpointFolder, optimizer, ema: EMA, images: int) -> None:
+    """Save everything that a run needs to go on; all processes take part."""
     scaler = run.accelerator.scaler
     checkpoints.save(
         images,
@@ -252,7 +253,6 @@ def save_checkpoint(
             "config": run.config.to_yaml(),
             "data": run.stream.fingerprint,
             "frozen": run.frozen,
-            "looked": looked,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "versions": versions(),
         },
@@ -282,23 +282,40 @@ def resume(run: Run, found: tuple[dict, dict] | None, optimizer, ema: EMA) -> No
     run.accelerator.print(f"Going on from {state['images']:,} images.")
 
 
-def look_at_averages(run: Run, ema: EMA, images: int, log: RunLog, stop: StopSignal) -> bool:
-    """Measure what the averaged weights draw, and show it, where that is due.
-
-    Returns:
-        Whether nothing is left to do; a stop cancels the measuring, and with it the rest.
-    """
-    settings = run.config.run
-    measured = run.metrics is not None and _due(images, run.config.metrics.every_images, settings)
-    shown = _due(images, settings.sample_images, settings)
+def look_at_averages(run: Run, ema: EMA, images: int, log: RunLog, stop: StopSignal) -> None:
+    """Measure what the averaged weights draw, and show it, where that is due; a stop cancels the measuring."""
+    measured, shown = _looks_due(run, images)
     if not (measured or shown):
-        return True
+        return
     with ema.applied():
         if measured and not measure(run, run.model, images, log, lambda: stop.agreed(run.accelerator)):
-            return False
+            return
         if shown:
             run.preview(run, run.model, images, log)
-    return True
+    if run.accelerator.is_main_process:
+        _look_note(run).unlink(missing_ok=True)
+
+
+def note_look(run: Run, images: int) -> None:
+    """Note, before the checkpoint is saved, that its averages are to be looked at: a killed run makes up for it."""
+    if any(_looks_due(run, images)) and run.accelerator.is_main_process:
+        write_text(_look_note(run), f"{images}\n")
+
+
+def owes_a_look(run: Run, images: int) -> bool:
+    """Whether a run was killed or stopped before it had looked at the averages that it goes on from."""
+    return _look_note(run).is_file() and _look_note(run).read_text().strip() == str(images)
+
+
+def _looks_due(run: Run, images: int) -> tuple[bool, bool]:
+    """Whether distances are to be measured after `images`, and whether pictures are to be shown."""
+    settings = run.config.run
+    measured = run.metrics is not None and _due(images, run.config.metrics.every_images, settings)
+    return measured, _due(images, settings.sample_images, settings)
+
+
+def _look_note(run: Run) -> Path:
+    return Path(run.config.run.output_dir) / "look_due"
 
 
 def export(run: Run, ema: EMA, folder: Path) -> None:
