@@ -73,10 +73,9 @@ def find_weights(name: str) -> Path:
 
 def load(folder: Path):
     """The pipeline in float32, quiet."""
-    import torch
-    from diffusers import StableDiffusionPipeline
+    from brickwork.eval.pipelines import load_pipeline
 
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = load_pipeline(str(folder))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -7,8 +7,8 @@ import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from brickwork.eval.paired_loss import PairedSet, paired_loss
-from brickwork.training import stable_diffusion as sd
 from brickwork.training.data.text_cache import encode_captions
+from brickwork.training.latent import stable_diffusion as sd
 
 KINDS = ("sd1", "sd2", "sdxl")
 
