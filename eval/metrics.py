@@ -37,11 +37,12 @@ class FeatureStatistics(Metric):
         features = features.double()
         if features.ndim != 2 or features.shape[1] != self.total.shape[0]:
             raise ValueError(f"features: got shape {tuple(features.shape)}, need (count, {self.total.shape[0]})")
-        if not bool(torch.isfinite(features).all()):
+        total = features.sum(dim=0)
+        if not bool(torch.isfinite(total).all()):
             bad = int((~torch.isfinite(features)).any(dim=1).sum())
             raise ValueError(f"features: {bad} of {len(features)} rows are not finite; look at these images")
         self.count += len(features)
-        self.total += features.sum(dim=0)
+        self.total += total
         for start in range(0, features.shape[1], BLOCK):
             rows = slice(start, start + BLOCK)
             self.second_moment[rows, start:] += features[:, rows].T @ features[:, start:]
@@ -51,9 +52,8 @@ class FeatureStatistics(Metric):
         if self.count < 2:
             raise ValueError(f"features: got {int(self.count)} rows, need at least 2 for a covariance")
         mean = self.total / self.count
-        upper = torch.triu(self.second_moment)
-        second_moment = upper + torch.triu(upper, diagonal=1).T
-        covariance = (second_moment - self.count * torch.outer(mean, mean)) / (self.count - 1)
+        upper = torch.addr(self.second_moment, mean, mean, alpha=-float(self.count)).div_(float(self.count - 1))
+        covariance = upper.triu_() + torch.triu(upper, diagonal=1).T
         return int(self.count), mean, covariance
 
 
