@@ -250,6 +250,13 @@ class TrainConfig:
         return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False)
 
 
+def require_task(config: TrainConfig, model_type: str, objective_type: str) -> None:
+    """Raise a `ValueError` unless a configuration is one of the script that trains just these."""
+    pairs = {"model.type": (config.model.type, model_type), "objective.type": (config.objective.type, objective_type)}
+    for key, (value, wanted) in pairs.items():
+        require(value == wanted, key, value, f"this script trains with {wanted!r}")
+
+
 def _is_number(value: Any) -> bool:
     """Numbers, and text such as `1e-3`, which YAML 1.1 does not take for a number."""
     if isinstance(value, str):

@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL
 
 from brickwork.eval.pictures import grid, save_picture
 from brickwork.training.arguments import add_run_arguments, run_script, train_as_asked
-from brickwork.training.config import TrainConfig
+from brickwork.training.config import TrainConfig, require_task
 from brickwork.training.data.images import LabelledImages, images_of
 from brickwork.training.data.stream import TrainingStream
 from brickwork.training.guards import write_text
@@ -61,12 +61,7 @@ def prepare(config: TrainConfig, accept_changes: bool = False) -> Run:
     Raises:
         ValueError: for a configuration that describes something else than an `AutoencoderKL`.
     """
-    for key, value, wanted in (
-        ("model.type", config.model.type, "AutoencoderKL"),
-        ("objective.type", config.objective.type, "reconstruction"),
-    ):
-        if value != wanted:
-            raise ValueError(f"`{key}` is {value!r}; this script trains with {wanted!r}.")
+    require_task(config, "AutoencoderKL", "reconstruction")
     set_seed(config.run.seed)
     accelerator = Accelerator(
         mixed_precision=config.run.mixed_precision,

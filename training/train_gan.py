@@ -20,7 +20,7 @@ from brickwork.gen.maxvit_gan import MaxViTGAN2DModel
 from brickwork.pipelines.one_step import OneStepPipeline
 from brickwork.training.adversarial import NonSaturatingObjective, discriminator_losses
 from brickwork.training.arguments import add_run_arguments, run_script, train_as_asked
-from brickwork.training.config import TrainConfig
+from brickwork.training.config import TrainConfig, require_task
 from brickwork.training.data.images import images_of
 from brickwork.training.data.stream import TrainingStream
 from brickwork.training.guards import write_text
@@ -57,12 +57,7 @@ def prepare(config: TrainConfig, accept_changes: bool = False) -> Run:
         ValueError: for a configuration that describes something else than a `MaxViTGAN2DModel`, or sizes that do not
             fit.
     """
-    for key, value, wanted in (
-        ("model.type", config.model.type, "MaxViTGAN2DModel"),
-        ("objective.type", config.objective.type, "non_saturating"),
-    ):
-        if value != wanted:
-            raise ValueError(f"`{key}` is {value!r}; this script trains with {wanted!r}.")
+    require_task(config, "MaxViTGAN2DModel", "non_saturating")
     set_seed(config.run.seed)
     accelerator = Accelerator(
         mixed_precision=config.run.mixed_precision,
