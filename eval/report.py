@@ -80,18 +80,23 @@ def write_report(paths: Sequence[str | Path], output: str | Path, title: str = "
         *(_pictures_section(result, Path(path), i, folder) for i, (result, path) in enumerate(zip(results, paths))),
         _details_section(results),
     ]
-    page = (
+    path = folder / "index.html"
+    text = html_page(title, sections)
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return path
+
+
+def html_page(title: str, sections: Sequence[str]) -> str:
+    """A whole page of sections that are HTML already; empty ones are left out."""
+    return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n<body>'
         + "\n".join(section for section in sections if section)
         + "</body></html>\n"
     )
-    path = folder / "index.html"
-    write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
-    return path
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of cells that are HTML already."""
     header = "".join(f"<th>{cell}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
@@ -138,7 +143,7 @@ def _metrics_section(results: Sequence[dict]) -> str:
             over = f"<small>over {entry['spread_over']}</small>" if entry["spread"] is not None else ""
             cells.append(html.escape(format_value(entry["mean"], entry["spread"])) + over)
         rows.append(cells)
-    table = _table(["result", *map(_arrow, names)], rows)
+    table = html_table(["result", *map(_arrow, names)], rows)
     return f"<h2>Metrics</h2>{table}{_differences_table(results)}"
 
 
@@ -154,7 +159,7 @@ def _differences_table(results: Sequence[dict]) -> str:
         rows.append([f"<b>{html.escape(name)}</b>", *map(html.escape, signed)])
     head = [f"minus {html.escape(comparison['names'][0])}", *map(_arrow, comparison["metrics"])]
     note = "<p>A difference has a spread where both results were measured on sets of several seeds.</p>"
-    return f"<h3>Differences</h3>{_table(head, rows)}{note}"
+    return f"<h3>Differences</h3>{html_table(head, rows)}{note}"
 
 
 def _curves_section(results: Sequence[dict], folder: Path) -> str:
@@ -166,7 +171,7 @@ def _curves_section(results: Sequence[dict], folder: Path) -> str:
             continue
         path = folder / f"curves-{_file_part(tag)}.png"
         write_atomically(path, lambda temporary, tag=tag, having=having: _draw_curves(temporary, tag, having))
-        figures.append(_figure(path, f"Metrics over {tag}; bars show the spread.", pixels=False))
+        figures.append(html_figure(path, f"Metrics over {tag}; bars show the spread.", pixels=False))
     if not figures:
         return ""
     note = ""
@@ -220,7 +225,8 @@ def _file_part(text: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in text)
 
 
-def _figure(path: Path, caption: str, pixels: bool = True) -> str:
+def html_figure(path: Path, caption: str, pixels: bool = True) -> str:
+    """A PNG with its caption, held in the page itself; `pixels` keeps them sharp where it is enlarged."""
     encoded = base64.b64encode(path.read_bytes()).decode("ascii")
     kind = ' class="pixels"' if pixels else ""
     return (
@@ -242,7 +248,7 @@ def _pictures_section(result: dict, source: Path, number: int, folder: Path) -> 
             continue
         copy = folder / f"{number:02d}-{_file_part(result['name'])}.{kind}.png"
         write_atomically(copy, lambda temporary, picture=picture: temporary.write_bytes(picture.read_bytes()))
-        figures.append(_figure(copy, caption))
+        figures.append(html_figure(copy, caption))
     if not figures and "memorisation" not in result:
         return ""
     text = _memorisation_text(result["memorisation"]) if "memorisation" in result else ""
@@ -281,4 +287,4 @@ def _details_section(results: Sequence[dict]) -> str:
             ]
         )
     head = ["result", "protocol", "extractor", "reference", "samples", "seeds", "converted", "settings", "versions"]
-    return f"<h2>What the numbers depend on</h2>{_table(head, rows)}"
+    return f"<h2>What the numbers depend on</h2>{html_table(head, rows)}"
