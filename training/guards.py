@@ -20,7 +20,7 @@ import diffusers
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 
 from brickwork.training.config import TrainConfig, changed_keys
 
@@ -125,22 +125,6 @@ def check_folder(folder: Path) -> None:
         raise ValueError(
             f"`run.output_dir` is {str(folder)!r}, which holds {', '.join(entries[:5])} and no run; name a folder "
             "that is empty or does not exist."
-        )
-
-
-def check_distribution(accelerator: Accelerator) -> None:
-    """Refuse ways to share a network among processes whose optimiser states a checkpoint could not hold whole.
-
-    Raises:
-        ValueError: for DeepSpeed and the first FSDP, which keep all parameters of a process in one flat tensor.
-    """
-    kind = accelerator.distributed_type
-    first_fsdp = kind == DistributedType.FSDP and not accelerator.is_fsdp2
-    if kind == DistributedType.DEEPSPEED or first_fsdp:
-        raise ValueError(
-            f"accelerate is set up for {kind.value}{' version 1' if first_fsdp else ''}, whose optimiser states the "
-            "checkpoints here cannot hold; training/configs/accelerate/one_node_fsdp2.yaml shards weights, gradients, "
-            "optimiser and averages alike (fsdp_version: 2)."
         )
 
 

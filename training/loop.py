@@ -25,10 +25,10 @@ from brickwork.training.config import RunConfig, TrainConfig
 from brickwork.training.data.buckets import STEP, random_numbers
 from brickwork.training.data.images import DataLost
 from brickwork.training.data.stream import PositionBatches, TrainingStream, stream_batches
+from brickwork.training.distribution import fit_distribution
 from brickwork.training.ema import EMA
 from brickwork.training.guards import (
     StopSignal,
-    check_distribution,
     check_unchanged,
     note_start,
     on_main_process,
@@ -110,7 +110,7 @@ def train(run: Run) -> int:
             non-finite, a disk that takes no checkpoint. What was saved is never touched.
     """
     folder, accelerator = Path(run.config.run.output_dir), run.accelerator
-    check_distribution(accelerator)
+    fit_distribution(accelerator, run.model)
     with on_main_process(accelerator, run_folder(folder)), StopSignal() as stop:
         return _train(run, folder, stop)
 

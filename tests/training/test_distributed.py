@@ -1,6 +1,7 @@
 """Two processes over gloo: equal to one with the same global batch, exact to resume, and sharded by fully_shard."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +23,41 @@ def test_two_processes_equal_one_and_resume_exactly(two_processes, tiny_run, tmp
             ("two-parts", "data.num_workers=1"),
         ):
             run = tiny_run(name, "run.gradient_accumulation_steps=2", *overrides)
+            run.loss = checked
+            train(run)
+
+    two_processes(train_both)
+    assert equal_bits(final_tensors(tmp_path / "two"), final_tensors(tmp_path / "two-parts"))
+    train(tiny_run("one"))
+    one, two = final_tensors(tmp_path / "one"), final_tensors(tmp_path / "two")
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=2e-3, atol=1e-5)
+
+
+def test_fsdp2_through_accelerate_equals_one_and_resumes_exactly(
+    two_processes, tiny_run, tmp_path, monkeypatch, final_tensors, equal_bits
+):
+    """accelerate shards on GPUs alone; here it is told that two processors, which talk over gloo, are two of them."""
+    import yaml
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    from brickwork.training import loop
+    from brickwork.training.loop import denoising_loss, train
+
+    def checked(run, model, batch, bricks):
+        blocks = [module for module in model.modules() if type(module).__name__ == "FSDPDiTTokenBlock"]
+        assert run.accelerator.is_fsdp2 and len(blocks) == 2 and len(batch["image"]) == 4
+        return denoising_loss(run, model, batch, bricks)
+
+    def train_both(rank):
+        file = Path(loop.__file__).parent / "configs" / "accelerate" / "one_node_fsdp2.yaml"
+        values = yaml.safe_load(file.read_text())["fsdp_config"]
+        os.environ |= {name.upper(): str(value) for name, value in values.items()}  # as accelerate launch does
+        os.environ |= {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_CPU": "false", "ACCELERATE_TORCH_DEVICE": "cpu"}
+        monkeypatch.setattr(PartialState, "_prepare_backend", lambda *_: ("gloo", DistributedType.MULTI_GPU))
+        for name, *overrides in (("two",), ("two-parts", "run.total_images=16"), ("two-parts",)):
+            run = tiny_run(name, *overrides)
             run.loss = checked
             train(run)
 

@@ -248,21 +248,3 @@ def test_the_commit_is_of_our_own_clone_alone(tmp_path, monkeypatch):
     (tmp_path / "training" / "guards.py").write_text("changed")
     monkeypatch.setattr(guards, "__file__", str(tmp_path / "training" / "guards.py"))
     assert guards.versions.__wrapped__()["dirty"] is True
-
-
-@pytest.mark.parametrize(
-    ("kind", "second", "name"),
-    [("DEEPSPEED", False, "DEEPSPEED,"), ("FSDP", False, "FSDP version 1"), ("FSDP", True, "")],
-)
-def test_ways_to_share_that_checkpoints_cannot_hold_are_refused(tiny_run, tmp_path, monkeypatch, kind, second, name):
-    from accelerate.utils import DistributedType
-
-    run = tiny_run("run")
-    monkeypatch.setattr(type(run.accelerator), "distributed_type", DistributedType(kind))
-    monkeypatch.setattr(type(run.accelerator), "is_fsdp2", second)
-    if second:
-        guards.check_distribution(run.accelerator)
-        return
-    with pytest.raises(ValueError, match=f"{name}.*whose optimiser states.*one_node_fsdp2.yaml"):
-        train(run)
-    assert not (tmp_path / "run").exists()
