@@ -105,29 +105,41 @@ def _reset_highest() -> None:
         pass  # the baseline is then the imports' peak, and small steps come out too small
 
 
-def measure_here(specification: dict) -> dict[str, int]:
-    """A training step with AdamW in this process, its averages in place as from the second step on."""
-    from brickwork.eval.benchmark_networks import training_step
+def peak_during(function: Callable[[], object], device: torch.device) -> dict[str, int]:
+    """Run `function` once.
 
-    torch.set_num_threads(specification["threads"])
-    device = torch.device(specification["device"])
+    Returns:
+        `peak`: bytes of this process's highest resident size (on a GPU, of allocated memory) above what there was
+        before; `baseline`: that.
+    """
     _reset_highest()
     baseline = _highest_resident()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    network, forward_backward = training_step(specification)
-    optimizer = torch.optim.AdamW(network.parameters(), foreach=False)
-    for parameter in network.parameters():
-        optimizer.state[parameter] = {
-            "step": torch.tensor(0.0),
-            "exp_avg": torch.zeros_like(parameter).fill_(0.0),
-            "exp_avg_sq": torch.zeros_like(parameter).fill_(0.0),
-        }
-    forward_backward()
-    optimizer.step()
-    if device.type == "cuda":
-        return {"peak": torch.cuda.max_memory_allocated(device), "baseline": 0}
-    return {"peak": _highest_resident() - baseline, "baseline": baseline}
+        baseline = torch.cuda.memory_allocated(device)
+    function()
+    highest = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _highest_resident()
+    return {"peak": highest - baseline, "baseline": baseline}
+
+
+def measure_here(specification: dict) -> dict[str, int]:
+    """A training step with AdamW in this process, its averages in place as from the second step on."""
+    from brickwork.eval.benchmark_networks import training_step
+
+    def step() -> None:
+        network, forward_backward = training_step(specification)
+        optimizer = torch.optim.AdamW(network.parameters(), foreach=False)
+        for parameter in network.parameters():
+            optimizer.state[parameter] = {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(parameter).fill_(0.0),
+                "exp_avg_sq": torch.zeros_like(parameter).fill_(0.0),
+            }
+        forward_backward()
+        optimizer.step()
+
+    torch.set_num_threads(specification["threads"])
+    return peak_during(step, torch.device(specification["device"]))
 
 
 def main() -> None:

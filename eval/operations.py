@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_backward_flop_count, sdpa_flop_count
 
 
 def _cpu_attention(query, key, value, *args, out_shape=None, **kwargs) -> int:
@@ -15,10 +15,18 @@ def _cpu_attention_backward(grad, query, key, value, *args, out_shape=None, **kw
     return sdpa_backward_flop_count(grad, query, key, value)
 
 
+def _convolution_backward(
+    grad, sample, weight, bias, stride, padding, dilation, transposed, output_padding, groups, mask, out_shape=None
+) -> int:
+    """Each gradient, of the sample and of the weights, meets every product of the forward pass once."""
+    return (mask[0] + mask[1]) * conv_flop_count(sample, weight, grad, transposed)
+
+
 def count_operations(function: Callable[[], Any]) -> tuple[int, Any]:
     """Run `function` and count what it does.
 
-    torch counts the CPU's fused attention as nothing (2.13), so it is counted here.
+    torch (2.13) counts the CPU's fused attention as nothing, and a depthwise convolution's gradient of its weights as
+    that of a dense one, so these are counted here.
 
     Returns:
         The operations, and what `function` returned.
@@ -27,6 +35,7 @@ def count_operations(function: Callable[[], Any]) -> tuple[int, Any]:
     mapping = {
         aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_attention_backward,
+        aten.convolution_backward: _convolution_backward,
     }
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         result = function()

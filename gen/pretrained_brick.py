@@ -2,7 +2,8 @@
 
 The wrapped network was trained on a discrete variance-preserving schedule to predict the noise, the velocity or the
 image; the bricks of a stack estimate EDM's F (arXiv 2206.00364). Both are the same denoiser in other coordinates: the
-brick takes F's inputs to those of the wrapped network, and its prediction back to F.
+brick takes F's inputs to those of the wrapped network, and its prediction back to F. A network trained from the start
+in a stack may as well estimate F itself (`prediction_type="edm"`).
 """
 
 import difflib
@@ -17,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 # The only classes that a configuration may name.
 DENOISERS = {"UNet2DModel": UNet2DModel, "DiTTransformer2DModel": DiTTransformer2DModel}
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "edm")
 # What of a scheduler's configuration makes its noise levels.
 SCHEDULE_KEYS = (
     "num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr",
@@ -47,7 +48,7 @@ class PretrainedBrick(nn.Module):
             a learned variance, twice as many, of which the second half is dropped.
         num_classes: classes of the stack. The wrapped network has one row more, the last for "no class", or none at
             all, and then sees no classes.
-        prediction_type: `"epsilon"`, `"v_prediction"` or `"sample"`.
+        prediction_type: `"epsilon"`, `"v_prediction"`, `"sample"`, or `"edm"` for F itself, of the stack's own inputs.
         schedule: noise schedule that it was trained on, see `vp_log_sigmas`.
         sigma_data: of the stack's objective and scheduler.
 
@@ -156,9 +157,11 @@ class PretrainedBrick(nn.Module):
         if self.class_rows:
             null = torch.full_like(timestep, self.class_rows - 1, dtype=torch.long)
             labels = {"class_labels": null if class_labels is None else class_labels}
-        noisy = (inputs * (total / vp_total)).to(sample.dtype)
-        output = self.model(noisy, self.level(4 * timestep), return_dict=False, **labels)[0]
+        noisy = inputs if self.prediction_type == "edm" else inputs * (total / vp_total)
+        output = self.model(noisy.to(sample.dtype), self.level(4 * timestep), return_dict=False, **labels)[0]
         output = output[:, : self.in_channels].float()
+        if self.prediction_type == "edm":
+            return output.to(sample.dtype)
         # D = c_skip·x + c_out·F, with x = total·inputs, solved for F and written out to cancel what cancels:
         # D = x − σε; D = x / (1 + σ²) − σ / √(1 + σ²)·v; D as it is.
         if self.prediction_type == "epsilon":
