@@ -188,7 +188,9 @@ def _missing(
         name, lacking = labels.get(network, network), [seed for seed in seeds if (network, seed) not in done]
         if lacking:
             yield f"{name} has no result at seed {', '.join(map(str, lacking))}."
-    for file, entries in (("timing", timing.get("networks", {})), ("sweep", sweep), ("fd", fd)):
+    measured = config.get("scores", {}).get("extractor", "one") is not None
+    files = {"timing": timing.get("networks", {}), "sweep": sweep} | ({"fd": fd} if measured else {})
+    for file, entries in files.items():
         names = [labels.get(network, network) for network in networks if network not in entries]
         if names:
             yield f"{file}.json has nothing yet on {', '.join(names)}."
@@ -265,15 +267,17 @@ def _standings_table(battle: Battle, axis: str, table: dict, distances: Mapping[
 
 
 def _alike(values: Sequence[tuple[float, float | None] | None]) -> list[str]:
-    """Values with their spreads, all to the place of the second digit of the largest spread; `None` is a dash."""
-    spreads = [value[1] for value in values if value and value[1]]
-    if not spreads:
-        return ["–" if value is None else f"{value[0]:.4g}" for value in values]
-    places = max(0, 1 - math.floor(math.log10(max(spreads))))
-    return [
-        "–" if value is None else f"{value[0]:.{places}f}" + ("" if value[1] is None else f" ± {value[1]:.{places}f}")
-        for value in values
-    ]
+    """Values with their spreads, all to one place: of the second digit of the largest spread, or else of the fourth
+    digit of the largest value. `None` is a dash."""
+    known = [value for value in values if value]
+    spread = max((value[1] or 0.0 for value in known), default=0.0)
+    size, digits = (spread, 2) if spread else (max((abs(value[0]) for value in known), default=0.0), 4)
+    places = max(0, digits - 1 - math.floor(math.log10(size))) if size else 0
+
+    def text(value: float, spread: float | None) -> str:
+        return f"{value:.{places}f}" if spread is None else f"{value:.{places}f} ± {spread:.{places}f}"
+
+    return ["–" if value is None else text(*value) for value in values]
 
 
 def _firmness(battle: Battle, table: dict) -> str:
@@ -374,10 +378,10 @@ def _steps(battle: Battle) -> int | None:
 
 
 def _sweep_blocks(battle: Battle) -> list:
-    if not battle.sweep:
-        return []
     rates = sorted({float(rate) for losses in battle.sweep.values() for rate in losses})
     rows, edge = [], []
+    if not rates:
+        return []
     for network, by_rate in battle.sweep.items():
         losses = {float(rate): loss for rate, loss in by_rate.items()}
         finite = {rate: loss for rate, loss in losses.items() if loss is not None and math.isfinite(loss)}
