@@ -227,13 +227,17 @@ def plan(config: BattleConfig, images: LabelledImages, networks: dict[str, Any])
             f"{config.fighters[name].label:<34}{trained_parameters(network):>12,}"
             f"{work['forward_operations'] / 1e6:>15.0f}{work['training_operations'] / 1e6:>14.0f}"
         )
-    total = sum(cell.images for cell in [*rates, *seeds])
+    total, size, tried = (
+        sum(cell.images for cell in [*rates, *seeds]),
+        config.data.size,
+        map("{:g}".format, config.rates),
+    )
     lines += [
-        f"{len(train):,} pictures of {config.data.size}x{config.data.size} in {len(images.class_names) or 'no'} classes "
-        f"to train on, {len(held_out):,} held out.",
-        f"{len(rates)} cells of {config.battle.sweep_images:,} images to choose from the rates "
-        f"{', '.join(f'{rate:g}' for rate in config.rates)}; {len(seeds)} cells of {config.run.total_images:,} images; "
-        f"{total:,} in all, {operations / 1e15:.3g} PFLOP of training.",
+        f"{len(train):,} pictures of {size}x{size} in {len(images.class_names) or 'no'} classes to train on, "
+        f"{len(held_out):,} held out.",
+        f"{len(rates)} cells of {config.battle.sweep_images:,} images to choose from the rates {', '.join(tried)}; "
+        f"{len(seeds)} cells of {config.run.total_images:,} images; {total:,} in all, {operations / 1e15:.3g} PFLOP "
+        "of training.",
     ]
     return "\n".join(lines)
 
@@ -301,7 +305,9 @@ def time_networks(work: Work) -> None:
     timing = run_in_child(task)
     write_text(path, json.dumps(timing, indent=1) + "\n")
     for name, cost in timing["networks"].items():
-        print(f"{config.fighters[name].label:<34}{cost['seconds_per_image'] * 1e3:9.2f} ms an image ({timing['unit']})")
+        print(
+            f"{config.fighters[name].label:<34}{cost['seconds_per_image'] * 1e3:9.2f} ms an image ({timing['unit']})"
+        )
 
 
 def sweep(work: Work) -> dict[str, float] | None:

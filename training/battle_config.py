@@ -160,7 +160,9 @@ def model_config(network: Network, size: int, channels: int, num_classes: int) -
     if kind in DENOISERS:
         arguments = inspect.signature(DENOISERS[kind].__init__).parameters.items()
         defaults = {name: value.default for name, value in arguments if value.default is not inspect.Parameter.empty}
-        classes = {"UNet2DModel": {"num_class_embeds": num_classes + 1}}.get(kind, {"num_embeds_ada_norm": num_classes})
+        classes = {"UNet2DModel": {"num_class_embeds": num_classes + 1}}.get(
+            kind, {"num_embeds_ada_norm": num_classes}
+        )
         own = {"sample_size": size, "in_channels": channels, "out_channels": channels}
         own |= (classes if num_classes else {}) | config
         described = {"class_name": kind, "prediction_type": "edm", "config": own}
@@ -195,7 +197,14 @@ def sweep_cells(config: BattleConfig, output: Path) -> list[Cell]:
     """The runs that try learning rates, with the first seed; none where there is one rate."""
     rates = config.rates if len(config.rates) > 1 else []
     return [
-        Cell(name, config.battle.seeds[0], rate, config.battle.sweep_images, output / "sweep" / f"{name}-{rate:g}", False)
+        Cell(
+            name,
+            config.battle.seeds[0],
+            rate,
+            config.battle.sweep_images,
+            output / "sweep" / f"{name}-{rate:g}",
+            False,
+        )
         for name in config.fighters
         for rate in rates
     ]
@@ -260,8 +269,8 @@ def build_networks(config: BattleConfig, class_names: list[str], channels: int =
             lowest, highest = math.ceil((1 - share) * wanted), math.floor((1 + share) * wanted)
             raise ValueError(
                 f"`networks.{name}` has {count:,} parameters, and a fair battle wants `battle.parameters`={wanted:,} "
-                f"to within `battle.tolerance`={share:g}, {lowest:,} to {highest:,}; change its width or depth, or set "
-                "these two."
+                f"to within `battle.tolerance`={share:g}, {lowest:,} to {highest:,}; change its width or depth, or "
+                "set these two."
             )
     return built
 

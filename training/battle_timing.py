@@ -114,8 +114,8 @@ def run_in_child(task: dict) -> dict:
     command = [sys.executable, "-m", "brickwork.training.battle_timing", json.dumps(task)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        raise ValueError(f"The process that times the networks ended with status {done.returncode}: {lines[-1:]}.")
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise ValueError(f"The process that times the networks ended with status {done.returncode}: {last}.")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -139,9 +139,7 @@ def measure_times(task: dict) -> dict:
     }
     # Before anything else is there: on a GPU this process's own count will do.
     for name, path in task["networks"].items():
-        costs[name]["peak_memory"] = (
-            measure_memory(path, task["scores"]) if on_gpu else memory_in_child(task, name)
-        )
+        costs[name]["peak_memory"] = measure_memory(path, task["scores"]) if on_gpu else memory_in_child(task, name)
     timed = {name: Timed(run, task["scores"]) for name, run in runs.items()}
     training = time_in_turn({name: one.train for name, one in timed.items()}, task["rounds"], device)
     sampling = time_in_turn({name: one.sample for name, one in timed.items()}, task["rounds"], device)
@@ -154,15 +152,20 @@ def measure_times(task: dict) -> dict:
             "sampling_images_per_second": samples / sampling[name].median,
         }
     machine = describe_machine(device)
-    described = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
-    return {"device": described, "unit": "GPU s" if on_gpu else "CPU s", "networks": costs}
+    return {
+        "device": machine.get("gpu") or f"one core of {machine['cpu']}",
+        "unit": "GPU s" if on_gpu else "CPU s",
+        "networks": costs,
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure what the one argument describes as JSON, and print the answer as JSON."""
     task = json.loads((arguments or sys.argv[1:])[0])
+    # On a CPU, threads that wait for one another spend time too: the seconds of one core are what can be compared.
+    torch.set_num_threads(1)
     if task.get("memory"):
-        (name, path), = task["networks"].items()
+        ((name, path),) = task["networks"].items()
         answer = {name: measure_memory(path, task["scores"])}
     else:
         answer = measure_times(task)
