@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from brickwork.training.data.buckets import CANVAS, random_numbers
-from brickwork.training.data.images import to_unit_range
+from brickwork.training.data.images import crop_to, to_unit_range
 from brickwork.training.data.stream import TrainingStream
 
 
@@ -130,5 +130,8 @@ class CanvasStream(TrainingStream):
         room = min(side / length for other in chosen for side, length in zip(images.natural_size(other), shape))
         canvas = lay_out(shape, max(1.0, min(scale, room)), aspect, tall)
         corner = draw_corner(random, canvas, shape)
-        crop = cut(canvas, corner, shape, [partial(images.picture, other, canvas.tile) for other in chosen])
+        crop = cut(canvas, corner, shape, [partial(self._tile, other, canvas.tile) for other in chosen])
         return to_unit_range(crop), int(label), (*corner, canvas.height, canvas.width)
+
+    def _tile(self, row: int, shape: tuple[int, int]) -> np.ndarray:
+        return crop_to(self.images.whole(row), *shape)

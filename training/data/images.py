@@ -172,8 +172,8 @@ class LabelledImages:
         if bucket_step:
             self.shapes = bucket_shapes(size, bucket_step, bucket_max_aspect)
             self.buckets = np.array([self._bucket(row) for row in range(len(table))], dtype=np.int64)
-        self._decoded: dict[int, np.ndarray] = {}
-        self._decoded_bytes = 0
+        self._kept: dict[tuple[str, int], np.ndarray] = {}
+        self._kept_bytes = 0
 
     def __len__(self) -> int:
         return len(self.table)
@@ -190,8 +190,31 @@ class LabelledImages:
         Raises:
             BrokenImage: where there is none.
         """
+        if ("whole", row) in self._kept:
+            return self._kept["whole", row].shape[:2]
         image = open_picture(self.table[int(row)][self.image_column])
         return image.height, image.width
+
+    def whole(self, row: int) -> Image.Image:
+        """The picture as it is stored, decoded, RGB; kept in memory for the many sizes that canvases want of it.
+
+        Raises:
+            BrokenImage: where it cannot be read.
+        """
+        if ("whole", row) in self._kept:
+            return Image.fromarray(self._kept["whole", row])
+        image = open_picture(self.table[int(row)][self.image_column])
+        try:
+            image = to_rgb(image)
+        except Exception as error:  # decoders raise errors of many kinds
+            raise BrokenImage(f"{error}") from error
+        self._keep("whole", row, np.asarray(image))
+        return image
+
+    def _keep(self, kind: str, row: int, picture: np.ndarray) -> None:
+        if self._kept_bytes + picture.nbytes <= CACHE_BYTES:
+            self._kept[kind, row] = picture
+            self._kept_bytes += picture.nbytes
 
     def picture(self, row: int, shape: tuple[int, int] | None = None) -> np.ndarray:
         """uint8 `(height, width, 3)`, of the row's bucket or another shape.
@@ -208,13 +231,11 @@ class LabelledImages:
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, int]:
         """The picture of the row's bucket, uint8 `(height, width, 3)`, and the label (0 for unlabelled sets)."""
-        if row not in self._decoded:
+        picture = self._kept.get(("fitted", row))
+        if picture is None:
             picture = self.picture(row)
-            if self._decoded_bytes + picture.nbytes > CACHE_BYTES:
-                return picture, int(self.labels[row])
-            self._decoded[row] = picture
-            self._decoded_bytes += picture.nbytes
-        return self._decoded[row], int(self.labels[row])
+            self._keep("fitted", row, picture)
+        return picture, int(self.labels[row])
 
     def sample(self, row: int, random: np.random.Generator | None = None) -> tuple[np.ndarray, int]:
         """What the network trains on: float32 `(3, height, width)` in [-1, 1], and the label."""
