@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
-from torch.nn.utils import fuse_conv_bn_eval
+from torch.nn.utils import fuse_conv_bn_weights
 
 CONVBN_MODES = ("train", "eval", "tune", "deploy")
 
@@ -35,6 +35,13 @@ class _FoldedBatchNorm(_FrozenBatchNorm):
 
 class _FoldingConv2d(nn.Conv2d):
     """A convolution that folds the BatchNorm behind it into its weight on the fly."""
+
+    def __init__(self, *args, **kwargs):
+        # None is ever built, convolutions become one: PEFT builds layers of an adapter in the convolution's class.
+        raise ValueError(
+            "A convolution in mode 'tune' takes no adapter: its BatchNorm would miss it. Call "
+            "`set_convbn_mode(model, 'eval')`, add the adapter, then choose the mode again."
+        )
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         (norm,) = self.folded_norm
@@ -63,6 +70,7 @@ def set_convbn_mode(model: nn.Module, mode: str, pairs: Iterable[tuple[str, str]
     Returns:
         The names of the convolutions whose mode was set. One that PEFT has wrapped keeps its BatchNorm beside it: in
         `"tune"` and `"deploy"` such a pair stays in `"eval"` and is not among the names; merge the adapter first.
+        Adapters on convolutions come before the choice of `"tune"`, not after it.
 
     Raises:
         ValueError: for an unknown mode, a model without such pairs (one that was deployed has none), or names that are
@@ -90,9 +98,10 @@ def set_convbn_mode(model: nn.Module, mode: str, pairs: Iterable[tuple[str, str]
             # In a tuple, so that it is not a part of the convolution's own state dict.
             _become(conv, _FoldingConv2d).folded_norm = (norm,)
         else:
-            fused = fuse_conv_bn_eval(conv.eval(), norm.eval()).train(model.training)
-            fused.bias.requires_grad_(fused.weight.requires_grad)  # torch freezes a bias that was not there before
-            _replace(model, name, fused)
+            conv.weight, conv.bias = fuse_conv_bn_weights(
+                conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            )
+            conv.bias.requires_grad_(conv.weight.requires_grad)  # torch freezes a bias that was not there before
             _replace(model, norm_name, nn.Identity())
         if not wrapped or mode in ("train", "eval"):
             changed.append(name)
@@ -149,6 +158,7 @@ def _become(module: nn.Module, kind: type) -> nn.Module:
 
 def _restore(*modules: nn.Module) -> None:
     for module in modules:
+        module = getattr(module, "base_layer", module)
         if isinstance(module, (_FrozenBatchNorm, _FoldingConv2d)):
             module.__class__ = module.__dict__.pop("plain_class")
             module.__dict__.pop("folded_norm", None)

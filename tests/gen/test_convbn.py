@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoHaConfig, LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from brickwork import BlockTransformer2DModel, BlockUNet2DModel, set_convbn_mode
@@ -123,6 +123,30 @@ def test_convolutions_with_an_adapter_are_left_alone():
         assert set_convbn_mode(model, mode) == ["3.0"]
         torch.testing.assert_close(model.train()(image().float()), expected, rtol=1e-4, atol=1e-5)
         assert isinstance(model[1], nn.BatchNorm2d)
+
+
+def test_an_adapter_that_has_been_merged_is_folded():
+    model = network()
+    inject_adapter_in_model(LoraConfig(r=2, target_modules="0", init_lora_weights=False), model)
+    expected = model.double().eval()(image())
+    model[0].merge()
+    model[0] = model[0].get_base_layer()
+    for mode in ("tune", "deploy"):
+        assert set_convbn_mode(model, mode) == ["0", "3.0"]
+        torch.testing.assert_close(model.train()(image()), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_adapters_come_before_tune():
+    model = network()
+    expected = model.eval()(image())
+    set_convbn_mode(model, "tune")
+    with pytest.raises(ValueError, match=r"takes no adapter.*set_convbn_mode\(model, 'eval'\)"):
+        inject_adapter_in_model(LoraConfig(r=2, target_modules="0"), model)
+    # One that builds no convolutions of its own wraps it all the same; another mode undoes the folding inside.
+    inject_adapter_in_model(LoHaConfig(r=2, target_modules="0"), model)
+    for mode in ("eval", "tune", "train"):
+        assert set_convbn_mode(model.eval(), mode) == (["3.0"] if mode == "tune" else ["0", "3.0"])
+        torch.testing.assert_close(model(image().to(expected)), expected, rtol=1e-6, atol=1e-6)
 
 
 class Foreign(nn.Module):
