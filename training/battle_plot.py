@@ -65,7 +65,7 @@ def _scale(axes, begin: float, heights: Sequence[float]) -> None:
     axes.set(xscale="log", yscale="log")
     axes.set_xlim(begin)
     axes.set_ylim(0.99 * min(heights), 1.01 * max(heights))
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_major_locator(MaxNLocator(7, steps=(1, 2, 5, 10)))
     axes.yaxis.set_major_formatter("{x:.4g}")

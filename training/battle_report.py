@@ -184,23 +184,23 @@ def _missing(
     """What is not there yet, one line each."""
     done, labels = {(cell["network"], cell["seed"]) for cell in cells}, _labels(cells, config)
     seeds = config.get("battle", {}).get("seeds") or sorted({seed for _, seed in done})
-    for network in networks:
-        name, lacking = labels.get(network, network), [seed for seed in seeds if (network, seed) not in done]
-        if lacking:
-            yield f"{name} has no result at seed {', '.join(map(str, lacking))}."
+    for seed in seeds:
+        names = [labels.get(network, network) for network in networks if (network, seed) not in done]
+        if names:
+            yield f"No result at seed {seed} of {', '.join(names)}."
     measured = config.get("scores", {}).get("extractor", "one") is not None
     files = {"timing": timing.get("networks", {}), "sweep": sweep} | ({"fd": fd} if measured else {})
     for file, entries in files.items():
         names = [labels.get(network, network) for network in networks if network not in entries]
         if names:
-            yield f"{file}.json has nothing yet on {', '.join(names)}."
+            yield f"{file}.json has nothing on {', '.join(names)}." if entries else f"There is no {file}.json."
 
 
 def _lead(battle: Battle) -> list[str]:
     seeds = ", ".join(map(str, sorted({cell["seed"] for cell in battle.cells})))
     sizes = ", ".join(map(str, sorted({cell["batch_size"] for cell in battle.cells})))
     what = (
-        f"{len(battle.networks)} networks, one run for each and each of the seeds {seeds}; batch size {sizes}; timed "
+        f"{len(battle.networks)} networks, one run for each network and seed ({seeds}); batch size {sizes}; timed "
         f"on {battle.timing.get('device', 'no machine yet')}. Losses are the paired held-out loss of the averaged "
         "weights, mean ± standard deviation over seeds. Every table is read off the runs' curves at the largest "
         "budget that all runs reached: between two points of a curve, linear in the logarithm of images, and never "
@@ -285,10 +285,9 @@ def _firmness(battle: Battle, table: dict) -> str:
     sentences = []
     tau = table["kendall_tau"]
     if tau:
-        count = len(tau["pairs"])
         sentences.append(
             f"Kendall's tau between the orders of two seeds: {tau['mean']:.2f} on average, {tau['least']:.2f} at "
-            f"least, over {count} pair{'s' if count > 1 else ''} of seeds (1: the same order, -1: the reverse)."
+            f"least (pairs of seeds: {len(tau['pairs'])}; 1 is the same order, -1 the reverse)."
         )
     known = [pair for pair in table["neighbours"] if pair["separated"] is not None]
     close = [f"{battle.label(p['better'])} and {battle.label(p['worse'])}" for p in known if not p["separated"]]
@@ -298,11 +297,13 @@ def _firmness(battle: Battle, table: dict) -> str:
             f"round): {'; '.join(close)}."
         )
     if known and not close:
-        sentences.append("Each of these leads exceeds its standard deviation over seeds, and no seed turns one round.")
-    if len(known) < len(table["neighbours"]):
-        names = [f"{battle.label(p['better'])} and {battle.label(p['worse'])}" for p in table["neighbours"]]
-        open_pairs = [name for name, p in zip(names, table["neighbours"]) if p["separated"] is None]
-        sentences.append(f"Fewer than two seeds in common, so nothing is known of: {'; '.join(open_pairs)}.")
+        sentences.append(
+            "Every lead that has a standard deviation over seeds exceeds it, and no seed turns one round."
+        )
+    unknown = [pair for pair in table["neighbours"] if pair["separated"] is None]
+    if unknown:
+        names = [f"{battle.label(p['better'])} and {battle.label(p['worse'])}" for p in unknown]
+        sentences.append(f"Too few seeds in common to say anything of {'; '.join(names)}.")
     for network, reason in table["left_out"].items():
         sentences.append(f"{battle.label(network)} is left out: {reason}.")
     return " ".join(sentences)
@@ -332,16 +333,18 @@ def _distances(battle: Battle, budget: float) -> dict[str, dict[str, tuple[float
 
 def _distances_text(battle: Battle, table: dict, distances: Mapping[str, Mapping[str, tuple]]) -> str:
     """What the columns of distances are, and whether they order the networks as the losses do."""
+    kinds = {
+        "KD": "kernel distance of one run's samples, mean ± standard deviation over seeds",
+        "FD": "Fréchet distance of the samples of all seeds together",
+    }
     sentences = []
     for title, values in distances.items():
+        name = title.split()[0]
         ranked = [row for row in table["networks"] if row["network"] in values]
         tau = kendall_tau([row["mean"] for row in ranked], [values[row["network"]][0] for row in ranked])
-        if tau is not None:
-            sentences.append(f"between the orders by loss and by {title.split()[0]} {tau:.2f}")
-    if not distances:
-        return ""
-    text = "KD and FD: kernel and Fréchet distance of so many samples as stand in brackets, the latter of all seeds."
-    return f"{text} Kendall's tau {', '.join(sentences)}." if sentences else text
+        agreement = "" if tau is None else f"; Kendall's tau between its order and that of the losses: {tau:.2f}"
+        sentences.append(f"{name}: {kinds.get(name[:2], 'distance')}, how many in brackets{agreement}.")
+    return " ".join(sentences)
 
 
 def _network_blocks(battle: Battle) -> list:

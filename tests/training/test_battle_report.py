@@ -5,6 +5,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -13,6 +14,7 @@ from brickwork.training import battle_report
 from brickwork.training.battle_report import in_units, read_battle, write_report
 
 IMAGES = (100, 200, 400)
+LABELS = {"quick": "Quick", "slow": "Slow & sure", "even": "Even"}
 KD = {"error": 0.001, "samples": 512, "steps": 10, "name": "KD-Tiny"}
 # By network: final losses at seeds 0, 1, 2, training operations and seconds of one image.
 NETWORKS = {
@@ -25,8 +27,14 @@ NETWORKS = {
 def make_cell(folder: Path, network: str, seed: int, final: float, **changes) -> Path:
     path = folder / "cells" / f"{network}-seed{seed}" / "cell.json"
     path.parent.mkdir(parents=True)
-    curve = [[images, final + 0.1 * (2 - k)] for k, images in enumerate(IMAGES)]
-    cell = {"network": network, "label": network.title(), "seed": seed, "learning_rate": 1e-3, "images": IMAGES[-1]}
+    curve = [[0, 9.0], *([images, final + 0.1 * (2 - k)] for k, images in enumerate(IMAGES))]
+    cell = {
+        "network": network,
+        "label": LABELS.get(network, network.title()),
+        "seed": seed,
+        "learning_rate": 1e-3,
+        "images": IMAGES[-1],
+    }
     cell |= {"batch_size": 8, "curve": curve, "final_loss": final, "kd": KD | {"value": final / 10}}
     cell |= {"samples_png": "samples.png"} | changes
     path.write_text(json.dumps(cell))
@@ -51,7 +59,7 @@ def make_battle(folder: Path, seeds=(0, 1, 2), networks=tuple(NETWORKS)) -> Path
     )
     fd = {name: {"name": "FD-Tiny", "value": 100 * NETWORKS[name][0][0], "samples": 1536} for name in networks}
     (folder / "fd.json").write_text(json.dumps(fd))
-    described = {name: {"label": name.title(), "colour": "#ff0000"} for name in networks}
+    described = {name: {"label": LABELS[name], "colour": "#ff0000"} for name in networks}
     config = {"networks": described, "battle": {"networks": None, "seeds": list(seeds)}, "data": {"size": 8}}
     (folder / "battle.yaml").write_text(
         yaml.safe_dump(config | {"scores": {"extractor": "tiny", "steps": 10}}, sort_keys=False)
@@ -112,7 +120,7 @@ def rows_of(folder: Path, heading: str) -> list[list[str]]:
 def test_the_tables_of_a_battle(full):
     assert rows_of(full, "At equal images: 400") == [
         ["", "network", "held-out loss", "by seed", "lead", "reversed", "KD-Tiny (512)", "FD-Tiny (1,536)"],
-        ["1", "Slow", "0.410 ± 0.010", "1, 1, 1", "0.110 ± 0.010", "0 of 3", "0.0410 ± 0.0010", "40.00"],
+        ["1", "Slow & sure", "0.410 ± 0.010", "1, 1, 1", "0.110 ± 0.010", "0 of 3", "0.0410 ± 0.0010", "40.00"],
         ["2", "Quick", "0.520 ± 0.020", "2, 3, 2", "0.010 ± 0.020", "1 of 3", "0.0520 ± 0.0020", "50.00"],
         ["3", "Even", "0.530 ± 0.020", "3, 2, 3", "–", "–", "0.0530 ± 0.0020", "53.00"],
     ]
@@ -121,11 +129,11 @@ def test_the_tables_of_a_battle(full):
     assert [row[1:4] for row in by_operations] == [
         ["network", "images", "held-out loss"],
         ["Quick", "400", "0.520 ± 0.020"],
-        ["Slow", "100", "0.610 ± 0.010"],
+        ["Slow & sure", "100", "0.610 ± 0.010"],
         ["Even", "200", "0.630 ± 0.020"],
     ]
     assert [row[1:3] for row in rows_of(full, "At equal process CPU seconds: 200")[1:]] == [
-        ["Slow", "200"], ["Quick", "400"], ["Even", "200"],
+        ["Slow & sure", "200"], ["Quick", "400"], ["Even", "200"],
     ]  # fmt: skip
     costs = rows_of(full, "What the networks cost")
     assert costs[1] == ["Quick", "1.23 M", "333 kFLOP", "1.00 MFLOP", "2", "0.123", "500 (450–600)", "0.50", "0.001"]
@@ -139,9 +147,13 @@ def test_the_tables_of_a_battle(full):
 def test_what_the_report_says_of_the_order(full):
     text = (full / "battle.md").read_text(encoding="utf-8").split("## ")[1]
     # Slow, Quick, Even at the first seed and the last; Slow, Even, Quick at the other.
-    assert "0.56 on average, 0.33 at least, over 3 pairs of seeds" in text
-    assert "a seed turns it round): Quick and Even." in text and "Slow and Quick" not in text
-    assert "by loss and by KD-Tiny 1.00" in text and "Not all of it is there" not in text
+    assert "0.56 on average, 0.33 at least (pairs of seeds: 3;" in text
+    assert "a seed turns it round): Quick and Even." in text and "Slow & sure and Quick" not in text
+    assert (
+        "KD-Tiny: kernel distance of one run's samples" in text
+        and "that of the losses: 1.00" in text
+        and "Not all of it is there" not in text
+    )
 
 
 def test_the_page_is_whole_and_needs_nothing_else(full):
@@ -150,12 +162,18 @@ def test_the_page_is_whole_and_needs_nothing_else(full):
     markdown = (full / "battle.md").read_text(encoding="utf-8")
     assert page.headings == [line[3:] for line in markdown.splitlines() if line.startswith("## ")]
     assert page.pictures == 2 and "![" in markdown and "(battle.png)" in markdown and "(samples.png)" in markdown
-    assert "a &lt;machine&gt;" in text and "extractor: tiny" in text and text.count("0.410 ± 0.010") == 1
+    assert (
+        "a &lt;machine&gt;" in text
+        and "extractor: tiny" in text
+        and "Slow &amp; sure" in text
+        and "Slow & sure" not in text
+    )
 
 
 def test_the_json_holds_everything_and_nothing_temporary_is_left(full):
     result = json.loads((full / "battle.json").read_text())
-    assert result["format"] == "brickwork-battle/1" and len(result["cells"]) == 9 and result["missing"] == []
+    assert result["format"] == "brickwork-battle/1" and result["missing"] == []
+    assert [cell["network"] for cell in result["cells"]] == ["quick"] * 3 + ["slow"] * 3 + ["even"] * 3
     assert result["config"]["data"]["size"] == 8 and result["fd"]["slow"]["value"] == 40
     assert result["tables"]["images"]["kendall_tau"]["least"] == pytest.approx(1 / 3)
     assert result["timing"]["networks"]["even"]["peak_memory"] == 2**29 and result["sweep"]["even"]["0.01"] == 0.6
@@ -164,13 +182,14 @@ def test_the_json_holds_everything_and_nothing_temporary_is_left(full):
     assert {path.name for path in full.iterdir()} == written | given
 
 
-def test_the_plot_has_a_panel_for_each_table_in_the_colours_of_the_battle(full):
+def test_the_plot_has_lines_and_bands_in_a_panel_for_each_table(full):
     with Image.open(full / "battle.png") as picture:
-        pixels = picture.convert("RGB").load()
-        assert 1200 < picture.width < 1600
-        red = [x for x in range(picture.width) for y in range(picture.height) if pixels[x, y] == (255, 0, 0)]
-    thirds = {3 * x // picture.width for x in red}
-    assert thirds == {0, 1, 2}
+        pixels = np.asarray(picture.convert("RGB"))
+    assert 1200 < pixels.shape[1] < 1600
+    # The points at the ends of the curves have some 60 pixels each. A band is red, less than a fifth of it, on white.
+    for colour, least in (((255, 0, 0), 500), ((255, 209, 209), 2000)):
+        columns = (pixels == colour).all(axis=-1).sum(axis=0)
+        assert all(third.sum() > least for third in np.array_split(columns, 3))
 
 
 def test_the_sheet_shows_two_rows_of_samples_best_network_first(full):
@@ -185,43 +204,47 @@ def test_the_sheet_shows_two_rows_of_samples_best_network_first(full):
 
 def test_an_unfinished_battle(tmp_path, no_plot):
     folder = make_battle(tmp_path, seeds=(0, 1), networks=("quick", "slow"))
-    for file in (
-        "timing.json",
-        "sweep.json",
-        "fd.json",
-        "cells/slow-seed1/cell.json",
-        "cells/quick-seed0/samples.png",
-    ):
+    for file in ("sweep.json", "fd.json", "cells/slow-seed1/cell.json", "cells/quick-seed0/samples.png"):
         (folder / file).unlink()
+    timing = json.loads((folder / "timing.json").read_text())
+    del timing["networks"]["quick"]
+    (folder / "timing.json").write_text(json.dumps(timing))
     config = yaml.safe_load((folder / "battle.yaml").read_text())
     config["networks"]["late"] = {"label": "Latecomer", "colour": "#00ff00"}
     (folder / "battle.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     write_report(folder)
     text = (folder / "battle.md").read_text(encoding="utf-8")
     for words in (
-        "Slow has no result at seed 1.",
-        "Latecomer has no result at seed 0, 1.",
-        "timing.json has nothing yet on Quick, Slow, Latecomer.",
-        "Fewer than two seeds in common, so nothing is known of: Slow and Quick.",
+        "No result at seed 0 of Latecomer.",
+        "No result at seed 1 of Slow & sure, Latecomer.",
+        "timing.json has nothing on Quick, Latecomer. There is no sweep.json. There is no fd.json.",
+        "Quick is left out: its operations were not measured.",
+        "Too few seeds in common to say anything of Slow & sure and Quick.",
     ):
         assert words in text
-    assert "Kendall" not in text.split("## ")[1].split("KD and FD")[0]
-    assert "At equal counted" not in text and "Sweep" not in text and "What the networks cost" not in text
+    assert "orders of two seeds" not in text
+    assert "Sweep" not in text and [row[0] for row in rows_of(folder, "What the networks cost")[1:]] == ["Slow & sure"]
+    assert [row[1] for row in rows_of(folder, "At equal counted")[1:]] == ["Slow & sure"]
     head, *rows = rows_of(folder, "At equal images: 400")
     assert head == ["", "network", "held-out loss", "seeds", "lead", "reversed", "KD-Tiny (512)"]
     assert rows == [
-        ["1", "Slow", "0.400", "1", "0.1000", "0 of 1", "0.0400"],
+        ["1", "Slow & sure", "0.400", "1", "0.1000", "0 of 1", "0.0400"],
         ["2", "Quick", "0.510 ± 0.014", "2", "–", "–", "0.0510 ± 0.0014"],
     ]
 
 
-def test_a_run_that_diverged_is_left_out_by_name(tmp_path, no_plot):
+def test_a_run_that_diverged_is_left_out_by_name(tmp_path, no_plot, monkeypatch):
+    sheets = []
+    monkeypatch.setattr(battle_report, "draw_samples", lambda grids, *rest: sheets.append(list(grids)))
+    monkeypatch.setattr(battle_report, "html_figure", lambda *arguments: "")
     folder = make_battle(tmp_path, seeds=(0, 1))
     make_cell(folder, "wild", 0, float("nan"), label="Wild")
     write_report(folder)
     text = (folder / "battle.md").read_text(encoding="utf-8")
     assert "Wild, seed 0, is left out: its held-out loss is not finite at 100 images." in text
-    assert [row[1] for row in rows_of(folder, "At equal images")[1:]] == ["Slow", "Quick", "Even"]
+    assert [row[1] for row in rows_of(folder, "At equal images")[1:]] == ["Slow & sure", "Quick", "Even"]
+    # The sheet is of the first seed, and so are its losses.
+    assert sheets == [["Slow & sure\nloss 0.4", "Quick\nloss 0.5", "Even\nloss 0.53"]]
 
 
 def test_distances_of_other_kinds_or_other_images_do_not_share_a_column(tmp_path, no_plot):
@@ -229,14 +252,17 @@ def test_distances_of_other_kinds_or_other_images_do_not_share_a_column(tmp_path
     make_cell(folder, "few", 0, 0.3, kd=KD | {"value": 0.02, "samples": 64})
     make_cell(folder, "long", 0, 0.2, curve=[[100, 0.4], [500, 0.2]])
     make_cell(folder, "none", 0, 0.6, kd=None)
+    (folder / "timing.json").unlink()
     write_report(folder)
+    text = (folder / "battle.md").read_text(encoding="utf-8")
+    assert "no machine yet" in text and "At equal counted" not in text and "What the networks cost" not in text
     head, *rows = rows_of(folder, "At equal images: 400")
     first = head.index("KD-Tiny (64)")
     values = {row[1]: (row[first], row[head.index("KD-Tiny (512)")]) for row in rows}
     assert values == {
         "Few": ("0.02000", "–"),
         "Quick": ("–", "0.05000"),
-        "Slow": ("–", "0.04000"),
+        "Slow & sure": ("–", "0.04000"),
         "Long": ("–", "–"),
         "None": ("–", "–"),
     }
@@ -244,15 +270,19 @@ def test_distances_of_other_kinds_or_other_images_do_not_share_a_column(tmp_path
 
 def test_the_words_for_a_sweep(tmp_path, no_plot):
     folder = make_battle(tmp_path, seeds=(0,))
+    config = yaml.safe_load((folder / "battle.yaml").read_text())
+    (folder / "battle.yaml").write_text(yaml.safe_dump(config | {"scores": {"extractor": None}}, sort_keys=False))
+    (folder / "fd.json").unlink()
     sweep = {"quick": {"0.001": 0.5, "0.01": 0.6, "0.1": float("nan")}, "slow": {"0.01": 0.4}, "even": {}}
     (folder / "sweep.json").write_text(json.dumps(sweep))
     write_report(folder)
     assert rows_of(folder, "Sweep")[1:] == [
         ["Quick", "0.5", "0.6", "diverged", "0.001"],
-        ["Slow", "–", "0.4", "–", "0.01"],
+        ["Slow & sure", "–", "0.4", "–", "0.01"],
         ["Even", "–", "–", "–", "–"],
     ]
-    assert "a better one may lie beyond, for: Quick." in (folder / "battle.md").read_text(encoding="utf-8")
+    text = (folder / "battle.md").read_text(encoding="utf-8")
+    assert "a better one may lie beyond, for: Quick." in text and "fd.json" not in text
 
 
 def test_folders_that_hold_no_battle_or_a_broken_one(tmp_path):
