@@ -153,7 +153,7 @@ def enter(run: Any, stage: Stage, several: bool) -> tuple[torch.nn.Module, torch
     """
     accelerator, network = run.accelerator, run.model
     if several:
-        if accelerator.distributed_type == "FSDP":
+        if accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
             raise ValueError(
                 "`objective.brick_images` is given, but sharded networks cannot be thawed brick by brick; launch with "
                 "DDP, or train one brick a run (`objective.train_bricks`, `model.init_from`)."

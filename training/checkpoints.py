@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from brickwork.training.zero import is_zero, load_zero_tensors, zero_tensors
+
 MANIFEST = "manifest.json"
 _PREFIX = "images-"
 
@@ -89,6 +91,8 @@ def load_tensors(targets: dict[str, torch.Tensor], tensors: dict[str, torch.Tens
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """An optimizer's state as `parameter name|state name` => tensor."""
+    if is_zero(optimizer):
+        return zero_tensors(optimizer, model)
     return {
         f"{name}|{key}": torch.as_tensor(value)
         for name, parameter in model.named_parameters()
@@ -99,7 +103,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: torch.nn.Module) 
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer, model: torch.nn.Module, tensors: dict[str, torch.Tensor]
 ) -> None:
-    """The way back from `optimizer_tensors`; states are sharded as their parameters are."""
+    """The way back from `optimizer_tensors`, after that of the weights; states are sharded as their parameters are."""
+    if is_zero(optimizer):
+        return load_zero_tensors(optimizer, model, tensors)
     parameters = dict(model.named_parameters())
     for name, value in tensors.items():
         parameter_name, _, key = name.rpartition("|")

@@ -1,30 +1,35 @@
 """How a network is shared among processes: accelerate's ways, fitted to the network and to the checkpoints here."""
 
-import torch
-from accelerate import Accelerator
+from typing import Any
+
 from accelerate.utils import DistributedType
 
+from brickwork.training.zero import fit_zero
 
-def fit_distribution(accelerator: Accelerator, network: torch.nn.Module) -> None:
-    """Fit the way that accelerate shares networks to this one.
+
+def fit_distribution(run: Any) -> None:
+    """Fit the way that accelerate shares a run's network among processes to this network.
 
     FSDP2 shards block by block, and accelerate refuses a network without one of the kinds of blocks that its class
     names (`_no_split_modules`): a LEGO stack without a pretrained brick, a UNet without one sort of stage. Those that
     it has are enough.
 
     Raises:
-        ValueError: for DeepSpeed and the first FSDP, which keep all parameters of a process in one flat tensor.
+        ValueError: for the first FSDP, which keeps all parameters of a process in one flat tensor, and for what
+            DeepSpeed cannot do (see `fit_zero`).
     """
-    kind = accelerator.distributed_type
-    if kind == DistributedType.FSDP and accelerator.is_fsdp2:
+    accelerator = run.accelerator
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        fit_zero(accelerator, run.config)
+    elif accelerator.is_fsdp2:
         plugin = accelerator.state.fsdp_plugin
         if plugin.transformer_cls_names_to_wrap is None:
-            kinds = {type(module).__name__ for module in network.modules()}
-            named = getattr(network, "_no_split_modules", None) or []
+            kinds = {type(module).__name__ for module in run.model.modules()}
+            named = getattr(run.model, "_no_split_modules", None) or []
             plugin.transformer_cls_names_to_wrap = [name for name in named if name in kinds]
-    elif kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+    elif accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError(
-            f"accelerate is set up for {kind.value}{' version 1' if kind == DistributedType.FSDP else ''}, whose "
-            "optimiser states the checkpoints here cannot hold; training/configs/accelerate/one_node_fsdp2.yaml "
-            "shards weights, gradients, optimiser and averages alike (fsdp_version: 2)."
+            "accelerate is set up for FSDP version 1, whose optimiser states the checkpoints here cannot hold; "
+            "training/configs/accelerate/one_node_fsdp2.yaml shards weights, gradients, optimiser and averages alike "
+            "(fsdp_version: 2)."
         )

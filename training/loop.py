@@ -110,7 +110,7 @@ def train(run: Run) -> int:
             non-finite, a disk that takes no checkpoint. What was saved is never touched.
     """
     folder, accelerator = Path(run.config.run.output_dir), run.accelerator
-    fit_distribution(accelerator, run.model)
+    fit_distribution(run)
     with on_main_process(accelerator, run_folder(folder)), StopSignal() as stop:
         return _train(run, folder, stop)
 
@@ -191,8 +191,11 @@ def _train(run: Run, folder: Path, stop: StopSignal) -> int:
 
 
 def next_batch(loader: Iterator[dict[str, torch.Tensor]], device: torch.device) -> dict[str, torch.Tensor]:
-    """The next micro-batch, on the device."""
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in next(loader).items()}
+    """The next micro-batch, on the device but for `broken`, which the log reads: that must not wait for the device."""
+    batch = next(loader)
+    return {
+        name: tensor if name == "broken" else tensor.to(device, non_blocking=True) for name, tensor in batch.items()
+    }
 
 
 def step_seed(seed: int, step: int, process: int) -> int:

@@ -1,6 +1,7 @@
 """What a run shows of itself: a progress bar, TensorBoard (and Weights & Biases if asked), and lines of JSON."""
 
 import json
+import math
 import os
 import time
 from collections import Counter
@@ -88,9 +89,9 @@ class RunLog:
                 f"{sorted(self.broken)[:8]} …); mend or remove them (`brickwork data check` names all), or raise it."
             )
 
-    def check_finite(self, norm: torch.Tensor | None, limit: int) -> bool:
+    def check_finite(self, norm: torch.Tensor | float | None, limit: int) -> bool:
         """Whether the gradients are finite; after more than `limit` steps in a row with others, training stops."""
-        if norm is None or torch.isfinite(norm):
+        if norm is None or math.isfinite(norm):
             self.nonfinite = 0
             return True
         self.nonfinite += 1
