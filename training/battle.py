@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ def battle(config: BattleConfig, output_dir: str | Path, jobs: int = 1, dry_run:
     print(plan(config, images, build_networks(config, images.class_names, images.channels)))
     if dry_run:
         return False
+    config = replace(config, run=replace(config.run, output_dir=str(output)))
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / SETTINGS, config.to_yaml())
     work = Work(config, output, write_pictures(images, config, output / DATA), len(images.class_names), jobs)

@@ -93,12 +93,13 @@ def run_cell(task: dict) -> bool:
     """
     folder, scores = Path(task["folder"]), task["scores"]
     config = load_config(folder / TRAIN)
-    if train(prepare(config)) < config.run.total_images:
+    images = train(prepare(config))
+    if images < config.run.total_images:
         return False
     points = curve(folder / "run")
     result = {key: task[key] for key in ("network", "label", "seed")} | {
         "learning_rate": config.optimizer.learning_rate,
-        "images": config.run.total_images,
+        "images": images,
         "batch_size": config.run.batch_size,
         "curve": points,
         "final_loss": points[-1][1],

@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import inspect
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -280,8 +279,8 @@ def trained_parameters(network: Any) -> int:
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 
-def differences(saved: Iterable[str] | str, config: BattleConfig) -> list[str]:
-    """What a battle's folder says otherwise than a configuration, as `key: there, now`.
+def differences(saved: str, config: BattleConfig) -> list[str]:
+    """What the configuration in a battle's folder says otherwise than another one, one text a key.
 
     The folder itself, the source of the pictures (the folder has its own copy) and what only speeds things up may
     change.
