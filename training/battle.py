@@ -10,12 +10,12 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from subprocess import DEVNULL, Popen
 from typing import Any
 
 import torch
@@ -118,7 +118,7 @@ class Work:
             ValueError: where one fails, after the others have saved.
         """
         waiting = [cell for cell in cells if not (cell.folder / RESULT).is_file()]
-        running: dict[Cell, subprocess.Popen] = {}
+        running: dict[Cell, Popen] = {}
         total, stopping = len(cells), False
         try:
             with StopSignal() as stop:
@@ -142,7 +142,7 @@ class Work:
             for child in running.values():
                 child.wait()
 
-    def start(self, cell: Cell) -> subprocess.Popen:
+    def start(self, cell: Cell) -> Popen:
         """A process that runs a cell; what it prints goes to its log."""
         cell.folder.mkdir(parents=True, exist_ok=True)
         run = train_config(self.config, cell, str(self.source), self.num_classes)
@@ -158,9 +158,9 @@ class Work:
         self.started[cell] = time.monotonic()
         with (cell.folder / LOG).open("a") as log:
             # A session of its own: Ctrl-C reaches this process alone, which passes it on.
-            return subprocess.Popen(
+            return Popen(
                 [sys.executable, "-m", "brickwork.training.battle_cell", json.dumps(task)],
-                stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
+                stdout=log, stderr=log, stdin=DEVNULL, start_new_session=True,
                 env={"OMP_NUM_THREADS": str(max(1, _cores() // self.jobs))} | os.environ,
             )  # fmt: skip
 
@@ -218,6 +218,7 @@ def plan(config: BattleConfig, images: LabelledImages, networks: dict[str, Any])
             f"{len(held_out)} to compare by; give a share between 0 and 1 that leaves some of both."
         )
     rates, seeds = sweep_cells(config, Path()), seed_cells(config, Path(), dict.fromkeys(networks, 0.0))
+    size, tried = config.data.size, ", ".join(f"{rate:g}" for rate in config.rates)
     lines = [f"{'network':<34}{'parameters':>12}{'MFLOP forward':>15}{'and training':>14}"]
     operations = 0
     for name, network in networks.items():
@@ -228,15 +229,11 @@ def plan(config: BattleConfig, images: LabelledImages, networks: dict[str, Any])
             f"{config.fighters[name].label:<34}{trained_parameters(network):>12,}"
             f"{work['forward_operations'] / 1e6:>15.0f}{work['training_operations'] / 1e6:>14.0f}"
         )
-    total, size, tried = (
-        sum(cell.images for cell in [*rates, *seeds]),
-        config.data.size,
-        map("{:g}".format, config.rates),
-    )
+    total = sum(cell.images for cell in [*rates, *seeds])
     lines += [
         f"{len(train):,} pictures of {size}x{size} in {len(images.class_names) or 'no'} classes to train on, "
         f"{len(held_out):,} held out.",
-        f"{len(rates)} cells of {config.battle.sweep_images:,} images to choose from the rates {', '.join(tried)}; "
+        f"{len(rates)} cells of {config.battle.sweep_images:,} images to choose from the rates {tried}; "
         f"{len(seeds)} cells of {config.run.total_images:,} images; {total:,} in all, {operations / 1e15:.3g} PFLOP "
         "of training.",
     ]
@@ -305,10 +302,12 @@ def time_networks(work: Work) -> None:
     task = {"networks": files, "scores": asdict(config.scores), "rounds": config.battle.timing_rounds}
     timing = run_in_child(task)
     write_text(path, json.dumps(timing, indent=1) + "\n")
-    for name, cost in timing["networks"].items():
-        print(
-            f"{config.fighters[name].label:<34}{cost['seconds_per_image'] * 1e3:9.2f} ms an image ({timing['unit']})"
-        )
+    costs = {name: cost["seconds_per_image"] for name, cost in timing["networks"].items()}
+    for name, seconds in costs.items():
+        print(f"{config.fighters[name].label:<34}{1e3 * seconds:9.2f} ms an image ({timing['unit']})")
+    cells = [*sweep_cells(config, work.output), *seed_cells(config, work.output, costs)]
+    hours = sum(cell.images * costs[cell.network] for cell in cells) / 3600
+    print(f"Training alone will take {hours:.2f} hours of {timing['unit'].split()[0]} time.", flush=True)
 
 
 def sweep(work: Work) -> dict[str, float] | None:
