@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 import brickwork
 from brickwork.eval.benchmark_reference import PlainLego
 from brickwork.eval.messages import choice_error
+from brickwork.gen.convbn import set_convbn_mode
 from brickwork.gen.lego import LegoTransformer2DModel
 from brickwork.gen.presets import LEGO_PRESETS, TRANSFORMER_PRESETS, UNET_PRESETS
 from brickwork.gen.transformer import BlockTransformer2DModel
@@ -230,12 +231,15 @@ def training_step(specification: dict) -> tuple[nn.Module, Callable[[], None]]:
     """A network in training mode and its step, from JSON values.
 
     Args:
-        specification: `name` and `size` as for `subjects`, `subject`, `batch`, `device`, `dtype`.
+        specification: `name` and `size` as for `subjects`, `subject`, `batch`, `device`, `dtype`; where it matters
+            `convbn_mode`, see `set_convbn_mode`.
     """
     peers = specification["subject"] != OURS
     subject = subjects(specification["name"], specification["size"], peers)[specification["subject"]]
     device = torch.device(specification["device"])
     network = subject.build().to(device).train()
+    if specification.get("convbn_mode"):
+        set_convbn_mode(network, specification["convbn_mode"])
     return network, step_of(subject, network, specification["batch"], device, DTYPES[specification["dtype"]])
 
 

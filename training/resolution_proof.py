@@ -20,7 +20,6 @@ processes may share the work, `--only general` and `--only personal`, before one
 import argparse
 import contextlib
 import hashlib
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,12 +32,11 @@ from diffusers import StableDiffusionPipeline
 
 from brickwork.adapters.resadapter import use_resadapter
 from brickwork.eval.extractors import FeatureStream, load_extractor
-from brickwork.eval.image_sets import write_atomically
 from brickwork.eval.metrics import kernel_distance
 from brickwork.eval.paired_loss import PairedSet, paired_loss
 from brickwork.eval.protocols import get_protocol
-from brickwork.eval.results import write_json
 from brickwork.training.arguments import run_script
+from brickwork.training.cells import Cells
 from brickwork.training.data.images import LabelledImages, load_table, to_unit_range
 from brickwork.training.data.text_cache import encode_captions
 from brickwork.training.latent.resolution_report import write_report
@@ -197,48 +195,6 @@ class StyleProbe:
     def share(self, rows: torch.Tensor) -> float:
         """The share of pictures taken for the second style."""
         return (((rows.double() - self.mean) / self.std) @ self.weight > 0).double().mean().item()
-
-
-class Cells:
-    """The table's cells in a folder, each computed once.
-
-    Args:
-        folder: to keep them in.
-        identity: what they depend on; a folder of another identity is refused.
-    """
-
-    def __init__(self, folder: Path, identity: dict):
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / "settings.json"
-        found = json.loads(file.read_text()) if file.exists() else None
-        identity = json.loads(json.dumps(identity))
-        if found is not None and found != identity:
-            changed = sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key))
-            raise ValueError(f"`--output` is {str(folder)!r}, begun with other {', '.join(changed)}; name another.")
-        write_json(file, identity)
-
-    def value(self, name: str, compute: Callable | None = None):
-        """A JSON value, computed where it is not there yet."""
-        file = self.folder / f"{name}.json"
-        if not file.exists():
-            write_json(file, {"value": compute()})
-            print(name, flush=True)
-        return json.loads(file.read_text())["value"]
-
-    def pictures(self, name: str, compute: Callable[[], np.ndarray] | None = None) -> np.ndarray:
-        """uint8 pictures, drawn where they are not there yet."""
-        file = self.folder / f"{name}.npz"
-        if not file.exists():
-            pictures = compute()
-            write_atomically(file, lambda temporary: _save(temporary, pictures))
-            print(name, flush=True)
-        return np.load(file)["pictures"]
-
-
-def _save(path: Path, pictures: np.ndarray) -> None:
-    with path.open("wb") as stream:
-        np.savez_compressed(stream, pictures=pictures)
 
 
 def name_of(shape: Shape) -> str:
