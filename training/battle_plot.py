@@ -102,17 +102,17 @@ def _draw_course(axes, course: Sequence[tuple], label: str, colour: str, begin: 
     return [lows[i] for i in shown] + [highs[i] for i in shown]
 
 
-def draw_samples(grids: Mapping[str, Path], size: int | None, path: Path) -> None:
+def draw_samples(grids: Mapping[str, Path], size: int, path: Path) -> None:
     """Write a sheet with the first rows of several grids of samples below one another.
 
     Args:
         grids: PNGs by label; a line break starts a second line.
-        size: side of the samples; `None` shows whole grids.
+        size: side of the samples.
         path: of the PNG.
     """
     rows = []
     for file in grids.values():
         with Image.open(file) as picture:
-            height = picture.height if size is None else min(picture.height, _SHEET_ROWS * (size + GAP) - GAP)
+            height = min(picture.height, _SHEET_ROWS * (size + GAP) - GAP)
             rows.append([picture.convert("RGB").crop((0, 0, picture.width, height))])
     save_picture(labelled_sheet(rows, list(grids), [""], side=_SHEET_WIDTH), path)

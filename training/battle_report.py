@@ -24,7 +24,8 @@ from brickwork.training.battle_tables import Curve, kendall_tau, standings
 FORMAT = "brickwork-battle/1"
 TITLE = "Battle of backbones"
 RESULT, TABLES, PLOT, SHEET, PAGE = "battle.json", "battle.md", "battle.png", "samples.png", "index.html"
-_CELL_KEYS = ("network", "label", "seed", "learning_rate", "curve", "kd", "samples_png")
+_CELL_KEYS = ("network", "label", "seed", "learning_rate", "batch_size", "curve", "kd", "samples_png")
+_SECTIONS = ("networks", "battle", "scores", "data")
 _SECONDS = {"CPU s": "process CPU seconds", "GPU s": "GPU seconds"}
 _GIB = 2**30
 
@@ -76,7 +77,7 @@ class Battle:
 
     def label(self, network: str) -> str:
         """What tables call a network."""
-        return _labels(self.cells, self.config).get(network, network)
+        return self.config["networks"][network]["label"]
 
     def curves(self) -> list[Curve]:
         """The curve of every run, with what one image costs its network."""
@@ -105,7 +106,7 @@ def write_report(folder: Path) -> None:
     write_json(folder / RESULT, result)
     strips = _strips(battle, tables)
     if strips:
-        draw_samples(strips, battle.config.get("data", {}).get("size"), folder / SHEET)
+        draw_samples(strips, battle.config["data"]["size"], folder / SHEET)
     blocks = [
         *_lead(battle),
         *_standings_blocks(battle, tables),
@@ -145,8 +146,7 @@ def read_battle(folder: Path) -> Battle:
             f"battle: {folder} holds no finished run with a finite loss (cells/*/cell.json); run `brickwork battle` "
             f"on it first.{' '.join(['', *missing])}"
         )
-    wanted = config.get("battle", {}).get("networks") or config.get("networks", {})
-    networks = list(dict.fromkeys([*wanted, *(cell["network"] for cell in cells)]))
+    networks = list(config["battle"]["networks"] or config["networks"])
     cells.sort(key=lambda cell: (networks.index(cell["network"]), cell["seed"]))
     missing += _missing(cells, networks, config, **read)
     return Battle(folder, cells, read["timing"], read["sweep"], read["fd"], config, missing)
@@ -168,32 +168,31 @@ def _read_json(file: Path, needed: Sequence[str] = ()) -> dict:
 
 def _read_config(file: Path) -> dict:
     try:
-        return (yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else None) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"battle: {file} cannot be read: {error}; run the battle again to write it anew.") from error
-
-
-def _labels(cells: Sequence[dict], config: dict) -> dict[str, str]:
-    described = {name: network["label"] for name, network in config.get("networks", {}).items()}
-    return described | {cell["network"]: cell["label"] for cell in cells}
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        lacking = [section for section in _SECTIONS if section not in config]
+    except (OSError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(f"battle: {file} cannot be read: {error}; name the folder of a battle.") from error
+    if lacking:
+        raise ValueError(f"battle: {file} lacks {', '.join(lacking)}; it is not what `brickwork battle` wrote.")
+    return config
 
 
 def _missing(
     cells: Sequence[dict], networks: Sequence[str], config: dict, timing: dict, sweep: dict, fd: dict
 ) -> Iterator[str]:
     """What is not there yet, one line each."""
-    done, labels = {(cell["network"], cell["seed"]) for cell in cells}, _labels(cells, config)
-    seeds = config.get("battle", {}).get("seeds") or sorted({seed for _, seed in done})
-    for seed in seeds:
-        names = [labels.get(network, network) for network in networks if (network, seed) not in done]
+    done = {(cell["network"], cell["seed"]) for cell in cells}
+    labels = {network: config["networks"][network]["label"] for network in networks}
+    for seed in config["battle"]["seeds"]:
+        names = [label for network, label in labels.items() if (network, seed) not in done]
         if names:
             yield f"No result at seed {seed} of {', '.join(names)}."
-    measured = config.get("scores", {}).get("extractor", "one") is not None
+    measured = config["scores"]["extractor"] is not None
     files = {"timing": timing.get("networks", {}), "sweep": sweep} | ({"fd": fd} if measured else {})
     for file, entries in files.items():
-        names = [labels.get(network, network) for network in networks if network not in entries]
+        names = [label for network, label in labels.items() if network not in entries]
         if names:
-            yield f"{file}.json has nothing on {', '.join(names)}." if entries else f"There is no {file}.json."
+            yield f"{file}.json has nothing on {', '.join(names)}." if entries else f"{file}.json has no values."
 
 
 def _lead(battle: Battle) -> list[str]:
@@ -261,8 +260,9 @@ def _standings_table(battle: Battle, axis: str, table: dict, distances: Mapping[
     pairs = [pair if pair["seeds"] else None for pair in table["neighbours"]] + [None]
     columns["lead"] = _alike([(pair["gap"], pair["spread"]) if pair else None for pair in pairs])
     columns["reversed"] = [f"{len(pair['reversed'])} of {len(pair['seeds'])}" if pair else "–" for pair in pairs]
-    for title, values in distances.items():
-        columns[title] = _alike([values.get(row["network"]) for row in rows])
+    names = [title.split()[0] for title in distances]
+    for name, (title, values) in zip(names, distances.items()):
+        columns[name if names.count(name) == 1 else title] = _alike([values.get(row["network"]) for row in rows])
     return Table(list(columns), list(zip(*columns.values())))
 
 
@@ -318,7 +318,7 @@ def _distances(battle: Battle, budget: float) -> dict[str, dict[str, tuple[float
     kernel: dict[str, dict[str, list[float]]] = {}
     for cell in whole:
         if cell["kd"] is not None:
-            title = f"{cell['kd']['name']} ({cell['kd']['samples']:,})"
+            title = f"{cell['kd']['name']} ({cell['kd']['samples']:,} samples)"
             kernel.setdefault(title, {}).setdefault(cell["network"], []).append(cell["kd"]["value"])
     columns = {
         title: {name: (fmean(values), stdev(values) if len(values) > 1 else None) for name, values in networks.items()}
@@ -327,23 +327,22 @@ def _distances(battle: Battle, budget: float) -> dict[str, dict[str, tuple[float
     for network in dict.fromkeys(cell["network"] for cell in whole):
         if battle.fd.get(network):
             entry = battle.fd[network]
-            columns.setdefault(f"{entry['name']} ({entry['samples']:,})", {})[network] = entry["value"], None
+            columns.setdefault(f"{entry['name']} ({entry['samples']:,} samples)", {})[network] = entry["value"], None
     return columns
 
 
 def _distances_text(battle: Battle, table: dict, distances: Mapping[str, Mapping[str, tuple]]) -> str:
     """What the columns of distances are, and whether they order the networks as the losses do."""
     kinds = {
-        "KD": "kernel distance of one run's samples, mean ± standard deviation over seeds",
-        "FD": "Fréchet distance of the samples of all seeds together",
+        "KD": "kernel distance of each run's own, mean ± standard deviation over seeds",
+        "FD": "Fréchet distance of those of all seeds together",
     }
     sentences = []
     for title, values in distances.items():
-        name = title.split()[0]
         ranked = [row for row in table["networks"] if row["network"] in values]
         tau = kendall_tau([row["mean"] for row in ranked], [values[row["network"]][0] for row in ranked])
         agreement = "" if tau is None else f"; Kendall's tau between its order and that of the losses: {tau:.2f}"
-        sentences.append(f"{name}: {kinds.get(name[:2], 'distance')}, how many in brackets{agreement}.")
+        sentences.append(f"{title}: {kinds.get(title[:2], 'distance')}{agreement}.")
     return " ".join(sentences)
 
 
@@ -351,8 +350,8 @@ def _network_blocks(battle: Battle) -> list:
     timed, unit = battle.timing.get("networks", {}), battle.unit
     if not timed:
         return []
-    head = ["network", "parameters", "operations an image", "in training", f"images per {unit}, training"]
-    head += ["sampling", f"{unit.replace(' s', ' ms')} a training image", "peak memory, GiB", "learning rate"]
+    head = ["network", "parameters", "operations", "in training", "trained/s", "sampled/s"]
+    head += [unit.replace(" s", " ms"), "memory, GiB", "rate"]
     rows = []
     for network, entry in timed.items():
         median, low, high = (1e3 * value for value in (entry["seconds_per_image"], *entry["seconds_spread"]))
@@ -370,14 +369,13 @@ def _network_blocks(battle: Battle) -> list:
                 ", ".join(f"{rate:g}" for rate in rates) or "–",
             ]
         )
-    steps = _steps(battle)
-    sampling = f"Sampling: {steps} DPM-Solver++ steps a picture. " if steps else ""
-    return [Heading("What the networks cost"), f"{sampling}Seconds: median and quartiles.", Table(head, rows)]
-
-
-def _steps(battle: Battle) -> int | None:
-    """Of sampling."""
-    return battle.config.get("scores", {}).get("steps")
+    steps = battle.config["scores"]["steps"]
+    text = (
+        "Operations are those of the network on one image, and of training on it; images trained and sampled "
+        f"({steps} DPM-Solver++ steps each) per {unit}; {head[6]} of training on one image, median and quartiles; "
+        "peak memory of training; the learning rate chosen."
+    )
+    return [Heading("What the networks cost"), text, Table(head, rows)]
 
 
 def _sweep_blocks(battle: Battle) -> list:
@@ -401,12 +399,9 @@ def _sweep_blocks(battle: Battle) -> list:
 
 
 def _looks(battle: Battle) -> dict[str, tuple[str, str]]:
-    """Label and colour of each network; matplotlib's colours in turn where the configuration names none."""
-    described = battle.config.get("networks", {})
-    return {
-        network: (battle.label(network), described.get(network, {}).get("colour", f"C{number}"))
-        for number, network in enumerate(battle.networks)
-    }
+    """Label and colour of each network that has a finished run."""
+    described = battle.config["networks"]
+    return {network: (battle.label(network), described[network]["colour"]) for network in battle.networks}
 
 
 def _picture_blocks(battle: Battle, strips: Mapping) -> list:
@@ -417,11 +412,10 @@ def _picture_blocks(battle: Battle, strips: Mapping) -> list:
     )
     blocks = [Heading("Curves"), Picture(battle.folder / PLOT, caption, pixels=False)]
     if strips:
-        steps = _steps(battle)
         caption = (
-            f"Samples of the finished runs of seed {_shown_seed(battle)}"
-            f"{f' in {steps} DPM-Solver++ steps' if steps else ''}, the first of each, none left out, the network of "
-            "least loss on top. Pictures at the same place have the same class and began with the same noise."
+            f"Samples of the finished runs of seed {_shown_seed(battle)} in {battle.config['scores']['steps']} "
+            "DPM-Solver++ steps, the first of each, none left out, the network of least loss on top. Pictures at the "
+            "same place have the same class and began with the same noise."
         )
         blocks += [Heading("Samples"), Picture(battle.folder / SHEET, caption, pixels=True)]
     return blocks
@@ -471,7 +465,5 @@ def _html(block: str | Heading | Table | Picture) -> str:
 
 
 def _configuration(battle: Battle) -> str:
-    if not battle.config:
-        return ""
     text = yaml.safe_dump(battle.config, sort_keys=False, allow_unicode=True)
     return f"<details><summary>Configuration</summary><pre>{html.escape(text)}</pre></details>"

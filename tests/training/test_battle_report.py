@@ -59,12 +59,18 @@ def make_battle(folder: Path, seeds=(0, 1, 2), networks=tuple(NETWORKS)) -> Path
     )
     fd = {name: {"name": "FD-Tiny", "value": 100 * NETWORKS[name][0][0], "samples": 1536} for name in networks}
     (folder / "fd.json").write_text(json.dumps(fd))
-    described = {name: {"label": LABELS[name], "colour": "#ff0000"} for name in networks}
-    config = {"networks": described, "battle": {"networks": None, "seeds": list(seeds)}, "data": {"size": 8}}
-    (folder / "battle.yaml").write_text(
-        yaml.safe_dump(config | {"scores": {"extractor": "tiny", "steps": 10}}, sort_keys=False)
-    )
+    config = {"networks": {}, "battle": {"networks": None, "seeds": list(seeds)}, "data": {"size": 8}}
+    change_config(folder, config | {"scores": {"extractor": "tiny", "steps": 10}}, networks)
     return folder
+
+
+def change_config(folder: Path, changes: dict, networks=()) -> None:
+    """Write `battle.yaml`, or other values and further networks into it."""
+    file = folder / "battle.yaml"
+    config = (yaml.safe_load(file.read_text()) if file.exists() else {}) | changes
+    for name in networks:
+        config["networks"][name] = {"label": LABELS.get(name, name.title()), "colour": "#ff0000"}
+    file.write_text(yaml.safe_dump(config, sort_keys=False))
 
 
 class Page(HTMLParser):
@@ -119,7 +125,7 @@ def rows_of(folder: Path, heading: str) -> list[list[str]]:
 
 def test_the_tables_of_a_battle(full):
     assert rows_of(full, "At equal images: 400") == [
-        ["", "network", "held-out loss", "by seed", "lead", "reversed", "KD-Tiny (512)", "FD-Tiny (1,536)"],
+        ["", "network", "held-out loss", "by seed", "lead", "reversed", "KD-Tiny", "FD-Tiny"],
         ["1", "Slow & sure", "0.410 ± 0.010", "1, 1, 1", "0.110 ± 0.010", "0 of 3", "0.0410 ± 0.0010", "40.00"],
         ["2", "Quick", "0.520 ± 0.020", "2, 3, 2", "0.010 ± 0.020", "1 of 3", "0.0520 ± 0.0020", "50.00"],
         ["3", "Even", "0.530 ± 0.020", "3, 2, 3", "–", "–", "0.0530 ± 0.0020", "53.00"],
@@ -137,7 +143,7 @@ def test_the_tables_of_a_battle(full):
     ]  # fmt: skip
     costs = rows_of(full, "What the networks cost")
     assert costs[1] == ["Quick", "1.23 M", "333 kFLOP", "1.00 MFLOP", "2", "0.123", "500 (450–600)", "0.50", "0.001"]
-    assert costs[0][4] == "images per CPU s, training" and costs[0][6] == "CPU ms a training image"
+    assert costs[0][4:7] == ["trained/s", "sampled/s", "CPU ms"]
     assert rows_of(full, "Sweep")[:2] == [
         ["network", "0.001", "0.01", "0.1", "best"],
         ["Quick", "0.7", "0.6", "0.9", "0.01"],
@@ -150,7 +156,8 @@ def test_what_the_report_says_of_the_order(full):
     assert "0.56 on average, 0.33 at least (pairs of seeds: 3;" in text
     assert "a seed turns it round): Quick and Even." in text and "Slow & sure and Quick" not in text
     assert (
-        "KD-Tiny: kernel distance of one run's samples" in text
+        "KD-Tiny (512 samples): kernel" in text
+        and "FD-Tiny (1,536 samples): Fréchet" in text
         and "that of the losses: 1.00" in text
         and "Not all of it is there" not in text
     )
@@ -209,15 +216,13 @@ def test_an_unfinished_battle(tmp_path, no_plot):
     timing = json.loads((folder / "timing.json").read_text())
     del timing["networks"]["quick"]
     (folder / "timing.json").write_text(json.dumps(timing))
-    config = yaml.safe_load((folder / "battle.yaml").read_text())
-    config["networks"]["late"] = {"label": "Latecomer", "colour": "#00ff00"}
-    (folder / "battle.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    change_config(folder, {}, ["late"])
     write_report(folder)
     text = (folder / "battle.md").read_text(encoding="utf-8")
     for words in (
-        "No result at seed 0 of Latecomer.",
-        "No result at seed 1 of Slow & sure, Latecomer.",
-        "timing.json has nothing on Quick, Latecomer. There is no sweep.json. There is no fd.json.",
+        "No result at seed 0 of Late.",
+        "No result at seed 1 of Slow & sure, Late.",
+        "timing.json has nothing on Quick, Late. sweep.json has no values. fd.json has no values.",
         "Quick is left out: its operations were not measured.",
         "Too few seeds in common to say anything of Slow & sure and Quick.",
     ):
@@ -226,7 +231,7 @@ def test_an_unfinished_battle(tmp_path, no_plot):
     assert "Sweep" not in text and [row[0] for row in rows_of(folder, "What the networks cost")[1:]] == ["Slow & sure"]
     assert [row[1] for row in rows_of(folder, "At equal counted")[1:]] == ["Slow & sure"]
     head, *rows = rows_of(folder, "At equal images: 400")
-    assert head == ["", "network", "held-out loss", "seeds", "lead", "reversed", "KD-Tiny (512)"]
+    assert head == ["", "network", "held-out loss", "seeds", "lead", "reversed", "KD-Tiny"]
     assert rows == [
         ["1", "Slow & sure", "0.400", "1", "0.1000", "0 of 1", "0.0400"],
         ["2", "Quick", "0.510 ± 0.014", "2", "–", "–", "0.0510 ± 0.0014"],
@@ -238,7 +243,8 @@ def test_a_run_that_diverged_is_left_out_by_name(tmp_path, no_plot, monkeypatch)
     monkeypatch.setattr(battle_report, "draw_samples", lambda grids, *rest: sheets.append(list(grids)))
     monkeypatch.setattr(battle_report, "html_figure", lambda *arguments: "")
     folder = make_battle(tmp_path, seeds=(0, 1))
-    make_cell(folder, "wild", 0, float("nan"), label="Wild")
+    make_cell(folder, "wild", 0, float("nan"))
+    change_config(folder, {}, ["wild"])
     write_report(folder)
     text = (folder / "battle.md").read_text(encoding="utf-8")
     assert "Wild, seed 0, is left out: its held-out loss is not finite at 100 images." in text
@@ -252,13 +258,14 @@ def test_distances_of_other_kinds_or_other_images_do_not_share_a_column(tmp_path
     make_cell(folder, "few", 0, 0.3, kd=KD | {"value": 0.02, "samples": 64})
     make_cell(folder, "long", 0, 0.2, curve=[[100, 0.4], [500, 0.2]])
     make_cell(folder, "none", 0, 0.6, kd=None)
+    change_config(folder, {}, ["few", "long", "none"])
     (folder / "timing.json").unlink()
     write_report(folder)
     text = (folder / "battle.md").read_text(encoding="utf-8")
     assert "no machine yet" in text and "At equal counted" not in text and "What the networks cost" not in text
     head, *rows = rows_of(folder, "At equal images: 400")
-    first = head.index("KD-Tiny (64)")
-    values = {row[1]: (row[first], row[head.index("KD-Tiny (512)")]) for row in rows}
+    first = head.index("KD-Tiny (64 samples)")
+    values = {row[1]: (row[first], row[head.index("KD-Tiny (512 samples)")]) for row in rows}
     assert values == {
         "Few": ("0.02000", "–"),
         "Quick": ("–", "0.05000"),
@@ -270,8 +277,7 @@ def test_distances_of_other_kinds_or_other_images_do_not_share_a_column(tmp_path
 
 def test_the_words_for_a_sweep(tmp_path, no_plot):
     folder = make_battle(tmp_path, seeds=(0,))
-    config = yaml.safe_load((folder / "battle.yaml").read_text())
-    (folder / "battle.yaml").write_text(yaml.safe_dump(config | {"scores": {"extractor": None}}, sort_keys=False))
+    change_config(folder, {"scores": {"extractor": None, "steps": 10}})
     (folder / "fd.json").unlink()
     sweep = {"quick": {"0.001": 0.5, "0.01": 0.6, "0.1": float("nan")}, "slow": {"0.01": 0.4}, "even": {}}
     (folder / "sweep.json").write_text(json.dumps(sweep))
@@ -286,6 +292,12 @@ def test_the_words_for_a_sweep(tmp_path, no_plot):
 
 
 def test_folders_that_hold_no_battle_or_a_broken_one(tmp_path):
+    with pytest.raises(ValueError, match="battle.yaml cannot be read.*name the folder of a battle"):
+        read_battle(tmp_path)
+    (tmp_path / "battle.yaml").write_text("networks: {}\ndata: {}\n")
+    with pytest.raises(ValueError, match="battle.yaml lacks battle, scores"):
+        read_battle(tmp_path)
+    change_config(tmp_path, {"battle": {"networks": None, "seeds": [0]}, "scores": {"extractor": None}}, ["one"])
     with pytest.raises(ValueError, match="holds no finished run.*run `brickwork battle`"):
         read_battle(tmp_path)
     path = make_cell(tmp_path, "one", 0, 0.5)
