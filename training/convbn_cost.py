@@ -1,5 +1,6 @@
 """Memory and time of a fine-tuning step in each of the four modes of `set_convbn_mode`."""
 
+import gc
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -32,7 +33,7 @@ def memory_of(name: str, mode: str, settings: dict) -> dict:
     subject, device = subjects(name, settings["size"])[OURS], torch.device(settings["device"])
     specification = {**settings, "name": name, "subject": OURS, "convbn_mode": mode}
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        gc.collect()  # what is left of the mode before would be counted
         network, _ = _step(subject, mode, {**settings, "device": "meta"})
         fixed, derived = 3 * sum(parameter.nbytes for parameter in network.parameters()), None
         measured = measure_here(specification)["peak"]

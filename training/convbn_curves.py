@@ -238,17 +238,19 @@ def course(network: nn.Module, task: Task, optimizer: torch.optim.Optimizer | No
     """The loss of each step, before its update; without an optimiser nothing is updated."""
     device, losses = next(network.parameters()).device, []
     labels = _labels(network, task.batch)
-    for batch in task.batches():
-        images, noise, sigma = (tensor.to(device, non_blocking=True) for tensor in batch)
-        sample, timestep = task.objective.network_inputs(images, noise, sigma)
-        with torch.set_grad_enabled(optimizer is not None):
-            estimate = network(sample, timestep, class_labels=labels).sample
-            loss = task.objective.losses(estimate, images, noise, sigma).mean()
-        if optimizer is not None:
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-        losses.append(loss.detach())
+    # Rounding alone may tell tune from eval: TF32 would round the folded weights otherwise than the plain ones.
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        for batch in task.batches():
+            images, noise, sigma = (tensor.to(device, non_blocking=True) for tensor in batch)
+            sample, timestep = task.objective.network_inputs(images, noise, sigma)
+            with torch.set_grad_enabled(optimizer is not None):
+                estimate = network(sample, timestep, class_labels=labels).sample
+                loss = task.objective.losses(estimate, images, noise, sigma).mean()
+            if optimizer is not None:
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+            losses.append(loss.detach())
     return [_finite(loss) for loss in torch.stack(losses).tolist()]
 
 
