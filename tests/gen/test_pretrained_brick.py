@@ -86,6 +86,17 @@ def test_the_same_estimate_as_with_its_own_scheduler(kind, prediction_type):
         torch.testing.assert_close(denoised.float() / scale, expected / scale, rtol=0, atol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["unet", "dit"])
+def test_a_network_that_estimates_f_itself(kind):
+    """It reads the stack's inputs as they are, and what it says is the stack's answer."""
+    network, (sample, timestep, labels) = make_denoiser(kind), inputs(3)
+    stack = LegoTransformer2DModel.from_denoiser(network, DDPMScheduler(prediction_type="edm"), num_classes=5)
+    level = stack.bricks[0].level(4 * timestep)
+    expected = network(sample, level, class_labels=labels).sample[:, :3]
+    assert torch.equal(stack(sample, timestep, labels).sample, expected)
+
+
 def test_levels_between_and_beyond_the_schedule():
     brick = make_stack().bricks[0]
     table = vp_log_sigmas({})
