@@ -98,7 +98,10 @@ def run(args: argparse.Namespace) -> int:
 
 def names_of(args: argparse.Namespace) -> list[str]:
     """What the networks that are fine-tuned are called."""
-    return [args.pretrained.name] if args.pretrained else list(dict.fromkeys(args.curves))
+    if args.pretrained is None:
+        return list(dict.fromkeys(args.curves))
+    folder = args.pretrained.resolve()
+    return [folder.parent.name if folder.name in ("pipeline", "transformer") else folder.name]
 
 
 def check(args: argparse.Namespace) -> dict:
