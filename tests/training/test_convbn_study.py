@@ -62,6 +62,17 @@ def test_tune_lies_on_evals_curve_and_deploy_only_begins_there(num_classes):
     assert evaluated[2] != evaluated[0]
 
 
+def test_convolutions_alone_learn_where_that_is_asked_for():
+    fresh = BlockTransformer2DModel(sample_size=8, in_channels=3, block_types="i2rmb", **SMALL)
+    untouched = convbn_curves.describe(fresh, task(), torch.device("cpu"))["losses"]
+    # A fresh network ends in zeros, so that no gradient reaches its convolutions.
+    convs, whole = (
+        convbn_curves.fine_tune(fresh, "eval", optimizer, 0.1, task(), torch.device("cpu"))["losses"]
+        for optimizer in ("sgd-convs", "sgd")
+    )
+    assert convs == untouched and whole[1] != untouched[1]
+
+
 def test_what_is_no_number_is_none():
     run = convbn_curves.fine_tune(network(), "eval", "sgd", 1e20, task(), torch.device("cpu"))
     assert run["losses"][0] is not None and run["losses"][2] is None and run["held_out"] is None
