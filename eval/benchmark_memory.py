@@ -115,6 +115,7 @@ def peak_during(function: Callable[[], object], device: torch.device) -> dict[st
     _reset_highest()
     baseline = _highest_resident()
     if device.type == "cuda":
+        torch.cuda.init()  # a fresh process has no statistics to reset
         torch.cuda.reset_peak_memory_stats(device)
         baseline = torch.cuda.memory_allocated(device)
     function()

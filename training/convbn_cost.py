@@ -35,7 +35,8 @@ def memory_of(name: str, mode: str, settings: dict) -> dict:
     if device.type == "cuda":
         gc.collect()  # what is left of the mode before would be counted
         network, _ = _step(subject, mode, {**settings, "device": "meta"})
-        fixed, derived = 3 * sum(parameter.nbytes for parameter in network.parameters()), None
+        fixed = sum(parameter.nbytes * (3 if parameter.requires_grad else 1) for parameter in network.parameters())
+        derived = None
         measured = measure_here(specification)["peak"]
     else:
         found = derive_memory(lambda: _step(subject, mode, settings))
