@@ -219,7 +219,7 @@ def plan(config: BattleConfig, images: LabelledImages, networks: dict[str, Any])
         )
     rates, seeds = sweep_cells(config, Path()), seed_cells(config, Path(), dict.fromkeys(networks, 0.0))
     size, tried = config.data.size, ", ".join(f"{rate:g}" for rate in config.rates)
-    lines = [f"{'network':<34}{'parameters':>12}{'MFLOP forward':>15}{'and training':>14}"]
+    lines = [f"{'network':<34}{'parameters':>12}{'MFLOP forward':>15}{'in training':>14}"]
     operations = 0
     for name, network in networks.items():
         work = count_work(network, config.data.size, len(images.class_names))

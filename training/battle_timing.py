@@ -5,6 +5,7 @@
 `brickwork battle` starts this before it trains, since cells side by side disturb one another's clocks.
 """
 
+import gc
 import json
 import subprocess
 import sys
@@ -90,6 +91,7 @@ def time_in_turn(jobs: dict[str, Callable[[], None]], rounds: int, device: torch
 def measure_memory(path: str, scores: dict) -> int:
     """Bytes that building a network and its second training step add at most to what the data need anyway."""
     config = load_config(path)
+    gc.collect()  # what the last network left
     kept = prepare(config)  # imports and pictures are here from now on
 
     def two_steps() -> None:

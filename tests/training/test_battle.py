@@ -89,6 +89,7 @@ class ForkedProcess:
 
 @pytest.fixture
 def in_forks(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # CUDA does not survive a fork
     monkeypatch.setattr(battle_module, "Popen", ForkedProcess)
     monkeypatch.setattr(battle_module, "run_in_child", battle_timing.measure_times)
     monkeypatch.setattr(battle_timing, "memory_in_child", lambda task, name: 2**20)
@@ -179,6 +180,17 @@ def test_a_stopped_battle_goes_on_to_the_same_end(configured, tmp_path, in_forks
     cell = Path("cells", "unet-seed0")
     assert "Going on from" in (tmp_path / "out" / cell / "log.txt").read_text()
     assert read(tmp_path / "out" / cell / "cell.json") == read(tmp_path / "whole" / cell / "cell.json")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_on_a_gpu(configured, tmp_path):
+    """Processes of their own, as a user has them."""
+    assert battle(configured("battle.seeds=[0]", "run.mixed_precision=bf16"), tmp_path / "out", jobs=2)
+    timing = read(tmp_path / "out" / "timing.json")
+    assert timing["unit"] == "GPU s" and timing["device"] == torch.cuda.get_device_name()
+    assert all(10**4 < cost["peak_memory"] < 10**9 for cost in timing["networks"].values())
+    assert len(list((tmp_path / "out").glob("cells/*/cell.json"))) == 2
 
 
 def test_a_cell_that_fails_stops_the_battle_with_its_reason(configured, tmp_path, in_forks, monkeypatch):
