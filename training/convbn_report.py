@@ -8,6 +8,14 @@ from brickwork.training.convbn_cost import BASE
 
 MIB = 2**20
 COLOURS = {"train": "#8a6d1b", "eval": "#2b6a8f", "tune": "#5b7f2b", "deploy": "#b3431f"}
+# Those that lie on one another all the same can be seen.
+LINES = {
+    "train": {"lw": 1.1},
+    "deploy": {"lw": 3.0, "alpha": 0.6},
+    "eval": {"lw": 1.3},
+    "tune": {"lw": 1.3, "ls": (0, (3, 3))},
+}
+HIGHEST = 6  # times the loss before fine-tuning, where curves leave the figure
 SMOOTH = 9  # steps that a point of a curve is the mean of
 TAIL = 4  # the end of a run is its last quarter
 
@@ -92,6 +100,8 @@ def _number(value: float | None) -> str:
 def draw(values: dict, path: Path) -> None:
     """Above, memory and time of a step in each mode; below, the curves, a row an optimiser, a column a learning rate.
 
+    Curves end where a loss is no number, and leave the figure above `HIGHEST`.
+
     Raises:
         ValueError: without matplotlib.
     """
@@ -154,16 +164,19 @@ def _draw_curves(part, title: str, rates: dict, untouched: list) -> None:
     axes = part.subplots(1, len(rates), sharey=True, squeeze=False)[0]
     before = ending(untouched) or 1.0
     ends = [ending(run["losses"]) for runs in rates.values() for run in runs.values()]
-    room = max(0.1 * before, before - min((end for end in ends if end is not None), default=before))
+    lowest = min([before, *(end for end in ends if end is not None)])
     for axis, (rate, runs) in zip(axes, rates.items()):
-        for mode in CONVBN_MODES:
-            dashes = {"ls": (0, (4, 3)), "lw": 1.8} if mode == "tune" else {"lw": 1.2}
-            axis.plot(*smoothed(runs[mode]["losses"]), color=COLOURS[mode], label=mode, **dashes)
+        for mode, style in LINES.items():
+            axis.plot(*smoothed(runs[mode]["losses"]), color=COLOURS[mode], label=mode, **style)
         axis.plot(*smoothed(untouched), color="#888888", lw=0.8, ls=":", label="untouched")
         axis.set_title(f"learning rate {float(rate):g}", fontsize=8)
         axis.set_xlabel("step", fontsize=8)
+        axis.set_yscale("log")
         _plain(axis)
-    axes[0].set_ylim(before - 1.8 * room, before + 1.8 * room)
+    axes[0].set_ylim(0.85 * lowest, HIGHEST * before)
+    ticks = [tick * before for tick in (1, 2, 4)]
+    axes[0].set_yticks(ticks, [f"{tick:.2f}" for tick in ticks])
+    axes[0].minorticks_off()
     axes[0].set_ylabel(f"{title}\nloss, {SMOOTH} steps", fontsize=8)
     axes[0].legend(fontsize=7, frameon=False)
 
