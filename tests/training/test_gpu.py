@@ -1,4 +1,4 @@
-"""What needs a GPU: fp16 with its scaler, compiled blocks, 8-bit states, and FSDP2 through `accelerate launch`."""
+"""What needs a GPU: fp16 and its scaler, compiled blocks, 8-bit states, FSDP2 and DeepSpeed by `accelerate launch`."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,16 +24,18 @@ pytestmark = [
 
 
 @pytest.fixture
-def fsdp2(tiny_yaml, tmp_path):
-    """`fsdp2("name", total)` => the launcher of an FSDP2 process that trains until `total` images."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    launch += [TRAINING / "configs" / "accelerate" / "one_node_fsdp2.yaml", "--num_processes=1"]
-    launch += ["--main_process_port=0", TRAINING / "train_backbone.py", "--config", tiny_yaml]
+def launched(tiny_yaml, tmp_path):
+    """`launched("one_node_fsdp2", "name", total)` => the launcher of a process that trains until `total` images."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=1", "--main_process_port=0"]
     started = []
 
-    def start(name: str, total: int) -> subprocess.Popen:
-        values = [f"run.output_dir={tmp_path / name}", f"run.total_images={total}", "run.mixed_precision=bf16"]
+    def start(kind: str, name: str, total: int) -> subprocess.Popen:
+        values = ["--config_file", TRAINING / "configs" / "accelerate" / f"{kind}.yaml"]
+        values += [TRAINING / "train_backbone.py", "--config", tiny_yaml]
+        values += [f"run.output_dir={tmp_path / name}", f"run.total_images={total}", "run.mixed_precision=bf16"]
         values += ["samples.count=2", "samples.steps=1", "run.sample_images=64"]
+        if kind == "deepspeed":
+            values.append("objective.brick_dropout=0")
         log = (tmp_path / f"{name}-{len(started)}.txt").open("w")
         process = subprocess.Popen([*launch, *values], stdout=log, stderr=log)
         started.append(process)
@@ -48,8 +51,11 @@ def starts(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "starts.jsonl").read_text().splitlines()]
 
 
-def test_fsdp2_killed_goes_on_as_if_nothing_had_happened(fsdp2, tmp_path, final_tensors, equal_bits):
-    killed = fsdp2("parts", 10**6)
+@pytest.mark.parametrize("kind", ["one_node_fsdp2", "deepspeed"])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(launched, tmp_path, final_tensors, equal_bits, kind):
+    if kind == "deepspeed" and find_spec(kind) is None:
+        pytest.skip("needs deepspeed")
+    killed = launched(kind, "parts", 10**6)
     checkpoints, until = tmp_path / "parts" / "checkpoints", time.monotonic() + 300
     while not list(checkpoints.glob("images-*")):
         assert killed.poll() is None and time.monotonic() < until, (tmp_path / "parts-0.txt").read_text()
@@ -59,11 +65,13 @@ def test_fsdp2_killed_goes_on_as_if_nothing_had_happened(fsdp2, tmp_path, final_
     assert killed.wait(timeout=60) != 0
     _, state = CheckpointFolder(checkpoints).newest()
     total = state["images"] + 64
-    for process in (fsdp2("parts", total), fsdp2("whole", total)):
+    for process in (launched(kind, "parts", total), launched(kind, "whole", total)):
         assert process.wait(timeout=300) == 0, "\n".join(log.read_text() for log in tmp_path.glob("*.txt"))
 
     assert [start["images"] for start in starts(tmp_path / "parts")] == [0, state["images"]]
-    assert {(start["distributed"], start["processes"]) for start in starts(tmp_path / "parts")} == {("FSDP", 1)}
+    assert {start["processes"] for start in starts(tmp_path / "parts")} == {1}
+    wrapper = "DEEPSPEED" if kind == "deepspeed" else "FSDP"
+    assert {start["distributed"] for start in starts(tmp_path / "parts")} == {wrapper}
     assert starts(tmp_path / "whole")[0]["device"].startswith("cuda")
     whole = final_tensors(tmp_path / "whole")
     assert all(torch.isfinite(tensor).all() for tensor in whole.values())
