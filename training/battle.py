@@ -80,7 +80,7 @@ def battle(config: BattleConfig, output_dir: str | Path, jobs: int = 1, dry_run:
     time_networks(work)
     rates = sweep(work)
     if rates is None or not work.fight(seed_cells(config, output, rates)):
-        print("Stopped; the same command goes on from there.")
+        print("Stopped; the same command goes on from there, and --report-only shows what is done.")
         return False
     measure_frechet(work)
     from brickwork.training.battle_report import write_report
@@ -101,6 +101,7 @@ class Work:
         num_classes: of the pictures, 0 for none.
         jobs: cells at a time.
         reference: what samples are measured against, if they are.
+        started: when each cell began, on the monotonic clock.
     """
 
     config: BattleConfig
