@@ -19,7 +19,8 @@ class SpanningAttnProcessor(WindowAttnProcessor):
         close, remote = self.cut(attn, hidden_states, windowings)
         output = self.attend_within(windowings[0], *close)
         del close  # the value is the largest tensor of the network
-        return output.add_(self.attend_within(windowings[1], *remote))
+        # Not in place: kernels keep their output for the backward pass, and it may be this very tensor.
+        return output + self.attend_within(windowings[1], *remote)
 
     def cut(
         self, attn: "SpanningAttention", hidden_states: torch.Tensor, windowings: list[Windowing]
