@@ -52,6 +52,28 @@ def test_accelerate_takes_the_configuration_files(file):
     assert load_config_from_file(str(file)).num_processes >= 1
 
 
+def test_the_slurm_job_starts_a_launcher_a_node_and_requeues_itself(tmp_path):
+    """With stand-ins for SLURM's commands, and for accelerate: what they are called with."""
+    stand_ins = {
+        "scontrol": 'if [ "$1" = show ]; then echo n1; echo n2; else echo "$@" >> "$0.txt"; fi',
+        "srun": 'while [ "$1" != bash ]; do echo "$1" >> "$0.txt"; shift; done; SLURM_NODEID=1 "$@"',
+        "accelerate": 'echo "$OMP_NUM_THREADS $@" >> "$0.txt"; kill -USR1 "$JOB"; sleep 0.2',
+    }
+    for name, script in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2"}
+    slurm |= {"SLURM_GPUS_ON_NODE": "4", "SLURM_CPUS_PER_TASK": "32", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = f"export JOB=$$; exec bash {ACCELERATE / 'slurm.sh'} my.yaml 'data.source=my pictures'"
+    subprocess.run(["bash", "-c", command], env=os.environ | slurm, timeout=60)
+    said = {name: (tmp_path / f"{name}.txt").read_text() for name in stand_ins}
+    assert said["accelerate"].startswith("8 launch --config_file training/configs/accelerate/many_nodes.yaml ")
+    assert "--num_machines 2 --num_processes 8 --machine_rank 1 --main_process_ip n1 " in said["accelerate"]
+    assert said["accelerate"].endswith("train_backbone.py --config my.yaml data.source=my pictures\n")
+    assert said["srun"].split() == ["--cpus-per-task=32", "--kill-on-bad-exit=1"]
+    assert said["scontrol"] == "requeue 7\n"
+
+
 def test_dry_run_checks_everything_and_leaves_nothing(tiny_yaml, tmp_path, capsys):
     folder = tmp_path / "run"
     assert main(["--config", str(tiny_yaml), "--dry-run", f"run.output_dir={folder}", "run.seed=5"]) == 0

@@ -16,9 +16,11 @@ config=$1
 shift
 trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
 address=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export OMP_NUM_THREADS=8
-# $SLURM_NODEID is each node's own, hence the single quotes.
-srun bash -c 'exec accelerate launch --config_file training/configs/accelerate/many_nodes.yaml \
-    --num_machines "$SLURM_NNODES" --num_processes $((SLURM_NNODES * 8)) --machine_rank "$SLURM_NODEID" \
-    --main_process_ip "$0" training/train_backbone.py --config "$@"' "$address" "$config" "$@" &
+export OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK / SLURM_GPUS_ON_NODE))
+# Steps do not inherit the job's --cpus-per-task. $SLURM_NODEID is each node's own, hence the single quotes.
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 bash -c '
+    exec accelerate launch --config_file training/configs/accelerate/many_nodes.yaml \
+        --num_machines "$SLURM_NNODES" --num_processes $((SLURM_NNODES * SLURM_GPUS_ON_NODE)) \
+        --machine_rank "$SLURM_NODEID" --main_process_ip "$0" \
+        training/train_backbone.py --config "$@"' "$address" "$config" "$@" &
 wait $! # a trap runs while the shell waits, not while a command runs
