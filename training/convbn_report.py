@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from brickwork.gen.convbn import CONVBN_MODES
 from brickwork.training.convbn_cost import BASE
 
@@ -117,13 +120,16 @@ def draw(values: dict, path: Path) -> None:
     ]
     heights = ([2.6] if values["cost"] else []) + [2.2] * len(rows)
     figure = Figure(figsize=(10.0, sum(heights)), layout="constrained")
-    FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(figure)
     parts = list(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
     if values["cost"]:
         _draw_cost(parts.pop(0), values["cost"])
     for part, row in zip(parts, rows):
         _draw_curves(part, *row)
-    figure.savefig(path, format="png", dpi=100)
+    canvas.draw()
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    # A palette makes the file a third, and shows no difference.
+    picture.quantize(64, dither=Image.Dither.NONE).save(path, format="PNG", optimize=True)
 
 
 def _draw_cost(part, cost: dict) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 FORMAT = "brickwork-convbn/1"
 NETWORKS = ("d-emo-s-2", "u-emo-s")
 WITH_BATCH_NORM = ("d-emo", "u-emo", "maxvit", "mixed")  # the presets with a BatchNorm behind a convolution
-_CONVS = (1.0, 10.0, 100.0, 1000.0)
+_CONVS = (10.0, 100.0, 300.0, 1000.0)
 RATES = {
     "adamw": (3e-4, 1e-3, 3e-3, 1e-2),
     "sgd": (0.01, 0.03, 0.1, 0.3),
