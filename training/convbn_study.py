@@ -1,6 +1,7 @@
 """`brickwork convbn`: memory, time and stability of the four modes of a convolution and its BatchNorm."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -83,17 +84,45 @@ def run(args: argparse.Namespace) -> int:
     logging.set_verbosity_error()
     settings, rates = check(args), read_rates(args.rates)
     task, fine_tuned = (None, None) if args.only == "cost" else begin_fine_tuning(args, settings)
-    values: dict = {"cost": {}, "curves": {}}
+    values = written_so_far(args.output)
     if args.only != "curves":
         cells = Cells(args.output / "cost", settings | {"rounds": args.rounds})
+        values["settings"] = settings
         for name in args.networks:
             values["cost"][name] = measure(name, settings, args.rounds, cells)
-            write(args.output, values, settings)
+            write(args.output, values, settings["device"])
     for name in [] if task is None else names_of(args):
-        values["curves"][name] = fine_tune_all(name, args, rates, task, fine_tuned, settings["device"])
-        write(args.output, values, settings)
-    print(write(args.output, values, settings))
+        entry = fine_tune_all(name, args, rates, task, fine_tuned, settings["device"])
+        values["curves"][name] = joined(values["curves"].get(name), entry)
+        write(args.output, values, settings["device"])
+    print(write(args.output, values, settings["device"]))
     return 0
+
+
+def written_so_far(folder: Path) -> dict:
+    """What earlier calls wrote into `convbn.json`: a call with other networks or rates, or one half, adds to it.
+
+    Raises:
+        ValueError: for a file that this command did not write.
+    """
+    file = folder / "convbn.json"
+    if not file.is_file():
+        return {"settings": None, "cost": {}, "curves": {}}
+    try:
+        written = json.loads(file.read_text(encoding="utf-8"))
+        if written["format"] == FORMAT:
+            return {key: written[key] for key in ("settings", "cost", "curves")}
+    except (ValueError, LookupError, TypeError):
+        pass
+    raise ValueError(f"`--output` is {str(folder)!r}, whose convbn.json is not of `brickwork convbn`; name another.")
+
+
+def joined(before: dict | None, now: dict) -> dict:
+    """A network's curves with those of earlier calls."""
+    runs = dict(before["runs"]) if before else {}
+    for optimizer, rates in now["runs"].items():
+        runs[optimizer] = dict(sorted((runs.get(optimizer, {}) | rates).items(), key=lambda item: float(item[0])))
+    return {**now, "runs": runs}
 
 
 def names_of(args: argparse.Namespace) -> list[str]:
@@ -148,12 +177,12 @@ def read_rates(given: list[list[str]] | None) -> dict[str, list[float]]:
         if name not in RATES:
             raise choice_error("--rates", name, RATES)
         try:
-            found = sorted({float(number) for number in numbers})
+            found = sorted(float(number) for number in numbers)
         except ValueError:
             found = []
         if not found or not 0 < found[0] <= found[-1] < float("inf"):
             raise ValueError(f"`--rates {name}` is {numbers}; give one or more positive numbers behind the optimiser.")
-        rates[name] = found
+        rates[name] = sorted({*rates.get(name, []), *found})
     return rates
 
 
@@ -225,7 +254,7 @@ def fine_tune_all(
     }
 
 
-def write(folder: Path, values: dict, settings: dict) -> str:
+def write(folder: Path, values: dict, device: str) -> str:
     """Write `convbn.json`, `convbn.md` and, with matplotlib, `convbn.png`; returns the tables."""
     import torch
 
@@ -236,8 +265,7 @@ def write(folder: Path, values: dict, settings: dict) -> str:
     from brickwork.training.convbn_report import draw, tables
 
     text = tables(values)
-    machine = describe_machine(torch.device(settings["device"]))
-    made = {"format": FORMAT, "machine": machine, "versions": library_versions(), "settings": settings}
+    made = {"format": FORMAT, "machine": describe_machine(torch.device(device)), "versions": library_versions()}
     write_json(folder / "convbn.json", made | values)
     write_atomically(folder / "convbn.md", lambda path: path.write_text(text, encoding="utf-8"))
     try:

@@ -156,11 +156,12 @@ def test_times_are_compared_within_a_round(tiny_preset):
 
 CURVES = [f"data.source={SAMPLE}", "data.size=8", "data.held_out=0.4", f"model.config={json.dumps(SMALL)}"]
 CURVES += ["run.total_images=16", "run.batch_size=8", "samples.count=0", "run.sample_images=0"]
-CURVES += ["--only", "curves", "--steps", "2", "--device", "cpu", "--rates", "sgd", "0.1", "--rates", "adamw", "0.01"]
+CURVES += ["--only", "curves", "--steps", "2", "--device", "cpu"]
 
 
 def test_the_command_writes_and_goes_on(tmp_path, monkeypatch, capsys):
-    command = ["convbn", *CURVES, "-o", str(tmp_path)]
+    plain = ["convbn", *CURVES, "-o", str(tmp_path)]
+    command = [*plain, "--rates", "sgd", "0.1", "--rates", "adamw", "0.01"]
     assert main(command) == 0
     assert "| 0.1 |" in capsys.readouterr().out
     written = json.loads((tmp_path / "convbn.json").read_text())
@@ -179,8 +180,11 @@ def test_the_command_writes_and_goes_on(tmp_path, monkeypatch, capsys):
     assert main([*command, "--steps", "3"]) == 2
     assert "begun with other --steps; name another" in capsys.readouterr().err
     monkeypatch.undo()
+    assert main([*plain, "--rates", "sgd", "0.02", "--rates", "sgd", "0.03"]) == 0
+    joined = json.loads((tmp_path / "convbn.json").read_text())["curves"]["tiny-d-emo"]["runs"]
+    assert list(joined["sgd"]) == ["0.02", "0.03", "0.1"] and joined["adamw"] == runs["adamw"]
     folder = tmp_path / "pretrained" / "tiny-d-emo" / "pipeline"
-    command[-1] = str(tmp_path / "second")
+    command[len(plain) - 1] = str(tmp_path / "second")
     assert main([*command, "--pretrained", str(folder)]) == 0
     again = json.loads((tmp_path / "second" / "convbn.json").read_text())
     assert again["curves"] == written["curves"]
@@ -245,8 +249,8 @@ def test_curves_end_where_there_is_no_number():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_on_a_gpu(tiny_preset):
-    settings = tiny_preset[1] | {"device": "cuda", "dtype": "bfloat16"}
-    rows = {mode: convbn_cost.memory_of(tiny_preset[0], mode, settings) for mode in ("eval", "tune")}
+    settings = tiny_preset[1] | {"device": "cuda", "dtype": "bfloat16", "batch": 64}
+    rows = {mode: convbn_cost.memory_of(tiny_preset[0], mode, settings) for mode in ("deploy", "eval", "tune")}
     assert rows["eval"]["derived"] is None and rows["tune"]["measured"] < rows["eval"]["measured"]
     assert convbn_cost.time_modes(tiny_preset[0], settings, 1)["deploy"]["ratio"]["median"] > 0
     run = convbn_curves.fine_tune(network(), "tune", "adamw", 1e-3, task(), torch.device("cuda"))
