@@ -301,6 +301,7 @@ def time_networks(work: Work) -> None:
             write_text(Path(files[cell.network]), run.to_yaml())
     print("Timing the networks, in turn ...", flush=True)
     task = {"networks": files, "scores": asdict(config.scores), "rounds": config.battle.timing_rounds}
+    task["log"] = str(folder / LOG)
     timing = run_in_child(task)
     write_text(path, json.dumps(timing, indent=1) + "\n")
     costs = {name: cost["seconds_per_image"] for name, cost in timing["networks"].items()}

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -108,16 +109,19 @@ def memory_in_child(task: dict, name: str) -> int:
 
 
 def run_in_child(task: dict) -> dict:
-    """What `main` prints of a task, done in a process of its own.
+    """What `main` prints of a task, done in a process of its own; what else it says is added to `task["log"]`.
 
     Raises:
         ValueError: with that process's last line where it failed.
     """
-    command = [sys.executable, "-m", "brickwork.training.battle_timing", json.dumps(task)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command, log = [sys.executable, "-m", "brickwork.training.battle_timing", json.dumps(task)], Path(task["log"])
+    with log.open("a") as errors:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise ValueError(f"The process that times the networks ended with status {done.returncode}: {last}.")
+        last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+        raise ValueError(
+            f"The process that times the networks ended with status {done.returncode}: {last} (all of it in {log})"
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -125,7 +129,7 @@ def measure_times(task: dict) -> dict:
     """Time training steps and samples of all networks in turn, and count what they do.
 
     Args:
-        task: `networks` (name => file of its training run), `scores` of the battle, `rounds`.
+        task: `networks` (name => file of its training run), `scores` of the battle, `rounds`, `log` (a file).
 
     Returns:
         What `timing.json` holds.
