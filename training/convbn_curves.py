@@ -132,6 +132,10 @@ def load_network(folder: Path) -> nn.Module:
         ValueError: where there is none, or none with BatchNorm behind a convolution.
     """
     inside = folder / "transformer"
+    if not folder.is_dir():  # the hub is not asked for it
+        raise ValueError(
+            f"`--pretrained` is {str(folder)!r}, and there is no such folder; name a pipeline or a model."
+        )
     try:
         network = AutoModel.from_pretrained(str(inside if inside.is_dir() else folder), torch_dtype=torch.float32)
     except (OSError, ValueError) as error:

@@ -206,6 +206,8 @@ def begin_fine_tuning(args: argparse.Namespace, settings: dict):
     from brickwork.training import convbn_curves as curves
     from brickwork.training.cells import Cells
 
+    if args.pretrained:
+        curves.load_network(args.pretrained)  # what is wrong with it is said before anything is measured
     config, images = curves.target_images(args.overrides, args.target)
     task = curves.make_task(images, config, args.steps)
     identity = {f"{section}.{key}": value for section, keys in asdict(config).items() for key, value in keys.items()}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import brickwork
 from brickwork import BlockTransformer2DModel
 from brickwork.cli import main
 from brickwork.eval import benchmark_networks
@@ -203,7 +204,8 @@ def test_the_command_writes_and_goes_on(tmp_path, monkeypatch, capsys):
         (["--rates", "sgd"], "positive numbers behind the optimiser"),
         (["--rounds", "0"], "`--rounds` is 0"),
         (["--dtype", "float8"], "--dtype: got 'float8'"),
-        (["data.held_out=0.4", "--pretrained", "nothing"], "`--pretrained` is 'nothing', which holds no weights"),
+        (["--pretrained", "nothing"], "`--pretrained` is 'nothing', and there is no such folder"),
+        (["--pretrained", str(brickwork.pretrained("lego-emoji-64"))], "a LegoTransformer2DModel without BatchNorm"),
         (["--target", "Animals"], "`data.classes` has ['Animals']"),
         (["--device", "gpu"], "`--device` is 'gpu'"),
     ],
