@@ -5,6 +5,7 @@ put together by parameter, into the same safetensors that a run without DeepSpee
 or without it, and with another number of processes.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,10 +41,8 @@ def fit_zero(accelerator: Accelerator, config: Any) -> None:
             f"accelerate is set up for DeepSpeed, and {refused}. Or launch with one_node_fsdp2.yaml or one_node.yaml "
             "of training/configs/accelerate/."
         )
-    values = plugin.deepspeed_config
-    values["train_micro_batch_size_per_gpu"] = settings.batch_size // (
-        settings.gradient_accumulation_steps * accelerator.num_processes
-    )
+    values, parts = plugin.deepspeed_config, settings.gradient_accumulation_steps * accelerator.num_processes
+    values["train_micro_batch_size_per_gpu"] = max(settings.batch_size // parts, 1)  # what is uneven is refused later
     values["gradient_clipping"] = config.optimizer.max_grad_norm
     values["bf16"] = values["fp16"] = {"enabled": False}
     values["torch_autocast"] = {
@@ -51,6 +50,8 @@ def fit_zero(accelerator: Accelerator, config: Any) -> None:
         "dtype": "bfloat16",
         "lower_precision_safe_modules": [],  # whose gradients would be summed in bf16
     }
+    if settings.mixed_precision == "bf16":  # which accelerate leaves to DeepSpeed, and that does inside of its engine
+        accelerator.autocast = partial(torch.autocast, accelerator.device.type, torch.bfloat16)
 
 
 def is_zero(optimizer: torch.optim.Optimizer) -> bool:
