@@ -43,6 +43,7 @@ def fit_zero(accelerator: Accelerator, config: Any) -> None:
         )
     values, parts = plugin.deepspeed_config, settings.gradient_accumulation_steps * accelerator.num_processes
     values["train_micro_batch_size_per_gpu"] = max(settings.batch_size // parts, 1)  # what is uneven is refused later
+    values["gradient_accumulation_steps"], values["train_batch_size"] = settings.gradient_accumulation_steps, "auto"
     values["gradient_clipping"] = config.optimizer.max_grad_norm
     values["bf16"] = values["fp16"] = {"enabled": False}
     values["torch_autocast"] = {

@@ -63,6 +63,7 @@ def test_two_processes_equal_one_without_it_and_resume_exactly(
         losses = denoising_loss(run, model, batch, bricks)
         hook.remove()
         assert seen == [torch.bfloat16 if precision == "bf16" else torch.float32]
+        assert torch.is_autocast_enabled("cpu") == (precision == "bf16")  # for what a task computes beside its network
         return losses
 
     def train_both(rank):
