@@ -168,12 +168,12 @@ class LabelledImages:
         name_of = base_codepoints if group_column == "codepoints" else str
         self.groups = [name_of(group) for group in groups]
         self.table = _undecoded(table, image_column)
+        self._kept: dict[tuple[str, int], np.ndarray] = {}
+        self._kept_bytes = 0
         self.shapes, self.buckets = [(size, size)], np.zeros(len(table), dtype=np.int64)
         if bucket_step:
             self.shapes = bucket_shapes(size, bucket_step, bucket_max_aspect)
             self.buckets = np.array([self._bucket(row) for row in range(len(table))], dtype=np.int64)
-        self._kept: dict[tuple[str, int], np.ndarray] = {}
-        self._kept_bytes = 0
 
     def __len__(self) -> int:
         return len(self.table)
