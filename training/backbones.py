@@ -234,12 +234,28 @@ def _saved_model(kind: type, config: TrainConfig, class_names: list[str], channe
         model = kind.from_pretrained(inside if inside.is_dir() else source)
     except (OSError, ValueError) as error:
         raise ValueError(f"`model.init_from` is {source!r}, which holds no {kind.__name__}: {error}") from error
+    model = _of_classes(model, class_names)
     _check_fits_data(model, "model.init_from", source, class_names, channels)
     if hasattr(model, "num_bricks") and config.objective.brick_dropout > 0:
         model.register_to_config(trained_subsets="any")
     if hasattr(model, "num_bricks") and config.data.crop_share > 0:
         model.register_to_config(trained_crops=True)
     return model.float()
+
+
+def _of_classes(model: torch.nn.Module, class_names: list[str]) -> torch.nn.Module:
+    """A LEGO stack of other classes than the data's, if it knows all of those by name, without the others."""
+    known = {name: int(number) for number, name in (model.config.id2label or {}).items()}
+    if sorted(known, key=known.get) == class_names or not class_names or not isinstance(model, LegoTransformer2DModel):
+        return model
+    if model.condition is None or not set(class_names) <= set(known):
+        return model
+    settings = {"num_classes": len(class_names), "id2label": dict(enumerate(class_names))}
+    fewer = LegoTransformer2DModel.from_config(model.config, **settings)
+    state, key = model.state_dict(), "condition.label_embed.weight"
+    state[key] = state[key][:, [known[name] for name in class_names]]
+    fewer.load_state_dict(state)
+    return fewer
 
 
 def _check_fits_data(model: torch.nn.Module, key: str, source: str, class_names: list[str], channels: int) -> None:

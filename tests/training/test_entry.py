@@ -137,10 +137,26 @@ def test_starting_from_saved_weights(tiny_run, tmp_path):
         exported = tiny_run("x").model.from_pretrained(tmp_path / "first" / "pipeline" / "transformer")
         assert torch.equal(run.model.bricks[1].proj_out.weight, exported.bricks[1].proj_out.weight)
         assert run.model.config.trained_subsets == "any"  # brick dropout is on in this run
-    with pytest.raises(ValueError, match="a network of 9 classes; the data have 1"):
-        tiny_run("third", f"model.init_from={tmp_path / 'first' / 'pipeline'}", "data.classes=[Flags]")
+    with pytest.raises(ValueError, match="a network of 9 classes; the data have 2"):
+        tiny_run("third", f"model.init_from={tmp_path / 'first' / 'pipeline'}", "data.label_column=style")
     train(tiny_run("second", f"model.init_from={tmp_path / 'first' / 'pipeline'}", "run.total_images=8"))
     assert (tmp_path / "second" / "pipeline").exists()
+
+
+def test_saved_weights_keep_the_classes_that_the_data_have(tiny_run, tmp_path):
+    saved = tiny_run("all").model.eval()
+    for parameter in saved.parameters():  # a fresh network takes all classes alike
+        torch.nn.init.normal_(parameter, std=0.2)
+    saved.save_pretrained(tmp_path / "saved")
+    fewer = tiny_run("few", f"model.init_from={tmp_path / 'saved'}", "data.classes=[Symbols, Flags]").model.eval()
+    assert fewer.config.id2label == {0: "Symbols", 1: "Flags"}
+    number = {name: int(key) for key, name in saved.config.id2label.items()}
+    sample, timestep = torch.randn(3, 3, 8, 12), torch.zeros(3)
+    labels = torch.tensor([number["Symbols"], number["Flags"], saved.config.num_classes])
+    before = saved(sample, timestep, labels).sample
+    after = fewer(sample, timestep, torch.tensor([0, 1, 2])).sample
+    torch.testing.assert_close(after, before)
+    assert not torch.allclose(after, fewer(sample, timestep, torch.tensor([1, 0, 2])).sample)
 
 
 def test_settings_reach_the_network(tiny_run):
