@@ -164,6 +164,7 @@ def model_card(
     epochs = figures["images"] / figures["train_images"]
     distance = memory.get("held_out_distance")
     baseline = "" if distance is None else f"; from a held-out image it is {distance:.3f}"
+    start = f", from the weights in `{_ending(config.model.init_from)}`" if config.model.init_from else ""
     lines = [
         "---",
         *([f"license: {license}"] if license else []),
@@ -182,8 +183,8 @@ def model_card(
         f"The first seeds, not picked; averaged weights, {sampler}.",
         "",
         "## Training",
-        f"{figures['images']:,} images seen in {figures['hours']:.1f} hours, {epochs:,.0f} times each of the "
-        f"{figures['train_images']:,} training images.",
+        f"{figures['images']:,} images seen in {_duration(figures['hours'])}, {epochs:,.0f} times each of the "
+        f"{figures['train_images']:,} training images{start}.",
     ]
     if held_out is not None:
         bricks = ", ".join(f"{loss:.4f}" for loss in held_out["per_brick"])
@@ -219,7 +220,17 @@ def _portable(config) -> str:
     values = yaml.safe_load(config.to_yaml())
     for section, key in (("data", "source"), ("run", "output_dir")):
         values[section][key] = Path(values[section][key]).name
+    values["model"]["init_from"] = config.model.init_from and _ending(config.model.init_from)
     return yaml.safe_dump(values, sort_keys=False)
+
+
+def _ending(path: str) -> str:
+    """A folder's own name and the one above it, which is the run's where this is its pipeline."""
+    return "/".join(Path(path).parts[-2:])
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
 
 
 def _lower(line: str) -> str:
