@@ -6,6 +6,9 @@ from accelerate.utils import DistributedType
 
 from brickwork.training.zero import fit_zero
 
+# Networks of which pictures need a part alone: the generator, or the text encoder and then the UNet.
+PARTLY_DRAWN = ("MaxViTGAN2DModel", "UNetWithText")
+
 
 def fit_distribution(run: Any) -> None:
     """Fit the way that accelerate shares a run's network among processes to this network.
@@ -15,13 +18,19 @@ def fit_distribution(run: Any) -> None:
     it has are enough.
 
     Raises:
-        ValueError: for the first FSDP, which keeps all parameters of a process in one flat tensor, and for what
-            DeepSpeed cannot do (see `fit_zero`).
+        ValueError: for the first FSDP, which keeps all parameters of a process in one flat tensor, for networks
+            that FSDP2 cannot draw with, and for what DeepSpeed cannot do (see `fit_zero`).
     """
     accelerator = run.accelerator
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         fit_zero(accelerator, run.config)
     elif accelerator.is_fsdp2:
+        if type(run.model).__name__ in PARTLY_DRAWN:
+            raise ValueError(
+                f"accelerate is set up for FSDP, but pictures are drawn with a part of a {type(run.model).__name__}, "
+                "which is not gathered alone; launch with one_node.yaml or deepspeed.yaml of "
+                "training/configs/accelerate/."
+            )
         plugin = accelerator.state.fsdp_plugin
         if plugin.transformer_cls_names_to_wrap is None:
             kinds = {type(module).__name__ for module in run.model.modules()}

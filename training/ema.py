@@ -47,13 +47,14 @@ class EMA:
     @torch.no_grad()
     def update(self, images: int, batch_size: int) -> None:
         """Take in the weights as they are after `images` images, `batch_size` of them since the last update."""
-        floats = [name for name, average in self.average.items() if average.is_floating_point()]
-        torch._foreach_lerp_(
-            [self.average[name] for name in floats],
-            [self.followed[name].detach().float() for name in floats],
-            1 - self.decay(images, batch_size),
-        )
-        for name in set(self.average) - set(floats):
+        weight = 1 - self.decay(images, batch_size)
+        floats = {name: average for name, average in self.average.items() if average.is_floating_point()}
+        # Of a sharded network, parameters are DTensors and statistics are not; one call takes one kind.
+        for kind in {type(average) for average in floats.values()}:
+            names = [name for name, average in floats.items() if type(average) is kind]
+            followed = [self.followed[name].detach().float() for name in names]
+            torch._foreach_lerp_([floats[name] for name in names], followed, weight)
+        for name in self.average.keys() - floats.keys():
             self.average[name].copy_(self.followed[name])
 
     @contextmanager

@@ -324,12 +324,13 @@ def _look_note(run: Run) -> Path:
 def export(run: Run, ema: EMA, folder: Path) -> None:
     """Leave the averaged weights as the run's result."""
     weights = {name: whole(tensor) for name, tensor in ema.state_dict().items()}
-    if run.accelerator.is_main_process:
-        if run.export is not None:
+    if run.export is not None:
+        if run.accelerator.is_main_process:
             run.export(weights, folder)
-        elif run.make_pipeline is not None:
-            pipeline = pipeline_so_far(run, averaged_copy(run.model, weights))
-            path = export_pipeline(pipeline, folder, run.config.objective)
+    elif run.make_pipeline is not None:
+        network = averaged_copy(run.model, weights)  # by all processes: what is frozen may be sharded too
+        if run.accelerator.is_main_process:
+            path = export_pipeline(pipeline_so_far(run, network), folder, run.config.objective)
             run.accelerator.print(f"The pipeline with the averaged weights is in {path}.")
     run.accelerator.wait_for_everyone()
 

@@ -34,10 +34,14 @@ def test_two_processes_equal_one_and_resume_exactly(two_processes, tiny_run, tmp
         torch.testing.assert_close(two[name], tensor, rtol=2e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("block", ["DiTTokenBlock", "I2RMB"])
 def test_fsdp2_through_accelerate_equals_one_and_resumes_exactly(
-    two_processes, tiny_run, tmp_path, monkeypatch, final_tensors, equal_bits
+    two_processes, tiny_run, tiny_yaml, tmp_path, monkeypatch, final_tensors, equal_bits, block
 ):
-    """accelerate shards on GPUs alone; here it is told that two processors, which talk over gloo, are two of them."""
+    """accelerate shards on GPUs alone; here it is told that two processors, which talk over gloo, are two of them.
+
+    The second network has BatchNorm, whose statistics are not sharded, and a frozen table of positions, which is.
+    """
     import yaml
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
@@ -45,8 +49,16 @@ def test_fsdp2_through_accelerate_equals_one_and_resumes_exactly(
     from brickwork.training import loop
     from brickwork.training.loop import denoising_loss, train
 
+    if block == "I2RMB":
+        values = yaml.safe_load(tiny_yaml.read_text())
+        config = {"block_types": "i2rmb", "patch_size": 2, "num_layers": 2, "hidden_size": 16}
+        config |= {"attention_head_dim": 8, "window_size": 4}
+        values["model"] = {"type": "BlockTransformer2DModel", "config": config}
+        values["objective"]["brick_dropout"] = 0
+        tiny_yaml.write_text(yaml.safe_dump(values))
+
     def checked(run, model, batch, bricks):
-        blocks = [module for module in model.modules() if type(module).__name__ == "FSDPDiTTokenBlock"]
+        blocks = [module for module in model.modules() if type(module).__name__ == f"FSDP{block}"]
         assert run.accelerator.is_fsdp2 and len(blocks) == 2 and len(batch["image"]) == 4
         return denoising_loss(run, model, batch, bricks)
 
@@ -63,6 +75,9 @@ def test_fsdp2_through_accelerate_equals_one_and_resumes_exactly(
 
     two_processes(train_both)
     assert equal_bits(final_tensors(tmp_path / "two"), final_tensors(tmp_path / "two-parts"))
+    assert (tmp_path / "two" / "pipeline" / "model_index.json").is_file()
+    if block == "I2RMB":
+        return  # half a batch has other statistics
     train(tiny_run("one"))
     one, two = final_tensors(tmp_path / "one"), final_tensors(tmp_path / "two")
     for name, tensor in one.items():

@@ -27,3 +27,10 @@ def test_fsdp2_wraps_the_blocks_that_there_are_or_those_asked_for(tiny_run, aske
     fit_distribution(run)
     assert plugin.transformer_cls_names_to_wrap == wrapped
     assert "PretrainedBrick" in run.model._no_split_modules  # which accelerate would look for in vain
+
+
+def test_fsdp2_refuses_networks_that_draw_with_a_part():
+    network = type("UNetWithText", (), {})()
+    accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True)
+    with pytest.raises(ValueError, match="a part of a UNetWithText.*one_node.yaml or deepspeed.yaml"):
+        fit_distribution(SimpleNamespace(accelerator=accelerator, model=network))
