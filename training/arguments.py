@@ -23,11 +23,12 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "--preset",
         metavar="NAME",
         help="in place of --config, a network's preset (dit-s-2, d-emo-b-2, maxvit-s, lego-l-pg-64 …) with its "
-        "family's recipe, or one for a CPU: tiny-dit, tiny-d-emo, tiny-u-emo, tiny-maxvit, tiny-resnet, tiny-mixed",
+        "family's recipe, or one for a CPU: tiny-lego, tiny-dit, tiny-d-emo, tiny-u-emo, tiny-maxvit, "
+        "tiny-resnet, tiny-mixed",
     )
     parser.epilog = (
-        "examples:\n  brickwork train --config training/configs/lego_emoji_64.yaml run.total_images=200000\n"
-        "  brickwork train --preset tiny-d-emo"
+        "examples:\n  brickwork train --preset tiny-lego run.total_images=40000\n"
+        "  brickwork train --config training/configs/lego_emoji_64_eight_groups.yaml"
     )
     parser.set_defaults(run=run)
 

@@ -20,8 +20,10 @@ _FAMILIES = (
 
 # Networks of each family of blocks that train on a CPU: class, configuration.
 _SMALL = {"attention_head_dim": 32, "window_size": 8}
+_LEGO = {"window_sizes": (32, 8), "patch_sizes": (4, 2), "num_layers": (4, 2), "hidden_sizes": (128, 64)}
 _UNET = _SMALL | {"block_out_channels": (32, 64, 128), "layers_per_block": 1}
 TINY = {
+    "tiny-lego": ("LegoTransformer2DModel", _LEGO | {"num_attention_heads": (4, 2)}),
     "tiny-dit": ("BlockTransformer2DModel", {"num_layers": 4, "hidden_size": 128, "patch_size": 4}),
     "tiny-d-emo": ("BlockTransformer2DModel", _SMALL | {"block_types": "i2rmb", "num_layers": 4, "hidden_size": 96}),
     "tiny-u-emo": ("BlockUNet2DModel", _UNET | {"block_types": "i2rmb"}),

@@ -1,6 +1,6 @@
 """Train a backbone on images with class labels.
 
-    accelerate launch training/train_backbone.py --config training/configs/lego_emoji_64.yaml
+    accelerate launch training/train_backbone.py --config training/configs/lego_emoji_64_eight_groups.yaml
     accelerate launch training/train_backbone.py --preset dit-s-2 data.source=…
 
 Running the same command again goes on from the newest checkpoint. Values can be set on the command line, in YAML:

@@ -41,7 +41,7 @@ def build(folder: str, *overrides: str):
         f"data.source={SAMPLE}", f"run.output_dir={folder}", "run.compile=false", "run.sample_images=0",
         f"run.checkpoint_images={never}", "objective.brick_dropout=0", f"run.total_images={never}",
     ]  # fmt: skip
-    config = load_config(ROOT / "training" / "configs" / "lego_emoji_64.yaml", [*quiet, *overrides])
+    config = load_config(ROOT / "training" / "configs" / "lego_emoji_64_eight_groups.yaml", [*quiet, *overrides])
     with contextlib.redirect_stdout(io.StringIO()):
         return prepare(config)
 
