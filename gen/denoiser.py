@@ -18,6 +18,11 @@ class Denoiser:
         no longer.
         """
 
+    def register_to_config(self, **kwargs) -> None:
+        """Keep constructor arguments and other values for `config.json`."""
+        kwargs.pop("_name_or_path", None)  # a folder of this machine, of no use to anyone else
+        super().register_to_config(**kwargs)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
         """Load a folder written by `save_pretrained`, or a repository of the hub; see diffusers for the arguments.

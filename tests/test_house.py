@@ -129,6 +129,7 @@ def test_the_wheel_brings_what_is_not_python(installed):
     for folder in (site / "pipelines" / "pretrained").iterdir():
         size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
         assert 0 < size <= 16 * 2**20, folder.name
+        assert not [file for file in folder.rglob("*.json") if "_name_or_path" in file.read_text()]
 
 
 def test_every_public_name_exists():

@@ -276,6 +276,8 @@ def test_the_automatic_class_finds_it_and_a_folder_saved_again(lego, tmp_path):
     first = AutoModel.from_pretrained(str(tmp_path / "one"))
     assert type(first) is LegoTransformer2DModel
     first.save_pretrained(tmp_path / "two")
+    configs = [(tmp_path / name / "config.json").read_text() for name in ("one", "two")]
+    assert configs[0] == configs[1]  # no word of the folder that it was loaded from
     again = AutoModel.from_pretrained(str(tmp_path / "two"))
     assert torch.equal(again(*inputs()).sample, model(*inputs()).sample)
 
