@@ -38,7 +38,7 @@ from brickwork.training.battle_config import (
     train_config,
     trained_parameters,
 )
-from brickwork.training.battle_timing import count_work, run_in_child
+from brickwork.training.battle_timing import count_work, last_words, run_in_child
 from brickwork.training.data.images import BrokenImage, LabelledImages, images_of
 from brickwork.training.data.split import write_split
 from brickwork.training.guards import StopSignal, write_text
@@ -86,7 +86,6 @@ def battle(config: BattleConfig, output_dir: str | Path, jobs: int = 1, dry_run:
     from brickwork.training.battle_report import write_report
 
     write_report(output)
-    print(f"The report is in {output}.")
     return True
 
 
@@ -134,7 +133,9 @@ class Work:
                     for cell in [cell for cell, child in running.items() if child.poll() is not None]:
                         status = running.pop(cell).returncode
                         if status and not stopping:
-                            raise ValueError(f"The cell {cell.folder} ended with status {status}: {_last_line(cell)}")
+                            raise ValueError(
+                                f"The cell {cell.folder} ended with status {status}: {last_words(cell.folder / LOG)}"
+                            )
                         if not status:
                             print(self.outcome(cell, total - len(waiting) - len(running), total), flush=True)
                 return not stopping and not waiting
@@ -168,11 +169,12 @@ class Work:
     def outcome(self, cell: Cell, number: int, total: int) -> str:
         """A line on a cell that is done."""
         result = _read(cell.folder / RESULT)
-        kernel = result.get("kd")
-        measured = f", {kernel['name']} {kernel['value']:.4f} ± {kernel['error']:.4f}" if kernel else ""
+        loss, kernel = result["final_loss"], result.get("kd")
+        ending = "diverged" if loss is None else f"held-out loss {loss:.4f}"
+        ending += f", {kernel['name']} {kernel['value']:.4f} ± {kernel['error']:.4f}" if kernel else ""
         return (
-            f"[{number}/{total}] {result['label']}, seed {cell.seed}, rate {cell.learning_rate:g}: held-out loss "
-            f"{result['final_loss']:.4f}{measured} ({(time.monotonic() - self.started[cell]) / 60:.1f} min)"
+            f"[{number}/{total}] {result['label']}, seed {cell.seed}, rate {cell.learning_rate:g}: {ending} "
+            f"({(time.monotonic() - self.started[cell]) / 60:.1f} min)"
         )
 
 
@@ -195,9 +197,17 @@ def check_folder(output: Path, config: BattleConfig) -> None:
 
 
 def check_packages(config: BattleConfig) -> None:
-    """Refuse a battle whose samples or report could not be made in the end."""
+    """Refuse a battle whose samples or report could not be made in the end, by `ValueError`."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("The report of a battle needs matplotlib: pip install 'brickwork[report]'.")
+    from matplotlib.colors import is_color_like
+
+    for name, network in config.fighters.items():
+        if not is_color_like(network.colour):
+            raise ValueError(
+                f"`networks.{name}.colour` is {network.colour!r}; give a colour as matplotlib takes it, such as "
+                "'#1f77b4' or 'C0'."
+            )
     if config.scores.extractor is not None:
         get_protocol(config.scores.protocol)
         try:
@@ -323,7 +333,7 @@ def sweep(work: Work) -> dict[str, float] | None:
     write_text(work.output / SWEEP, json.dumps(losses, indent=1) + "\n")
     best = dict.fromkeys(losses, work.config.rates[0])
     for name, tried in losses.items():
-        finite = {rate: loss for rate, loss in tried.items() if math.isfinite(loss)}
+        finite = {rate: loss for rate, loss in tried.items() if loss is not None and math.isfinite(loss)}
         if finite:
             best[name] = float(min(finite, key=finite.get))
     return best
@@ -338,13 +348,16 @@ def measure_frechet(work: Work) -> None:
     dimension, found = len(real[0]), {}
     for name in work.config.fighters:
         folders = [work.output / "cells" / f"{name}-seed{seed}" for seed in work.config.battle.seeds]
-        drawn = torch.cat([load_file(folder / FEATURES)["features"] for folder in folders])
+        files = [folder / FEATURES for folder in folders if _read(folder / RESULT)["kd"] is not None]
+        if not files:  # all of its runs diverged
+            continue
+        drawn = torch.cat([load_file(file)["features"] for file in files])
         if min(count, len(drawn)) <= dimension:
             print(
-                f"No Fréchet distance: {len(drawn)} samples and {count} pictures for {dimension} features; it needs "
-                "more of both (scores.samples, battle.seeds)."
+                f"No Fréchet distance of {work.config.fighters[name].label}: {len(drawn)} samples and {count} "
+                f"pictures for {dimension} features; it needs more of both (scores.samples, battle.seeds)."
             )
-            break
+            continue
         value = frechet_distance(*real, *feature_statistics(drawn)[1:])
         found[name] = {"name": f"FD-{label}", "value": value, "samples": len(drawn)}
     write_text(work.output / FRECHET, json.dumps(found, indent=1) + "\n")
@@ -354,11 +367,6 @@ def _ask_to_stop(children) -> None:
     for child in children:
         if child.poll() is None:
             child.send_signal(signal.SIGTERM)
-
-
-def _last_line(cell: Cell) -> str:
-    lines = (cell.folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return f"{lines[-1] if lines else 'it said nothing'} (all of it in {cell.folder / LOG})"
 
 
 def _read(path: Path) -> dict:

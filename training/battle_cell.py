@@ -3,6 +3,7 @@
     python -m brickwork.training.battle_cell '{"network": …, "folder": …, …}'
 
 `brickwork battle` starts these. A cell that was stopped goes on from its checkpoint; `cell.json` says that it is done.
+One that diverges is done too: its last loss is `None`.
 """
 
 import json
@@ -26,7 +27,7 @@ from brickwork.training.config import load_config
 from brickwork.training.guards import write_text
 from brickwork.training.loop import train
 from brickwork.training.previews import PIPELINE
-from brickwork.training.runlog import LOG
+from brickwork.training.runlog import LOG, Diverged
 from brickwork.training.train_backbone import prepare
 
 RESULT, TRAIN, SAMPLES, FEATURES = "cell.json", "train.yaml", "samples.png", "features.safetensors"
@@ -63,6 +64,8 @@ def draw(call: PipelineCall, batch_size: int) -> torch.Tensor:
 
 def curve(run: Path) -> list[list[float]]:
     """Held-out losses of a run, `[images, loss]` in turn."""
+    if not (run / LOG).is_file():  # it diverged at once
+        return []
     lines = [json.loads(line) for line in (run / LOG).read_text(encoding="utf-8").splitlines()]
     return [[line["images"], line["held_out/loss"]] for line in lines if "held_out/loss" in line]
 
@@ -93,18 +96,24 @@ def run_cell(task: dict) -> bool:
     """
     folder, scores = Path(task["folder"]), task["scores"]
     config = load_config(folder / TRAIN)
-    images = train(prepare(config))
+    try:
+        images, diverged = train(prepare(config)), False
+    except Diverged as error:
+        print(f"diverged: {error}", file=sys.stderr)
+        images, diverged = config.run.total_images, True
     if images < config.run.total_images:
         return False
-    points = curve(folder / "run")
+    points = curve(folder / "run") + ([[images, None]] if diverged else [])
     result = {key: task[key] for key in ("network", "label", "seed")} | {
         "learning_rate": config.optimizer.learning_rate,
         "images": images,
         "batch_size": config.run.batch_size,
         "curve": points,
         "final_loss": points[-1][1],
+        "kd": None,
+        "samples_png": None,
     }
-    if scores is not None:
+    if scores is not None and not diverged:
         pipeline = load_pipeline(str(folder / "run" / PIPELINE))
         pictures = draw(sampling_call(pipeline, scores, scores["samples"], task["seed"]), scores["batch_size"])
         shown = pictures[: GRID_ROWS * GRID_COLUMNS].numpy()

@@ -17,11 +17,14 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "  brickwork battle -o runs/small --jobs 2 run.total_images=4000 battle.networks='[lego, dit]'\n"
         "  brickwork battle --report-only runs/battle"
     )
-    parser.add_argument("-o", "--output", type=Path, help="folder of the battle")
+    folder = parser.add_mutually_exclusive_group()
+    folder.add_argument("-o", "--output", type=Path, help="folder of the battle")
     parser.add_argument("--config", type=Path, help="YAML file (default: training/configs/battle.yaml)")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time (default: 1)")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, train nothing")
-    parser.add_argument("--report-only", type=Path, metavar="FOLDER", help="write the report of a battle anew")
+    folder.add_argument(
+        "--report-only", type=Path, metavar="FOLDER", help="write the report of a battle anew, finished or not"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values over the file")
     parser.set_defaults(run=run)
 

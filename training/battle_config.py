@@ -27,6 +27,7 @@ from brickwork.training.config import (
 )
 
 CONFIG = Path(__file__).parent / "configs" / "battle.yaml"
+_OF_LEGO = ("brick_dropout", "train_bricks", "brick_images")
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,11 @@ class BattleConfig:
         require(self.objective.type == "edm", "objective.type", self.objective.type, "a battle is fought with 'edm'")
         accumulated = self.run.gradient_accumulation_steps
         require(accumulated == 1, "run.gradient_accumulation_steps", accumulated, "leave it at 1")
+        # What some networks cannot do, or what would not be alike for all.
+        for section, names in (("data", ("latents", "crop_share", "bucket_step")), ("objective", _OF_LEGO)):
+            for name in names:
+                value = getattr(getattr(self, section), name)
+                require(not value, f"{section}.{name}", value, "leave it out, as not every network can do so")
         for name in self.battle.networks or []:
             if name not in self.networks:
                 near = difflib.get_close_matches(str(name), self.networks, n=1)

@@ -117,6 +117,7 @@ def write_report(folder: Path) -> None:
     _write_text(folder / TABLES, _markdown(blocks))
     draw_curves(curves, _looks(battle), tables, _axis_titles(battle), folder / PLOT)
     _write_text(folder / PAGE, html_page(TITLE, [f"<h1>{TITLE}</h1>", *map(_html, blocks), _configuration(battle)]))
+    print(f"The report is in {folder}: {PAGE}, {TABLES}, {PLOT}, {RESULT}.")
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -167,6 +168,8 @@ def _read_json(file: Path, needed: Sequence[str] = ()) -> dict:
 
 
 def _read_config(file: Path) -> dict:
+    if not file.is_file():
+        raise ValueError(f"battle: {str(file.parent)!r} holds no battle (no {file.name}); name the folder of one.")
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
         lacking = [section for section in _SECTIONS if section not in config]

@@ -118,11 +118,16 @@ def run_in_child(task: dict) -> dict:
     with log.open("a") as errors:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True)
     if done.returncode:
-        last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-        raise ValueError(
-            f"The process that times the networks ended with status {done.returncode}: {last} (all of it in {log})"
-        )
+        raise ValueError(f"The process that times the networks ended with status {done.returncode}: {last_words(log)}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def last_words(log: Path) -> str:
+    """The error that a process ended with, or else the last line that it wrote, and where the rest is."""
+    # A progress bar goes back to the start of its line, so that the error may stand in the middle of one.
+    lines = log.read_text(encoding="utf-8", errors="replace").replace("error: ", "\nerror: ").strip().splitlines()
+    errors = [line for line in lines if "error" in line.lower()]
+    return f"{(errors or lines or ['it said nothing'])[-1]} (all of it in {log})"
 
 
 def measure_times(task: dict) -> dict:

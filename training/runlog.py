@@ -24,6 +24,10 @@ def level_quantiles() -> torch.Tensor:
     return torch.special.ndtri((torch.arange(NUM_LEVELS, dtype=torch.float64) + 0.5) / NUM_LEVELS).float()
 
 
+class Diverged(ValueError):
+    """Gradients were not finite for too many steps in a row."""
+
+
 class RunLog:
     """Sums up losses on the device, and writes them out at intervals from the main process.
 
@@ -97,7 +101,7 @@ class RunLog:
         self.nonfinite += 1
         self.nonfinite_total += 1
         if self.nonfinite > limit:
-            raise ValueError(
+            raise Diverged(
                 f"`run.max_nonfinite_steps` is {limit}, and gradients were not finite in {self.nonfinite} steps in a "
                 "row; lower `optimizer.learning_rate`, or train in bf16 or full precision."
             )

@@ -22,6 +22,7 @@ from brickwork.training import battle_cell, battle_timing
 from brickwork.training.battle import battle
 from brickwork.training.battle_config import CONFIG, BattleConfig, build_networks, differences
 from brickwork.training.config import load_config
+from brickwork.training.runlog import Diverged
 
 SAMPLE = Path(__file__).parents[1] / "data" / "emoji" / "sample.parquet"
 NETWORKS = {
@@ -202,6 +203,38 @@ def test_a_cell_that_fails_stops_the_battle_with_its_reason(configured, tmp_path
         battle(configured(), tmp_path / "out")
 
 
+def test_what_diverges_is_a_result(configured, tmp_path, in_forks, monkeypatch, capsys, small_extractor):
+    real_train, out = battle_cell.train, tmp_path / "out"
+
+    def train(run):
+        settings = run.config
+        if settings.optimizer.learning_rate == 0.01 or (
+            settings.run.seed and settings.model.config["num_layers"] == [0]
+        ):
+            raise Diverged("gradients were not finite")
+        return real_train(run)
+
+    monkeypatch.setattr(battle_cell, "train", train)
+    assert battle(configured("scores.extractor=small"), out)
+    assert capsys.readouterr().out.count(": diverged (") == 3
+    assert all(losses["0.01"] is None and losses["0.001"] > 0 for losses in read(out / "sweep.json").values())
+    cells = {path.parent.name: read(path) for path in out.glob("cells/*/cell.json")}
+    assert cells["unet-seed1"]["curve"] == [[32, None]] and {cell["learning_rate"] for cell in cells.values()} == {
+        1e-3
+    }
+    assert {name: entry["samples"] for name, entry in read(out / "fd.json").items()} == {"lego": 24, "unet": 12}
+    report = (out / "battle.md").read_text()
+    assert "UNet2DModel, seed 1, is left out" in report and "diverged" in report
+
+
+def test_last_words_are_the_error_not_the_progress_bar(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_text("going\n  0%|  | 0/96\r 22%|# | 20/96error: the disk is full\n 35%|## | 33/96\n")
+    assert battle_timing.last_words(log) == f"error: the disk is full (all of it in {log})"
+    log.write_text("going\n")
+    assert battle_timing.last_words(log) == f"going (all of it in {log})"
+
+
 def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(configured, tmp_path, capsys):
     assert not battle(configured(), tmp_path / "out", dry_run=True)
     said = capsys.readouterr().out
@@ -226,6 +259,9 @@ def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(configured, tmp_pa
         (["data.held_out=0.0"], "leaves 108 pictures to train on and 0 to compare by"),
         (["scores.extractor=inception-v4"], "`scores.extractor`: .*or set it to null"),
         (["scores.samples=2"], "give at least 4"),
+        (["networks.unet.colour=sky"], "`networks.unet.colour` is 'sky'; give a colour"),
+        (["data.crop_share=0.5"], "`data.crop_share` is 0.5; leave it out"),
+        (["objective.brick_dropout=0.2"], "`objective.brick_dropout` is 0.2; leave it out"),
     ],
 )
 def test_what_cannot_be_fought_is_refused_before_anything_is_written(configured, tmp_path, overrides, message):
@@ -286,6 +322,9 @@ def test_the_command(configured, tmp_path, capsys):
     arguments = ["battle", "--config", str(tmp_path / "battle.yaml")]
     assert main([*arguments, "--dry-run"]) == 2
     assert "`--output` was not given" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*arguments, "-o", str(tmp_path / "out"), "--report-only", str(tmp_path)])
+    assert "not allowed with" in capsys.readouterr().err
     assert main([*arguments, "-o", str(tmp_path / "out"), "--jobs", "0"]) == 2
     assert "`--jobs` is 0" in capsys.readouterr().err
     assert main([*arguments, "-o", str(tmp_path / "out"), "--dry-run", "battle.seeds=[3]"]) == 0

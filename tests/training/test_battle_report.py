@@ -292,7 +292,7 @@ def test_the_words_for_a_sweep(tmp_path, no_plot):
 
 
 def test_folders_that_hold_no_battle_or_a_broken_one(tmp_path):
-    with pytest.raises(ValueError, match="battle.yaml cannot be read.*name the folder of a battle"):
+    with pytest.raises(ValueError, match=r"holds no battle \(no battle.yaml\); name the folder of one"):
         read_battle(tmp_path)
     (tmp_path / "battle.yaml").write_text("networks: {}\ndata: {}\n")
     with pytest.raises(ValueError, match="battle.yaml lacks battle, scores"):
