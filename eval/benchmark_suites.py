@@ -30,7 +30,7 @@ from brickwork.pipelines.schedules import BrickSchedule
 SCALING_SIDES = (64, 128, 256, 512)
 SCALING_BLOCKS = {"dit": {"window_size": 8}, "i2rmb": {"window_size": 8}, "maxvit": {"window_size": 8}}
 SCALING_WIDTH = 32
-FAST_BREAKS = (0.5, 0.65)  # the default, and what saves a quarter of the operations on the embedded stack
+FAST_BREAKS = (0.5, 0.65)  # the default, and one that leaves the last brick out of more steps
 SAMPLING_STEPS = 4  # of the large networks; the embedded one draws whole pictures
 MEASURED_BELOW = 2**30  # bytes of derived memory; beyond, steps take long on two cores
 # Kinds of work, by the beginning of the name of torch's operation.
