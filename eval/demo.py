@@ -18,20 +18,20 @@ class Row:
     height: int
     width: int
     count: int
-    windows: str | None = None
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Draw one picture with the weights that ship: the same seeds with every brick and with bricks skipped, and a "
-        "wide image beyond the training size. Prints seconds, counted operations and the bricks that ran."
+        "Draw one picture with the weights that ship, every class in turn: the same seeds with every brick and with "
+        "bricks skipped, and wide images beyond the training size. Prints seconds, counted operations and the bricks "
+        "that ran."
     )
     parser.epilog = "example:\n  brickwork demo --output demo.png --seed 3"
     parser.add_argument("--output", type=Path, default=Path("demo.png"), help="picture to write (default: demo.png)")
     parser.add_argument("--weights", default="lego-emoji-64", help="weights that ship, or a pipeline folder")
-    parser.add_argument("--images", type=int, default=8, help="images a row (default: 8)")
+    parser.add_argument("--images", type=int, default=6, help="images a row (default: 6)")
     parser.add_argument("--steps", type=int, default=18, help="steps of the sampler (default: 18)")
-    parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale (default: 1, none)")
+    parser.add_argument("--guidance", type=float, default=2.0, help="guidance scale (default: 2; 1 is none)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: 0)")
     parser.set_defaults(run=run)
 
@@ -51,35 +51,25 @@ def run(args: argparse.Namespace) -> int:
     pipe = load_lego_pipeline(args.weights)
     pipe.set_progress_bar_config(disable=True)
     size = pipe.transformer.config.sample_size
-    # Weights that saw no crops draw whole pictures side by side best (docs/any-size.md).
-    wide = "shifted" if pipe.transformer.config.trained_crops else "tiled"
     full, fast = BrickSchedule.full(pipe.transformer), BrickSchedule.fast(pipe.transformer)
     rows = [
         Row("all bricks", full, size, size, args.images),
         Row("fast: the last brick skipped on half of the steps", fast, size, size, args.images),
-        Row(
-            f"beyond the training size: {size} x {3 * size}, windows {wide}",
-            full,
-            size,
-            3 * size,
-            max(1, args.images // 3),
-            wide,
-        ),
+        Row(f"beyond the training size: {size} x {3 * size}", full, size, 3 * size, max(1, args.images // 3)),
     ]
     drawn = []
     with _progress(len(rows) * args.steps) as bar:
         for row in rows:
-            label = 0 if pipe.transformer.config.num_classes else None
+            labels = spread_labels(pipe.transformer.config.num_classes, row.count)
             started = time.perf_counter()
             operations, output = count_operations(
-                lambda row=row, label=label: pipe(
-                    class_labels=[label] * row.count,
+                lambda row=row, labels=labels: pipe(
+                    class_labels=labels,
                     height=row.height,
                     width=row.width,
                     num_inference_steps=args.steps,
                     guidance_scale=args.guidance,
                     brick_schedule=row.schedule,
-                    windows=row.windows,
                     generator=[torch.Generator().manual_seed(args.seed + index) for index in range(row.count)],
                     callback_on_step_end=lambda *_: bar.update() and None,
                 )
@@ -90,6 +80,13 @@ def run(args: argparse.Namespace) -> int:
     save_picture(compose(drawn), args.output)
     print(f"wrote {args.output}")
     return 0
+
+
+def spread_labels(num_classes: int | None, count: int) -> list[int] | list[None]:
+    """A label for each of `count` images: the classes in order, as many images of each as can be."""
+    if not num_classes:
+        return [None] * count
+    return [index * num_classes // count if count > num_classes else index for index in range(count)]
 
 
 def _progress(total: int):

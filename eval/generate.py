@@ -28,7 +28,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--windows",
         help="of LEGO, above the training size: shifted (no seams), fixed, or tiled (pictures side by side); by "
-        "default shifted for weights trained on crops, else fixed",
+        "default what is saved with the pipeline, else shifted for weights trained on crops, else fixed",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image; the next has the next")
     parser.add_argument("--batch-size", type=int, default=16, help="images at once (default: 16)")

@@ -13,6 +13,12 @@ _PLASTIC = 1.32471795724474602596
 _STRIDES = (1 / _PLASTIC**2, 1 / _PLASTIC)
 
 
+def check_windows(kind: str | None) -> None:
+    """Raise a ValueError for a kind that there is not."""
+    if kind is not None and kind not in WINDOWS:
+        raise ValueError(f"`windows` is {kind!r}; choose one of {', '.join(WINDOWS)}, or None for what suits.")
+
+
 @dataclass(frozen=True)
 class WindowPlan:
     """The places of the windows in one call of a pipeline. A side up to the training size is left as it is.
@@ -37,10 +43,9 @@ class WindowPlan:
         Raises:
             ValueError: for an unknown kind.
         """
+        check_windows(kind)
         if kind is None:
             kind = "shifted" if config.trained_crops else "fixed"
-        if kind not in WINDOWS:
-            raise ValueError(f"`windows` is {kind!r}; choose one of {', '.join(WINDOWS)}, or None for what suits.")
         return cls(kind, *size, config.sample_size, math.lcm(*config.patch_sizes))
 
     @property

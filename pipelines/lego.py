@@ -12,7 +12,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 
 from brickwork.gen.lego import LegoTransformer2DModel
-from brickwork.pipelines.canvas import WindowPlan
+from brickwork.pipelines.canvas import WindowPlan, check_windows
 from brickwork.pipelines.edm_heun import float_dtype_for
 from brickwork.pipelines.labels import resolve_class_labels
 from brickwork.pipelines.sampling import SamplingPipeline
@@ -44,6 +44,11 @@ class LegoPipeline(SamplingPipeline):
         vae: decoder of a latent model; `None` for a model of pixels.
         brick_schedule: the schedule to use unless a call names another, saved with the pipeline; `None` for all
             bricks. As JSON (`BrickSchedule.to_dict`) when it comes from a file.
+        windows: how windows lie above the training size unless a call says otherwise, saved with the pipeline; `None`
+            for shifted where the network was trained on crops, else fixed.
+
+    Raises:
+        ValueError: for a schedule or windows that the network cannot take.
     """
 
     def __init__(
@@ -52,10 +57,13 @@ class LegoPipeline(SamplingPipeline):
         scheduler: SchedulerMixin,
         vae: AutoencoderKL | None = None,
         brick_schedule: BrickSchedule | dict | None = None,
+        windows: str | None = None,
     ):
         super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
         self.brick_schedule = brick_schedule
+        check_windows(windows)
+        self.register_to_config(windows=windows)
         self.image_processor = VaeImageProcessor()
 
     @property
@@ -115,8 +123,8 @@ class LegoPipeline(SamplingPipeline):
             windows: how windows lie on sides above the training size. `"shifted"`: elsewhere in each evaluation, so
                 that their borders leave no seams, at the same cost; the picture is one canvas whose opposite ends meet
                 in windows. `"fixed"`: at the same places always. `"tiled"`: the same, and each square of the training
-                size is told that it is a whole picture, so that several stand side by side. By default shifted where
-                the weights were trained on crops (`trained_crops`), else fixed.
+                size is told that it is a whole picture, so that several stand side by side. By default what is saved
+                with the pipeline, else shifted where the weights were trained on crops (`trained_crops`), else fixed.
 
         Raises:
             ValueError: for labels, sizes, schedules and other arguments that the network cannot take.
@@ -139,7 +147,7 @@ class LegoPipeline(SamplingPipeline):
         bricks = schedule.resolve(self.scheduler)
         patch = max(config.patch_sizes[brick] for brick in set().union(*bricks))
         size = self._sample_size(height, width, latents, patch)
-        plan = WindowPlan.of(windows, size, config)
+        plan = WindowPlan.of(self.config.windows if windows is None else windows, size, config)
         self._guidance_scale, self._interrupt, self._num_timesteps = guidance_scale, False, len(bricks)
 
         generators = generators_per_image(generator, len(labels))

@@ -9,6 +9,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from PIL import Image
 
 from brickwork import BrickSchedule, EDMHeunScheduler, LegoPipeline, LegoTransformer2DModel, cli
+from brickwork.eval.demo import spread_labels
 from brickwork.eval.pipelines import load_pipeline
 from brickwork.gen.objectives import EDMObjective
 from brickwork.gen.unet import BlockUNet2DModel
@@ -49,6 +50,14 @@ def test_demo_rows_share_their_seeds(folder, tmp_path):
         assert cli.main([*words, "--output", str(tmp_path / f"{name}.png")]) == 0
     a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
     assert a == b != c
+
+
+@pytest.mark.parametrize(
+    ("classes", "count", "labels"),
+    [(None, 2, [None, None]), (3, 6, [0, 0, 1, 1, 2, 2]), (3, 4, [0, 0, 1, 2]), (3, 2, [0, 1]), (1000, 3, [0, 1, 2])],
+)
+def test_demo_shows_every_class(classes, count, labels):
+    assert spread_labels(classes, count) == labels
 
 
 def test_generate_writes_one_file_an_image(folder, tmp_path, capsys):

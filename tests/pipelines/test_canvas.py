@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from brickwork import LegoPipeline
 from brickwork.eval.operations import count_operations
 from brickwork.gen.embeddings import coordinate_channels
 from brickwork.pipelines.canvas import WindowPlan
@@ -35,6 +36,18 @@ def test_windows_shift_by_themselves_for_weights_that_know_crops(make_pipe):
     assert torch.equal(draw(plain, 8, 24), fixed)
     assert torch.equal(draw(crops, 8, 24), shifted)
     assert torch.equal(draw(crops, 8, 24, windows="fixed"), fixed)
+
+
+def test_windows_are_saved_with_the_pipeline(make_pipe, tmp_path):
+    pipe = make_pipe(trained_crops=True)
+    LegoPipeline(pipe.transformer, pipe.scheduler, windows="tiled").save_pretrained(tmp_path)
+    loaded = LegoPipeline.from_pretrained(tmp_path)
+    tiled, shifted = (draw(pipe, 8, 24, windows=kind) for kind in ("tiled", "shifted"))
+    torch.testing.assert_close(draw(loaded, 8, 24), tiled)
+    torch.testing.assert_close(draw(loaded, 8, 24, windows="shifted"), shifted)
+    assert not torch.allclose(tiled, shifted)
+    with pytest.raises(ValueError, match="`windows` is 'moving'"):
+        LegoPipeline.from_pretrained(tmp_path, windows="moving")
 
 
 @pytest.mark.parametrize(("height", "width", "guidance"), [(8, 24, 1.0), (9, 21, 2.0), (17, 4, 1.0)])
