@@ -244,11 +244,17 @@ def _saved_model(kind: type, config: TrainConfig, class_names: list[str], channe
 
 
 def _of_classes(model: torch.nn.Module, class_names: list[str]) -> torch.nn.Module:
-    """A LEGO stack of other classes than the data's, if it knows all of those by name, without the others."""
+    """A LEGO stack that knows the data's classes by name, without the others; any other network as it is.
+
+    As many classes of other names take the places of those that were there.
+    """
     known = {name: int(number) for number, name in (model.config.id2label or {}).items()}
-    if sorted(known, key=known.get) == class_names or not class_names or not isinstance(model, LegoTransformer2DModel):
+    if sorted(known, key=known.get) == class_names or not class_names:
         return model
-    if model.condition is None or not set(class_names) <= set(known):
+    by_name = isinstance(model, LegoTransformer2DModel) and model.config.pretrained_brick is None
+    if not by_name or not set(class_names) <= set(known):
+        if model.config.num_classes == len(class_names):
+            model.register_to_config(id2label=dict(enumerate(class_names)))
         return model
     settings = {"num_classes": len(class_names), "id2label": dict(enumerate(class_names))}
     fewer = LegoTransformer2DModel.from_config(model.config, **settings)

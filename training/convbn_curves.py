@@ -100,9 +100,16 @@ def make_task(images: LabelledImages, config: TrainConfig, steps: int) -> Task:
 
 
 def target_images(overrides: list[str], classes: list[str]) -> tuple[TrainConfig, LabelledImages]:
-    """The configuration, and the pictures of the classes to fine-tune on."""
+    """The configuration, and the pictures of the classes to fine-tune on.
+
+    Raises:
+        ValueError: for data that cannot be read, or classes that they do not have.
+    """
     config = load_config(CONFIG, overrides)
-    return config, build_images(replace(config, data=replace(config.data, classes=classes)))
+    try:
+        return config, build_images(replace(config, data=replace(config.data, classes=classes)))
+    except ValueError as error:
+        raise ValueError(str(error).replace("`data.classes`", "`--target`")) from None
 
 
 def pretrain(preset: str, overrides: list[str], folder: Path) -> nn.Module:

@@ -206,7 +206,7 @@ def test_the_command_writes_and_goes_on(tmp_path, monkeypatch, capsys):
         (["--dtype", "float8"], "--dtype: got 'float8'"),
         (["--pretrained", "nothing"], "`--pretrained` is 'nothing', and there is no such folder"),
         (["--pretrained", str(brickwork.pretrained("lego-emoji-64"))], "a LegoTransformer2DModel without BatchNorm"),
-        (["--target", "Animals"], "`data.classes` has ['Animals']"),
+        (["--target", "Animals"], "`--target` has ['Animals']"),
         (["--device", "gpu"], "`--device` is 'gpu'"),
     ],
 )

@@ -159,6 +159,12 @@ def test_saved_weights_keep_the_classes_that_the_data_have(tiny_run, tmp_path):
     assert not torch.allclose(after, fewer(sample, timestep, torch.tensor([1, 0, 2])).sample)
 
 
+def test_saved_weights_take_the_names_of_as_many_other_classes(tiny_run, tmp_path):
+    tiny_run("flags", "data.classes=[Flags]").model.save_pretrained(tmp_path / "saved")
+    other = tiny_run("symbols", f"model.init_from={tmp_path / 'saved'}", "data.classes=[Symbols]").model
+    assert other.config.id2label == {0: "Symbols"}
+
+
 def test_settings_reach_the_network(tiny_run):
     run = tiny_run("run", "run.gradient_checkpointing=true", "model.attention_backend=_native_math")
     assert run.model.is_gradient_checkpointing
