@@ -65,3 +65,15 @@ def test_bad_input_is_one_line_and_status_2(capsys, tmp_path):
     assert cli.main(["info", str(tmp_path / "nothing")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "nothing" in error and "Traceback" not in error
+
+
+def test_ctrl_c_is_no_traceback(capsys, monkeypatch):
+    def interrupted(parser):
+        def run(args):
+            raise KeyboardInterrupt
+
+        parser.set_defaults(run=run)
+
+    monkeypatch.setattr("brickwork.eval.info.configure_parser", interrupted)
+    assert cli.main(["info"]) == 130
+    assert capsys.readouterr().err == "Stopped.\n"
