@@ -6,6 +6,7 @@ from pathlib import Path
 from brickwork.eval.image_sets import write_atomically
 
 COLOURS = {"full": "#1c2126", "fast": "#2b6a8f", "only": "#5b7f2b", "searched": "#b3431f", "random": "#8a929a"}
+FITTED = ("full", "fast", "searched")  # the axes are made for these; others may be worse by far
 MARKERS = {"full": "s", "fast": "o", "only": "^", "searched": "D", "random": "x"}
 
 
@@ -31,16 +32,14 @@ def draw_search(search, path: Path, scores: Mapping, metric: Mapping | None = No
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(1, panels, 1)
     _draw_frontier(axes, search)
-    _draw_points(axes, {name: (score.share, score.loss, None) for name, score in scores.items()})
-    lowest = search.frontier.losses[-1]
-    highest = max(score.loss for name, score in scores.items() if not name.startswith("random"))
-    axes.set_ylim(lowest - 0.09 * (highest - lowest), highest + 0.06 * (highest - lowest))
+    points = {name: (score.share, score.loss, None) for name, score in scores.items()}
+    _draw_points(axes, points, [search.frontier.losses[0], search.frontier.losses[-1]])
     _label(axes, f"paired held-out loss ({search.settings.get('weighting', 'sampler')} weighting)")
     axes.legend(fontsize=7.5, frameon=False, loc="upper right")
     if metric:
         axes = figure.add_subplot(1, panels, 2)
         values = metric["values"]
-        _draw_points(axes, {n: (scores[n].share, v["mean"], v["spread"]) for n, v in values.items()})
+        _draw_points(axes, {n: (scores[n].share, v["mean"], v["spread"]) for n, v in values.items()}, [])
         _label(axes, metric["name"])
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
 
@@ -55,13 +54,28 @@ def _draw_frontier(axes, search) -> None:
     axes.lines[-1].set_label("best of all for its cost")
 
 
-def _draw_points(axes, points: Mapping[str, tuple[float, float, float | None]]) -> None:
+def _draw_points(axes, points: Mapping[str, tuple[float, float, float | None]], further: list[float]) -> None:
+    """Draw every schedule; the axis is made for those worth running, and what lies above it stands at its edge.
+
+    Args:
+        axes: of a panel.
+        points: `(share, value, spread)` by name.
+        further: values that the axis has to show as well.
+    """
+    kinds = {name: name.split()[0] if name.split()[0] in COLOURS else "searched" for name in points}
+    ends = [(value - (spread or 0), value + (spread or 0)) for _, value, spread in points.values()]
+    shown = [end for kind, pair in zip(kinds.values(), ends) if kind in FITTED for end in pair] + further
+    low, high = min(shown), max(shown)
+    margin = 0.12 * (high - low or 1.0)
+    axes.set_ylim(low - margin, high + margin)
     for name, (share, value, spread) in points.items():
-        kind = name.split()[0] if name.split()[0] in COLOURS else "searched"
+        kind, place, side, title = kinds[name], (0, -12) if kinds[name] == "searched" else (0, 6), "center", name
+        if value > high + margin:
+            place, side, title = (6, -3), "left", f"{name}: {value:#.3g} ↑"
+            value, spread = high + 0.9 * margin, None
         axes.errorbar(share, value, spread, fmt=MARKERS[kind], color=COLOURS[kind], markersize=5, capsize=2, zorder=3)
-        if kind != "random":
-            place = (0, -12) if kind == "searched" else (0, 6)  # what was found lies below what it stands beside
-            axes.annotate(name, (share, value), textcoords="offset points", xytext=place, fontsize=7, ha="center")
+        if kind != "random":  # what was found is named below, since it lies below what it stands beside
+            axes.annotate(title, (share, value), textcoords="offset points", xytext=place, fontsize=7, ha=side)
 
 
 def _label(axes, title: str) -> None:

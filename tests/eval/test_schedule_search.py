@@ -197,7 +197,14 @@ def test_other_weights_of_the_same_measurement(search):
 def test_random_schedules_can_be_drawn_again(search):
     drawn = search.random_schedules(6, seed=1)
     assert drawn == search.random_schedules(6, seed=1) != search.random_schedules(6, seed=2)
-    assert len({search.score_of(schedule).bricks for schedule in drawn.values()}) > 3
+    bricks = {search.score_of(schedule).bricks for schedule in drawn.values()}
+    assert len(bricks) == 6 and search.score_of(BrickSchedule.full(search.model)).bricks not in bricks
+
+
+def test_no_more_random_schedules_than_there_are(model):
+    exits = search_brick_schedule(model, make_pairs(2, 3, 8, 8), 0.6, num_inference_steps=2, progress=False)
+    drawn = exits.random_schedules(60)
+    assert len({exits.score_of(schedule).bricks for schedule in drawn.values()}) == len(drawn) == 7 * 7 - 1
 
 
 @pytest.mark.parametrize("budget", [0.15, 0.5, 0.8, 1.0])
