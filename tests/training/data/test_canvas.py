@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from brickwork.gen.embeddings import coordinate_channels, crop_coordinates
 from brickwork.training.data.canvas import CanvasSettings, CanvasStream, cut, draw_corner, draw_proportions, lay_out
@@ -21,8 +22,8 @@ class Pictures:
     def natural_size(self, row):
         return self.side, self.side * 2
 
-    def picture(self, row, shape):
-        return np.full((*shape, 3), row, dtype=np.uint8)
+    def whole(self, row):
+        return Image.fromarray(np.full((*self.natural_size(row), 3), row, dtype=np.uint8))
 
     def sample(self, row, random=None):
         return np.full((3, *self.shapes[0]), row / 127.5 - 1, dtype=np.float32), int(self.labels[row])

@@ -162,6 +162,22 @@ def test_a_picture_cut_short_is_broken(image_folder):
         LabelledImages(load_table(str(image_folder)), 8)[5]
 
 
+def test_whole_pictures_are_decoded_once_as_far_as_memory_goes(table, monkeypatch):
+    images = LabelledImages(table, 8)
+    whole = images.whole(3)
+    assert np.array_equal(crop_to(whole, 5, 7), images.picture(3, (5, 7)))
+    assert (whole.height, whole.width) == images.natural_size(3)
+    images.table = None  # not asked again
+    assert np.array_equal(np.asarray(images.whole(3)), np.asarray(whole))
+    assert images.natural_size(3) == (whole.height, whole.width)
+    monkeypatch.setattr("brickwork.training.data.images.CACHE_BYTES", 0)
+    full = LabelledImages(table, 8)
+    full.whole(3)
+    full.table = None
+    with pytest.raises(TypeError):
+        full.whole(3)
+
+
 def test_bucket_shapes():
     shapes = bucket_shapes(64, 8, 2.0)
     assert (64, 64) in shapes
