@@ -94,7 +94,7 @@ def test_fp16_lowers_its_scale_and_goes_on_with_it(tiny_run, tmp_path, final_ten
         CheckpointFolder(tmp_path / name / "checkpoints").newest() for name in ("whole", "parts")
     )
     assert whole["scaler"] == parts["scaler"]
-    assert 1.0 <= whole["scaler"]["scale"] <= 2.0**15  # it began with 2¹⁶
+    assert whole["scaler"]["scale"] < 2.0**16  # where it began
     assert equal_bits(final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "parts"))
     lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     assert sum(line.get("train/nonfinite_steps", 0) for line in lines) >= 1
