@@ -36,7 +36,7 @@ class ClassToImagePipeline(SamplingPipeline):
     def from_objective(
         cls, transformer: ModelMixin, objective: Any, vae: AutoencoderKL | None = None
     ) -> "ClassToImagePipeline":
-        """The pipeline of a network that was trained with `objective`, one of `brickwork.gen.objectives`."""
+        """The pipeline of a network that was trained with `objective`, one of `brickwork.gen.parameterization`."""
         return cls(transformer, objective.scheduler(), vae)
 
     @torch.no_grad()

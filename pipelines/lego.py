@@ -11,11 +11,11 @@ from diffusers import AutoencoderKL, SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 
-from brickwork.gen.lego import LegoTransformer2DModel
+from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.pipelines.canvas import WindowPlan, check_windows
-from brickwork.pipelines.edm_heun import float_dtype_for
 from brickwork.pipelines.labels import resolve_class_labels
 from brickwork.pipelines.sampling import SamplingPipeline
+from brickwork.pipelines.schedulers.edm_heun import float_dtype_for
 from brickwork.pipelines.schedules import BrickSchedule
 from brickwork.pipelines.seeds import generators_per_image
 

@@ -16,7 +16,7 @@ def save_objective(folder: str | Path, name: str, options: dict) -> None:
 
     Args:
         folder: the pipeline's.
-        name: of `brickwork.gen.objectives.OBJECTIVES`.
+        name: of `brickwork.gen.parameterization.OBJECTIVES`.
         options: its arguments, as far as they differ from their defaults.
     """
     path = Path(folder) / OBJECTIVE_FILE

@@ -74,6 +74,6 @@ def test_ctrl_c_is_no_traceback(capsys, monkeypatch):
 
         parser.set_defaults(run=run)
 
-    monkeypatch.setattr("brickwork.eval.info.configure_parser", interrupted)
+    monkeypatch.setattr("brickwork.eval.commands.info.configure_parser", interrupted)
     assert cli.main(["info"]) == 130
     assert capsys.readouterr().err == "Stopped.\n"

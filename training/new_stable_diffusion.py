@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusio
 from tokenizers import pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from brickwork.training.arguments import run_script
+from brickwork.training.commands.train import run_script
 from brickwork.training.data.cache import load_vae
 from brickwork.training.data.images import load_table
 

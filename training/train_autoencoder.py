@@ -17,16 +17,16 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
 
-from brickwork.eval.pictures import grid, save_picture
-from brickwork.training.arguments import add_run_arguments, run_script, train_as_asked
-from brickwork.training.config import TrainConfig, require_task
+from brickwork.eval.report.pictures import grid, save_picture
+from brickwork.training.commands.train import add_run_arguments, run_script, train_as_asked
+from brickwork.training.config.config import TrainConfig, require_task
 from brickwork.training.data.images import LabelledImages, images_of
 from brickwork.training.data.stream import TrainingStream
-from brickwork.training.guards import write_text
-from brickwork.training.latent.autoencoding import Reconstruction, latent_scale
-from brickwork.training.loop import Run
-from brickwork.training.page import run_page
-from brickwork.training.previews import PAGE, SAMPLES, averaged_copy
+from brickwork.training.engine.guards import write_text
+from brickwork.training.engine.loop import Run
+from brickwork.training.engine.page import run_page
+from brickwork.training.engine.previews import PAGE, SAMPLES, averaged_copy
+from brickwork.training.tasks.latent.autoencoding import Reconstruction, latent_scale
 
 SHOWN, SCORED = 8, 64
 

@@ -15,16 +15,16 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
 
-from brickwork.eval.paired_loss import PairedSet
-from brickwork.training.arguments import configure_parser, run_script
-from brickwork.training.backbones import BACKBONES, build_model, build_objective, plan
-from brickwork.training.config import TrainConfig
+from brickwork.eval.held_out.paired_loss import PairedSet
+from brickwork.training.commands.train import configure_parser, run_script
+from brickwork.training.config.config import TrainConfig
 from brickwork.training.data.cache import CachedLatents, TensorCache, load_vae
 from brickwork.training.data.canvas import CanvasSettings, CanvasStream
 from brickwork.training.data.images import BrokenImage, LabelledImages, images_of
 from brickwork.training.data.stream import TrainingStream
-from brickwork.training.loop import Run
-from brickwork.training.previews import build_metrics
+from brickwork.training.engine.loop import Run
+from brickwork.training.engine.previews import build_metrics
+from brickwork.training.tasks.backbones import BACKBONES, build_model, build_objective, plan
 
 
 def build_images(config: TrainConfig) -> LabelledImages | CachedLatents:

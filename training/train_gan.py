@@ -15,18 +15,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from brickwork.eval.pictures import grid, save_picture
-from brickwork.gen.maxvit_gan import MaxViTGAN2DModel
+from brickwork.eval.report.pictures import grid, save_picture
+from brickwork.gen.networks.gan import MaxViTGAN2DModel
 from brickwork.pipelines.one_step import OneStepPipeline
-from brickwork.training.adversarial import NonSaturatingObjective, discriminator_losses
-from brickwork.training.arguments import add_run_arguments, run_script, train_as_asked
-from brickwork.training.config import TrainConfig, require_task
+from brickwork.training.commands.train import add_run_arguments, run_script, train_as_asked
+from brickwork.training.config.config import TrainConfig, require_task
 from brickwork.training.data.images import images_of
 from brickwork.training.data.stream import TrainingStream
-from brickwork.training.guards import write_text
-from brickwork.training.loop import Run
-from brickwork.training.page import run_page
-from brickwork.training.previews import PAGE, SAMPLES, build_metrics
+from brickwork.training.engine.guards import write_text
+from brickwork.training.engine.loop import Run
+from brickwork.training.engine.page import run_page
+from brickwork.training.engine.previews import PAGE, SAMPLES, build_metrics
+from brickwork.training.objectives.adversarial import NonSaturatingObjective, discriminator_losses
 
 
 def make_pipeline(network: MaxViTGAN2DModel) -> OneStepPipeline:

@@ -20,13 +20,13 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import set_seed
 
-from brickwork.training.arguments import add_run_arguments, run_script, train_as_asked
-from brickwork.training.config import load_config
-from brickwork.training.latent.config import ResAdapterConfig
-from brickwork.training.latent.resadapter import ResAdapterInTraining, add_resadapter, trained_weights
-from brickwork.training.latent.stable_diffusion import freeze_encoders, freeze_unet, load_pipeline, objective_of
-from brickwork.training.latent.task import SizePreviews, drop_text_encoders, encoding_loss, open_stream, plan
-from brickwork.training.loop import Run
+from brickwork.training.commands.train import add_run_arguments, run_script, train_as_asked
+from brickwork.training.config.config import load_config
+from brickwork.training.config.latent import ResAdapterConfig
+from brickwork.training.engine.loop import Run
+from brickwork.training.tasks.latent.resadapter import ResAdapterInTraining, add_resadapter, trained_weights
+from brickwork.training.tasks.latent.stable_diffusion import freeze_encoders, freeze_unet, load_pipeline, objective_of
+from brickwork.training.tasks.latent.task import SizePreviews, drop_text_encoders, encoding_loss, open_stream, plan
 
 # The other processes wait while one fills the cache.
 CACHE_TIME = timedelta(hours=12)

@@ -13,10 +13,17 @@ from functools import partial
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from brickwork.training.arguments import add_run_arguments, run_script, train_as_asked
-from brickwork.training.latent.stable_diffusion import freeze_encoders, freeze_unet, is_xl, load_pipeline, objective_of
-from brickwork.training.latent.task import SizePreviews, encoding_loss, open_stream, plan
-from brickwork.training.latent.text_to_image import (
+from brickwork.training.commands.train import add_run_arguments, run_script, train_as_asked
+from brickwork.training.engine.loop import Run
+from brickwork.training.tasks.latent.stable_diffusion import (
+    freeze_encoders,
+    freeze_unet,
+    is_xl,
+    load_pipeline,
+    objective_of,
+)
+from brickwork.training.tasks.latent.task import SizePreviews, encoding_loss, open_stream, plan
+from brickwork.training.tasks.latent.text_to_image import (
     Export,
     JointPreviews,
     NumberedStream,
@@ -25,7 +32,6 @@ from brickwork.training.latent.text_to_image import (
     UNetWithText,
     add_whole_lora,
 )
-from brickwork.training.loop import Run
 
 
 def build_network(config: TextToImageConfig, pipeline):

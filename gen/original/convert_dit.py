@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from brickwork.gen.original.model_folder import add_folder_arguments, convert_to_folder
 
 if TYPE_CHECKING:
-    from brickwork.gen.transformer import BlockTransformer2DModel
+    from brickwork.gen.networks.transformer import BlockTransformer2DModel
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,7 @@ def convert_dit(
     Raises:
         ValueError: if `source` is no DiT checkpoint, or `folder` is there and may not be replaced.
     """
-    from brickwork.gen.transformer import BlockTransformer2DModel
+    from brickwork.gen.networks.transformer import BlockTransformer2DModel
 
     convert_to_folder(
         lambda: BlockTransformer2DModel.from_original(source, attention_head_dim), _describe, folder, overwrite

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from brickwork.gen.original.model_folder import add_folder_arguments, convert_to_folder
 
 if TYPE_CHECKING:
-    from brickwork.gen.lego import LegoTransformer2DModel
+    from brickwork.gen.networks.lego import LegoTransformer2DModel
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def convert_lego(source: str | Path, folder: str | Path, overwrite: bool = False
     Raises:
         ValueError: if `source` is no checkpoint of the authors, or `folder` is there and may not be replaced.
     """
-    from brickwork.gen.lego import LegoTransformer2DModel
+    from brickwork.gen.networks.lego import LegoTransformer2DModel
 
     convert_to_folder(lambda: LegoTransformer2DModel.from_original(source), _describe, folder, overwrite)
 

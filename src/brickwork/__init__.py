@@ -7,17 +7,17 @@ from pathlib import Path
 __version__ = "0.1.0"
 
 _MODULES = {
-    "brickwork.gen.lego": ["LegoTransformer2DModel"],
-    "brickwork.gen.transformer": ["BlockTransformer2DModel"],
-    "brickwork.gen.unet": ["BlockUNet2DModel"],
-    "brickwork.gen.maxvit_gan": ["MaxViTGenerator2DModel"],
+    "brickwork.gen.networks.lego": ["LegoTransformer2DModel"],
+    "brickwork.gen.networks.transformer": ["BlockTransformer2DModel"],
+    "brickwork.gen.networks.unet": ["BlockUNet2DModel"],
+    "brickwork.gen.networks.gan": ["MaxViTGenerator2DModel"],
     "brickwork.gen.convbn": ["set_convbn_mode"],
     "brickwork.pipelines.lego": ["LegoPipeline"],
     "brickwork.pipelines.class_to_image": ["ClassToImagePipeline"],
     "brickwork.pipelines.one_step": ["OneStepPipeline"],
     "brickwork.pipelines.schedules": ["BrickSchedule"],
-    "brickwork.pipelines.edm_heun": ["EDMHeunScheduler"],
-    "brickwork.adapters.resadapter": [
+    "brickwork.pipelines.schedulers.edm_heun": ["EDMHeunScheduler"],
+    "brickwork.adapters.resadapter.functions": [
         "load_resadapter",
         "set_resadapter_scale",
         "enable_resadapter",
@@ -28,9 +28,9 @@ _MODULES = {
         "save_resadapter",
         "use_resadapter",
     ],
-    "brickwork.eval.schedule_search": ["search_brick_schedule"],
-    "brickwork.adapters.convert": ["convert_resadapter"],
-    "brickwork.adapters.merge": ["merge_resadapter"],
+    "brickwork.eval.search.schedule_search": ["search_brick_schedule"],
+    "brickwork.adapters.resadapter.convert": ["convert_resadapter"],
+    "brickwork.adapters.resadapter.merge": ["merge_resadapter"],
 }
 _EXPORTS = {name: module for module, names in _MODULES.items() for name in names}
 # What `DiffusionPipeline.from_pretrained` and `AutoModel.from_pretrained` look for by name.

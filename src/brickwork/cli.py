@@ -8,31 +8,55 @@ import sys
 
 import brickwork
 
-# command: (module with `configure_parser(parser)`, what it does)
+# command: (module of this package with `configure_parser(parser)`, what it does)
 COMMANDS = {
-    "demo": ("brickwork.eval.demo", "draw one picture with the weights that ship: whole, fast and wide"),
-    "demo resadapter": ("brickwork.eval.demo_resadapter", "the miniature Stable Diffusion at sizes it never saw"),
-    "generate": ("brickwork.eval.generate", "draw pictures with a pipeline"),
-    "info": ("brickwork.eval.info", "what a checkpoint is: its bricks, their costs, its schedule"),
-    "benchmark": ("brickwork.eval.benchmark", "time and memory beside a plain reference and diffusers' own networks"),
-    "train": ("brickwork.training.arguments", "train a backbone in one process"),
-    "publish": ("brickwork.training.publish", "a run as a folder to share, with a model card"),
-    "battle": ("brickwork.training.battle_command", "backbones of one size under equal conditions: tables and a plot"),
-    "evaluate": ("brickwork.eval.evaluate", "reference statistics, samples, metrics, comparisons"),
-    "sweep": ("brickwork.eval.sweep", "a pipeline over sizes, ratios and adapter strengths: contact sheet and table"),
-    "search": ("brickwork.eval.search", "the best brick schedules within budgets of operations"),
-    "convbn": ("brickwork.training.convbn_study", "a convolution and its BatchNorm: memory, time, stability by mode"),
-    "report": ("brickwork.eval.report", "results as one page: samples, neighbours, tables, curves"),
-    "seams": ("brickwork.eval.seams", "edges at window borders against edges elsewhere, above the training size"),
-    "convert lego": ("brickwork.gen.original.convert_lego", "the LEGO authors' checkpoint => a model folder"),
-    "convert dit": ("brickwork.gen.original.convert_dit", "the DiT authors' checkpoint => a model folder"),
-    "convert resadapter": ("brickwork.adapters.convert", "between the authors' folder, diffusers and ComfyUI"),
-    "merge": ("brickwork.adapters.merge", "bake a ResAdapter into a checkpoint"),
-    "data build emoji": ("brickwork.training.data.emoji", "build the emoji data set from its public packages"),
-    "data select": ("brickwork.training.data.select", "some rows of a data set as a Parquet file"),
-    "data split": ("brickwork.training.data.split", "training and held-out pictures of a run as image folders"),
-    "data check": ("brickwork.training.data.check", "what is in a data set, and what is wrong with it"),
-    "data cache": ("brickwork.training.data.cache_command", "latents or captions of a data set, encoded once"),
+    "demo": ("eval.commands.demo", "draw one picture with the weights that ship: whole, fast and wide"),
+    "demo resadapter": (
+        "eval.commands.demo_resadapter",
+        "the miniature Stable Diffusion at sizes it never saw",
+    ),
+    "generate": ("eval.commands.generate", "draw pictures with a pipeline"),
+    "info": ("eval.commands.info", "what a checkpoint is: its bricks, their costs, its schedule"),
+    "benchmark": (
+        "eval.commands.benchmark",
+        "time and memory beside a plain reference and diffusers' own networks",
+    ),
+    "train": ("training.commands.train", "train a backbone in one process"),
+    "publish": ("training.commands.publish", "a run as a folder to share, with a model card"),
+    "battle": (
+        "training.studies.battle.command",
+        "backbones of one size under equal conditions: tables and a plot",
+    ),
+    "evaluate": ("eval.commands.evaluate", "reference statistics, samples, metrics, comparisons"),
+    "sweep": (
+        "eval.studies.sweep",
+        "a pipeline over sizes, ratios and adapter strengths: contact sheet and table",
+    ),
+    "search": ("eval.commands.search", "the best brick schedules within budgets of operations"),
+    "convbn": (
+        "training.studies.convbn.study",
+        "a convolution and its BatchNorm: memory, time, stability by mode",
+    ),
+    "report": ("eval.commands.report", "results as one page: samples, neighbours, tables, curves"),
+    "seams": (
+        "eval.studies.seams",
+        "edges at window borders against edges elsewhere, above the training size",
+    ),
+    "convert lego": ("gen.original.convert_lego", "the LEGO authors' checkpoint => a model folder"),
+    "convert dit": ("gen.original.convert_dit", "the DiT authors' checkpoint => a model folder"),
+    "convert resadapter": (
+        "adapters.resadapter.convert",
+        "between the authors' folder, diffusers and ComfyUI",
+    ),
+    "merge": ("adapters.resadapter.merge", "bake a ResAdapter into a checkpoint"),
+    "data build emoji": ("training.data.build.emoji", "build the emoji data set from its public packages"),
+    "data select": ("training.commands.data_select", "some rows of a data set as a Parquet file"),
+    "data split": (
+        "training.commands.data_split",
+        "training and held-out pictures of a run as image folders",
+    ),
+    "data check": ("training.commands.data_check", "what is in a data set, and what is wrong with it"),
+    "data cache": ("training.commands.data_cache", "latents or captions of a data set, encoded once"),
 }
 
 
@@ -68,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"error: there is no command {f'{name} {rest[0]}'!r}; did you mean {' or '.join(near)}?", file=sys.stderr
         )
         return 2
-    module = importlib.import_module(COMMANDS[name][0])
+    module = importlib.import_module(f"brickwork.{COMMANDS[name][0]}")
     parser = argparse.ArgumentParser(
         prog=f"brickwork {name}", formatter_class=argparse.RawDescriptionHelpFormatter, description=COMMANDS[name][1]
     )

@@ -8,10 +8,10 @@ import pytest
 import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from brickwork.adapters.base_norms import read_base_norms
 from brickwork.adapters.comfyui.reading import read_adapter
 from brickwork.adapters.hub import local_adapter
-from brickwork.adapters.resadapter import load_resadapter
+from brickwork.adapters.resadapter.base_norms import read_base_norms
+from brickwork.adapters.resadapter.functions import load_resadapter
 
 
 @pytest.fixture

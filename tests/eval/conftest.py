@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from brickwork.eval.extractors import Extractor, from_module
+from brickwork.eval.extractors.features import Extractor, from_module
 
 
 class SmallNetwork(nn.Module):

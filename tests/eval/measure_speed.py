@@ -15,11 +15,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from brickwork.eval.extractors import FIXED_BATCH, Extractor, from_module, load_extractor
-from brickwork.eval.feature_sets import extract_features
-from brickwork.eval.image_sets import from_arrays
-from brickwork.eval.metrics import feature_statistics, frechet_distance
-from brickwork.eval.protocols import get_protocol
+from brickwork.eval.extractors.features import FIXED_BATCH, Extractor, from_module, load_extractor
+from brickwork.eval.extractors.protocols import get_protocol
+from brickwork.eval.metrics.distances import feature_statistics, frechet_distance
+from brickwork.eval.sets.features import extract_features
+from brickwork.eval.sets.pictures import from_arrays
 
 
 def take_turns(ways: dict[str, Callable[[], object]], rounds: int) -> None:
@@ -77,7 +77,7 @@ def extraction(args: argparse.Namespace) -> None:
 def _extractor(name: str) -> Extractor:
     if name != "inception-v3-random":
         return load_extractor(name)
-    from brickwork.eval.inception import INCEPTION_SIZE, InceptionV3
+    from brickwork.eval.extractors.inception import INCEPTION_SIZE, InceptionV3
 
     return from_module(InceptionV3(), "random", INCEPTION_SIZE)
 

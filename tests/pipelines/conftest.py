@@ -10,10 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from brickwork.gen.embeddings import sincos_position_table
-from brickwork.gen.lego import LegoTransformer2DModel
+from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.original.lego import convert_original_lego
-from brickwork.pipelines.edm_heun import EDMHeunScheduler
 from brickwork.pipelines.lego import LegoPipeline
+from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
 
 PARITY = Path(__file__).parents[1] / "data" / "lego_parity"
 NAMES = {0: "Smileys & Emotion", 1: "Animals & Nature", 2: "Food & Drink"}

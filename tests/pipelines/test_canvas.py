@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from brickwork import LegoPipeline
-from brickwork.eval.operations import count_operations
 from brickwork.gen.embeddings import coordinate_channels
+from brickwork.gen.operations import count_operations
 from brickwork.pipelines.canvas import WindowPlan
 from brickwork.pipelines.schedules import BrickSchedule
 

@@ -4,11 +4,11 @@ import diffusers
 import pytest
 import torch
 
-from brickwork.gen.objectives import OBJECTIVES
-from brickwork.gen.transformer import BlockTransformer2DModel
-from brickwork.gen.unet import BlockUNet2DModel
+from brickwork.gen.networks.transformer import BlockTransformer2DModel
+from brickwork.gen.networks.unet import BlockUNet2DModel
+from brickwork.gen.parameterization import OBJECTIVES
 from brickwork.pipelines.class_to_image import ClassToImagePipeline
-from brickwork.pipelines.edm_heun import EDMHeunScheduler
+from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
 
 CLASSES = {0: "Cat", 1: "Dog", 2: "Bird"}
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from brickwork.pipelines import edm_heun
-from brickwork.pipelines.edm_heun import EDMHeunScheduler
 from brickwork.pipelines.lego import LegoPipeline
+from brickwork.pipelines.schedulers import edm_heun
+from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
 
 CASES = ["pg_heun", "pr_churn", "u_heun", "u_heun_guided", "u_churn_guided", "u_no_class"]
 

@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler, EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
-from brickwork.pipelines.edm_heun import EDMHeunScheduler
+from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
 from brickwork.pipelines.schedules import BrickSchedule
 
 SCHEDULERS = {

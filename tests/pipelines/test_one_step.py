@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from brickwork.gen.maxvit_gan import MaxViTGenerator2DModel
+from brickwork.gen.networks.gan import MaxViTGenerator2DModel
 from brickwork.pipelines.one_step import OneStepPipeline
 
 

@@ -13,9 +13,9 @@ from diffusers import AutoModel, DiffusionPipeline, EDMEulerScheduler
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError
 
-from brickwork.gen.lego import LegoTransformer2DModel
-from brickwork.pipelines.edm_heun import EDMHeunScheduler
+from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.pipelines.lego import LegoPipeline
+from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
 from brickwork.pipelines.schedules import BrickSchedule
 
 

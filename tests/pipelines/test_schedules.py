@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brickwork.gen.presets import LEGO_PRESETS
-from brickwork.pipelines.edm_heun import EDMHeunScheduler
+from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
 from brickwork.pipelines.schedules import BrickRule, BrickSchedule, stack_layout
 
 

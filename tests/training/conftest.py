@@ -58,7 +58,7 @@ def tiny_yaml(tmp_path):
 @pytest.fixture
 def tiny_run(tiny_yaml, tmp_path):
     """`tiny_run("name", "section.key=value", …)` => a `Run` in `tmp_path/name`."""
-    from brickwork.training.config import load_config
+    from brickwork.training.config.config import load_config
     from brickwork.training.train_backbone import prepare
 
     def build(name: str, *overrides: str, **options):
@@ -72,7 +72,7 @@ def tiny_run(tiny_yaml, tmp_path):
 @pytest.fixture
 def final_tensors():
     """A run's folder => everything in its newest checkpoint that must come out the same."""
-    from brickwork.training.checkpoints import CheckpointFolder
+    from brickwork.training.engine.checkpoints import CheckpointFolder
 
     def read(folder: Path) -> dict[str, torch.Tensor]:
         tensors, _ = CheckpointFolder(folder / "checkpoints").newest()

@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from brickwork.training import loop
-from brickwork.training.config import load_config
+from brickwork.training.config.config import load_config
 from brickwork.training.data.stream import PositionBatches, stream_batches
-from brickwork.training.ema import EMA
+from brickwork.training.engine import loop
+from brickwork.training.engine.ema import EMA
 from brickwork.training.train_backbone import prepare
 
 ROOT = Path(__file__).parents[2]

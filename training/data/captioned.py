@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from brickwork.training.config.latent import LatentConfig
 from brickwork.training.data.buckets import POSTERIOR, SAMPLE, SUBSTITUTE, random_numbers
 from brickwork.training.data.cache import TensorCache, build_cache, network_fingerprint
 from brickwork.training.data.images import BrokenImage, LabelledImages, load_table, open_picture, to_unit_range
 from brickwork.training.data.resolutions import Resolutions, enlargement, shapes_by_size
 from brickwork.training.data.stream import TrainingStream
 from brickwork.training.data.text_cache import CachedTexts, cache_texts
-from brickwork.training.latent.config import LatentConfig
-from brickwork.training.latent.stable_diffusion import is_xl, moments, plain_time_ids, size_step, vae_factor
+from brickwork.training.tasks.latent.stable_diffusion import is_xl, moments, plain_time_ids, size_step, vae_factor
 
 Shape = tuple[int, int]
 
@@ -191,7 +191,7 @@ def _rebuilt_by_removing() -> Iterator[None]:
 
 
 class CaptionedStream(TrainingStream):
-    """Samples by position for `brickwork.training.latent.stable_diffusion.EncodeFirst`; every step has its shape.
+    """Samples by position for `training.tasks.latent.stable_diffusion.EncodeFirst`; every step has its shape.
 
     A row whose picture would be enlarged too much in the step's shape is exchanged for one that is not.
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from brickwork.training.config import TrainConfig
+from brickwork.training.config.config import TrainConfig
 from brickwork.training.data.buckets import bucket_shapes, nearest_bucket
-from brickwork.training.data.emoji import base_codepoints
+from brickwork.training.data.build.emoji import base_codepoints
 from brickwork.training.data.shards import ShardTable, shard_paths
 
 # Decoded images up to this size in all are kept in memory: small sets are read once.

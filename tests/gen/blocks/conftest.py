@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from brickwork.gen.blocks import list_blocks
-from brickwork.gen.transformer import BlockTransformer2DModel
-from brickwork.gen.unet import BlockUNet2DModel
+from brickwork.gen.networks.transformer import BlockTransformer2DModel
+from brickwork.gen.networks.unet import BlockUNet2DModel
 
 SHARED = {"num_classes": 5, "attention_head_dim": 8, "window_size": 5}
 TRANSFORMER = SHARED | {"sample_size": 20, "patch_size": 2, "in_channels": 3, "num_layers": 2, "hidden_size": 16}

@@ -24,7 +24,7 @@ def test_the_registry_by_name():
 
 def test_a_new_block_is_one_class(monkeypatch):
     from brickwork.gen.blocks import registry
-    from brickwork.gen.unet import BlockUNet2DModel
+    from brickwork.gen.networks.unet import BlockUNet2DModel
 
     monkeypatch.setattr(registry, "_BLOCKS", dict(registry._BLOCKS))
 

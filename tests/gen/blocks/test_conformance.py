@@ -7,8 +7,8 @@ import pytest
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
-from brickwork.eval.operations import count_operations
 from brickwork.gen.blocks import list_blocks
+from brickwork.gen.operations import count_operations
 
 KEYS = Path(__file__).parents[2] / "data" / "blocks" / "keys.json"
 

@@ -83,7 +83,7 @@ def test_without_gradients_nothing_is_added(inputs):
 
 def test_a_block_keeps_little():
     """Of a block's tokens: query, key, value, attention, its projection, the MLP's four and output, the result."""
-    from brickwork.eval.benchmark_memory import TensorBytes
+    from brickwork.eval.benchmark.memory import TensorBytes
 
     dim, tokens = 32, 40
     block = random_block(dim)
@@ -98,7 +98,7 @@ def test_gradient_checkpointing_keeps_the_input_alone():
     """Of nested hooks only the innermost count: ours must not hold what checkpointing puts away."""
     from torch.utils.checkpoint import checkpoint
 
-    from brickwork.eval.benchmark_memory import TensorBytes
+    from brickwork.eval.benchmark.memory import TensorBytes
 
     block = random_block(32)
     hidden, temb = torch.randn(2, 3, 40, 32, requires_grad=True), torch.randn(2, 32)

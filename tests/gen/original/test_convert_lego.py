@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from brickwork.gen.embeddings import sincos_position_table
-from brickwork.gen.lego import LegoTransformer2DModel
+from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.original.convert_lego import configure_parser
 
 
@@ -89,7 +89,7 @@ def test_a_bad_file_leaves_nothing_behind(convert, tmp_path):
 MEASURE = """
 import resource, sys
 from brickwork.gen.embeddings import sincos_position_table
-from brickwork.gen.lego import LegoTransformer2DModel
+from brickwork.gen.networks.lego import LegoTransformer2DModel
 unit = 1 if sys.platform == "darwin" else 1024
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 LegoTransformer2DModel.from_original(sys.argv[1])

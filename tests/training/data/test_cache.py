@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from brickwork.training.commands.data_cache import configure_parser
 from brickwork.training.data.cache import (
     CachedLatents,
     TensorCache,
@@ -14,7 +15,6 @@ from brickwork.training.data.cache import (
     cache_latents,
     network_fingerprint,
 )
-from brickwork.training.data.cache_command import configure_parser
 from brickwork.training.data.images import LabelledImages, load_table, to_unit_range
 
 
@@ -120,7 +120,7 @@ def test_folders_of_something_else_are_refused(tmp_path):
 
 def test_a_run_on_cached_latents(tiny_run, tiny_yaml, tmp_path, vae, final_tensors, equal_bits):
     from brickwork.pipelines.lego import LegoPipeline
-    from brickwork.training.loop import train
+    from brickwork.training.engine.loop import train
 
     vae.save_pretrained(tmp_path / "vae")
     parser = argparse.ArgumentParser()

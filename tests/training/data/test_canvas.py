@@ -156,7 +156,7 @@ def test_training_on_crops_marks_the_network_and_tells_it_the_place(tiny_run, mo
     told = []
     forward = run.model.forward
     monkeypatch.setattr(run.model, "forward", lambda *a, **k: told.append(k["coordinates"]) or forward(*a, **k))
-    from brickwork.training.loop import train
+    from brickwork.training.engine.loop import train
 
     assert train(run) == 8
     expected = crop_coordinates(torch.stack([run.stream[position]["crop"] for position in range(8)]), 8, 8)
@@ -166,7 +166,7 @@ def test_training_on_crops_marks_the_network_and_tells_it_the_place(tiny_run, mo
 
 @pytest.mark.parametrize("override", ["model.type=BlockUNet2DModel", "data.latents=somewhere"])
 def test_who_cannot_learn_from_crops_says_so(tiny_yaml, override):
-    from brickwork.training.config import load_config
+    from brickwork.training.config.config import load_config
     from brickwork.training.train_backbone import build_stream
 
     config = load_config(tiny_yaml, ["data.crop_share=0.5", override])

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from brickwork.training.data.buckets import bucket_shapes, nearest_bucket
-from brickwork.training.data.emoji import base_codepoints
+from brickwork.training.data.build.emoji import base_codepoints
 from brickwork.training.data.images import (
     BrokenImage,
     LabelledImages,

@@ -8,7 +8,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from brickwork import cli
-from brickwork.training.config import load_config
+from brickwork.training.config.config import load_config
 from brickwork.training.data import text_cache
 from brickwork.training.data.images import images_of
 from brickwork.training.data.text_cache import CachedTexts, cache_texts, captions_of, load_text_encoders

@@ -1,0 +1,125 @@
+"""`convert_resadapter`: a ResAdapter from any form to any other; as a command, `brickwork convert resadapter`."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from brickwork.adapters.comfyui.reading import Adapter, listed, read_adapter
+from brickwork.adapters.hub import local_adapter
+from brickwork.adapters.resadapter import formats
+from brickwork.adapters.resadapter.base_norms import read_base_norms
+
+NORM_TYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
+def convert_resadapter(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    to: str,
+    base_model=None,
+    naming: str | None = None,
+    norm_type: str = "float64",
+    overwrite: bool = False,
+) -> list[Path]:
+    """Writes a ResAdapter in another form, without loss: converted back, every tensor is the same bit for bit.
+
+    Args:
+        src: a file, an authors' folder, or a place on the Hub, as for `load_resadapter`.
+        dst: a folder for `to="official"`, a path ending in .safetensors otherwise.
+        to: "official" (the authors' two files), "diffusers" (a LoRA file for stock `load_lora_weights`, the norms in a
+            second file beside it) or "comfyui" (one file for the LoRA loaders of ComfyUI, Forge and A1111).
+        base_model: the model the adapter was trained on; needed between absolute norms and the differences of
+            "comfyui". A hub id, a folder, a single-file checkpoint or a loaded model: see `read_base_norms`.
+        naming: module names of the "comfyui" form, "diffusers" or "compvis"; None takes what every program reads
+            rightly: compvis for SDXL, diffusers otherwise.
+        norm_type: of the differences: "float64" is exact on the way back; "float32" is not, but Apple's MPS takes it.
+        overwrite: replace files that exist.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: an adapter or base that cannot be read or do not belong together, or a file in the way.
+    """
+    if to not in formats.FORMS:
+        raise ValueError(f"to={to!r}; allowed: {', '.join(formats.FORMS)}")
+    if norm_type not in NORM_TYPES:
+        raise ValueError(f"norm_type={norm_type!r}; allowed: {', '.join(NORM_TYPES)}")
+    adapter = with_stated_facts(read_adapter(local_adapter(src)))
+    if adapter.differences and to == "comfyui":
+        norms = {key: value.to(NORM_TYPES[norm_type]) for key, value in adapter.norms.items()}
+        adapter = dataclasses.replace(adapter, norms=norms)
+    if adapter.norms and adapter.differences != (to == "comfyui"):
+        if base_model is None:
+            raise ValueError(
+                f"to={to!r} needs base_model, the model {adapter.source} was trained on: its norms are "
+                f"{'differences' if adapter.differences else 'absolute values'}, and the other kind is wanted"
+            )
+        base = base_norms_for(adapter, base_model)
+        if adapter.differences:
+            adapter = formats.to_absolute(adapter, base)
+        else:
+            adapter = formats.to_differences(adapter, base, NORM_TYPES[norm_type])
+    return formats.write_adapter(adapter, dst, to, naming=naming, overwrite=overwrite)
+
+
+def base_norms_for(adapter: Adapter, base_model) -> dict[str, torch.Tensor]:
+    """The base model's norms under the adapter's keys, or a `ValueError` where shapes tell of another model."""
+    base = read_base_norms(base_model, list(adapter.norms))
+    wrong = [key for key, value in base.items() if value.shape != adapter.norms[key].shape]
+    if wrong:
+        raise ValueError(f"base_model is no model that {adapter.source} fits: {listed(wrong)} have other shapes")
+    return base
+
+
+def with_stated_facts(adapter: Adapter) -> Adapter:
+    """The adapter with what can be told of it (family, rank, sizes) noted in its information, if not there yet."""
+    families, sizes = adapter.families(), adapter.training_range()
+    ranks = sorted({pair.rank for pair in adapter.convs.values()})
+    facts = {"family": families[0] if len(families) == 1 else None, "rank": ranks[0] if len(ranks) == 1 else None}
+    if sizes is not None:
+        facts["range"] = {"min_size": sizes.min_size, "max_size": sizes.max_size, "max_ratio": sizes.max_ratio}
+    stated = {key: value for key, value in facts.items() if value is not None} | adapter.info
+    return dataclasses.replace(adapter, info=stated)
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `brickwork convert resadapter`."""
+    parser.description = "Convert a ResAdapter between the authors' folder, a diffusers LoRA and one ComfyUI file."
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = (
+        "example:\n  brickwork convert resadapter resadapter_v2_sd1.5 resadapter.safetensors --to comfyui \\\n"
+        "      --base-model stable-diffusion-v1-5/stable-diffusion-v1-5"
+    )
+    parser.add_argument("src", help="the adapter: a file, an authors' folder, or owner/name/folder on the Hub")
+    parser.add_argument("dst", help="a folder for --to official, else a .safetensors path")
+    parser.add_argument("--to", required=True, choices=formats.FORMS, help="the form to write")
+    parser.add_argument(
+        "--base-model",
+        help="the model it was trained on: a Hub id, a pipeline or UNet folder, or a .safetensors checkpoint; "
+        "needed to or from comfyui",
+    )
+    parser.add_argument(
+        "--naming", choices=formats.NAMINGS, help="module names in the comfyui file (default: fitting)"
+    )
+    parser.add_argument("--norm-type", choices=list(NORM_TYPES), default="float64", help="of the comfyui file's norms")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Converts and prints the files written."""
+    files = convert_resadapter(
+        args.src,
+        args.dst,
+        to=args.to,
+        base_model=args.base_model,
+        naming=args.naming,
+        norm_type=args.norm_type,
+        overwrite=args.overwrite,
+    )
+    for file in files:
+        print(f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB)")

@@ -1,0 +1,180 @@
+"""Writing a ResAdapter in each of its forms, and changing its norms between absolute values and differences.
+
+- `official`: a folder with `pytorch_lora_weights.safetensors` in kohya names and the absolute norms in
+  `diffusion_pytorch_model.safetensors`, as the authors released it.
+- `diffusers`: `<name>.safetensors` in PEFT names, which stock `load_lora_weights` takes, and the absolute norms in
+  `<name>_norms.safetensors`, which it would refuse in the same file.
+- `comfyui`: one file that the LoRA loaders of ComfyUI, Forge and A1111 take, in kohya names, with the norms as
+  differences from a base model's in LyCORIS's `w_norm` and `b_norm`.
+
+Reading is in `comfyui/reading.py`, which the ComfyUI nodes share.
+"""
+
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from brickwork.adapters.comfyui.names import compvis_path, kohya_name
+from brickwork.adapters.comfyui.reading import INFO_KEY, LORA_FILES, NORM_FILES, NORMS_SUFFIX, Adapter
+from brickwork.adapters.resadapter.base_norms import norms_fingerprint
+
+FORMS = ("official", "diffusers", "comfyui")
+NAMINGS = ("diffusers", "compvis")
+_PEFT_METADATA = "lora_adapter_metadata"  # where diffusers looks for rank and alpha
+_BASE_HASH, _NORM_TYPES = "base_norms_sha256", "norm_types"
+
+
+def to_differences(adapter: Adapter, base: dict[str, torch.Tensor], dtype: torch.dtype = torch.float64) -> Adapter:
+    """The adapter with its absolute norms as differences from `base`, which is noted by its fingerprint.
+
+    In float64 the way back is exact; in float32 it is not.
+    """
+    norms = {key: (value.double() - base[key].double()).to(dtype) for key, value in adapter.norms.items()}
+    types = sorted({str(value.dtype).removeprefix("torch.") for value in adapter.norms.values()})
+    if len(types) > 1:
+        raise ValueError(f"{adapter.source}: norms of several types ({', '.join(types)}); need one")
+    info = adapter.info | ({_BASE_HASH: norms_fingerprint(base), _NORM_TYPES: types[0]} if norms else {})
+    return dataclasses.replace(adapter, norms=norms, differences=bool(norms), info=info)
+
+
+def to_absolute(adapter: Adapter, base: dict[str, torch.Tensor]) -> Adapter:
+    """The adapter with its norm differences added to `base` again, in the type they first had.
+
+    Raises:
+        ValueError: the file says that its differences were taken from another base.
+    """
+    stated = adapter.info.get(_BASE_HASH)
+    if stated is not None and stated != norms_fingerprint(base):
+        raise ValueError(
+            f"{adapter.source} holds differences from another base model than base_model: their norms' fingerprints "
+            f"are {stated[:12]} and {norms_fingerprint(base)[:12]}. A half-precision copy of a model counts as another"
+        )
+    dtype = getattr(torch, adapter.info.get(_NORM_TYPES, "float32"))
+    norms = {key: (base[key].double() + value.double()).to(dtype) for key, value in adapter.norms.items()}
+    info = {key: value for key, value in adapter.info.items() if key not in (_BASE_HASH, _NORM_TYPES)}
+    return dataclasses.replace(adapter, norms=norms, differences=False, info=info)
+
+
+def write_adapter(
+    adapter: Adapter, dst: str | Path, to: str, *, naming: str | None = None, overwrite: bool = False
+) -> list[Path]:
+    """Writes the adapter in the form `to`; its norms must be differences for `comfyui` and absolute otherwise.
+
+    Args:
+        dst: a folder for `official`, else a path ending in .safetensors.
+        naming: of the `comfyui` form: `diffusers` or `compvis`; None takes compvis for SDXL, whose first upsampler
+            A1111 finds under that name only, and diffusers otherwise.
+        overwrite: replace files that are there.
+
+    Returns:
+        The files written; each appears whole or not at all.
+    """
+    if to not in FORMS:
+        raise ValueError(f"to={to!r}; allowed: {', '.join(FORMS)}")
+    if naming is not None and (naming not in NAMINGS or to != "comfyui"):
+        raise ValueError(f"naming={naming!r}; allowed: {', '.join(NAMINGS)}, and only with to='comfyui'")
+    if adapter.norms and adapter.differences != (to == "comfyui"):
+        kind = "differences, need absolute values" if adapter.differences else "absolute values, need differences"
+        raise ValueError(f"{adapter.source} has its norms as {kind} for to={to!r}: give base_model")
+    dst = Path(dst)
+    if (dst.suffix == ".safetensors") == (to == "official") or (to == "official" and dst.is_file()):
+        raise ValueError(
+            f"dst={str(dst)!r}: to={to!r} needs {'a folder' if to == 'official' else 'a .safetensors path'}"
+        )
+    files = {"official": _official, "diffusers": _diffusers, "comfyui": _comfyui}[to](adapter, dst, naming)
+    there = [str(path) for path in files if path.exists()]
+    if there and not overwrite:
+        raise ValueError(f"{' and '.join(there)} exists already: choose another dst or set overwrite")
+    _write_all(files)
+    return list(files)
+
+
+def _metadata(info: dict) -> dict[str, str]:
+    return {INFO_KEY: json.dumps(info, sort_keys=True)} if info else {}
+
+
+def _kohya_tensors(adapter: Adapter, rename) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for path, pair in adapter.convs.items():
+        name = kohya_name(rename(path))
+        tensors |= {f"{name}.lora_down.weight": pair.down, f"{name}.lora_up.weight": pair.up}
+        if pair.alpha is not None:
+            tensors[f"{name}.alpha"] = pair.alpha
+    return tensors
+
+
+def _official(adapter: Adapter, dst: Path, naming: str | None) -> dict[Path, tuple]:
+    metadata = _metadata(adapter.info)
+    files = {}
+    if adapter.convs:
+        files[dst / LORA_FILES[0]] = (_kohya_tensors(adapter, str), metadata)
+    if adapter.norms:
+        files[dst / NORM_FILES[0]] = (adapter.norms, metadata)
+    return files
+
+
+def _diffusers(adapter: Adapter, dst: Path, naming: str | None) -> dict[Path, tuple]:
+    files = {}
+    if adapter.convs:
+        tensors = {}
+        for path, pair in adapter.convs.items():
+            tensors |= {f"unet.{path}.lora_A.weight": pair.down, f"unet.{path}.lora_B.weight": pair.up}
+        ranks = {path: pair.rank for path, pair in adapter.convs.items()}
+        alphas = {path: pair.factor * pair.rank for path, pair in adapter.convs.items()}
+        first = next(iter(ranks))
+        peft = {
+            "r": ranks[first],
+            "lora_alpha": alphas[first],
+            "rank_pattern": {path: rank for path, rank in ranks.items() if rank != ranks[first]},
+            "alpha_pattern": {path: alpha for path, alpha in alphas.items() if alpha != alphas[first]},
+            "target_modules": sorted(ranks),
+        }
+        stated = {
+            path: [float(pair.alpha), str(pair.alpha.dtype).removeprefix("torch.")]
+            for path, pair in adapter.convs.items()
+            if pair.alpha is not None
+        }
+        metadata = _metadata(adapter.info | ({"alphas": stated} if stated else {}))
+        metadata[_PEFT_METADATA] = json.dumps({f"unet.{key}": value for key, value in peft.items()}, sort_keys=True)
+        files[dst] = (tensors, metadata)
+    if adapter.norms:
+        files[dst.with_name(dst.stem + NORMS_SUFFIX)] = (adapter.norms, _metadata(adapter.info))
+    return files
+
+
+def _comfyui(adapter: Adapter, dst: Path, naming: str | None) -> dict[Path, tuple]:
+    naming = naming or ("compvis" if adapter.families() == ["sdxl"] else "diffusers")
+    levels = 1 + sum(path.startswith("down_blocks") for path in adapter.convs) if adapter.convs else _levels(adapter)
+    rename = (lambda path: compvis_path(path, levels)) if naming == "compvis" else str
+    tensors = _kohya_tensors(adapter, rename)
+    for key, value in adapter.norms.items():
+        path, _, part = key.rpartition(".")
+        tensors[f"{kohya_name(rename(path))}.{'w_norm' if part == 'weight' else 'b_norm'}"] = value
+    return {dst: (tensors, _metadata(adapter.info))}
+
+
+def _levels(adapter: Adapter) -> int:
+    return 1 + max(int(key.split(".")[1]) for key in adapter.norms if key.startswith("down_blocks"))
+
+
+def _write_all(files: dict[Path, tuple[dict[str, torch.Tensor], dict[str, str]]]) -> None:
+    """All files under temporary names first, then each renamed into place."""
+    written: list[tuple[str, Path]] = []
+    try:
+        for path, (tensors, metadata) in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+            os.close(handle)
+            written.append((temporary, path))
+            save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, metadata or None)
+            os.chmod(temporary, 0o644)
+        for temporary, path in written:
+            os.replace(temporary, path)
+    finally:
+        for temporary, _ in written:
+            Path(temporary).unlink(missing_ok=True)

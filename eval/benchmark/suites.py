@@ -1,0 +1,370 @@
+"""What `brickwork benchmark` measures, one function a suite; each returns plain JSON values."""
+
+import json
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
+
+from brickwork.eval.benchmark.memory import derive_memory, measure_in_child
+from brickwork.eval.benchmark.networks import (
+    DTYPES,
+    OURS,
+    Subject,
+    forward_of,
+    sampling_of,
+    step_of,
+    subjects,
+)
+from brickwork.eval.benchmark.timing import Case, MatmulProbe, Stopwatch, Timings, fit_exponent, interleave
+from brickwork.gen.blocks.registry import build_block
+from brickwork.gen.networks.lego import LegoTransformer2DModel
+from brickwork.gen.operations import count_operations
+from brickwork.pipelines.schedules import BrickSchedule
+
+SCALING_SIDES = (64, 128, 256, 512)
+SCALING_BLOCKS = {"dit": {"window_size": 8}, "i2rmb": {"window_size": 8}, "maxvit": {"window_size": 8}}
+SCALING_WIDTH = 32
+FAST_BREAKS = (0.5, 0.65)  # the default, and one that leaves the last brick out of more steps
+SAMPLING_STEPS = 4  # of the large networks; the embedded one draws whole pictures
+MEASURED_BELOW = 2**30  # bytes of derived memory; beyond, steps take long on two cores
+# Kinds of work, by the beginning of the name of torch's operation.
+KINDS = {
+    "matrix products": ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm", "mkldnn::", "aten::mkldnn"),
+    "fused attention": ("aten::_scaled_dot_product", "aten::_flash_attention"),
+    "GELU": ("aten::gelu",),
+    "norms, modulation, residuals": (
+        "aten::native_layer_norm", "aten::addcmul", "aten::add", "aten::mul", "aten::sum",
+    ),
+    "softmax": ("aten::_softmax",),
+    "copies": ("aten::copy_", "aten::cat", "aten::clone", "aten::fill_", "aten::zero_", "aten::_to_copy"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    Attributes:
+        batch: images at once.
+        rounds: how often everything is timed.
+        device, dtype: names as in torch; training uses autocast below float32.
+        threads: of torch on the CPU.
+        compile: compile ours, the reference and diffusers' networks.
+        size: side of the images, `None` for the training size.
+        data: pictures held out from training, for the schedules' losses; `None` to go without.
+        schedule: a file with the schedule that was searched; `None` to search, if there is `data`.
+        budget: of the search, in shares of the full schedule's operations.
+        pairs: pictures and noises the losses are measured on.
+        steps: of the sampler, for the schedules.
+        weights: whose schedules.
+    """
+
+    batch: int = 4
+    rounds: int = 5
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int = 1
+    compile: bool = False
+    size: int | None = None
+    data: str | None = None
+    schedule: str | None = None
+    budget: float = 0.6
+    pairs: int = 64
+    steps: int = 18
+    weights: str = "lego-emoji-64"
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device(self.device)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+
+def _bar(total: int, title: str) -> tqdm:
+    return tqdm(total=total, desc=title, leave=False, disable=None)
+
+
+def _over(items: Collection, title: str) -> Iterable:
+    return tqdm(items, desc=title, leave=False, disable=None)
+
+
+def _counted(group: str, name: str, function: Callable[[], object], probe: Callable[[], float]) -> Case:
+    """A case that has run once, its operations counted."""
+    return Case(group, name, function, count_operations(function)[0], probe)
+
+
+def _rows(timings: Timings, bases: Mapping[str, str]) -> list[dict]:
+    """Everything measured, one row a case; ratios to the case that `bases` names for its group."""
+    rows = []
+    for number, case in enumerate(timings.cases):
+        base = timings.number_of(case.group, bases.get(case.group) or "")
+        row = {
+            "group": case.group,
+            "case": case.name,
+            "operations": case.operations,
+            "seconds": timings.seconds[number],
+            "machine_rate": timings.rates[number],
+            "fraction_of_machine": asdict(timings.fraction_of(number)),
+            "operations_per_second": asdict(timings.rate_of(number)),
+        }
+        if base is not None:
+            row["compared_with"] = bases[case.group]
+            row["ratio"] = asdict(timings.ratio(number, base))
+            row["ratio_per_operation"] = asdict(timings.ratio(number, base, per_operation=True))
+        rows.append(row)
+    return rows
+
+
+def _in_dtype(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    return network if dtype == torch.float32 else network.to(dtype)
+
+
+def _compile(network: nn.Module, settings: Settings) -> None:
+    if settings.compile:
+        network.compile()
+
+
+def bench_network(name: str, settings: Settings) -> dict:
+    """Forward pass, training step, sampling and memory of a network beside its plain reference and diffusers' own."""
+    device, dtype = settings.torch_device, settings.torch_dtype
+    probe, stopwatch = MatmulProbe(device, dtype), Stopwatch(device)
+    found = subjects(name, settings.size)
+    cases, parameters = [], {}
+    with _bar(3 * len(found), "counting") as bar:
+        for subject in found.values():
+            network = subject.build().to(device)
+            parameters[subject.name] = sum(p.numel() for p in network.parameters())
+            cases += _network_cases(subject, network, settings, probe, bar)
+    cases += _half_cases(found[OURS], settings)
+    cases.sort(key=lambda case: case.group)  # stable: the groups one after another
+    timings = Timings([])
+    for group in dict.fromkeys(case.group for case in cases):
+        of_group = [case for case in cases if case.group == group]
+        rounds = settings.rounds if group == "forward" else max(2, (settings.rounds + 1) // 2)
+        with _bar((rounds + settings.compile) * len(of_group), group) as bar:
+            part = interleave(of_group, rounds, stopwatch, warm_up=settings.compile, bar=bar)
+        timings = Timings(timings.cases + part.cases, timings.seconds + part.seconds, timings.rates + part.rates)
+    del cases
+    memory = [memory_of(name, subject, settings, measured=True) for subject in _over(found.values(), "memory")]
+    return {
+        "kind": "network",
+        "name": name,
+        "parameters": parameters,
+        "rows": _rows(timings, dict.fromkeys(("forward", "training step", "sampling"), OURS)),
+        "memory": memory,
+    }
+
+
+def _network_cases(subject: Subject, network: nn.Module, settings: Settings, probe, bar) -> list[Case]:
+    device, dtype, batch = settings.torch_device, settings.torch_dtype, settings.batch
+    trained = network if dtype == torch.float32 else subject.build().to(device)
+    network = _in_dtype(network, dtype).eval()
+    forward = forward_of(subject, network, batch, device, dtype)
+    cases = [_counted("forward", subject.name, forward, probe)]
+    bar.update()
+    draw = sampling_of(subject, network, 1, SAMPLING_STEPS, device, dtype)
+    cases.append(_counted("sampling", subject.name, draw, probe))
+    bar.update()
+    if isinstance(network, LegoTransformer2DModel) and network.num_bricks > 1:
+        fast = BrickSchedule.fast(network)
+        cases.append(_counted("sampling", "ours, fast schedule", lambda: draw(brick_schedule=fast), probe))
+    cases.append(_counted("training step", subject.name, step_of(subject, trained, batch, device, dtype), probe))
+    bar.update()
+    _compile(network, settings)
+    if trained is not network:
+        _compile(trained, settings)
+    return cases
+
+
+def _half_cases(subject: Subject, settings: Settings) -> list[Case]:
+    """Ours in bfloat16, beside float32, where the processor multiplies in it."""
+    capable = settings.device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if settings.dtype != "float32" or not capable:
+        return []
+    device, dtype = settings.torch_device, torch.bfloat16
+    network, probe = _in_dtype(subject.build().to(device), dtype).eval(), MatmulProbe(device, dtype)
+    forward = forward_of(subject, network, settings.batch, device, dtype)
+    return [_counted("forward", "ours, bfloat16", forward, probe)]
+
+
+def memory_of(name: str, subject: Subject, settings: Settings, measured: bool) -> dict:
+    """Peak memory of a training step with AdamW: of all tensors, and if asked for as a process's resident size."""
+
+    def make_step() -> tuple[nn.Module, Callable[[], None]]:
+        network = subject.build().train()
+        return network, step_of(subject, network, settings.batch, torch.device("cpu"), settings.torch_dtype)
+
+    row: dict = {"name": name, "case": subject.name, "batch": settings.batch, "size": subject.shape[1]}
+    row["derived"], row["measured"] = derive_memory(make_step), None
+    if measured:
+        specification = {
+            "name": name, "size": settings.size, "subject": subject.name, "batch": settings.batch,
+            "device": settings.device, "dtype": settings.dtype, "threads": settings.threads,
+        }  # fmt: skip
+        row["measured"] = measure_in_child(specification)
+    return row
+
+
+def bench_memory(names: Sequence[str], settings: Settings) -> dict:
+    """Training memory of presets: derived for all, measured where a step is small enough."""
+    rows = []
+    for name in _over(names, "memory"):
+        subject = subjects(name, settings.size, peers=False)[OURS]
+        row = memory_of(name, subject, settings, measured=False)
+        if row["derived"]["peak"] <= MEASURED_BELOW:
+            row = memory_of(name, subject, settings, measured=True)
+        rows.append(row)
+    return {"kind": "memory", "memory": rows, "measured_below": MEASURED_BELOW}
+
+
+def bench_blocks(settings: Settings) -> dict:
+    """The forward pass of the block networks, per counted operation, against DiT-S."""
+    device, dtype = settings.torch_device, settings.torch_dtype
+    probe, cases, names = MatmulProbe(device, dtype), [], ("dit-s-2", "d-emo-s-2", "resnet-s", "u-emo-s", "maxvit-s")
+    for name in _over(names, "counting"):
+        subject = subjects(name, settings.size)[OURS]
+        network = _in_dtype(subject.build().to(device), dtype).eval()
+        cases.append(_counted("forward", name, forward_of(subject, network, settings.batch, device, dtype), probe))
+        _compile(network, settings)
+    with _bar((settings.rounds + settings.compile) * len(cases), "blocks") as bar:
+        timings = interleave(cases, settings.rounds, Stopwatch(device), warm_up=settings.compile, bar=bar)
+    return {"kind": "blocks", "rows": _rows(timings, {"forward": "dit-s-2"})}
+
+
+def bench_scaling(settings: Settings, sides: Sequence[int] = SCALING_SIDES) -> dict:
+    """Time of blocks with window attention over the number of pixels, and the exponent."""
+    device, dtype = settings.torch_device, settings.torch_dtype
+    probe, cases = MatmulProbe(device, dtype), []
+    for name, options in SCALING_BLOCKS.items():
+        block = build_block(name, SCALING_WIDTH, SCALING_WIDTH, own={"attention_head_dim": 32, **options})
+        block = block.to(device, dtype).eval().requires_grad_(False)
+        for side in sides:
+            sample = torch.randn(1, SCALING_WIDTH, side, side, device=device, dtype=dtype)
+            temb = torch.randn(1, SCALING_WIDTH, device=device, dtype=dtype)
+            cases.append(_counted(name, f"{side} px", lambda b=block, s=sample, t=temb: b(s, t), probe))
+    with _bar((settings.rounds + 1) * len(cases), "scaling") as bar:
+        timings = interleave(cases, settings.rounds, Stopwatch(device), bar=bar)
+    exponents = {}
+    for name in SCALING_BLOCKS:
+        seconds = [s for case, s in zip(timings.cases, timings.seconds) if case.group == name]
+        exponents[name] = asdict(fit_exponent([side**2 for side in sides], seconds))
+    return {"kind": "scaling", "sides": list(sides), "rows": _rows(timings, {}), "exponents": exponents}
+
+
+def read_schedule(path: str) -> BrickSchedule:
+    """A schedule from the file that `brickwork search` wrote, or from `BrickSchedule.to_dict` as JSON."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"`--schedule` is {path!r}, which is no JSON ({error}); give what `brickwork search` wrote."
+        ) from None
+    if isinstance(values, dict) and isinstance(values.get("schedule"), dict):
+        values = values["schedule"]
+    return BrickSchedule.from_dict(values)
+
+
+def bench_schedules(settings: Settings) -> dict:
+    """Whole pictures of a LEGO pipeline by every schedule: operations, time, and paired losses where there is data."""
+    from brickwork.eval.sampling.pipelines import load_lego_pipeline
+    from brickwork.eval.search.schedule_search import search_brick_schedule
+
+    pipe = load_lego_pipeline(settings.weights, settings.device)
+    network, device = pipe.transformer, settings.torch_device
+    schedules = {"full": BrickSchedule.full(network)}
+    schedules |= {f"fast {share:g}": BrickSchedule.fast(network, share) for share in FAST_BREAKS}
+    if pipe.brick_schedule is not None:
+        schedules["saved with the weights"] = pipe.brick_schedule
+    if settings.schedule is not None:
+        schedules["searched"] = read_schedule(settings.schedule)
+    losses = None
+    if settings.data is not None:
+        search = search_brick_schedule(
+            pipe, settings.data, settings.budget, num_inference_steps=settings.steps, num_pairs=settings.pairs
+        )
+        schedules.setdefault("searched", search.schedule)
+        losses = {name: search.score_of(schedule).to_dict() for name, schedule in schedules.items()}
+    _in_dtype(network, settings.torch_dtype)
+    subject = subjects(settings.weights, settings.size, peers=False)[OURS]
+    draw = sampling_of(subject, network, settings.batch, settings.steps, device, settings.torch_dtype)
+    probe = MatmulProbe(device, settings.torch_dtype)
+    cases = [
+        _counted("sampling", title, lambda s=schedule: draw(brick_schedule=s), probe)
+        for title, schedule in _over(schedules.items(), "counting")
+    ]
+    _compile(network, settings)
+    with _bar((settings.rounds + settings.compile) * len(cases), "schedules") as bar:
+        timings = interleave(cases, settings.rounds, Stopwatch(device), warm_up=settings.compile, bar=bar)
+    return {
+        "kind": "schedules",
+        "name": settings.weights,
+        "rows": _rows(timings, {"sampling": "full"}),
+        "schedules": {name: schedule.to_dict() for name, schedule in schedules.items()},
+        "losses": losses,
+        "pairs": settings.pairs if losses else None,
+    }
+
+
+def bench_where(name: str, settings: Settings) -> dict:
+    """Where the time of a forward pass goes: whole, at batch 1, in each brick, in a training step, in the sampler."""
+    device, dtype = settings.torch_device, settings.torch_dtype
+    subject = subjects(name, settings.size, peers=False)[OURS]
+    network = _in_dtype(subject.build().to(device), dtype).eval()
+    parts = {
+        f"forward, batch {batch}": forward_of(subject, network, batch, device, dtype) for batch in (1, settings.batch)
+    }
+    draw = sampling_of(subject, network, 1, SAMPLING_STEPS, device, dtype)
+    for number, brick in enumerate(network.bricks):
+        channels = brick.patch_embed.in_features // brick.patch_size**2
+        inputs = torch.randn(settings.batch, channels, *subject.shape[1:]).to(device, dtype)
+        temb = torch.randn(settings.batch, brick.final_modulation.linear.in_features).to(device, dtype)
+        tokens = brick.window_tokens**2
+        parts[f"brick {number}, windows of {tokens} tokens"] = torch.no_grad()(
+            lambda b=brick, i=inputs, t=temb: b(i, t)
+        )
+    parts["sampler, batch 1"] = draw
+    parts["training step"] = step_of(subject, subject.build().to(device), settings.batch, device, dtype)
+    shares = {title: _shares(function, device) for title, function in _over(parts.items(), "profiling")}
+    return {
+        "kind": "where",
+        "name": name,
+        "shares": shares,
+        "sampler": _sampler_overhead(network, subject, draw, device),
+    }
+
+
+def _shares(function: Callable[[], object], device: torch.device) -> dict[str, float]:
+    """The share of each kind of work in the profiler's time."""
+    function()
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    with profile(activities=activities) as profiled:
+        function()
+    spent = dict.fromkeys([*KINDS, "other"], 0.0)
+    for event in profiled.key_averages():
+        kind = next((kind for kind, names in KINDS.items() if event.key.startswith(names)), "other")
+        spent[kind] += event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
+    total = sum(spent.values())
+    return {kind: value / total for kind, value in spent.items()}
+
+
+def _sampler_overhead(network: nn.Module, subject: Subject, draw: Callable, device: torch.device) -> dict:
+    """Seconds of the pipeline's call outside the network, by the processor's clock."""
+    inside = []
+    handles = [
+        network.register_forward_pre_hook(lambda *_: inside.append(-time.process_time())),
+        network.register_forward_hook(lambda *_: inside.append(time.process_time())),
+    ]
+    started = time.process_time()
+    draw()
+    whole = time.process_time() - started
+    for handle in handles:
+        handle.remove()
+    return {"seconds": whole, "seconds_in_network": sum(inside), "evaluations": len(inside) // 2}

@@ -1,0 +1,186 @@
+"""`brickwork benchmark`: how fast and how large our networks are, beside a plain reference and diffusers' own."""
+
+import argparse
+import sys
+from pathlib import Path
+
+SUITES = {
+    "lego": "lego-s-pg-64: forward, training step, sampling and memory, beside the plain reference and diffusers' DiT "
+    "and UNet of like size",
+    "schedules": "whole pictures of the weights that ship by each brick schedule; with --data, their paired losses",
+    "blocks": "the block networks' forward pass per operation, against DiT-S",
+    "scaling": "time of window attention over pixels, 64 to 512 px, and its exponent",
+    "memory": "peak training memory of every preset",
+    "where": "where the time goes: in bricks, at batch 1, in the sampler",
+}
+FORMAT = "brickwork-benchmark/1"
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `brickwork benchmark`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    listed = "\n".join(f"  {name:<10} {text}" for name, text in SUITES.items())
+    parser.description = (
+        "Time networks in turn, round by round, in one run: counted operations, processor time with quartiles, the\n"
+        "share of this machine's own rate of matrix products, and peak memory in processes of their own.\n\nsuites:\n"
+        + listed
+    )
+    parser.epilog = (
+        "examples:\n"
+        "  brickwork benchmark -o runs/benchmark\n"
+        "  brickwork benchmark lego --batch 4 --threads 2 -o runs/lego\n"
+        "  brickwork benchmark schedules --data runs/emoji-split/held-out -o runs/schedules\n"
+        "  brickwork benchmark lego-l-pg-64 --device cuda --dtype bfloat16 --compile --batch 64 -o runs/lego-l"
+    )
+    parser.add_argument(
+        "what",
+        nargs="*",
+        help="suites, presets (brickwork info), shipped weights or LEGO pipeline folders (default: every suite)",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("benchmark"),
+        help="folder for benchmark.json, .txt and .png (default: benchmark)",
+    )
+    parser.add_argument("--batch", type=int, default=4, help="images at once (default: 4)")
+    parser.add_argument("--rounds", type=int, default=5, help="how often everything is timed (default: 5)")
+    parser.add_argument("--size", type=int, help="side of the images in pixels (default: the training size)")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, …")
+    parser.add_argument(
+        "--dtype", default="float32", help="float32 (default), bfloat16 or float16; training by autocast"
+    )
+    parser.add_argument("--threads", type=int, help="torch's threads on the CPU (default: as torch has them)")
+    parser.add_argument("--compile", action="store_true", help="compile every network")
+    parser.add_argument("--weights", default="lego-emoji-64", help="whose schedules (default: lego-emoji-64)")
+    parser.add_argument("--schedule", help="the searched schedule, a file that `brickwork search` wrote")
+    parser.add_argument("--data", help="held-out pictures with class numbers, for the schedules' paired losses")
+    parser.add_argument(
+        "--budget", type=float, default=0.6, help="of the search, where no --schedule is given (default: 0.6)"
+    )
+    parser.add_argument("--pairs", type=int, default=64, help="pictures and noises of the paired losses (default: 64)")
+    parser.add_argument("--steps", type=int, default=18, help="steps of the sampler for the schedules (default: 18)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print and write, after each suite what there is so far."""
+    from diffusers.utils import logging
+
+    from brickwork.eval.benchmark.report import marks, marks_table, suite_text
+
+    logging.set_verbosity_error()  # diffusers warns of every cast to another number format
+    settings = make_settings(args)
+    names = list(dict.fromkeys(args.what or SUITES))
+    check_names(names)
+    if args.output.is_file():
+        raise ValueError(f"`--output` is {str(args.output)!r}, a file; give a folder, new or existing.")
+    suites: dict[str, dict] = {}
+    for name in names:
+        suites[name] = run_suite(name, settings)
+        print(suite_text(name, suites[name]) + "\n", flush=True)
+        write_result(args.output, suites, settings)
+    found = marks(suites)
+    if found:
+        print(marks_table(found) + "\n")
+    written = ["benchmark.json", "benchmark.txt", *(["benchmark.png"] if write_plot(args.output, suites) else [])]
+    print(f"wrote {args.output}: {', '.join(written)}")
+    return 0
+
+
+def write_result(folder: Path, suites: dict[str, dict], settings) -> None:
+    """`benchmark.json`, with every single measurement, and the tables as `benchmark.txt`."""
+    from brickwork.eval.benchmark.report import marks, marks_table, suite_text
+    from brickwork.eval.benchmark.timing import describe_machine
+    from brickwork.eval.report.results import write_json
+    from brickwork.eval.report.versions import library_versions
+    from brickwork.eval.sets.pictures import write_atomically
+
+    found = marks(suites)
+    result = {
+        "format": FORMAT,
+        "machine": describe_machine(settings.torch_device),
+        "versions": library_versions(),
+        "settings": vars(settings),
+        "suites": suites,
+        "marks": found,
+    }
+    parts = [suite_text(name, suite) for name, suite in suites.items()] + ([marks_table(found)] if found else [])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "benchmark.json", result)
+    text = "\n\n".join(parts) + "\n"
+    write_atomically(folder / "benchmark.txt", lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def write_plot(folder: Path, suites: dict[str, dict]) -> bool:
+    """`benchmark.png`, if there is anything to plot and matplotlib to do it."""
+    from brickwork.eval.benchmark.report import draw
+    from brickwork.eval.sets.pictures import write_atomically
+
+    if not any(suite.get("rows") for suite in suites.values()):
+        return False
+    try:
+        write_atomically(folder / "benchmark.png", lambda path: draw(suites, path))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return False
+    return True
+
+
+def make_settings(args: argparse.Namespace):
+    """The arguments, checked, with torch's threads set."""
+    import torch
+
+    from brickwork.eval.benchmark.networks import DTYPES
+    from brickwork.eval.benchmark.suites import Settings
+    from brickwork.eval.messages import choice_error
+
+    for name in ("batch", "rounds", "size", "threads", "pairs", "steps"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"`--{name}` is {value}; give a whole number from 1 up.")
+    if args.dtype not in DTYPES:
+        raise choice_error("--dtype", args.dtype, DTYPES)
+    try:
+        torch.empty(1, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`--device` is {args.device!r}, which torch cannot use here: {error}") from None
+    for name in ("data", "schedule"):
+        path = getattr(args, name)
+        if path is not None and not Path(path).exists():
+            raise ValueError(f"`--{name}` is {path!r}, and there is no such file or folder.")
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    chosen = {name: getattr(args, name) for name in Settings.__dataclass_fields__}
+    return Settings(**{**chosen, "threads": torch.get_num_threads()})
+
+
+def check_names(names: list[str]) -> None:
+    """Raise a `ValueError` for what is no suite, preset or pipeline, before anything is measured."""
+    import brickwork
+    from brickwork.eval.benchmark.networks import PRESETS
+    from brickwork.eval.messages import choice_error
+
+    known = [*SUITES, *PRESETS, *brickwork.pretrained_names()]
+    for name in names:
+        if name not in known and not (Path(name) / "model_index.json").is_file():
+            raise choice_error("what", name, known)
+
+
+def run_suite(name: str, settings) -> dict:
+    """Measure one suite, preset or pipeline."""
+    from brickwork.eval.benchmark import suites
+    from brickwork.eval.benchmark.networks import PRESETS
+
+    if name == "schedules":
+        return suites.bench_schedules(settings)
+    if name == "blocks":
+        return suites.bench_blocks(settings)
+    if name == "scaling":
+        return suites.bench_scaling(settings)
+    if name == "memory":
+        return suites.bench_memory(list(PRESETS), settings)
+    if name == "where":
+        return suites.bench_where("lego-s-pg-64", settings)
+    return suites.bench_network("lego-s-pg-64" if name == "lego" else name, settings)

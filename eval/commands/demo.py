@@ -1,0 +1,127 @@
+"""`brickwork demo`: one picture that shows what the weights that ship can do."""
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MARGIN, GAP, TEXT_HEIGHT = 12, 4, 18
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the picture: a caption and how its images are drawn."""
+
+    caption: str
+    schedule: Any
+    height: int
+    width: int
+    count: int
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Draw one picture with the weights that ship, every class in turn: the same seeds with every brick and with "
+        "bricks skipped, and wide images beyond the training size. Prints seconds, counted operations and the bricks "
+        "that ran."
+    )
+    parser.epilog = "example:\n  brickwork demo --output demo.png --seed 3"
+    parser.add_argument("--output", type=Path, default=Path("demo.png"), help="picture to write (default: demo.png)")
+    parser.add_argument("--weights", default="lego-emoji-64", help="weights that ship, or a pipeline folder")
+    parser.add_argument("--images", type=int, default=6, help="images a row (default: 6)")
+    parser.add_argument("--steps", type=int, default=18, help="steps of the sampler (default: 18)")
+    parser.add_argument("--guidance", type=float, default=2.0, help="guidance scale (default: 2; 1 is none)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: 0)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch
+
+    from brickwork.eval.report.pictures import save_picture
+    from brickwork.eval.sampling.pipelines import load_lego_pipeline
+    from brickwork.gen.operations import count_operations
+    from brickwork.pipelines.schedules import BrickSchedule
+
+    if args.images < 1:
+        raise ValueError(f"`--images` is {args.images}; draw at least 1.")
+    if args.output.suffix != ".png":
+        raise ValueError(f"`--output` is {str(args.output)!r}; give a name that ends in .png.")
+    pipe = load_lego_pipeline(args.weights)
+    pipe.set_progress_bar_config(disable=True)
+    size = pipe.transformer.config.sample_size
+    full, fast = BrickSchedule.full(pipe.transformer), BrickSchedule.fast(pipe.transformer)
+    rows = [
+        Row("all bricks", full, size, size, args.images),
+        Row("fast: the last brick skipped on half of the steps", fast, size, size, args.images),
+        Row(f"beyond the training size: {size} x {3 * size}", full, size, 3 * size, max(1, args.images // 3)),
+    ]
+    drawn = []
+    with _progress(len(rows) * args.steps) as bar:
+        for row in rows:
+            labels = spread_labels(pipe.transformer.config.num_classes, row.count)
+            started = time.perf_counter()
+            operations, output = count_operations(
+                lambda row=row, labels=labels: pipe(
+                    class_labels=labels,
+                    height=row.height,
+                    width=row.width,
+                    num_inference_steps=args.steps,
+                    guidance_scale=args.guidance,
+                    brick_schedule=row.schedule,
+                    generator=[torch.Generator().manual_seed(args.seed + index) for index in range(row.count)],
+                    callback_on_step_end=lambda *_: bar.update() and None,
+                )
+            )
+            seconds = time.perf_counter() - started
+            drawn.append((row.caption, output.images))
+            bar.write(_summary(row, seconds, operations, output.bricks))
+    save_picture(compose(drawn), args.output)
+    print(f"wrote {args.output}")
+    return 0
+
+
+def spread_labels(num_classes: int | None, count: int) -> list[int] | list[None]:
+    """A label for each of `count` images: the classes in order, as many images of each as can be."""
+    if not num_classes:
+        return [None] * count
+    return [index * num_classes // count if count > num_classes else index for index in range(count)]
+
+
+def _progress(total: int):
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit="step", desc="drawing", leave=False)
+
+
+def _summary(row: Row, seconds: float, operations: int, bricks: list[tuple[int, ...]]) -> str:
+    runs = []
+    for ran in bricks:
+        if runs and runs[-1][0] == ran:
+            runs[-1][1] += 1
+        else:
+            runs.append([ran, 1])
+    steps = ", ".join(f"{'+'.join(map(str, ran))} for {count} steps" for ran, count in runs)
+    cost = f"{row.count} images in {seconds:.1f} s, {operations / row.count / 1e9:.1f} GFLOP an image"
+    return f"{row.caption}\n    {cost}; bricks {steps}"
+
+
+def compose(rows: list[tuple[str, list]], scale: int = 2):
+    """Rows of images under their captions, on white; pixels enlarged `scale` times."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    widths = [sum(image.width * scale + GAP for image in images) - GAP for _, images in rows]
+    heights = [TEXT_HEIGHT + images[0].height * scale + MARGIN for _, images in rows]
+    picture = Image.new("RGB", (max(widths) + 2 * MARGIN, sum(heights) + MARGIN), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
+    top = MARGIN
+    for (caption, images), height in zip(rows, heights):
+        draw.text((MARGIN, top - 2), caption, fill="black", font=font)
+        left = MARGIN
+        for image in images:
+            large = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+            picture.paste(large, (left, top + TEXT_HEIGHT))
+            left += large.width + GAP
+        top += height
+    return picture

@@ -1,0 +1,369 @@
+"""`brickwork evaluate ref | gen | calc | compare`."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from brickwork.eval.messages import choice_error
+
+EXAMPLES = """examples:
+  brickwork evaluate ref data/emoji/train.parquet --resolution 64 -o emoji-64.safetensors
+  brickwork evaluate gen my-pipeline -n 7000 --seed 0 --labels balanced -o samples-0
+  brickwork evaluate calc samples-0 samples-1 --reference emoji-64.safetensors -o result.json
+  brickwork evaluate compare result.json other.json
+
+`accelerate launch -m brickwork.cli evaluate …` shares ref, gen and calc among several processes."""
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    """Add the four sub-commands."""
+    parser.description = "Sample at scale, measure and compare, by protocols that are stored with every number."
+    parser.epilog = EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    commands = parser.add_subparsers(dest="evaluate_command", required=True, metavar="ref|gen|calc|compare")
+    _configure_ref(_command(commands, "ref", "measure real pictures once: statistics, features, hashes"))
+    _configure_gen(_command(commands, "gen", "sample many pictures from a pipeline, each with its own seed"))
+    _configure_calc(_command(commands, "calc", "measure samples against a reference"))
+    _configure_compare(_command(commands, "compare", "put results side by side"))
+
+
+def _command(commands, name: str, description: str) -> argparse.ArgumentParser:
+    examples = [line.strip() for line in EXAMPLES.splitlines() if f"evaluate {name} " in line]
+    return commands.add_parser(
+        name,
+        help=description,
+        description=description[0].upper() + description[1:] + ".",
+        epilog="example:\n  " + "\n  ".join(examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_extractor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights", metavar="FILE", help="local weights of inception-v3 (.pth or .safetensors); downloaded otherwise"
+    )
+    parser.add_argument(
+        "--weights-digest", metavar="HEX", help="what the SHA-256 of --weights begins with, if not the published ones"
+    )
+    parser.add_argument("--device", help="where the network runs (default: a GPU if there is one)")
+
+
+def _add_preparation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--resolution", type=int, help="bring the centre square of each picture to this side in pixels"
+    )
+    parser.add_argument("--filter", default="lanczos", help="for that: lanczos, bicubic or box (default: lanczos)")
+    parser.add_argument(
+        "--convert",
+        action="store_true",
+        help="convert grey, palette and alpha pictures (on white) instead of refusing",
+    )
+    parser.add_argument("--limit", type=int, help="take the first so many pictures only")
+
+
+def _configure_ref(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", help="folder, .npz, .parquet, .tar, or the id of a data set on the hub")
+    parser.add_argument("-o", "--output", required=True, help="the reference file to write (.safetensors)")
+    parser.add_argument(
+        "--protocol", default="clean", help="adm, clean, legacy-pytorch or torchmetrics (default: clean)"
+    )
+    parser.add_argument(
+        "--extractor",
+        default="inception-v3",
+        help="inception-v3 (default), efficientnet-lite0 (offline) or transformers:<folder or hub id> (DINOv2, …)",
+    )
+    parser.add_argument(
+        "--no-features", action="store_true", help="store statistics only: small, for Fréchet distances"
+    )
+    _add_preparation(parser)
+    _add_extractor(parser)
+    parser.set_defaults(run=run_ref)
+
+
+def _configure_gen(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pipeline", help="weights that ship, a pipeline folder or a hub id, ours or any of diffusers")
+    parser.add_argument("-o", "--output", required=True, help="folder of the pictures (for npz: the file)")
+    parser.add_argument("-n", "--count", type=int, required=True, help="how many pictures")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the set (default: 0)")
+    parser.add_argument("--labels", default="none", help="none, balanced or drawn (default: none)")
+    parser.add_argument("--num-classes", type=int, help="number of classes to label with (default: the network's)")
+    parser.add_argument("--prompts", metavar="FILE", help="prompts for text-to-image pipelines, one a line")
+    parser.add_argument("--format", default="png", help="png (default), npz or webdataset")
+    parser.add_argument("--batch-size", type=int, default=16, help="pictures at once in each process (default: 16)")
+    parser.add_argument("--steps", type=int, help="sampling steps (num_inference_steps of the pipeline)")
+    parser.add_argument(
+        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="size of the pictures in pixels"
+    )
+    parser.add_argument(
+        "--schedule",
+        default="saved",
+        help="for LEGO, which bricks run: saved (the pipeline's own), full, fast, or a JSON file (default: saved)",
+    )
+    parser.add_argument(
+        "--count-work", action="store_true", help="count the floating-point operations of a picture, for reports"
+    )
+    parser.add_argument("--guidance-scale", type=float, help="scale of classifier-free guidance")
+    parser.add_argument(
+        "--call", default="{}", metavar="JSON", help="""further arguments of the pipeline, such as '{"eta": 0.5}'"""
+    )
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        help="float32 (default), bfloat16, float16; or float64: slow, but every batch size then gives the same bytes"
+        " (float32 rounds a few pixels in a thousand to the next level)",
+    )
+    parser.add_argument("--device", help="where the pipeline runs (default: a GPU if there is one)")
+    parser.set_defaults(run=run_gen)
+
+
+def _configure_calc(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("samples", nargs="+", help="one or more sets of samples, one for each seed")
+    parser.add_argument("--reference", required=True, help="what `evaluate ref` wrote")
+    parser.add_argument("-o", "--output", required=True, help="the result to write (.json); pictures go beside it")
+    parser.add_argument("--metrics", default="fd,kd,prdc", help="of fd, kd, prdc, is, sfd (default: fd,kd,prdc)")
+    parser.add_argument("--clip", metavar="MODEL", help="CLIP score with this CLIP, a folder or a hub id")
+    parser.add_argument(
+        "--paired",
+        nargs=2,
+        metavar=("PIPELINE", "DATA"),
+        help="paired denoising loss of this pipeline's network on these held-out pictures (with --resolution)",
+    )
+    parser.add_argument(
+        "--objective",
+        help="what that network was trained for (default: what its folder says in objective.json, else edm)",
+    )
+    parser.add_argument(
+        "--objective-options", metavar="JSON", help="""with --objective: its options, such as '{"p_mean": -0.4}'"""
+    )
+    parser.add_argument("--subsets", type=int, default=100, help="subsets of the kernel distance (default: 100)")
+    parser.add_argument("--subset-size", type=int, default=1000, help="pictures in a subset (default: 1000)")
+    parser.add_argument("--splits", type=int, default=10, help="splits of the Inception Score (default: 10)")
+    parser.add_argument("--metric-seed", type=int, default=0, help="seed of subsets and splits (default: 0)")
+    parser.add_argument("--name", help="what to call the result (default: the first set's name)")
+    parser.add_argument(
+        "--tag", action="append", default=[], metavar="KEY=VALUE", help="for curves in reports, such as images=43000"
+    )
+    _add_preparation(parser)
+    _add_extractor(parser)
+    parser.set_defaults(run=run_calc)
+
+
+def _configure_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("results", nargs="+", help="two or more results of `evaluate calc`")
+    parser.add_argument("--force", action="store_true", help="show results side by side that cannot be compared")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.set_defaults(run=run_compare)
+
+
+def _placed_extractor(name: str, args: argparse.Namespace):
+    from brickwork.eval.extractors.features import load_extractor
+    from brickwork.eval.sampling.pipelines import place
+
+    extractor = load_extractor(name, args.weights, args.weights_digest)
+    place(extractor.network, args.device)
+    return extractor
+
+
+def _require_image_sets(sources: list[str], limit: int | None = None) -> None:
+    """Open each set once, one at a time: what is missing is said before networks are loaded or downloaded."""
+    from brickwork.eval.sets.pictures import open_image_set
+
+    for source in sources:
+        open_image_set(source, limit)
+
+
+def _preparation(args: argparse.Namespace):
+    from brickwork.eval.sets.pictures import Preparation
+
+    return Preparation(args.resolution, args.filter, args.convert)
+
+
+def _check_output(output: str, suffix: str) -> Path:
+    """Where to write, refused before any work is done if nothing can be written there."""
+    path = Path(output)
+    if path.suffix != suffix:
+        raise ValueError(f"output: got {output}, need a name that ends in {suffix}")
+    existing = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.is_dir() or not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(f"output: {output} cannot be written; name a file in a folder of your own")
+    return path
+
+
+def run_ref(args: argparse.Namespace) -> None:
+    """Measure real pictures and write the reference file."""
+    from accelerate import PartialState
+
+    from brickwork.eval.sets.reference import make_reference
+
+    _check_output(args.output, ".safetensors")
+    _require_image_sets([args.data], args.limit)
+    extractor = _placed_extractor(args.extractor, args)
+    reference = make_reference(
+        args.data, extractor, args.protocol, _preparation(args), args.limit, keep_features=not args.no_features
+    )
+    if PartialState().is_main_process:
+        reference.save(args.output)
+        print(
+            f"{args.output}: {len(reference)} pictures, protocol {args.protocol}, {extractor.name}, identity"
+            f" {reference.identity}"
+        )
+
+
+def run_gen(args: argparse.Namespace) -> None:
+    """Sample a set."""
+    import torch
+    from accelerate import PartialState
+
+    from brickwork.eval.sampling.pipelines import load_pipeline
+    from brickwork.eval.sampling.sample_set import SamplingSettings, sample_set
+
+    dtypes = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+    if args.dtype not in dtypes:
+        raise choice_error("dtype", args.dtype, dtypes)
+    settings = SamplingSettings(args.count, args.seed, args.labels, args.num_classes, _prompts(args), _call(args))
+    pipeline = load_pipeline(args.pipeline, dtypes[args.dtype], args.device)
+    if args.schedule != "saved":
+        from brickwork.eval.commands.generate import parse_schedule
+
+        if not hasattr(pipeline, "brick_schedule"):
+            raise ValueError(f"schedule: {type(pipeline).__name__} has no bricks; leave --schedule out")
+        pipeline.brick_schedule = parse_schedule(args.schedule, pipeline.transformer)
+    output = sample_set(
+        pipeline,
+        settings,
+        args.output,
+        source=args.pipeline,
+        format=args.format,
+        batch_size=args.batch_size,
+        count_work=args.count_work,
+    )
+    if PartialState().is_main_process:
+        print(f"{output}: {args.count} pictures, seed {args.seed}")
+
+
+def _json_object(argument: str, text: str) -> dict:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{argument}: got {text!r}, need a JSON object: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{argument}: got {text!r}, need a JSON object such as '{{\"eta\": 0.5}}'")
+    return value
+
+
+def _call(args: argparse.Namespace) -> dict:
+    call = _json_object("call", args.call)
+    named = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
+    if args.size is not None:
+        named["height"], named["width"] = args.size
+    return call | {name: value for name, value in named.items() if value is not None}
+
+
+def _prompts(args: argparse.Namespace) -> tuple[str, ...] | None:
+    if args.prompts is None:
+        return None
+    try:
+        lines = Path(args.prompts).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ValueError(f"prompts: {args.prompts} cannot be read: {error}") from error
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise ValueError(f"prompts: {args.prompts} is empty; need one prompt a line")
+    return prompts
+
+
+def run_calc(args: argparse.Namespace) -> None:
+    """Measure samples and write the result with its pictures."""
+    from accelerate import PartialState
+
+    from brickwork.eval.metrics.calculate import MetricSettings, calculate, memorisation, write_pictures
+    from brickwork.eval.report.results import format_value, write_json
+    from brickwork.eval.sets.reference import Reference
+
+    output = _check_output(args.output, ".json")
+    metrics = tuple(metric.strip() for metric in args.metrics.split(",") if metric.strip())
+    settings = MetricSettings(metrics, args.subsets, args.subset_size, splits=args.splits, seed=args.metric_seed)
+    reference, preparation = Reference.load(args.reference), _preparation(args)
+    _require_image_sets(args.samples, args.limit)
+    _require_image_sets(args.paired[1:] if args.paired else [])
+    extractor = _placed_extractor(reference.info["extractor"]["name"], args)
+    first = []
+    result = calculate(
+        args.samples,
+        reference,
+        extractor,
+        settings,
+        preparation=preparation,
+        limit=args.limit,
+        name=args.name,
+        tags=_tags(args.tag),
+        on_features=lambda number, images, measured: first.append((images, measured)) if not number else None,
+    )
+    if not PartialState().is_main_process:
+        return
+    ((images, measured),) = first
+    result["metrics"] |= _further_metrics(args, images, preparation)
+    if reference.features is not None:
+        result["memorisation"] = memorisation(reference, measured.outputs["features"])
+    result["pictures"] = write_pictures(
+        output.with_suffix(""), images, preparation, result.get("memorisation"), reference
+    )
+    write_json(output, result)
+    for name, value in result["metrics"].items():
+        over = f" over {value['spread_over']}" if value["spread"] is not None else ""
+        print(f"{name:20} {format_value(value['mean'], value['spread'])}{over}")
+    print(f"{output}: protocol {result['protocol']['name']}, N = {result['count']}")
+
+
+def _further_metrics(args: argparse.Namespace, images, preparation) -> dict:
+    """Metrics that need no reference: of pictures with their captions, and of the network itself."""
+    from brickwork.eval.sets.pictures import open_image_set
+
+    metrics = {}
+    if args.clip is not None:
+        from brickwork.eval.extractors.clip import measure_clip
+
+        metrics["CLIP score"] = measure_clip(images, preparation, args.clip)
+    if args.paired is not None:
+        from brickwork.eval.held_out.pictures import measure_paired_loss
+        from brickwork.eval.sampling.pipelines import load_pipeline
+
+        pipeline = load_pipeline(args.paired[0], device=args.device)
+        held_out = open_image_set(args.paired[1])
+        name, options = _trained_for(args)
+        metrics["paired loss"] = measure_paired_loss(pipeline, held_out, preparation, name, options=options)
+    return metrics
+
+
+def _trained_for(args: argparse.Namespace) -> tuple[str, dict]:
+    """The objective that `calc --paired` scores by: the one asked for, or the one that the pipeline's folder names."""
+    from brickwork.eval.sampling.pipelines import pipeline_folder
+    from brickwork.pipelines.objective_file import saved_objective
+
+    if args.objective is not None:
+        return args.objective, _json_object("objective-options", args.objective_options or "{}")
+    if args.objective_options is not None:
+        raise ValueError("objective-options: got options without their objective; pass --objective too")
+    return saved_objective(pipeline_folder(args.paired[0])) or ("edm", {})
+
+
+def _tags(entries: list[str]) -> dict:
+    tags = {}
+    for entry in entries:
+        key, separator, value = entry.partition("=")
+        if not separator or not key:
+            raise ValueError(f"tag: got {entry!r}, need KEY=VALUE")
+        try:
+            tags[key] = float(value)
+        except ValueError:
+            tags[key] = value
+    return tags
+
+
+def run_compare(args: argparse.Namespace) -> None:
+    """Print results side by side."""
+    from brickwork.eval.report.results import compare, comparison_table, read_result
+
+    comparison = compare([read_result(path) for path in args.results], args.force)
+    print(json.dumps(comparison, indent=2, ensure_ascii=False) if args.json else comparison_table(comparison))

@@ -1,0 +1,162 @@
+"""`brickwork info`: what a checkpoint is."""
+
+import argparse
+import difflib
+import json
+import math
+from pathlib import Path
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "What a checkpoint is: classes, parameters, counted operations at a size; of LEGO every brick, every subset "
+        "of bricks, and the brick schedule saved with it; of other networks their maps and windows; of any other "
+        "pipeline its components."
+    )
+    parser.epilog = "examples:\n  brickwork info lego-emoji-64 --height 64 --width 192\n  brickwork info lego-xl-u-64"
+    parser.add_argument(
+        "model", help="weights that ship, a preset, a pipeline or model folder, or an authors' .pkl file"
+    )
+    parser.add_argument("--height", type=int, help="height in pixels (default: the training size)")
+    parser.add_argument("--width", type=int, help="width in pixels (default: the training size)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    if _is_of_others(args.model):
+        if (args.height, args.width) != (None, None):
+            raise ValueError(
+                "`--height` and `--width` are for the operations of our networks, and "
+                f"{args.model!r} holds none; leave them out."
+            )
+        print(describe_pipeline(args.model))
+        return 0
+    model, schedule = _open(args.model)
+    size, patch = model.config.sample_size, max(model.config.get("patch_sizes") or [1])
+    height, width = size if args.height is None else args.height, size if args.width is None else args.width
+    if min(height, width) < patch:
+        raise ValueError(
+            f"`--height` and `--width` are {height} and {width}; give at least one patch, {patch} pixels."
+        )
+    print(describe(model, height, width))
+    if schedule is not None:
+        print(f"\nbrick schedule saved with it:\n{schedule}")
+    return 0
+
+
+def _open(name: str):
+    """The network behind a name, and the schedule saved with it, if any."""
+    import torch
+
+    import brickwork
+    from brickwork.gen.presets import LEGO_PRESETS, TRANSFORMER_PRESETS, UNET_PRESETS
+
+    presets = dict.fromkeys(LEGO_PRESETS, brickwork.LegoTransformer2DModel)
+    presets |= dict.fromkeys(TRANSFORMER_PRESETS, brickwork.BlockTransformer2DModel)
+    presets |= dict.fromkeys(UNET_PRESETS, brickwork.BlockUNet2DModel)
+    if name in presets:
+        with torch.device("meta"):
+            return presets[name].from_preset(name), None
+    if name.endswith(".pkl"):
+        return brickwork.LegoTransformer2DModel.from_original(name), None
+    shipped = brickwork.pretrained_names()
+    network = None if name in shipped else getattr(brickwork, _class_of(Path(name)), None)
+    if network is not None:
+        return network.from_pretrained(name), None
+    network = getattr(brickwork, _class_of(Path(name, "transformer")), None)
+    if network not in (None, brickwork.LegoTransformer2DModel):  # LEGO's pipeline has a schedule to tell of
+        return network.from_pretrained(name, subfolder="transformer"), None
+    near = difflib.get_close_matches(name, [*presets, *shipped], n=3)
+    if name not in shipped and near and "/" not in name and not Path(name).exists():
+        raise ValueError(f"`model` is {name!r}; did you mean {' or '.join(near)}?")
+    from brickwork.eval.sampling.pipelines import load_lego_pipeline
+
+    pipe = load_lego_pipeline(name, "cpu")
+    return pipe.transformer, pipe.brick_schedule
+
+
+def _is_of_others(name: str) -> bool:
+    """Whether a name is of a saved pipeline without a network of ours."""
+    import brickwork
+    from brickwork.eval.sampling.pipelines import pipeline_class, pipeline_folder
+
+    network = _class_of(Path(pipeline_folder(name), "transformer"))
+    return pipeline_class(name) not in (None, "LegoPipeline") and not hasattr(brickwork, network)
+
+
+def _class_of(folder: Path) -> str:
+    """The class of the network that a folder holds, or no name."""
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name") or ""
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+def describe_pipeline(name: str) -> str:
+    """A saved pipeline of any class as text: its components, their parameters, and what draws with it."""
+    from brickwork.eval.sampling.pipelines import drawn_with, pipeline_folder
+
+    folder = Path(pipeline_folder(name))
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    parts = {part: value[1] for part, value in index.items() if isinstance(value, list) and any(value)}
+    counts = {part: _count_parameters(folder / part) for part in parts}
+    wide, wider = (max(map(len, words), default=0) + 2 for words in (["component", *parts], ["", *parts.values()]))
+    lines = [f"{index['_class_name']}: {sum(counts.values()):,} parameters", ""]
+    lines.append(f"{'component':<{wide}}{'class':<{wider}}parameters")
+    for part, kind in parts.items():
+        lines.append(f"{part:<{wide}}{kind:<{wider}}{f'{counts[part]:,}' if counts[part] else '-'}")
+    return "\n".join([*lines, "", f"draw with {drawn_with(name)}"])
+
+
+def _count_parameters(folder: Path) -> int:
+    """Of the safetensors files in a folder, by their headers; a tensor that several variants hold counts once."""
+    from safetensors import SafetensorError, safe_open
+
+    sizes = {}
+    for file in folder.glob("*.safetensors"):
+        try:
+            with safe_open(file, "pt") as tensors:
+                sizes |= {key: math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys()}
+        except SafetensorError as error:
+            raise ValueError(f"`model` has {file}, which cannot be read as safetensors: {error}.") from None
+    return sum(sizes.values())
+
+
+def describe(model, height: int, width: int) -> str:
+    """The network as text: what it reads, its bricks, and what each trained subset costs at a size."""
+    config = model.config
+    names = list((config.id2label or {}).values())
+    classes = f"{config.num_classes} classes" if config.num_classes else "no classes"
+    lines = [
+        f"{type(model).__name__}: {sum(p.numel() for p in model.parameters()):,} parameters, "
+        f"{config.in_channels} channels, {classes}, trained at {config.sample_size} × {config.sample_size}",
+    ]
+    if names:
+        lines.append("classes: " + ", ".join(names[:12]) + (f", … ({len(names)})" if len(names) > 12 else ""))
+    if not hasattr(model, "bricks"):
+        return "\n".join([*lines, "", *_describe_maps(model, height, width)])
+    lines += ["", f"brick  window  patch  layers  width  parameters  GFLOP at {height} × {width}"]
+    for number, brick in enumerate(model.bricks):
+        lines.append(
+            f"{number:<7}{brick.window_size:<8}{brick.patch_size:<7}{len(brick.blocks):<8}"
+            f"{brick.patch_embed.out_features if len(brick.blocks) else '-':<7}"
+            f"{sum(p.numel() for p in brick.parameters()):<12,}{brick.operations(height, width) / 1e9:.3f}"
+        )
+    if config.pretrained_brick is not None:
+        lines.append(f"brick 0 is a pretrained {config.pretrained_brick['class_name']}")
+    subnets = model.subnets(height, width)
+    whole = max(subnets.values())
+    lines += ["", "bricks that run  GFLOP    share"]
+    for name, operations in subnets.items():
+        lines.append(f"{name:<17}{operations / 1e9:<9.3f}{operations / whole:.0%}")
+    return "\n".join(lines)
+
+
+def _describe_maps(model, height: int, width: int) -> list[str]:
+    """The feature maps of a network of blocks, their windows, and what one pass costs."""
+    costs = model.subnets(height, width)
+    lines = [f"at {height} × {width}: {costs['whole'] / 1e9:.3f} GFLOP an image"]
+    for name, (stride, window) in model.maps.items():
+        windows = f"windows of {window} × {window}" if window > 1 else "no windows"
+        lines.append(f"{name}: {-(-height // stride)} × {-(-width // stride)}, {windows}")
+    return lines

@@ -1,0 +1,162 @@
+"""`brickwork search`: the best brick schedules within budgets of operations, and quality against cost as a figure."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `brickwork search`."""
+    parser.description = (
+        "Score the sets of bricks of a LEGO pipeline on held-out pictures at every noise level of its sampler, and "
+        "write the schedule of least loss within each budget of operations, beside the table, JSON and plot that it "
+        "was chosen from. With a reference, also sample with each schedule and measure the kernel distance."
+    )
+    parser.epilog = (
+        "examples:\n"
+        "  brickwork search lego-emoji-64 runs/emoji-split/held-out -o runs/search\n"
+        "  brickwork generate lego-emoji-64 --schedule runs/search/schedule-0.6.json\n"
+        "  brickwork search my-model held-out --budget 0.5 0.75 --reference train.safetensors -n 256 -o runs/search"
+    )
+    parser.add_argument("model", help="weights that ship (lego-emoji-64), a pipeline folder, or a name on the hub")
+    parser.add_argument(
+        "data", help="held-out pictures with class numbers: a folder, .parquet, … (see `brickwork data split`)"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for schedules, table and plot")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        nargs="+",
+        default=[0.6],
+        metavar="SHARE",
+        help="shares of the full schedule's operations (default: 0.6)",
+    )
+    parser.add_argument("--height", type=int, help="height in pixels to count for (default: the training size)")
+    parser.add_argument("--width", type=int, help="width in pixels to count for (default: the training size)")
+    parser.add_argument("--steps", type=int, default=18, help="steps of the sampler (default: 18)")
+    parser.add_argument("--weighting", default="sampler", help="of noise levels: sampler (default), training or even")
+    parser.add_argument("--p-mean", type=float, default=-1.2, help="of the run's noise, for training (default: -1.2)")
+    parser.add_argument("--p-std", type=float, default=1.2, help="of the run's noise, for training (default: 1.2)")
+    parser.add_argument("--pairs", type=int, default=128, help="pictures and noises at each level (default: 128)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise and of the samples (default: 0)")
+    parser.add_argument("--reference", metavar="FILE", help="what `evaluate ref` wrote, to measure samples against")
+    parser.add_argument("-n", "--samples", type=int, default=256, help="samples of each schedule (default: 256)")
+    parser.add_argument(
+        "--random", type=int, default=0, help="also sample this many random schedules, to see what the loss predicts"
+    )
+    parser.add_argument("--batch-size", type=int, default=32, help="images at once (default: 32)")
+    parser.add_argument("--dtype", default="float32", help="of the samples: float32 (default), bfloat16 or float16")
+    parser.add_argument("--device", help="cpu, cuda, … (default: the best there is)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Search, write everything and print the table."""
+    from brickwork.eval.report.results import write_json
+    from brickwork.eval.sampling.pipelines import load_lego_pipeline
+    from brickwork.eval.search.plot import draw_search
+    from brickwork.eval.search.schedule_search import check_share, search_brick_schedule
+    from brickwork.gen.parameterization import EDMObjective
+
+    for budget in args.budget:
+        check_share(budget)
+    reference = _reference(args)
+    pipeline = load_lego_pipeline(args.model, args.device)
+    objective = EDMObjective(args.p_mean, args.p_std, pipeline.scheduler.config.sigma_data)
+    budgets = sorted(set(args.budget))
+    search = search_brick_schedule(
+        pipeline,
+        args.data,
+        budgets[0],  # the smallest, so that one that is too small is found before anything is measured
+        height=args.height,
+        width=args.width,
+        num_inference_steps=args.steps,
+        objective=objective,
+        weighting=args.weighting,
+        num_pairs=args.pairs,
+        batch_size=args.batch_size,
+        seed=args.seed,
+    )
+    found = {f"searched {budget:g}": search.best(budget) for budget in budgets}
+    for budget, schedule in zip(budgets, found.values()):
+        write_json(args.output / f"schedule-{budget:g}.json", schedule.to_dict())
+    search.save(args.output / "search.json", found)
+    search.plot(args.output / "search.png", found)
+    print(search.table(found))
+    if reference is not None:
+        found |= search.random_schedules(args.random, args.seed)
+        metric = _measure_samples(args, pipeline, search, {**search.compared(), **found}, reference)
+        metric["rank_correlation"] = rank_correlations(search, found, metric["values"], objective)
+        listed = ", ".join(f"{name} {value:.2f}" for name, value in metric["rank_correlation"].items())
+        print(f"rank correlation of loss and {metric['name']} over {len(metric['values'])} schedules: {listed}")
+        write_json(args.output / "search.json", search.to_dict(found) | {"metric": metric})
+        draw_search(search, args.output / "search.png", search.scores(found), metric)
+    print(f"wrote {args.output}: schedule-*.json (for --schedule), search.json, search.png")
+    return 0
+
+
+def rank_correlations(search, further: Mapping, values: Mapping, objective) -> dict[str, float]:
+    """Spearman's correlation between the losses of schedules, by each weighting, and their entries of a result."""
+    import torch
+    from torchmetrics.functional.regression import spearman_corrcoef
+
+    from brickwork.eval.search.schedule_search import WEIGHTINGS, step_weights
+
+    means, correlations = torch.tensor([entry["mean"] for entry in values.values()]), {}
+    for weighting in WEIGHTINGS:
+        scores = search.reweighted(step_weights(search.steps, objective, weighting)).scores(further)
+        losses = torch.tensor([scores[name].loss for name in values])
+        correlations[weighting] = float(spearman_corrcoef(losses.float(), means.float()))
+    return correlations
+
+
+def _reference(args: argparse.Namespace):
+    """The reference, read before anything is measured; `None` if there is none."""
+    from brickwork.eval.messages import choice_error
+    from brickwork.eval.sets.reference import Reference
+
+    if args.dtype not in ("float32", "bfloat16", "float16"):
+        raise choice_error("dtype", args.dtype, ("float32", "bfloat16", "float16"))
+    if args.reference is None:
+        return None
+    if args.samples < 2:
+        raise ValueError(f"`--samples` is {args.samples}; give at least 2 for a kernel distance.")
+    reference = Reference.load(args.reference)
+    reference.require_features()
+    return reference
+
+
+def _measure_samples(args: argparse.Namespace, pipeline, search, schedules: Mapping, reference) -> dict:
+    """The kernel distance of samples of every schedule; each as a result that `brickwork report` takes.
+
+    Sets that were sampled by an earlier, interrupted call are gone on with.
+    """
+    import torch
+
+    from brickwork.eval.extractors.features import load_extractor
+    from brickwork.eval.metrics.calculate import MetricSettings, calculate
+    from brickwork.eval.report.results import MetricValues, format_value, write_json
+    from brickwork.eval.sampling.pipelines import place
+    from brickwork.eval.sampling.sample_set import SamplingSettings, sample_set
+
+    extractor = load_extractor(reference.info["extractor"]["name"])
+    place(extractor.network, args.device)
+    pipeline.to(getattr(torch, args.dtype))
+    labels = "balanced" if pipeline.transformer.config.num_classes else "none"
+    call = {"num_inference_steps": args.steps, "height": search.settings["height"], "width": search.settings["width"]}
+    settings = SamplingSettings(args.samples, args.seed, labels, call=call)
+    name, values = extractor.metric_name("kd"), {}
+    for title, schedule in schedules.items():
+        part = title.replace(" ", "-")
+        pipeline.brick_schedule = schedule
+        folder = sample_set(
+            pipeline, settings, args.output / "samples" / part, source=args.model, batch_size=args.batch_size
+        )
+        score = search.score_of(schedule)
+        tags = {"share": score.share, "gflops": score.operations / 1e9, "kind": title.split()[0]}
+        result = calculate([folder], reference, extractor, MetricSettings(("kd",)), name=title, tags=tags)
+        result["metrics"]["paired loss"] = MetricValues(search.settings, values=[score.loss]).to_dict()
+        write_json(args.output / "results" / f"{part}.json", result)
+        values[title] = result["metrics"][name]
+        print(f"{title:15} {name} {format_value(values[title]['mean'], values[title]['spread'])}")
+    return {"name": f"{name}, {args.samples} samples", "values": values}

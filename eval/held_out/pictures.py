@@ -1,0 +1,170 @@
+"""Held-out pictures as networks are scored on them, and their paired loss as an entry of a result."""
+
+import hashlib
+import inspect
+
+import numpy as np
+import torch
+
+from brickwork.eval.extractors.features import weights_digest
+from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
+from brickwork.eval.messages import choice_error, count_and_name
+from brickwork.eval.report.results import MetricValues
+from brickwork.eval.sampling.sample_set import denoiser_of
+from brickwork.eval.sets.pictures import (
+    ImageSet,
+    Preparation,
+    decode,
+    inspect_images,
+    open_image_set,
+    refuse_corrupt,
+)
+from brickwork.gen.parameterization import OBJECTIVES
+
+ENCODED_AT_ONCE = 16
+
+
+def measure_paired_loss(
+    pipeline,
+    images: ImageSet,
+    preparation: Preparation,
+    objective: str = "edm",
+    num_levels: int = 8,
+    seed: int = 0,
+    options: dict | None = None,
+) -> dict:
+    """Score a pipeline's network on held-out pictures with frozen noise.
+
+    Args:
+        pipeline: The network is scored in evaluation mode, on pixels, or on the mean of the latents of the pipeline's
+            VAE.
+        images: Pictures it was not trained on, with labels if it is conditional.
+        preparation: Brings them to the training size.
+        objective: What the network was trained for, a name of `OBJECTIVES`.
+        num_levels: Noise levels a picture is scored at.
+        seed: Of the noise.
+        options: Of the objective, such as EDM's `p_mean`, which decide the noise levels.
+
+    Returns:
+        The entry; its settings carry the hash of the pictures, so that losses on other pictures are not compared.
+    """
+    trained_for = _objective(objective, options or {})
+    network = denoiser_of(pipeline)
+    batch = decode(images, range(len(images)), preparation, inspect_images(images, preparation).size)
+    refuse_corrupt(batch.corrupt, images)
+    samples = _samples(pipeline, batch.pixels / 127.5 - 1)
+    pairs = PairedSet.from_images(samples, _labels(network, images), num_levels, seed)
+    scores = paired_loss(network.eval(), pairs, trained_for)
+    data_sha256 = hashlib.sha256(batch.digests.numpy().tobytes()).hexdigest()
+    settings = {"objective": objective, "levels": num_levels, "seed": seed, "count": len(images), "data": data_sha256}
+    if options:
+        settings["options"] = options
+    if getattr(pipeline, "vae", None) is not None:
+        settings["vae"] = weights_digest(pipeline.vae)
+    details = {key: scores[key] for key in ("per_brick", "per_level")}
+    return MetricValues(settings, values=[scores["loss"]]).to_dict() | details
+
+
+def _objective(name: str, options: dict):
+    if name not in OBJECTIVES:
+        raise choice_error("objective", name, OBJECTIVES)
+    known = list(inspect.signature(OBJECTIVES[name]).parameters)
+    for option in options:
+        if option not in known:
+            raise choice_error(f"options of the objective {name}", option, known)
+    try:
+        return OBJECTIVES[name](**options)
+    except TypeError as error:
+        raise ValueError(f"objective: {name} with {options}: a value is of the wrong kind ({error})") from None
+
+
+@torch.no_grad()
+def _samples(pipeline, pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels `(count, 3, height, width)` in [-1, 1] => what a pipeline's (or a bare) network denoises, on the CPU."""
+    if getattr(pipeline, "vae", None) is None:
+        return pixels
+    if not hasattr(pipeline, "encode"):
+        raise ValueError(
+            f"paired: {type(pipeline).__name__} denoises latents of text to image; the paired loss is for pipelines"
+            " of brickwork"
+        )
+    scale = pipeline.vae_scale_factor
+    if pixels.shape[-1] % scale or pixels.shape[-2] % scale:
+        raise ValueError(
+            f"paired: pictures of {pixels.shape[-1]}x{pixels.shape[-2]} for a VAE that shrinks by {scale}; pass"
+            f" --resolution with a multiple of {scale}"
+        )
+    return torch.cat([pipeline.encode(part).cpu() for part in pixels.split(ENCODED_AT_ONCE)])
+
+
+def held_out_pairs(model, data, num_pairs: int, seed: int = 0) -> tuple[PairedSet, int]:
+    """Pictures brought to what a network was trained on, each met with as many noises as makes `num_pairs`.
+
+    Args:
+        model: a pipeline with a `vae` or without, or a bare network of pixels.
+        data: an `ImageSet`, or what `open_image_set` opens: pictures that the network was not trained on, with labels
+            if it is conditional. Their centre squares are brought to the training size.
+        num_pairs: pictures and noises; of more pictures than that, an even selection is used.
+        seed: of the noise.
+
+    Returns:
+        The frozen list, and how many different pictures are in it, which come round in the same order.
+
+    Raises:
+        ValueError: for pictures below the training size, corrupt ones, and labels missing or out of range.
+    """
+    if num_pairs < 1:
+        raise ValueError(f"num_pairs: got {num_pairs}, need at least 1")
+    images = data if isinstance(data, ImageSet) else open_image_set(data)
+    network = model if isinstance(model, torch.nn.Module) else denoiser_of(model)
+    vae, channels = getattr(model, "vae", None), network.config.in_channels
+    if vae is None and channels != 3:
+        raise ValueError(
+            f"data: {images.source} holds RGB pictures, but the network reads {channels} channels; pass the pipeline "
+            "with its VAE, or a PairedSet of latents"
+        )
+    if network.config.get("num_classes") is not None and images.labels is None:
+        raise ValueError(
+            f"data: {images.source} has no labels, but the network has {network.config.num_classes} classes; give "
+            "them in a column or a metadata.jsonl, called 'label', or write the run's own with `brickwork data split`"
+        )
+    side = network.config.sample_size * getattr(model, "vae_scale_factor", 1)
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), num_pairs)).round().astype(int)).tolist()
+    _refuse_small(images, chosen, side)
+    preparation = Preparation(side, convert=True)
+    inspect_images(images, preparation)
+    batch = decode(images, chosen, preparation, (side, side))
+    refuse_corrupt(batch.corrupt, images)
+    pixels, labels = batch.pixels / 127.5 - 1, _labels(network, images)
+    samples = _samples(model, pixels)
+    order = torch.arange(num_pairs) % len(chosen)
+    chosen_labels = None if labels is None else labels[chosen][order]
+    return PairedSet.from_images(samples[order], chosen_labels, num_levels=1, seed=seed), len(chosen)
+
+
+def _refuse_small(images: ImageSet, chosen: list[int], side: int) -> None:
+    small = []
+    for i in chosen:
+        with images.open(i) as image:
+            if min(image.size) < side:
+                small.append(f"{images.names[i]} {image.width}x{image.height}")
+    if small:
+        raise ValueError(
+            f"data: {count_and_name(small)} of {len(chosen)} pictures of {images.source} are smaller than the "
+            f"training size, {side}x{side}; enlarged they would be blurred, so leave them out or give larger ones"
+        )
+
+
+def _labels(network, images: ImageSet) -> torch.Tensor | None:
+    num_classes = network.config.get("num_classes")
+    if num_classes is None:
+        return None
+    if images.labels is None:
+        return torch.full((len(images),), num_classes)
+    wrong = sorted({label for label in images.labels if not isinstance(label, int) or not 0 <= label <= num_classes})
+    if wrong:
+        raise ValueError(
+            f"labels: {images.source} has the labels {wrong[:5]}, the network's classes are 0 to {num_classes - 1};"
+            f' number them so ({num_classes} is "no class"), or write the run\'s own with `brickwork data split`'
+        )
+    return torch.tensor(list(images.labels))

@@ -1,0 +1,162 @@
+"""Results as JSON: writing, reading, and putting two or more side by side."""
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from brickwork.eval.sets.pictures import write_atomically
+
+RESULT_FORMAT = "brickwork-evaluation/1"
+GENERATION_FILE = "generation.json"
+
+
+@dataclass
+class MetricValues:
+    """One metric over the sets: its values, the spread inside a set where it has one, and its settings."""
+
+    settings: dict
+    inner_spread_over: str | None = None
+    values: list[float] = field(default_factory=list)
+    inner_spread: list[float] = field(default_factory=list)
+
+    def to_dict(self) -> dict:
+        """Mean and spread: over the sets if there are several, else inside the one."""
+        spread, over = None, None
+        if len(self.values) > 1:
+            spread, over = statistics.stdev(self.values), f"{len(self.values)} sets"
+        elif self.inner_spread:
+            spread, over = self.inner_spread[0], self.inner_spread_over
+        return {
+            "mean": statistics.fmean(self.values),
+            "spread": spread,
+            "spread_over": over,
+            "values": self.values,
+            "settings": self.settings,
+        }
+
+
+def write_json(path: str | Path, value: dict) -> None:
+    """Write JSON in one step."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def generation_file(samples: str | Path) -> Path:
+    """Where the settings of a sampled set are: inside a folder, beside a file."""
+    path = Path(samples)
+    if path.suffix == ".npz":
+        return path.with_suffix("." + GENERATION_FILE)
+    return path / GENERATION_FILE
+
+
+def generation_of(samples: str | Path) -> dict | None:
+    """How a set was sampled, if `brickwork evaluate gen` made it."""
+    path = generation_file(samples)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def read_result(path: str | Path) -> dict:
+    """A result that `brickwork evaluate calc` wrote."""
+    try:
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"result: {path} cannot be read: {error}") from error
+    if not isinstance(result, dict) or result.get("format") != RESULT_FORMAT:
+        raise ValueError(f"result: {path} is no result of `brickwork evaluate calc` (format {RESULT_FORMAT})")
+    return result
+
+
+def differences(results: Sequence[dict]) -> list[str]:
+    """What keeps results from being compared, one line each; none if their numbers mean the same."""
+    aspects = {
+        "protocol": lambda r: r["protocol"]["name"],
+        "extractor": lambda r: f"{r['extractor']['name']} ({r['extractor']['weights_sha256'][:8]})",
+        "N": lambda r: r["count"],
+        "reference": lambda r: r["reference"]["identity"],
+        "preparation of samples": lambda r: json.dumps(r["preparation"], sort_keys=True),
+    }
+    found = []
+    for aspect, value_of in aspects.items():
+        values = [value_of(result) for result in results]
+        if len(set(values)) > 1:
+            found.append(f"{aspect}: " + ", ".join(f"{r['name']} {value}" for r, value in zip(results, values)))
+    for metric in shared_metrics(results):
+        settings = [json.dumps(r["metrics"][metric]["settings"], sort_keys=True) for r in results]
+        if len(set(settings)) > 1:
+            found.append(f"settings of {metric}: " + ", ".join(settings))
+    return found
+
+
+def shared_metrics(results: Sequence[dict]) -> list[str]:
+    """Metrics that all results have, in the order of the first."""
+    return [name for name in results[0]["metrics"] if all(name in result["metrics"] for result in results)]
+
+
+def compare(results: Sequence[dict], force: bool = False) -> dict:
+    """Put results side by side.
+
+    Args:
+        results: Two or more; the first is what the others are compared with.
+        force: Compare what must not be compared; the reasons against it are then part of the answer.
+
+    Returns:
+        `names`, `not_comparable` (reasons, empty unless forced) and `metrics`: for each, a list with `mean` and
+        `spread` of every result, the `difference` to the first and its `spread_of_difference` where both spreads are
+        over sets of different seeds.
+    """
+    if len(results) < 2:
+        raise ValueError(f"results: got {len(results)}, need at least two to compare")
+    reasons = differences(results)
+    if reasons and not force:
+        raise ValueError(
+            "results: these numbers cannot be compared, they differ in "
+            + "; ".join(reasons)
+            + "; measure them alike, or pass --force to see them side by side all the same"
+        )
+    if not shared_metrics(results):
+        raise ValueError("results: they have no metric in common; measure them with the same --metrics")
+    metrics = {
+        name: [_compared(r["metrics"][name], results[0]["metrics"][name]) for r in results]
+        for name in shared_metrics(results)
+    }
+    return {"names": [result["name"] for result in results], "not_comparable": reasons, "metrics": metrics}
+
+
+def _compared(value: dict, first: dict) -> dict:
+    spreads = [entry["spread"] for entry in (value, first) if (entry["spread_over"] or "").endswith("sets")]
+    return {
+        "mean": value["mean"],
+        "spread": value["spread"],
+        "spread_over": value["spread_over"],
+        "difference": value["mean"] - first["mean"],
+        "spread_of_difference": math.hypot(*spreads) if len(spreads) == 2 and value is not first else None,
+    }
+
+
+def format_value(value: float, spread: float | None = None) -> str:
+    """`7.61 ± 0.03`, `7.612` and `7.612 ± 0`: two digits of the spread and the value to the same place, or four."""
+    if not spread:
+        return f"{value:.4g}" if spread is None else f"{value:.4g} ± 0"
+    decimals = max(0, 1 - math.floor(math.log10(spread)))
+    return f"{value:.{decimals}f} ± {spread:.{decimals}f}"
+
+
+def comparison_table(comparison: dict) -> str:
+    """A comparison as text: a row for each metric, a column for each result, differences to the first in brackets."""
+    rows = [["metric", *comparison["names"]]]
+    for name, entries in comparison["metrics"].items():
+        cells = []
+        for i, entry in enumerate(entries):
+            cell = format_value(entry["mean"], entry["spread"])
+            if i:
+                change = format_value(entry["difference"], entry["spread_of_difference"])
+                cell += f" ({'+' if entry['difference'] >= 0 else ''}{change})"
+            cells.append(cell)
+        rows.append([name, *cells])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    warnings = [f"NOT COMPARABLE: {reason}" for reason in comparison["not_comparable"]]
+    return "\n".join([*warnings, *lines])

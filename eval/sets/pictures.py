@@ -1,0 +1,342 @@
+"""Sets of pictures from wherever they lie, checked before a number is made of them.
+
+An `ImageSet` knows how many pictures there are, what each is called and how to open one; nothing is decoded until it
+is asked for. `Preparation` brings them to RGB and to one size, or refuses, and counts what it had to change.
+"""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from brickwork.eval.extractors.protocols import to_uint8
+from brickwork.eval.messages import choice_error, count_and_name
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC, "box": Image.Resampling.BOX}
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A list of pictures that are opened when asked for.
+
+    Attributes:
+        names: What each picture is called in errors.
+        open: Opens picture `i` without decoding its pixels.
+        source: Where they came from, as the user gave it.
+        texts: The caption of each, where there are captions.
+        labels: The class number of each, where there are any.
+    """
+
+    names: Sequence[str]
+    open: Callable[[int], Image.Image]
+    source: str
+    texts: Sequence[str] | None = None
+    labels: Sequence[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def first(self, count: int) -> "ImageSet":
+        """The first so many pictures."""
+        if not 1 <= count <= len(self):
+            raise ValueError(f"limit: got {count}, need 1 to {len(self)}, the number of pictures in {self.source}")
+        texts, labels = (values[:count] if values is not None else None for values in (self.texts, self.labels))
+        return ImageSet(self.names[:count], self.open, self.source, texts, labels)
+
+
+def open_image_set(source: str | Path, limit: int | None = None) -> ImageSet:
+    """A set of pictures from a path or a hub id.
+
+    Args:
+        source: A folder of pictures (with `metadata.jsonl` for captions and labels), an `.npz` (first array, uint8
+            `(count, height, width, 3)`), a `.parquet` file, a folder of `.parquet` or `.tar` (WebDataset) files, one
+            `.tar`, or the id of a data set on the hub. Captions are called `text` and class numbers `label`.
+        limit: Take the first so many only.
+    """
+    path = Path(source)
+    if path.is_dir():
+        images = _open_folder(path)
+    elif path.suffix == ".npz":
+        images = _open_npz(path)
+    elif path.suffix == ".parquet":
+        images = _open_parquet([path], str(source))
+    elif path.suffix == ".tar":
+        images = _open_tars([path], str(source))
+    elif path.suffix or path.is_absolute() or str(source).count("/") > 1:
+        raise ValueError(f"images: {source} is neither a folder nor an .npz, .parquet or .tar file")
+    else:
+        images = _open_hub(str(source))
+    if not len(images):
+        raise ValueError(f"images: {source} holds no pictures ({', '.join(IMAGE_SUFFIXES)})")
+    return images if limit is None else images.first(limit)
+
+
+def _open_folder(folder: Path) -> ImageSet:
+    for suffix, opener in ((".parquet", _open_parquet), (".tar", _open_tars)):
+        files = sorted(folder.rglob(f"*{suffix}"))
+        if files:
+            return opener(files, str(folder))
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    names = sorted(str(path.relative_to(folder)) for path in found if not path.name.startswith("."))
+    rows = {row.get("file_name"): row for row in read_metadata(folder)}
+    texts, labels = ([rows.get(name, {}).get(key) for name in names] for key in ("text", "label"))
+    return ImageSet(
+        names,
+        lambda i: Image.open(folder / names[i]),
+        str(folder),
+        texts if None not in texts else None,
+        labels if None not in labels else None,
+    )
+
+
+def read_metadata(folder: Path) -> list[dict]:
+    """The rows of a folder's `metadata.jsonl`, none if it has none."""
+    path = folder / "metadata.jsonl"
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _open_npz(path: Path) -> ImageSet:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            name = "arr_0" if "arr_0" in archive.files else archive.files[0]
+            pixels = archive[name]
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"images: {path} cannot be read as an .npz file: {error}") from error
+    if pixels.ndim != 4 or pixels.shape[3] != 3:
+        raise ValueError(f"images: {path}:{name} has shape {pixels.shape}, need (count, height, width, 3)")
+    return from_arrays(pixels, str(path))
+
+
+def from_arrays(pixels: np.ndarray | torch.Tensor, source: str = "array") -> ImageSet:
+    """A set from an array `(count, height, width, 3)`, uint8 or floats in [0, 1]."""
+    pixels = to_uint8(pixels, source).numpy()
+    return ImageSet([f"{source}[{i}]" for i in range(len(pixels))], lambda i: Image.fromarray(pixels[i]), source)
+
+
+def _from_table(encoded, source: str, texts: list | None, labels: list | None) -> ImageSet:
+    """A set from a column of `{bytes, path}` values, as `datasets` stores pictures."""
+
+    def open_one(i: int) -> Image.Image:
+        value = encoded[i]
+        value = value.as_py() if hasattr(value, "as_py") else value
+        return Image.open(io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"])
+
+    return ImageSet([f"row {i}" for i in range(len(encoded))], open_one, source, texts, labels)
+
+
+def _open_parquet(files: list[Path], source: str) -> ImageSet:
+    import pyarrow
+    import pyarrow.parquet
+
+    tables = [pyarrow.parquet.read_table(file) for file in files]
+    if any("image" not in table.column_names for table in tables):
+        raise ValueError(f"images: {source} has the columns {tables[0].column_names}, need one called 'image'")
+    columns = [name for name in ("image", "text", "label") if all(name in t.column_names for t in tables)]
+    table = pyarrow.concat_tables([t.select(columns) for t in tables])
+    texts, labels = (table[name].to_pylist() if name in columns else None for name in ("text", "label"))
+    return _from_table(table["image"], source, texts, labels)
+
+
+def _open_hub(source: str) -> ImageSet:
+    from datasets import Image as ImageFeature
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(source, split="train")
+    except Exception as error:  # the hub, the network and the cache each raise classes of their own
+        raise ValueError(
+            f"images: {source!r} is no path here and could not be loaded as a data set: {error}"
+        ) from error
+    rows = rows.cast_column("image", ImageFeature(decode=False))
+    texts, labels = (list(rows[name]) if name in rows.column_names else None for name in ("text", "label"))
+    return _from_table(rows["image"], source, texts, labels)
+
+
+def _open_tars(files: list[Path], source: str) -> ImageSet:
+    """WebDataset shards: pictures are read at their offsets, so that nothing is unpacked and threads do not clash."""
+    places = []
+    for file in files:
+        with tarfile.open(file) as archive:
+            for member in archive:
+                if member.isfile() and Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
+                    places.append((file, member.name, member.offset_data, member.size))
+
+    def open_one(i: int) -> Image.Image:
+        file, _, offset, size = places[i]
+        with open(file, "rb") as stream:
+            stream.seek(offset)
+            return Image.open(io.BytesIO(stream.read(size)))
+
+    return ImageSet([f"{file.name}:{name}" for file, name, _, _ in places], open_one, source)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a picture becomes RGB of one size; stored with the numbers, because they depend on it.
+
+    Attributes:
+        resolution: Side in pixels to bring the centre square of each picture to; `None` takes pictures as they are,
+            and then they must all be of one size.
+        filter: Pillow's filter for that: `lanczos`, `bicubic` or `box`.
+        convert: Whether grey, palette and alpha pictures are converted (alpha on white) and counted; refused if not.
+    """
+
+    resolution: int | None = None
+    filter: str = "lanczos"
+    convert: bool = False
+
+    def __post_init__(self):
+        if self.filter not in FILTERS:
+            raise choice_error("filter", self.filter, FILTERS)
+        if self.resolution is not None and self.resolution < 1:
+            raise ValueError(f"resolution: got {self.resolution}, need a side in pixels of at least 1")
+
+    def to_dict(self) -> dict:
+        """As it is stored in results."""
+        return {"resolution": self.resolution, "filter": self.filter if self.resolution else None}
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """uint8 `(height, width, 3)`."""
+        if image.mode != "RGB":
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        if self.resolution is not None and image.size != (self.resolution, self.resolution):
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            box = (left, top, left + side, top + side)
+            image = image.resize((self.resolution, self.resolution), FILTERS[self.filter], box=box)
+        return np.asarray(image)
+
+
+@dataclass
+class Inspection:
+    """What the headers of a set say, before any pixel is decoded."""
+
+    size: tuple[int, int] | None = None
+    converted: dict[str, int] = field(default_factory=dict)
+
+
+def _kind(image: Image.Image) -> str:
+    if "A" in image.getbands() or "transparency" in image.info:
+        return "alpha"
+    return {"RGB": "RGB", "L": "grey", "1": "grey", "P": "palette"}.get(image.mode, image.mode)
+
+
+CONVERTIBLE = ("grey", "palette", "alpha")
+
+
+def inspect_images(images: ImageSet, preparation: Preparation) -> Inspection:
+    """Read every header; refuse corrupt files, mixed sizes and pictures that are not RGB, counted and named."""
+    corrupt, kinds, sizes = [], {}, {}
+    for i, name in enumerate(images.names):
+        try:
+            with images.open(i) as image:
+                kinds.setdefault(_kind(image), []).append(name)
+                sizes.setdefault(image.size, []).append(name)
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+            corrupt.append(name)
+    refuse_corrupt(corrupt, images)
+    other = {kind: names for kind, names in kinds.items() if kind != "RGB"}
+    if other and not (preparation.convert and all(kind in CONVERTIBLE for kind in other)):
+        listed = "; ".join(f"{kind}: {count_and_name(names)}" for kind, names in sorted(other.items()))
+        allowed = "pass --convert to put them on white and convert them to RGB, which the result then says"
+        raise ValueError(
+            f"images: {sum(map(len, other.values()))} of {len(images)} in {images.source} are not RGB ({listed});"
+            f" {allowed if all(kind in CONVERTIBLE for kind in other) else 'convert them to 8-bit RGB first'}"
+        )
+    if preparation.resolution is None and len(sizes) > 1:
+        listed = "; ".join(
+            f"{width}x{height}: {count_and_name(names, 2)}" for (width, height), names in sorted(sizes.items())[:6]
+        )
+        raise ValueError(
+            f"images: {images.source} mixes {len(sizes)} sizes ({listed}); pass --resolution to bring them to one"
+        )
+    side = preparation.resolution
+    size = (side, side) if side is not None else next(iter(sizes))
+    return Inspection(size, {kind: len(names) for kind, names in sorted(other.items())})
+
+
+def refuse_corrupt(corrupt: Sequence[str], images: ImageSet) -> None:
+    """Raise if there are any corrupt pictures."""
+    if corrupt:
+        raise ValueError(
+            f"images: {count_and_name(corrupt)} of {len(images)} in {images.source} cannot be decoded; remove or"
+            " replace them"
+        )
+
+
+@dataclass(frozen=True)
+class DecodedBatch:
+    """Pictures decoded together.
+
+    Attributes:
+        indices: Their places in the set.
+        pixels: uint8 `(batch, 3, height, width)`; a corrupt picture is black.
+        digests: uint8 `(batch, 32)`, SHA-256 of each picture's size and prepared pixels.
+        corrupt: Names of those that could not be decoded.
+    """
+
+    indices: list[int]
+    pixels: torch.Tensor
+    digests: torch.Tensor
+    corrupt: list[str]
+
+
+def decode(images: ImageSet, indices: Sequence[int], preparation: Preparation, size: tuple[int, int]) -> DecodedBatch:
+    """Decode some pictures of a set; `size` is (width, height) of all of them once prepared."""
+    pixels, digests, corrupt = [], [], []
+    for i in indices:
+        try:
+            with images.open(i) as image:
+                prepared = preparation(image)
+        except (OSError, SyntaxError, ValueError):
+            corrupt.append(images.names[i])
+            prepared = np.zeros((size[1], size[0], 3), dtype=np.uint8)
+        pixels.append(prepared)
+        digests.append(np.frombuffer(pixel_digest(prepared), dtype=np.uint8))
+    batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+    return DecodedBatch(list(indices), batch, torch.from_numpy(np.stack(digests)), corrupt)
+
+
+def pixel_digest(pixels: np.ndarray) -> bytes:
+    """SHA-256 of one picture's size and pixels, the same for a PNG, an array or a table that hold the same."""
+    return hashlib.sha256(str(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).digest()
+
+
+def decode_ahead(
+    images: ImageSet, batches: Sequence[Sequence[int]], preparation: Preparation, size: tuple[int, int]
+) -> Iterator[DecodedBatch]:
+    """Decode batch after batch, one ahead of the caller, so that a network is not kept waiting."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting = [pool.submit(decode, images, batch, preparation, size) for batch in batches[:2]]
+        for following in range(2, len(batches) + 2):
+            if not waiting:
+                return
+            decoded = waiting.pop(0).result()
+            if following < len(batches):
+                waiting.append(pool.submit(decode, images, batches[following], preparation, size))
+            yield decoded
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file in the same folder, then put it in place in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

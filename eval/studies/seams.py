@@ -1,0 +1,246 @@
+"""`brickwork seams`: edges at the borders of windows against edges elsewhere, above the training size."""
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+KINDS = ("fixed", "shifted")
+SIZES = ("64x128", "64x256", "192x64", "128x128", "192x192", "256x256")
+RESAMPLES = 2000
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `brickwork seams`."""
+    parser.description = (
+        "Draw pictures above the training size and compare the gradient across the borders of the largest windows "
+        "with the gradient across the lines around them. 1 means no seam; the same seeds are drawn with windows that "
+        "stay and with windows that shift, and operations are counted for both. Writes seams.json, seams.png and the "
+        "pictures, and prints the table."
+    )
+    parser.epilog = "example:\n  brickwork seams lego-emoji-64 --sizes 64x192 128x128 --count 16 -o runs/seams"
+    parser.add_argument("model", help="weights that ship (lego-emoji-64), a pipeline folder, or a name on the hub")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for table, plot and pictures")
+    parser.add_argument(
+        "--sizes", nargs="+", default=list(SIZES), metavar="HxW", help=f"pixels (default: {' '.join(SIZES)})"
+    )
+    parser.add_argument(
+        "--windows", nargs="+", default=list(KINDS), help="fixed, shifted, tiled (default: fixed shifted)"
+    )
+    parser.add_argument("--count", type=int, default=8, help="pictures of each size (default: 8)")
+    parser.add_argument("--steps", type=int, default=18, help="steps of the sampler (default: 18)")
+    parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale (default: 1, none)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first picture; the next has the next")
+    parser.add_argument("--device", help="cpu, cuda, … (default: the best there is)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw, measure, write everything and print the table."""
+    from brickwork.eval.report.pictures import grid, save_picture
+    from brickwork.eval.report.results import write_json
+    from brickwork.eval.report.versions import library_versions
+    from brickwork.eval.sampling.pipelines import load_lego_pipeline
+    from brickwork.pipelines.canvas import WINDOWS
+
+    sizes = [parse_size(text) for text in args.sizes]
+    for kind in args.windows:
+        if kind not in WINDOWS:
+            raise ValueError(f"`--windows` has {kind!r}; choose from {', '.join(WINDOWS)}.")
+    if args.count < 2:
+        raise ValueError(f"`--count` is {args.count}; draw at least 2, or there is no spread.")
+    pipe = load_lego_pipeline(args.model, args.device)
+    pipe.set_progress_bar_config(disable=True)
+    window, step = window_lines(pipe.transformer.config, pipe.vae_scale_factor)
+    for height, width in sizes:
+        if not border_lines(height, window, step) and not border_lines(width, window, step):
+            raise ValueError(f"`--sizes` has {height}x{width}, which has no border of windows of {window} pixels.")
+    settings = {"steps": args.steps, "guidance": args.guidance, "count": args.count, "seed": args.seed}
+    settings |= {"window": window, "lines": step, "resamples": RESAMPLES}
+    rows = []
+    result = {"model": args.model, "settings": settings, "versions": library_versions(), "rows": rows}
+    for height, width in sizes:
+        for kind in args.windows:
+            operations, images = _draw(pipe, args, height, width, kind)
+            measured = seam_ratio(images, window, step)
+            rows.append({"height": height, "width": width, "windows": kind, "operations": operations} | measured)
+            sheet = grid((images * 255).round().astype(np.uint8), columns=max(1, min(args.count, 1024 // width)))
+            save_picture(sheet, args.output / f"{kind}-{height}x{width}.png")
+            print(_line(rows[-1]), flush=True)
+            write_json(args.output / "seams.json", result)  # what was measured stays if the run is stopped
+    draw_plot(rows, args.output / "seams.png")
+    print(table(rows))
+    print(f"wrote {args.output}: seams.json, seams.png and the pictures")
+    return 0
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`"64x192"` => `(64, 192)`, height first."""
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise ValueError(f"`--sizes` has {text!r}; write height x width in pixels, such as 64x192.")
+    return int(match[1]), int(match[2])
+
+
+def window_lines(config: Mapping[str, Any], scale: int = 1) -> tuple[int, int]:
+    """Side of a network's largest windows, and the step of the lines to compare their borders with, in pixels.
+
+    The step is the largest side of smaller windows, else the largest patch: whatever those leave at their own borders
+    is on both sides of the comparison.
+
+    Args:
+        config: the network's configuration.
+        scale: pixels of the picture for one of the network's.
+    """
+    window = max(config["window_sizes"])
+    smaller = [side for side in config["window_sizes"] if side < window and window % side == 0]
+    return window * scale, max(smaller or [max(config["patch_sizes"])]) * scale
+
+
+def border_lines(length: int, window: int, step: int) -> dict[int, list[int]]:
+    """For each border between windows along a side, the lines around it to compare it with.
+
+    Args:
+        length: of the side in pixels.
+        window: side of the windows.
+        step: of the lines; those up to a quarter of a window away are taken, at least the next on either side.
+    """
+    reach = max(window // 4, step)
+    return {
+        border: [line for line in range(border - reach, border + reach + 1) if _is_line(line, length, window, step)]
+        for border in range(window, length, window)
+    }
+
+
+def _is_line(line: int, length: int, window: int, step: int) -> bool:
+    return 0 < line < length and line % step == 0 and line % window != 0
+
+
+def border_gradients(images: np.ndarray, window: int, step: int) -> np.ndarray:
+    """Mean absolute difference of the pixels on both sides of a line.
+
+    Args:
+        images: `(N, height, width, channels)`.
+        window, step: see `border_lines`.
+
+    Returns:
+        `(N, 2)`: across the borders of windows, and across the lines around them; sums over both directions.
+    """
+    sums = np.zeros((len(images), 2))
+    for axis in (1, 2):
+        pixels = np.moveaxis(images.astype(np.float64), axis, 1)
+        for border, around in border_lines(pixels.shape[1], window, step).items():
+            if around:
+                sums[:, 0] += _across(pixels, [border])
+                sums[:, 1] += _across(pixels, around)
+    return sums
+
+
+def _across(pixels: np.ndarray, lines: Sequence[int]) -> np.ndarray:
+    """Sum over a line of `(N, length, …)`, mean over lines and channels."""
+    differences = np.abs(pixels[:, lines] - pixels[:, [line - 1 for line in lines]])
+    return differences.mean(axis=(1, 3)).sum(axis=1)
+
+
+def seam_ratio(images: np.ndarray, window: int, step: int) -> dict[str, float | None]:
+    """Gradient across the borders of windows over that across the lines around them; 1 means no seam.
+
+    Returns:
+        `ratio` over all pictures, and `low` and `high`, between which it falls for 95% of the sets that one gets by
+        drawing as many of the pictures anew (bootstrap). `None` for pictures without any gradient there.
+    """
+    sums = border_gradients(images, window, step)
+    border, around = sums.sum(axis=0)
+    if around == 0:
+        return {"ratio": None, "low": None, "high": None}
+    random = np.random.default_rng(0)
+    drawn = sums[random.integers(len(sums), size=(RESAMPLES, len(sums)))].sum(axis=1)
+    drawn = drawn[drawn[:, 1] > 0]
+    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], (0.025, 0.975))
+    return {"ratio": float(border / around), "low": float(low), "high": float(high)}
+
+
+def _draw(pipe, args: argparse.Namespace, height: int, width: int, kind: str) -> tuple[float, np.ndarray]:
+    """Operations of one picture, and the pictures `(N, height, width, channels)` in [0, 1]."""
+    import torch
+
+    from brickwork.gen.operations import count_operations
+
+    operations, output = count_operations(
+        lambda: pipe(
+            class_labels=[0 if pipe.transformer.config.num_classes else None] * args.count,
+            height=height,
+            width=width,
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance,
+            generator=[torch.Generator().manual_seed(args.seed + number) for number in range(args.count)],
+            windows=kind,
+            output_type="np",
+        )
+    )
+    return operations / args.count, output.images
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    size = f"{row['height']}x{row['width']} {row['windows']}"
+    return f"{size}: {_ratio(row)}, {row['operations'] / 1e9:.1f} GFLOP a picture"
+
+
+def _ratio(row: Mapping[str, Any]) -> str:
+    if row["ratio"] is None:
+        return "no edges"
+    return f"{row['ratio']:.2f} ({row['low']:.2f}–{row['high']:.2f})"
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table with a line for each size."""
+    kinds = list(dict.fromkeys(row["windows"] for row in rows))
+    lines = [
+        f"| height × width | {' | '.join(kinds)} | {' | '.join(f'GFLOP {kind}' for kind in kinds)} |",
+        f"| --- |{' --- |' * (2 * len(kinds))}",
+    ]
+    for height, width in dict.fromkeys((row["height"], row["width"]) for row in rows):
+        same = [row for row in rows if (row["height"], row["width"]) == (height, width)]
+        costs = [f"{row['operations'] / 1e9:.1f}" for row in same]
+        lines.append(f"| {height} × {width} | {' | '.join(map(_ratio, same))} | {' | '.join(costs)} |")
+    return "\n".join(lines)
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return f"{row['height']}×{row['width']}"
+
+
+def draw_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """The ratios of every size with their spread, as a PNG."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ValueError("seams: the plot needs matplotlib: pip install 'brickwork[report]'") from error
+    from brickwork.eval.sets.pictures import write_atomically
+
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    sizes = list(dict.fromkeys(_name(row) for row in rows))
+    kinds = list(dict.fromkeys(row["windows"] for row in rows))
+    for index, (kind, colour) in enumerate(zip(kinds, ("#b3431f", "#2b6a8f", "#5b7f2b"))):
+        own = [row for row in rows if row["windows"] == kind and row["ratio"] is not None]
+        places = [sizes.index(_name(row)) + 0.16 * (index - (len(kinds) - 1) / 2) for row in own]
+        ratio, low, high = (np.array([row[key] for row in own]) for key in ("ratio", "low", "high"))
+        axes.errorbar(
+            places, ratio, (ratio - low, high - ratio), fmt="o", color=colour, markersize=5, capsize=2.5, label=kind
+        )
+    axes.axhline(1, color="#8a929a", linewidth=0.8, zorder=0)
+    axes.set_xticks(range(len(sizes)), sizes)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if value in (0.5, 2, 3, 5) else "")
+    axes.set_title("gradient at window borders over that around them (1: no seam)", fontsize=9.5, loc="left")
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))

@@ -1,0 +1,538 @@
+"""LEGO bricks (Zheng et al., "Learning Stackable and Skippable LEGO Bricks", arXiv 2310.06389).
+
+A stack of small transformers, each working in windows of its own size. Every brick returns a full-resolution estimate
+of the same thing and hands it to the next, which is what makes bricks skippable.
+"""
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.utils import BaseOutput
+from torch import nn
+
+from brickwork.gen.blocks.dit import DiTTokenBlock, modulated_norm
+from brickwork.gen.blocks.modulation import Modulation
+from brickwork.gen.blocks.recompute import not_kept, recomputed
+from brickwork.gen.blocks.windows import (
+    pad_to_multiple,
+    static_size,
+    window_mask,
+    window_partition,
+    window_reverse,
+)
+from brickwork.gen.embeddings import ConditionEmbedding, coordinate_channels, sincos_position_table
+from brickwork.gen.networks.base import Denoiser, check_overrides
+from brickwork.gen.networks.wrapped import (
+    PretrainedBrick,
+    brick_sizes,
+    build_pretrained_brick,
+    class_rows,
+    describe_denoiser,
+    with_row_for_no_class,
+)
+from brickwork.gen.presets import LEGO_PRESETS, find_preset
+from brickwork.gen.subnets import brick_subsets, subnet_name
+
+
+@dataclass
+class LegoTransformer2DModelOutput(BaseOutput):
+    """Output of `LegoTransformer2DModel`.
+
+    Attributes:
+        sample: `(B, C, H, W)`, the estimate of the last brick that ran.
+        intermediates: the estimates of the bricks that ran, in order, the last one equal to `sample`; `None` unless
+            asked for.
+    """
+
+    sample: torch.Tensor
+    intermediates: list[torch.Tensor] | None = None
+
+
+class LegoBrick(nn.Module):
+    """One brick: patches of an image attend within windows and come back as an image.
+
+    Args:
+        in_channels: channels that the brick reads.
+        out_channels: channels of its estimate.
+        window_size: side of a window in pixels.
+        patch_size: side of a token in pixels; divides `window_size`.
+        num_layers: transformer blocks.
+        dim: width of a token.
+        num_attention_heads: heads of each block.
+        mlp_ratio: hidden width of the MLPs over `dim`.
+        cond_dim: width of the condition.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        window_size: int,
+        patch_size: int,
+        num_layers: int,
+        dim: int,
+        num_attention_heads: int,
+        mlp_ratio: float,
+        cond_dim: int,
+    ):
+        super().__init__()
+        self.out_channels = out_channels
+        self.window_size = window_size
+        self.patch_size = patch_size
+        self.window_tokens = window_size // patch_size
+        self.patch_embed = nn.Linear(in_channels * patch_size**2, dim)
+        self.blocks = nn.ModuleList(
+            DiTTokenBlock(dim, num_attention_heads, mlp_ratio, cond_dim) for _ in range(num_layers)
+        )
+        self.final_modulation = Modulation(cond_dim, dim, 2)
+        self.proj_out = nn.Linear(dim, out_channels * patch_size**2)
+        table = sincos_position_table(dim, self.window_tokens, self.window_tokens)
+        self.register_buffer("position_table", table, persistent=False)
+        self.gradient_checkpointing = False
+
+    def window_of(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tokens in a window: a window larger than the image shrinks to it.
+
+        Its missing part would be padding, masked out of the softmax, so leaving it away changes nothing.
+        """
+        return (
+            min(self.window_tokens, -(-height // self.patch_size)),
+            min(self.window_tokens, -(-width // self.patch_size)),
+        )
+
+    def operations(self, height: int, width: int) -> int:
+        """Floating-point operations of the matrix products for one image (a multiply-add counts as two)."""
+        rows, columns = self.window_of(height, width)
+        pixels_down, pixels_across = rows * self.patch_size, columns * self.patch_size
+        windows = -(-height // pixels_down) * -(-width // pixels_across)
+        tokens, total = rows * columns, windows * rows * columns
+        count = total * (self.patch_embed.weight.numel() + self.proj_out.weight.numel())
+        count += self.final_modulation.linear.weight.numel()
+        for block in self.blocks:
+            linears = (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
+            attention = 2 * tokens * block.attn.proj.in_features  # scores and their sum over the values, per token
+            count += total * (sum(linear.weight.numel() for linear in linears) + attention)
+            count += block.modulation.linear.weight.numel()
+        return 2 * count
+
+    def forward(
+        self, sample: torch.Tensor, temb: torch.Tensor, cyclic: tuple[bool, bool] = (False, False)
+    ) -> torch.Tensor:
+        """`sample (B, in_channels, H, W)`, `temb (B, cond_dim)` => `(B, out_channels, H, W)`.
+
+        A window that reaches over the end is padded and masked, or where rows or columns are `cyclic` filled from the
+        beginning, which costs the same.
+        """
+        height, width = sample.shape[-2:]
+        patch, window = self.patch_size, self.window_of(height, width)
+        pixels = (window[0] * patch, window[1] * patch)
+        if any(cyclic):
+            down, across = (-side % length * goes for side, length, goes in zip((height, width), pixels, cyclic))
+            sample = nn.functional.pad(sample, (0, across, 0, down), mode="circular")
+        token_mask = window_mask(*sample.shape[-2:], window, patch_size=patch, device=sample.device)
+        sample = pad_to_multiple(sample, pixels)
+        padded_height, padded_width = sample.shape[-2:]
+
+        hidden_states = self.patch_embed(window_partition(sample, window, patch_size=patch))
+        positions = self.position_table.view(self.window_tokens, self.window_tokens, -1)
+        positions = positions[: window[0], : window[1]].flatten(0, 1).to(hidden_states.dtype)
+        hidden_states = hidden_states + positions  # (B, windows, tokens, D)
+        for block in self.blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                hidden_states = self._gradient_checkpointing_func(block, hidden_states, temb, token_mask)
+            else:
+                hidden_states = block(hidden_states, temb, token_mask)
+        hidden_states = recomputed(modulated_norm, hidden_states, *self.final_modulation(temb))
+        with not_kept(hidden_states):
+            hidden_states = self.proj_out(hidden_states)
+        sample = window_reverse(hidden_states, window, padded_height, padded_width, patch_size=patch)
+        return sample[..., :height, :width]
+
+
+class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin):
+    """A stack of LEGO bricks that denoises images of any height and width.
+
+    Lists with one entry a brick describe the stack; a single number for `hidden_sizes` or `num_attention_heads` holds
+    for every brick.
+
+    Args:
+        sample_size: side of the training images, in pixels of what the network sees (latents for a latent model).
+        in_channels: channels of `sample` and of the estimate.
+        num_classes: number of classes, `None` for an unconditional network.
+        window_sizes: side of each brick's windows, in pixels.
+        patch_sizes: side of each brick's tokens, in pixels; divides the window.
+        num_layers: transformer blocks of each brick.
+        hidden_sizes: width of each brick, a multiple of 4.
+        num_attention_heads: heads of each brick; divides the width.
+        mlp_ratio: hidden width of the MLPs over the brick's width.
+        id2label: class names by number, for pipelines.
+        trained_subsets: which subsets of bricks the weights were trained for: `"prefix"` (early exits), or `"any"`
+            (brick dropout).
+        trained_crops: whether the weights were trained on crops of pictures larger than `sample_size` too, so that
+            they can draw such pictures with windows that shift.
+        pretrained_brick: a denoiser of diffusers as brick 0, as `gen.pretrained_brick.describe_denoiser` says it. In
+            the lists its window is `sample_size`, its patch the side whose multiples it takes, and the others are 0.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["DiTTokenBlock", "PretrainedBrick"]
+    # The last two are those of pretrained bricks.
+    _repeated_blocks = ["DiTTokenBlock", "ResnetBlock2D", "BasicTransformerBlock"]
+    _skip_layerwise_casting_patterns = ["condition", "patch_embed", "modulation", "proj_out", "norm", "pos_embed"]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 64,
+        in_channels: int = 3,
+        num_classes: int | None = None,
+        window_sizes: Sequence[int] = (4, 16, 64),
+        patch_sizes: Sequence[int] = (2, 8, 2),
+        num_layers: Sequence[int] = (2, 4, 6),
+        hidden_sizes: int | Sequence[int] = 384,
+        num_attention_heads: int | Sequence[int] = 6,
+        mlp_ratio: float = 4.0,
+        id2label: dict[int, str] | None = None,
+        trained_subsets: str = "prefix",
+        trained_crops: bool = False,
+        pretrained_brick: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        first = 0 if pretrained_brick is None else 1  # brick of our own
+        _check_stack(window_sizes, patch_sizes, num_layers, first)
+        _check_sizes(sample_size, in_channels, num_classes, mlp_ratio, id2label)
+        num_bricks = len(window_sizes)
+        if trained_subsets not in ("prefix", "any"):
+            raise ValueError(f"`trained_subsets` is {trained_subsets!r}; choose 'prefix' or 'any'.")
+        widths = _per_brick("hidden_sizes", hidden_sizes, num_bricks, first)
+        heads = _per_brick("num_attention_heads", num_attention_heads, num_bricks, first)
+
+        cond_dim = max(widths)
+        # A pretrained brick has an embedding of its own.
+        self.condition = ConditionEmbedding(cond_dim, num_classes) if num_bricks > first else None
+        # The first brick reads the image and its coordinates, later ones the previous estimate as well.
+        bricks = [
+            LegoBrick(
+                in_channels=in_channels + 2 if brick == 0 else 2 * in_channels + 2,
+                out_channels=in_channels,
+                window_size=window_sizes[brick],
+                patch_size=patch_sizes[brick],
+                num_layers=num_layers[brick],
+                dim=widths[brick],
+                num_attention_heads=heads[brick],
+                mlp_ratio=mlp_ratio,
+                cond_dim=cond_dim,
+            )
+            for brick in range(first, num_bricks)
+        ]
+        if pretrained_brick is not None:
+            firsts = {"window_sizes": window_sizes[0], "patch_sizes": patch_sizes[0], "num_layers": num_layers[0]}
+            brick = build_pretrained_brick(pretrained_brick, in_channels, num_classes, sample_size, firsts)
+            bricks.insert(0, brick)
+        self.bricks = nn.ModuleList(bricks)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        for brick in self.own_bricks:
+            nn.init.xavier_uniform_(brick.patch_embed.weight)
+            nn.init.zeros_(brick.patch_embed.bias)
+            for block in brick.blocks:
+                for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+                    nn.init.xavier_uniform_(linear.weight)
+                    nn.init.zeros_(linear.bias)
+            nn.init.zeros_(brick.proj_out.weight)
+            nn.init.zeros_(brick.proj_out.bias)
+
+    @classmethod
+    def from_preset(
+        cls, name: str, in_channels: int = 3, num_classes: int | None = None, **overrides
+    ) -> "LegoTransformer2DModel":
+        """A freshly initialised network of the paper's table, such as `"lego-s-pg-64"`.
+
+        Args:
+            name: one of `brickwork.gen.presets.LEGO_PRESETS`.
+            in_channels: 3 for pixels, 4 for Stable Diffusion's latents.
+            num_classes: number of classes, `None` for an unconditional network.
+            overrides: further configuration values that replace the preset's.
+        """
+        config = find_preset(LEGO_PRESETS, name) | {"in_channels": in_channels, "num_classes": num_classes}
+        check_overrides(overrides, cls._get_init_keys(cls), cls.__name__)
+        return cls(**(config | overrides))
+
+    @classmethod
+    def from_original(cls, path: str | Path, num_attention_heads: int | None = None) -> "LegoTransformer2DModel":
+        """Load a checkpoint of the authors (`LEGO-L-PG-64.pkl`) without running anything in it.
+
+        Args:
+            path: a snapshot of theirs, or its state dict as `.safetensors` or `.pt`.
+            num_attention_heads: heads of every brick, for a bare state dict whose width is none of the paper's.
+
+        Raises:
+            ValueError: naming the file and what is wrong with it.
+        """
+        from brickwork.gen.original.lego import load_original_lego
+
+        config, state_dict = load_original_lego(path, num_attention_heads)
+        with torch.device("meta"):
+            model = cls(**config)
+        model.load_state_dict(state_dict, assign=True)
+        for brick in model.bricks:
+            brick.position_table = sincos_position_table(
+                brick.patch_embed.out_features, brick.window_tokens, brick.window_tokens
+            )
+        return model.eval()
+
+    @classmethod
+    def from_denoiser(
+        cls,
+        denoiser: nn.Module,
+        scheduler: Any,
+        window_sizes: Sequence[int] = (),
+        patch_sizes: Sequence[int] = (),
+        num_layers: Sequence[int] = (),
+        hidden_sizes: int | Sequence[int] = 384,
+        num_attention_heads: int | Sequence[int] = 6,
+        num_classes: int | None = None,
+        sample_size: int | None = None,
+        sigma_data: float = 0.5,
+        **config,
+    ) -> "LegoTransformer2DModel":
+        """A pretrained denoiser of diffusers as the lowest brick, with fresh bricks on it.
+
+        Args:
+            denoiser: a `UNet2DModel` or `DiTTransformer2DModel`; its weights are copied.
+            scheduler: that it was trained with: a DDPM scheduler or any with betas, or its configuration.
+            window_sizes: of the bricks on top, as are the four lists that follow; none for the denoiser alone.
+            patch_sizes: likewise.
+            num_layers: likewise.
+            hidden_sizes: likewise, or one number.
+            num_attention_heads: likewise, or one number.
+            num_classes: classes of the stack; by default those of the denoiser. A UNet without a row for "no class"
+                gets one, the mean of the others.
+            sample_size: side of the training images; by default what the denoiser's configuration says.
+            sigma_data: of the stack's objective and scheduler.
+            config: further configuration values of the stack.
+
+        Raises:
+            ValueError: for networks that cannot be wrapped; the text says why.
+        """
+        denoiser = with_row_for_no_class(denoiser, num_classes)
+        described = describe_denoiser(denoiser, scheduler, sigma_data)
+        built_for, unit = brick_sizes(described["class_name"], denoiser.config)
+        sample_size = sample_size or built_for
+        if sample_size is None:
+            raise ValueError("`sample_size` is None, and the denoiser's configuration has no one side; give it.")
+        if num_classes is None and class_rows(denoiser.config):
+            num_classes = class_rows(denoiser.config) - 1
+        lists = {"hidden_sizes": hidden_sizes, "num_attention_heads": num_attention_heads}
+        model = cls(
+            sample_size=sample_size,
+            in_channels=denoiser.config.in_channels,
+            num_classes=num_classes,
+            window_sizes=[sample_size, *window_sizes],
+            patch_sizes=[unit, *patch_sizes],
+            num_layers=[0, *num_layers],
+            pretrained_brick=described,
+            **{name: value if isinstance(value, int) else [0, *value] for name, value in lists.items()},
+            **config,
+        )
+        model.bricks[0].model.load_state_dict(denoiser.state_dict())
+        return model.eval()
+
+    @property
+    def num_bricks(self) -> int:
+        return len(self.bricks)
+
+    @property
+    def own_bricks(self) -> list[LegoBrick]:
+        """The bricks but a pretrained one."""
+        return [brick for brick in self.bricks if isinstance(brick, LegoBrick)]
+
+    def subnets(self, height: int, width: int) -> dict[str, int]:
+        """The trained subsets of bricks by name (`"0+1"`), with the operations of one forward pass of one image."""
+        costs = [brick.operations(height, width) for brick in self.bricks]
+        condition = 0 if self.condition is None else sum(p.numel() for p in self.condition.parameters() if p.ndim == 2)
+        subsets = brick_subsets(self.num_bricks, self.config.trained_subsets)
+        return {
+            subnet_name(subset): (2 * condition if self._needs_condition(subset) else 0)
+            + sum(costs[brick] for brick in subset)
+            for subset in subsets
+        }
+
+    def _needs_condition(self, bricks: Sequence[int]) -> bool:
+        return any(isinstance(self.bricks[brick], LegoBrick) for brick in bricks)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float,
+        class_labels: torch.Tensor | None = None,
+        bricks: Sequence[int] | None = None,
+        return_intermediates: bool = False,
+        return_dict: bool = True,
+        coordinates: torch.Tensor | None = None,
+        cyclic: tuple[bool, bool] = (False, False),
+    ) -> LegoTransformer2DModelOutput | tuple:
+        """Estimate what the network was trained for (EDM's F for the authors' weights).
+
+        Args:
+            sample: `(B, C, H, W)`, scaled as the scheduler does; any height and width of at least one patch.
+            timestep: `(B,)` or a scalar; `log(sigma) / 4` for the EDM family.
+            class_labels: integers `(B,)` from 0 to `num_classes`, which itself stands for "no class", as does `None`.
+            bricks: numbers of the bricks to run, in order; `None` for all. Where no earlier brick ran, the previous
+                estimate is zeros.
+            return_intermediates: also return the estimate of every brick that ran.
+            return_dict: return an output object rather than a tuple.
+            coordinates: `(B or 1, 2, H, W)`, the row, then the column of each pixel from -1 to 1, where `sample` is a
+                part of a larger picture or a shifted one; `None` for those of a whole picture.
+            cyclic: whether rows, and columns, go on at the opposite side, so that windows that reach over the end are
+                filled from the beginning rather than with masked padding.
+
+        Returns:
+            `LegoTransformer2DModelOutput`, or `(sample,)`, or `(sample, intermediates)` if those are asked for.
+
+        Raises:
+            ValueError: for wrong channels, sizes below one patch, labels out of range, coordinates of another
+                shape, or an impossible set of bricks.
+        """
+        bricks = self._check_bricks(bricks)
+        self._check_sample(sample, bricks)
+        batch, (height, width) = sample.shape[0], static_size(sample)
+        dtype = self.dtype
+        timestep = torch.as_tensor(timestep, device=sample.device, dtype=torch.float32)
+        if timestep.ndim > 1 or (timestep.ndim == 1 and timestep.shape[0] not in (1, batch)):
+            raise ValueError(f"`timestep` has shape {tuple(timestep.shape)}; give a scalar or shape ({batch},).")
+        timestep = timestep.expand(batch)
+        class_labels = self._check_labels(class_labels, batch)
+        temb = self.condition(timestep, class_labels, dtype) if self._needs_condition(bricks) else None
+        image = sample.to(dtype)
+        if coordinates is None:
+            coordinates = coordinate_channels(height, width, sample.device, dtype)
+        elif tuple(coordinates.shape) not in ((1, 2, height, width), (batch, 2, height, width)):
+            raise ValueError(
+                f"`coordinates` has shape {tuple(coordinates.shape)}; give ({batch}, 2, {height}, {width}), or 1 for "
+                f"{batch}."
+            )
+        coordinates = coordinates.to(dtype).expand(batch, -1, -1, -1)
+
+        estimate, estimates = None, []
+        for brick in bricks:
+            if isinstance(self.bricks[brick], PretrainedBrick):
+                estimate = self.bricks[brick](image, timestep, class_labels)
+            else:
+                inputs = [image, coordinates]
+                if brick > 0:
+                    inputs.insert(0, torch.zeros_like(image) if estimate is None else estimate.to(dtype))
+                estimate = self.bricks[brick](torch.cat(inputs, dim=1), temb, cyclic)
+            estimates.append(estimate)
+
+        intermediates = estimates if return_intermediates else None
+        if not return_dict:
+            return (estimate, intermediates) if return_intermediates else (estimate,)
+        return LegoTransformer2DModelOutput(sample=estimate, intermediates=intermediates)
+
+    def _check_bricks(self, bricks: Sequence[int] | None) -> tuple[int, ...]:
+        if bricks is None:
+            return tuple(range(self.num_bricks))
+        try:
+            numbers = tuple(operator.index(brick) for brick in bricks)
+        except TypeError:  # a single number, or what is no number
+            numbers = ()
+        in_range = numbers and 0 <= min(numbers) and max(numbers) < self.num_bricks
+        if not in_range or any(a >= b for a, b in zip(numbers, numbers[1:])):
+            raise ValueError(
+                f"`bricks` is {bricks!r}; give at least one brick number from 0 to {self.num_bricks - 1}, each once "
+                "and in rising order, or None for all."
+            )
+        return numbers
+
+    def _check_sample(self, sample: torch.Tensor, bricks: tuple[int, ...]) -> None:
+        if sample.ndim != 4 or sample.shape[0] == 0 or sample.shape[1] != self.config.in_channels:
+            raise ValueError(
+                f"`sample` has shape {tuple(sample.shape)}; this network reads (batch, {self.config.in_channels}, "
+                "height, width)."
+            )
+        patch = max(self.bricks[brick].patch_size for brick in bricks)
+        if min(sample.shape[-2:]) < patch:
+            raise ValueError(
+                f"`sample` has height and width {tuple(sample.shape[-2:])}, below one patch of {patch} pixels; "
+                f"make both sides at least {patch}."
+            )
+
+    def _check_labels(self, class_labels: torch.Tensor | None, batch: int) -> torch.Tensor | None:
+        if class_labels is None:
+            return None
+        num_classes = self.config.num_classes
+        if num_classes is None:
+            raise ValueError("`class_labels` were given, but this network is unconditional; leave them out.")
+        if not isinstance(class_labels, torch.Tensor):
+            raise ValueError(f"`class_labels` is {class_labels!r}; give an integer tensor of shape ({batch},).")
+        if class_labels.shape != (batch,) or class_labels.is_floating_point():
+            raise ValueError(
+                f"`class_labels` has shape {tuple(class_labels.shape)} and dtype {class_labels.dtype}; give integers "
+                f"of shape ({batch},)."
+            )
+        # Reading values would stall an accelerator and break a compiled graph; `one_hot` asserts there by itself.
+        if class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = int(class_labels.min()), int(class_labels.max())
+            if low < 0 or high > num_classes:
+                raise ValueError(
+                    f"`class_labels` lie between {low} and {high}; allowed are 0 to {num_classes - 1}, and "
+                    f"{num_classes} for no class."
+                )
+        return class_labels.long()
+
+
+def _per_brick(name: str, value: int | Sequence[int], num_bricks: int, first: int) -> list[int]:
+    """`value` for each brick, from brick `first` on checked to be positive; before it comes 0."""
+    values = [0] * first + [value] * (num_bricks - first) if type(value) is int else value
+    _check_counts(name, values, first)
+    if len(values) != num_bricks:
+        raise ValueError(f"`{name}` has {len(values)} entries for {num_bricks} bricks; give one number, or one each.")
+    if any(values[:first]):
+        raise ValueError(f"`{name}` begins with {values[0]}; for a pretrained brick it begins with 0.")
+    return list(values)
+
+
+def _check_counts(name: str, values: Sequence[int], first: int = 0) -> None:
+    if not isinstance(values, (list, tuple)) or any(type(value) is not int or value < 1 for value in values[first:]):
+        raise ValueError(f"`{name}` is {values!r}; give a list of whole numbers from 1 up, one a brick.")
+
+
+def _check_stack(
+    window_sizes: Sequence[int], patch_sizes: Sequence[int], num_layers: Sequence[int], first: int
+) -> None:
+    for name, values in (("window_sizes", window_sizes), ("patch_sizes", patch_sizes), ("num_layers", num_layers)):
+        _check_counts(name, values, first)
+    if not len(window_sizes) == len(patch_sizes) == len(num_layers) or not window_sizes:
+        raise ValueError(
+            f"`window_sizes`, `patch_sizes` and `num_layers` have {len(window_sizes)}, {len(patch_sizes)} and "
+            f"{len(num_layers)} entries; give one entry a brick, and at least one brick."
+        )
+    for window, patch in list(zip(window_sizes, patch_sizes))[first:]:
+        if window % patch:
+            raise ValueError(f"`patch_sizes` has {patch}, which does not divide its window of {window} pixels.")
+
+
+def _check_sizes(
+    sample_size: int, in_channels: int, num_classes: int | None, mlp_ratio: float, id2label: dict | None
+) -> None:
+    counts = {"sample_size": sample_size, "in_channels": in_channels}
+    counts |= {} if num_classes is None else {"num_classes": num_classes}
+    for name, value in counts.items():
+        if type(value) is not int or value < 1:
+            mend = ", or None for an unconditional network" if name == "num_classes" else ""
+            raise ValueError(f"`{name}` is {value!r}; give a whole number from 1 up{mend}.")
+    if mlp_ratio <= 0:
+        raise ValueError(f"`mlp_ratio` is {mlp_ratio}; give a positive number.")
+    if id2label is not None:
+        classes = [str(number) for number in range(num_classes or 0)]
+        if not isinstance(id2label, dict) or any(str(key) not in classes for key in id2label):
+            raise ValueError(f"`id2label` is {id2label!r}; give {{number: name}} with numbers below `num_classes`.")

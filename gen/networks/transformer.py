@@ -1,0 +1,231 @@
+"""A stack of blocks at one resolution: DiT (Peebles & Xie, arXiv 2212.09748) and what replaces its blocks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.utils import BaseOutput
+from torch import nn
+
+from brickwork.gen.blocks.modulation import Modulation, modulate
+from brickwork.gen.blocks.norms import LayerNorm
+from brickwork.gen.blocks.registry import build_block, check_block_options, parse_block_types
+from brickwork.gen.blocks.windows import pad_to_multiple, static_size, window_partition, window_reverse
+from brickwork.gen.conditioning import (
+    ClassTimeEmbedding,
+    batch_timestep,
+    check_class_labels,
+    check_sample,
+    check_text,
+)
+from brickwork.gen.embeddings import sincos_position_table
+from brickwork.gen.networks.base import check_overrides
+from brickwork.gen.networks.block_network import BlockNetwork, largest_window
+from brickwork.gen.presets import TRANSFORMER_PRESETS, find_preset
+
+
+@dataclass
+class BlockTransformer2DModelOutput(BaseOutput):
+    """Output of `BlockTransformer2DModel`.
+
+    Attributes:
+        sample: `(B, out_channels, H, W)`. With twice as many channels as the input, the second half is the learned
+            variance (DiT).
+    """
+
+    sample: torch.Tensor
+
+
+class BlockTransformer2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapterMixin):
+    """Patches of an image go through a stack of blocks, any of `brickwork.gen.blocks.list_blocks()`.
+
+    Positions are a fixed sine-cosine table of the patch's row and column, counted from the top left corner. A larger
+    image continues the same formula with rows and columns that were not trained; nothing is stretched.
+
+    Args:
+        sample_size: side of the training images, in pixels of what the network sees (latents for a latent model).
+        patch_size: side of a patch.
+        in_channels: channels of `sample`.
+        out_channels: channels of the estimate, `None` for as many as `in_channels`; DiT's presets have twice as many,
+            the second half for the learned variance.
+        num_classes: number of classes, `None` for a network without them.
+        block_types: a block name for all layers, or one for each layer.
+        num_layers: number of blocks.
+        hidden_size: width, a multiple of 4.
+        attention_head_dim: channels of a head; divides the width. `None` for each block's own default, as below.
+        mlp_ratio: hidden width of the blocks' MLPs over the width.
+        window_size: side of the blocks' windows, in patches; an image is at least as large.
+        block_options: further settings by block name, such as `{"i2rmb": {"kernel_size": 3}}`.
+        cross_attention_dim: width of a text's tokens, `None` for a network that reads no text.
+        norm_elementwise_affine: whether the last norm has a weight and a bias of its own.
+        freq_shift: see `ClassTimeEmbedding`.
+        convbn_folded: whether BatchNorms are in the convolutions before them, as `set_convbn_mode(model, "deploy")`
+            leaves them.
+        id2label: class names by number, for pipelines.
+    """
+
+    _skip_layerwise_casting_patterns = ["condition", "patch_embed", "norm", "modulation", "proj_out"]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 32,
+        patch_size: int = 2,
+        in_channels: int = 4,
+        out_channels: int | None = None,
+        num_classes: int | None = None,
+        block_types: str | Sequence[str] = "dit",
+        num_layers: int = 12,
+        hidden_size: int = 384,
+        attention_head_dim: int | None = None,
+        mlp_ratio: float | None = None,
+        window_size: int | None = None,
+        block_options: dict[str, dict] | None = None,
+        cross_attention_dim: int | None = None,
+        norm_elementwise_affine: bool = False,
+        freq_shift: int = 0,
+        convbn_folded: bool = False,
+        id2label: dict[int, str] | None = None,
+    ):
+        super().__init__()
+        if patch_size < 1 or num_layers < 1 or sample_size < patch_size:
+            raise ValueError(
+                f"`sample_size`, `patch_size` and `num_layers` are {sample_size}, {patch_size} and {num_layers}; give "
+                "a patch of at least 1, an image of at least one patch, and at least 1 layer."
+            )
+        names = parse_block_types(block_types, num_layers, "layers")
+        options = check_block_options(block_options, names)
+        shared = {
+            "attention_head_dim": attention_head_dim,
+            "mlp_ratio": mlp_ratio,
+            "window_size": window_size,
+            "cross_attention_dim": cross_attention_dim,
+        }
+        self.out_channels = out_channels or in_channels
+        self.condition = ClassTimeEmbedding(hidden_size, num_classes, freq_shift)
+        self.patch_embed = nn.Linear(in_channels * patch_size**2, hidden_size)
+        # The training grid's part of the formula, stored as in the authors' checkpoints. Never trained.
+        side = -(-sample_size // patch_size)
+        self.pos_embed = nn.Parameter(sincos_position_table(hidden_size, side, side), requires_grad=False)
+        self.blocks = nn.ModuleList(
+            build_block(name, hidden_size, hidden_size, shared, options.get(name)) for name in names
+        )
+        self.norm_out = LayerNorm(hidden_size, eps=1e-6, elementwise_affine=norm_elementwise_affine)
+        self.final_modulation = Modulation(hidden_size, hidden_size, 2)
+        self.proj_out = nn.Linear(hidden_size, self.out_channels * patch_size**2)
+        self._set_maps({"the map of patches": (patch_size, largest_window(self.blocks))})
+        self._init_weights()
+        if convbn_folded:
+            self._fold_norms()
+
+    def _init_weights(self) -> None:
+        for linear in (self.patch_embed, *_linears_of_dit(self.blocks)):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.zeros_(self.proj_out.bias)
+
+    @classmethod
+    def from_preset(
+        cls, name: str, in_channels: int = 4, num_classes: int | None = 1000, **overrides
+    ) -> "BlockTransformer2DModel":
+        """A freshly initialised network of a published size, with learned variance.
+
+        Args:
+            name: `dit-{s,b,l,xl}-{2,4,8}` or `d-emo-{s,b,l,xl}-2`.
+            in_channels: 3 for pixels, 4 for Stable Diffusion's latents.
+            num_classes: number of classes, `None` for a network without them.
+            overrides: further configuration values that replace the preset's; `out_channels=in_channels` leaves the
+                learned variance away.
+        """
+        check_overrides(overrides, cls._get_init_keys(cls), cls.__name__)
+        config = find_preset(TRANSFORMER_PRESETS, name) | {"in_channels": in_channels, "num_classes": num_classes}
+        return cls(**(config | {"out_channels": 2 * in_channels} | overrides))
+
+    @classmethod
+    def from_original(cls, path: str | Path, attention_head_dim: int | None = None) -> "BlockTransformer2DModel":
+        """Load a checkpoint of DiT's authors (`DiT-XL-2-256x256.pt`), or of diffusers' `DiTTransformer2DModel`.
+
+        Nothing in the file is run. The two compute the time's frequencies differently (see `freq_shift`), and each
+        checkpoint gets those of its own code.
+
+        Args:
+            path: a file, or a folder that diffusers saved.
+            attention_head_dim: channels of a head, needed where the width is none of the paper's.
+
+        Raises:
+            ValueError: naming the file and what is wrong with it.
+        """
+        from brickwork.gen.original.dit import load_original_dit
+
+        config, state_dict = load_original_dit(path, attention_head_dim)
+        with torch.device("meta"):
+            model = cls(**config)
+        model.load_state_dict(state_dict, assign=True)
+        model.pos_embed.requires_grad_(False)
+        return model.eval()
+
+    def positions(self, rows: int, columns: int) -> torch.Tensor:
+        """The position table of a grid, `(rows * columns, hidden_size)`."""
+        side = -(-self.config.sample_size // self.config.patch_size)
+        if (rows, columns) == (side, side):
+            return self.pos_embed
+        return sincos_position_table(self.config.hidden_size, rows, columns).to(self.pos_embed)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float,
+        class_labels: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> BlockTransformer2DModelOutput | tuple:
+        """Estimate what the network was trained for (the noise, for DiT's weights).
+
+        Args:
+            sample: `(B, in_channels, H, W)`, scaled as the scheduler does; any height and width of at least one
+                patch and, in patches, one window. Sides that patches do not divide are padded with zeros at the bottom
+                and the right.
+            timestep: `(B,)` or a scalar, what the scheduler says.
+            class_labels: integers `(B,)` from 0 to `num_classes`, which itself stands for "no class", as does `None`.
+            encoder_hidden_states: `(B, length, cross_attention_dim)`, a text.
+            return_dict: return an output object rather than a tuple.
+
+        Raises:
+            ValueError: for wrong channels, sizes below a patch or a window, labels out of range, or a text that
+                does not fit.
+        """
+        patch = self.config.patch_size
+        check_sample(sample, self.config.in_channels, patch)
+        batch, (height, width) = sample.shape[0], static_size(sample)
+        self._check_maps(sample)
+        check_text(encoder_hidden_states, batch, self.config.cross_attention_dim)
+        dtype = self.dtype
+        timestep = batch_timestep(timestep, batch, sample.device)
+        labels = check_class_labels(class_labels, batch, self.config.num_classes)
+        temb = self.condition(timestep, labels, dtype)
+
+        grid = (-(-height // patch), -(-width // patch))
+        padded_height, padded_width = grid[0] * patch, grid[1] * patch
+        patches = window_partition(pad_to_multiple(sample.to(dtype), patch), grid, patch_size=patch)
+        tokens = self.patch_embed(patches)[:, 0] + self.positions(*grid).to(dtype)  # (B, tokens, D)
+        hidden_states = tokens.transpose(1, 2).unflatten(2, grid)
+        for block in self.blocks:
+            hidden_states = self._run(block, hidden_states, temb, encoder_hidden_states)
+        shift, scale = self.final_modulation(temb)
+        tokens = self.norm_out(hidden_states.flatten(2).transpose(1, 2)[:, None])
+        tokens = self.proj_out(modulate(tokens, shift, scale))
+        output = window_reverse(tokens, grid, padded_height, padded_width, patch_size=patch)[..., :height, :width]
+        if not return_dict:
+            return (output,)
+        return BlockTransformer2DModelOutput(sample=output)
+
+
+def _linears_of_dit(blocks: nn.ModuleList) -> list[nn.Linear]:
+    """The layers of DiT blocks that start out as in the paper; other blocks bring their own start."""
+    cores = [block.core for block in blocks if hasattr(block, "core")]
+    return [linear for core in cores for linear in (core.attn.qkv, core.attn.proj, core.mlp.fc1, core.mlp.fc2)]

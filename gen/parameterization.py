@@ -1,0 +1,274 @@
+"""What a network is asked to predict, for training, scoring and sampling alike."""
+
+import math
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
+
+
+def _per_image(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return values.to(like.device, torch.float32).view(-1, *(1,) * (like.ndim - 1))
+
+
+def _squared_error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The mean squared error of each image `(B,)`, in float32."""
+    if output.shape != target.shape:
+        raise ValueError(
+            f"The network's output has shape {tuple(output.shape)} where {tuple(target.shape)} is wanted; build it "
+            "with `out_channels` equal to `in_channels` (twice as many, with a learned variance, go with the "
+            "objective 'epsilon' alone)."
+        )
+    return (output.float() - target).square().flatten(1).mean(dim=1)
+
+
+class EDMObjective:
+    """EDM's preconditioned denoising (Karras et al., arXiv 2206.00364, table 1).
+
+    The weighted denoising loss `λ(σ)·‖D − y‖²` equals the plain squared error of the raw network output `F` against
+    `(y − c_skip·x) / c_out`, since `λ(σ)·c_out(σ)² = 1`; that form is used, it needs no division by small numbers.
+
+    Args:
+        p_mean: mean of `ln σ` in training.
+        p_std: standard deviation of `ln σ` in training.
+        sigma_data: standard deviation of the data, in its range of [-1, 1].
+    """
+
+    def __init__(self, p_mean: float = -1.2, p_std: float = 1.2, sigma_data: float = 0.5):
+        if not (p_std > 0 and sigma_data > 0):
+            raise ValueError(f"`p_std` and `sigma_data` are {p_std} and {sigma_data}; give positive numbers.")
+        self.p_mean, self.p_std, self.sigma_data = float(p_mean), p_std, sigma_data
+
+    def noise_levels(self, normal: torch.Tensor) -> torch.Tensor:
+        """Standard normal draws `(B,)` => noise levels σ `(B,)` as in training."""
+        return (normal * self.p_std + self.p_mean).exp()
+
+    def network_inputs(
+        self, images: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noisy images, scaled by `c_in`, and the timestep `ln(σ) / 4`.
+
+        Args:
+            images: `(B, C, H, W)` in [-1, 1], or latents.
+            noise: standard normal, shaped like `images`.
+            sigma: `(B,)`.
+        """
+        level = _per_image(sigma, images)
+        noisy = images + noise * level
+        return noisy / (level**2 + self.sigma_data**2).sqrt(), sigma.log() / 4
+
+    def target(self, images: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """What the raw network output should be: `(y − c_skip·x) / c_out`, shaped like `images`."""
+        level = _per_image(sigma, images)
+        # c_skip = σd² / (σ² + σd²), c_out = σ σd / √(σ² + σd²), written out to cancel what cancels.
+        scale = (level**2 + self.sigma_data**2).sqrt()
+        return (images * level / self.sigma_data - noise * self.sigma_data) / scale
+
+    def losses(
+        self, output: torch.Tensor, images: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor
+    ) -> torch.Tensor:
+        """The weighted denoising loss of each image `(B,)`, in float32, averaged over channels and pixels."""
+        return _squared_error(output, self.target(images, noise, sigma))
+
+    def scheduler(self) -> SchedulerMixin:
+        """A scheduler of diffusers that samples from a network trained so."""
+        return EDMEulerScheduler(sigma_data=self.sigma_data)
+
+
+class EpsilonObjective:
+    """Predict the noise (DDPM, arXiv 2006.11239); with twice the channels, the variance as well (arXiv 2102.09672).
+
+    Noise levels are timesteps, whole numbers from 0 up.
+
+    Args:
+        num_train_timesteps: number of timesteps.
+        beta_schedule: as in diffusers' `DDPMScheduler`: `"linear"` (DiT), `"scaled_linear"` (Stable Diffusion) ….
+        beta_start: first beta.
+        beta_end: last beta.
+        min_snr_gamma: weight each image by `min(SNR, gamma)` in terms of the clean image's error (arXiv 2303.09556);
+            `None` weighs all timesteps alike in terms of what is predicted.
+    """
+
+    prediction_type = "epsilon"
+
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_schedule: str = "linear",
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        min_snr_gamma: float | None = None,
+    ):
+        if min_snr_gamma is not None and not min_snr_gamma > 0:
+            raise ValueError(f"`min_snr_gamma` is {min_snr_gamma}; give a positive number, or None.")
+        self.num_train_timesteps = int(num_train_timesteps)
+        self.min_snr_gamma = min_snr_gamma
+        self.betas = {"beta_schedule": beta_schedule, "beta_start": beta_start, "beta_end": beta_end}
+        self.alphas_cumprod = DDPMScheduler(self.num_train_timesteps, **self.betas).alphas_cumprod.double()
+
+    def noise_levels(self, normal: torch.Tensor) -> torch.Tensor:
+        """Standard normal draws `(B,)` => timesteps `(B,)`, each equally likely."""
+        share = torch.special.ndtr(normal.double())
+        return (share * self.num_train_timesteps).floor().clamp(0, self.num_train_timesteps - 1).float()
+
+    def _signal_and_noise(self, timestep: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`√ᾱ` and `√(1 − ᾱ)`, `(B, 1, 1, 1)`."""
+        cumprod = self.alphas_cumprod[timestep.long().cpu()]
+        return _per_image(cumprod.sqrt(), like), _per_image((1 - cumprod).sqrt(), like)
+
+    def network_inputs(
+        self, images: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noisy images `√ᾱ·x + √(1 − ᾱ)·ε`, and the timestep.
+
+        Args:
+            images: `(B, C, H, W)` in [-1, 1], or latents.
+            noise: standard normal, shaped like `images`.
+            timestep: `(B,)`.
+        """
+        signal, scale = self._signal_and_noise(timestep, images)
+        return signal * images + scale * noise, timestep
+
+    def target(self, images: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """The noise."""
+        return noise
+
+    def weights(self, timestep: torch.Tensor) -> torch.Tensor:
+        """The weight of each image's squared error `(B,)`, float32."""
+        if self.min_snr_gamma is None:
+            return torch.ones_like(timestep, dtype=torch.float32)
+        cumprod = self.alphas_cumprod[timestep.long().cpu()]
+        snr = cumprod / (1 - cumprod)
+        return (snr.clamp(max=self.min_snr_gamma) / self._snr_of_target(snr)).float().to(timestep.device)
+
+    def _snr_of_target(self, snr: torch.Tensor) -> torch.Tensor:
+        """By how much the error of the target outweighs that of the clean image: `ε` has SNR times the error."""
+        return snr
+
+    def losses(
+        self, output: torch.Tensor, images: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor
+    ) -> torch.Tensor:
+        """The loss of each image `(B,)`, in float32, averaged over channels and pixels."""
+        target = self.target(images, noise, timestep)
+        if output.shape[1] != 2 * images.shape[1] or self.prediction_type != "epsilon":
+            return self.weights(timestep) * _squared_error(output, target)
+        prediction, variance = output.float().chunk(2, dim=1)
+        bound = self.variational_bound(prediction.detach(), variance, images, noise, timestep)
+        return self.weights(timestep) * _squared_error(prediction, target) + bound
+
+    def variational_bound(
+        self,
+        epsilon: torch.Tensor,
+        variance: torch.Tensor,
+        images: torch.Tensor,
+        noise: torch.Tensor,
+        timestep: torch.Tensor,
+    ) -> torch.Tensor:
+        """The bound's term of each image `(B,)`, in bits per number, for a variance between its two extremes.
+
+        Args:
+            epsilon: the predicted noise; its gradient is not wanted here.
+            variance: from -1, the posterior's variance, to 1, beta; interpolated on a log scale.
+            images: `(B, C, H, W)` in [-1, 1].
+            noise: the true noise.
+            timestep: `(B,)`.
+        """
+        index = timestep.long().cpu()
+        cumprod = self.alphas_cumprod
+        before = torch.cat([torch.ones_like(cumprod[:1]), cumprod[:-1]])
+        alphas = cumprod / before
+        posterior = (1 - alphas) * (1 - before) / (1 - cumprod)
+        posterior[0] = posterior[1]  # zero, which has no logarithm
+
+        def of(values: torch.Tensor) -> torch.Tensor:
+            return _per_image(values[index], images)
+
+        low, high = of(posterior.log()), of((1 - alphas).log())
+        log_variance = low + (variance + 1) / 2 * (high - low)
+        # Both means are affine in the noise, so their difference is that of the noises.
+        distance = of((1 - alphas) / ((1 - cumprod) * alphas).sqrt()) * (epsilon - noise)
+        divergence = 0.5 * (log_variance - low + (low - log_variance).exp() - 1 + distance**2 * (-log_variance).exp())
+        mean_at_zero = images - distance
+        first = -_discretised_log_likelihood(images, mean_at_zero, log_variance / 2)
+        bound = torch.where(_per_image(index == 0, images) > 0, first, divergence)
+        return bound.flatten(1).mean(dim=1) / math.log(2)
+
+    def scheduler(self) -> SchedulerMixin:
+        """A scheduler of diffusers that samples from a network trained so."""
+        return DDIMScheduler(
+            self.num_train_timesteps, **self.betas, prediction_type=self.prediction_type, clip_sample=False
+        )
+
+
+class VObjective(EpsilonObjective):
+    """Predict `v = √ᾱ·ε − √(1 − ᾱ)·x` (Salimans & Ho, arXiv 2202.00512); arguments as for `EpsilonObjective`."""
+
+    prediction_type = "v_prediction"
+
+    def target(self, images: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """The velocity."""
+        signal, scale = self._signal_and_noise(timestep, images)
+        return signal * noise - scale * images
+
+    def _snr_of_target(self, snr: torch.Tensor) -> torch.Tensor:
+        return snr + 1
+
+
+class FlowObjective:
+    """Rectified flow (arXiv 2403.03206): predict `ε − x` between the image (level 0) and the noise (level 1).
+
+    Args:
+        mean: mean of the level's logit in training.
+        std: standard deviation of the level's logit in training.
+        shift: moves levels towards noise, `shift·t / (1 + (shift − 1)·t)`; more than 1 for large images.
+        num_train_timesteps: the network's timestep is the level times this.
+    """
+
+    def __init__(self, mean: float = 0.0, std: float = 1.0, shift: float = 1.0, num_train_timesteps: int = 1000):
+        if not (std > 0 and shift > 0):
+            raise ValueError(f"`std` and `shift` are {std} and {shift}; give positive numbers.")
+        self.mean, self.std, self.shift = mean, std, shift
+        self.num_train_timesteps = int(num_train_timesteps)
+
+    def noise_levels(self, normal: torch.Tensor) -> torch.Tensor:
+        """Standard normal draws `(B,)` => levels `(B,)` between 0 and 1."""
+        level = (normal * self.std + self.mean).sigmoid()
+        return self.shift * level / (1 + (self.shift - 1) * level)
+
+    def network_inputs(
+        self, images: torch.Tensor, noise: torch.Tensor, level: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noisy images `(1 − t)·x + t·ε`, and the timestep.
+
+        Args:
+            images: `(B, C, H, W)` in [-1, 1], or latents.
+            noise: standard normal, shaped like `images`.
+            level: `(B,)`.
+        """
+        share = _per_image(level, images)
+        return (1 - share) * images + share * noise, level * self.num_train_timesteps
+
+    def target(self, images: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        """The velocity from the image to the noise."""
+        return noise - images
+
+    def losses(
+        self, output: torch.Tensor, images: torch.Tensor, noise: torch.Tensor, level: torch.Tensor
+    ) -> torch.Tensor:
+        """The loss of each image `(B,)`, in float32, averaged over channels and pixels."""
+        return _squared_error(output, self.target(images, noise, level))
+
+    def scheduler(self) -> SchedulerMixin:
+        """A scheduler of diffusers that samples from a network trained so."""
+        return FlowMatchEulerDiscreteScheduler(self.num_train_timesteps, shift=self.shift)
+
+
+def _discretised_log_likelihood(images: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:
+    """How likely a Gaussian makes the 8-bit value of each number of `images`, in [-1, 1], in nats."""
+    centred, inverse = images - mean, (-log_std).exp()
+    above = torch.special.ndtr((centred + 1 / 255) * inverse)
+    below = torch.special.ndtr((centred - 1 / 255) * inverse)
+    share = torch.where(images < -0.999, above, torch.where(images > 0.999, 1 - below, above - below))
+    return share.clamp(min=1e-12).log()
+
+
+OBJECTIVES = {"edm": EDMObjective, "epsilon": EpsilonObjective, "v": VObjective, "flow": FlowObjective}

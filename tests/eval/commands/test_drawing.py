@@ -1,0 +1,241 @@
+"""The commands that draw and tell: demo, generate, info."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from PIL import Image
+
+from brickwork import BrickSchedule, EDMHeunScheduler, LegoPipeline, LegoTransformer2DModel, cli
+from brickwork.eval.commands.demo import spread_labels
+from brickwork.eval.sampling.pipelines import load_pipeline
+from brickwork.gen.networks.unet import BlockUNet2DModel
+from brickwork.gen.parameterization import EDMObjective
+from brickwork.pipelines.class_to_image import ClassToImagePipeline
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    model = LegoTransformer2DModel(
+        sample_size=16, num_classes=2, window_sizes=[16, 8], patch_sizes=[4, 2], num_layers=[1, 1], hidden_sizes=16,
+        num_attention_heads=2, id2label={0: "cats", 1: "dogs"}, trained_subsets="any",
+    )  # fmt: skip
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    path = tmp_path_factory.mktemp("pipeline") / "tiny"
+    LegoPipeline(model, EDMHeunScheduler(), brick_schedule=BrickSchedule.fast(model)).save_pretrained(path)
+    return path
+
+
+def test_demo_draws_three_rows_and_says_what_they_cost(folder, tmp_path, capsys, monkeypatch):
+    output = tmp_path / "demo.png"
+    words = ["demo", "--weights", str(folder), "--output", str(output), "--images", "4", "--steps", "4"]
+    assert cli.main(words) == 0
+    text = capsys.readouterr().out
+    assert "bricks 0+1 for 4 steps" in text and "bricks 0 for 2 steps, 0+1 for 2 steps" in text
+    assert "16 x 48" in text and text.count("GFLOP an image") == 3
+    picture = Image.open(output)
+    assert picture.width == 2 * 12 + 4 * 32 + 3 * 4  # four images of 16 pixels, twice as large, with gaps
+    assert len(picture.getcolors(100_000)) > 20
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_demo_rows_share_their_seeds(folder, tmp_path):
+    """At the start of the first two rows is the same noise, so the first image is nearly the same picture."""
+    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        words = ["demo", "--weights", str(folder), "--images", "1", "--steps", "2", "--seed", seed]
+        assert cli.main([*words, "--output", str(tmp_path / f"{name}.png")]) == 0
+    a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+@pytest.mark.parametrize(
+    ("classes", "count", "labels"),
+    [(None, 2, [None, None]), (3, 6, [0, 0, 1, 1, 2, 2]), (3, 4, [0, 0, 1, 2]), (3, 2, [0, 1]), (1000, 3, [0, 1, 2])],
+)
+def test_demo_shows_every_class(classes, count, labels):
+    assert spread_labels(classes, count) == labels
+
+
+def test_generate_writes_one_file_an_image(folder, tmp_path, capsys):
+    words = ["generate", str(folder), "--count", "2", "--width", "24", "--steps", "2", "--batch-size", "3"]
+    assert cli.main([*words, "--output", str(tmp_path / "all")]) == 0
+    names = sorted(path.name for path in (tmp_path / "all").iterdir())
+    assert names == ["0-000000.png", "0-000001.png", "1-000000.png", "1-000001.png"]
+    assert Image.open(tmp_path / "all" / names[0]).size == (24, 16)
+    # By name, alone, the same picture again.
+    words = [
+        "generate",
+        str(folder),
+        "--classes",
+        "DOGS",
+        "--seed",
+        "1",
+        "--count",
+        "1",
+        "--width",
+        "24",
+        "--steps",
+        "2",
+    ]
+    assert cli.main([*words, "--output", str(tmp_path / "dogs")]) == 0
+    (alone,) = (tmp_path / "dogs").iterdir()
+    assert alone.name == "dogs-000001.png"
+    first, second = Image.open(alone), Image.open(tmp_path / "all" / "1-000001.png")
+    assert max(abs(a - b) for a, b in zip(first.tobytes(), second.tobytes())) <= 1
+
+
+def test_generate_places_windows_as_told(folder, tmp_path, capsys):
+    def draw(kind):
+        words = ["generate", str(folder), "--count", "1", "--width", "24", "--steps", "2", "--windows", kind]
+        status = cli.main([*words, "--output", str(tmp_path / kind)])
+        return [file.read_bytes() for file in sorted(tmp_path.glob(f"{kind}/*.png"))], status
+
+    assert draw("fixed")[0] != draw("tiled")[0] != []
+    assert draw("moving") == ([], 2)
+    assert "`windows` is 'moving'" in capsys.readouterr().err
+
+
+def test_generate_never_overwrites(folder, tmp_path, capsys):
+    words = ["generate", str(folder), "--classes", "0", "--count", "1", "--steps", "1", "--output", str(tmp_path)]
+    assert cli.main(words) == 0
+    before = (tmp_path / "0-000000.png").read_bytes()
+    assert cli.main(words) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert (tmp_path / "0-000000.png").read_bytes() == before
+
+
+def test_generate_takes_a_schedule_from_a_file(folder, tmp_path, capsys):
+    model = LegoTransformer2DModel.from_pretrained(folder / "transformer")
+    schedule = BrickSchedule.from_rules(model, {0: None})
+    (tmp_path / "schedule.json").write_text(json.dumps(schedule.to_dict()))
+    pictures = []
+    for name in ("full", "fast", str(tmp_path / "schedule.json")):
+        output = tmp_path / f"out{len(pictures)}"
+        words = ["generate", str(folder), "--classes", "0", "--count", "1", "--steps", "4", "--schedule", name]
+        assert cli.main([*words, "--output", str(output)]) == 0
+        pictures.append((output / "0-000000.png").read_bytes())
+    assert len(set(pictures)) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--schedule", "slow"], "`--schedule` is 'slow'; choose saved, full, fast"),
+        (["--classes", "cat"], "'cats'"),
+        (["--classes", "2", "7"], "allowed are 0 to 1"),
+        (["--height", "3"], "`height` is 3"),
+        (["--count", "0"], "`--count` is 0"),
+        (["--device", "tpu9"], "`--device` is 'tpu9'"),
+    ],
+)
+def test_generate_says_what_is_wrong(folder, tmp_path, capsys, words, message):
+    assert cli.main(["generate", str(folder), *words, "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("error: ") and message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_generate_with_a_network_of_blocks(tmp_path, capsys):
+    torch.manual_seed(0)
+    network = BlockUNet2DModel(
+        sample_size=8, num_classes=2, block_types="maxvit", block_out_channels=[8, 16], layers_per_block=1,
+        attention_head_dim=8, window_size=4, id2label={0: "cats", 1: "dogs"},
+    )  # fmt: skip
+    ClassToImagePipeline.from_objective(network, EDMObjective()).save_pretrained(tmp_path / "pipe")
+    words = ["generate", str(tmp_path / "pipe"), "--steps", "2", "--width", "12", "--output", str(tmp_path / "out")]
+    assert cli.main([*words, "--classes", "dogs", "--count", "2", "--guidance", "2"]) == 0
+    files = sorted((tmp_path / "out").iterdir())
+    assert [file.name for file in files] == ["dogs-000000.png", "dogs-000001.png"]
+    assert Image.open(files[0]).size == (12, 8)
+    for wrong, message in (
+        (["--schedule", "fast"], "`--schedule` is 'fast', which is for a LEGO pipeline"),
+        (["--windows", "fixed"], "leave it out"),
+        (["--height", "6"], "the network's sample has height and width (6, 12), where stage 2 of 2 is 3 × 6"),
+    ):
+        assert cli.main([*words, "--seed", "7", *wrong]) == 2
+        assert message in capsys.readouterr().err
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_info_of_a_pipeline(folder, capsys):
+    assert cli.main(["info", str(folder), "--width", "48"]) == 0
+    text = capsys.readouterr().out
+    model = LegoTransformer2DModel.from_pretrained(folder / "transformer")
+    assert f"{model.num_parameters():,} parameters" in text and "cats, dogs" in text
+    for name, operations in model.subnets(16, 48).items():
+        assert f"{name:<17}{operations / 1e9:<9.3f}" in text
+    assert "brick schedule saved with it" in text and "in the last 50% of the steps" in text
+
+
+def test_info_of_a_model_folder_and_a_preset(folder, capsys):
+    assert cli.main(["info", str(folder / "transformer")]) == 0
+    assert cli.main(["info", "lego-xl-u-64"]) == 0
+    text = capsys.readouterr().out
+    assert "trained at 64 × 64" in text and "brick schedule" not in text
+
+
+def test_info_of_networks_of_blocks(tmp_path, capsys):
+    sizes = {"block_types": "maxvit", "block_out_channels": (8, 16), "layers_per_block": 1, "attention_head_dim": 8}
+    network = BlockUNet2DModel(16, **sizes, window_size=4)
+    ClassToImagePipeline.from_objective(network, EDMObjective()).save_pretrained(tmp_path)
+    for name in (tmp_path, tmp_path / "transformer"):
+        assert cli.main(["info", str(name), "--width", "24"]) == 0
+        text = capsys.readouterr().out
+        assert f"{network.num_parameters():,} parameters" in text
+        assert f"{network.subnets(16, 24)['whole'] / 1e9:.3f} GFLOP" in text
+        assert "stage 2 of 2: 8 × 12, windows of 4 × 4" in text
+    assert cli.main(["info", str(tmp_path), "--width", "3"]) == 2
+    assert "make both sides at least 7" in capsys.readouterr().err
+
+
+def test_info_of_the_weights_that_ship(capsys):
+    assert cli.main(["info", "lego-emoji-64", "--width", "192"]) == 0
+    assert "Smileys & Emotion" in capsys.readouterr().out
+    assert cli.main(["info", "lego-emoji-46"]) == 2
+    assert "did you mean lego-emoji-64" in capsys.readouterr().err
+    assert cli.main(["info", "lego-emoji-64", "--height", "0"]) == 2
+    assert "at least one patch, 4 pixels" in capsys.readouterr().err
+
+
+def test_a_pipeline_of_another_class_is_told_of_and_says_what_draws_with_it(tmp_path, capsys):
+    commands = "draw with `brickwork demo resadapter`, `brickwork sweep` or `brickwork evaluate gen`"
+    assert cli.main(["info", "emoji-sd-64"]) == 0
+    text = capsys.readouterr().out
+    pipeline = load_pipeline("emoji-sd-64", device="cpu")
+    counts = {name: getattr(pipeline, name).num_parameters() for name in ("unet", "vae", "text_encoder")}
+    assert f"StableDiffusionPipeline: {sum(counts.values()):,} parameters" in text and commands in text
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line}
+    assert rows["unet"] == ["UNet2DConditionModel", f"{counts['unet']:,}"]
+    assert rows["text_encoder"] == ["CLIPTextModel", f"{counts['text_encoder']:,}"]
+    assert rows["tokenizer"][1] == "-" and "safety_checker" not in rows
+    assert cli.main(["info", "emoji-sd-64", "--width", "64"]) == 2
+    assert "leave them out" in capsys.readouterr().err
+    assert cli.main(["generate", "emoji-sd-64", "--output", str(tmp_path / "out")]) == 2
+    assert "`model` is 'emoji-sd-64', a StableDiffusionPipeline" in (error := capsys.readouterr().err)
+    assert commands in error and not (tmp_path / "out").exists()
+
+
+def test_parameters_saved_in_two_types_count_once(tmp_path, capsys):
+    network = UNet2DModel(
+        8, block_out_channels=(8,), down_block_types=["DownBlock2D"], up_block_types=["UpBlock2D"], norm_num_groups=4
+    )
+    DDIMPipeline(network, DDIMScheduler()).save_pretrained(tmp_path)
+    assert cli.main(["info", str(tmp_path)]) == 0
+    before = capsys.readouterr().out
+    weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(weights, weights.with_suffix(".fp16.safetensors"))
+    assert cli.main(["info", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == before
+    assert f"{network.num_parameters():,}" in before and "draw with `brickwork sweep`" in before
+    weights.write_text("version https://git-lfs.github.com/spec/v1")
+    assert cli.main(["info", str(tmp_path)]) == 2
+    assert f"{weights}, which cannot be read as safetensors" in capsys.readouterr().err
+
+
+def test_info_of_nothing(tmp_path, capsys):
+    assert cli.main(["info", str(tmp_path)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err

@@ -1,0 +1,164 @@
+"""CLIP score and paired loss: the numbers of the result against the models called by hand."""
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+
+import brickwork
+from brickwork.eval.commands import evaluate
+from brickwork.eval.extractors.clip import measure_clip
+from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
+from brickwork.eval.held_out.pictures import measure_paired_loss
+from brickwork.eval.sets.pictures import Preparation, from_arrays, open_image_set
+from brickwork.gen.networks.lego import LegoTransformer2DModel
+from brickwork.gen.parameterization import EDMObjective
+from brickwork.pipelines.lego import LegoPipeline
+from brickwork.pipelines.objective_file import save_objective, saved_objective
+from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
+
+
+@pytest.fixture
+def clip_folder(tmp_path):
+    """A CLIP with random weights and a vocabulary of letters."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    letters = [chr(c) for c in range(97, 123)]
+    names = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ids = {"vocab_size": len(names), "bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53}
+    config = CLIPConfig(
+        text_config={**sizes, **ids, "max_position_embeddings": 32},
+        vision_config={**sizes, "image_size": 32, "patch_size": 16},
+        projection_dim=8,
+    )
+    torch.manual_seed(1)
+    CLIPModel(config).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def test_clip_score_is_the_mean_cosine_of_pictures_and_captions(clip_folder, pixels, write_folder):
+    from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
+
+    folder = write_folder(pixels[:5])
+    texts = ["a cat", "dog", "the moon", "x", "sun set"]
+    rows = [{"file_name": f"{i:04d}.png", "text": text} for i, text in enumerate(texts)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = measure_clip(open_image_set(folder), Preparation(), str(clip_folder))
+
+    model, tokenizer = CLIPModel.from_pretrained(clip_folder).eval(), CLIPTokenizerFast.from_pretrained(clip_folder)
+    images = CLIPImageProcessor.from_pretrained(clip_folder)(
+        [Image.fromarray(p) for p in pixels[:5]], return_tensors="pt"
+    )
+    cosines = []
+    for i, text in enumerate(texts):
+        output = model(pixel_values=images["pixel_values"][i : i + 1], **tokenizer(text, return_tensors="pt"))
+        cosines.append(torch.cosine_similarity(output.image_embeds, output.text_embeds).item())
+    assert len({round(c, 4) for c in cosines}) == 5
+    assert found["mean"] == pytest.approx(max(0.0, 100 * np.mean(cosines)), rel=1e-4)
+    assert abs(found["mean"]) > 1e-3 and len(found["settings"]["weights_sha256"]) == 64
+
+
+def test_clip_score_needs_captions_and_a_clip(tmp_path, pixels, write_folder):
+    with pytest.raises(ValueError, match="has no captions"):
+        measure_clip(open_image_set(write_folder(pixels[:2])), Preparation(), "anything")
+
+
+@pytest.fixture
+def lego():
+    torch.manual_seed(0)
+    sizes = {"window_sizes": (4, 8), "patch_sizes": (2, 2), "num_layers": (1, 1), "hidden_sizes": 8}
+    network = LegoTransformer2DModel(8, num_classes=3, num_attention_heads=2, **sizes)
+    for parameter in network.parameters():  # an untrained network gives zeros, for every label the same loss
+        torch.nn.init.normal_(parameter, std=0.2)
+    return LegoPipeline(network, EDMHeunScheduler())
+
+
+def test_paired_loss_of_a_pipeline_is_that_of_its_network(lego, pixels, write_folder):
+    folder = write_folder(pixels[:6])
+    rows = [{"file_name": f"{i:04d}.png", "label": i % 3} for i in range(6)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    images = open_image_set(folder)
+    found = measure_paired_loss(lego, images, Preparation(8), num_levels=2)
+    by_hand = [np.asarray(Preparation(8)(images.open(i))) for i in range(6)]
+    batch = torch.from_numpy(np.stack(by_hand)).permute(0, 3, 1, 2) / 127.5 - 1
+    pairs = PairedSet.from_images(batch, torch.tensor([0, 1, 2] * 2), num_levels=2)
+    expected = paired_loss(lego.transformer, pairs, EDMObjective())
+    assert found["mean"] == expected["loss"] and found["per_brick"] == expected["per_brick"]
+    unlabelled = measure_paired_loss(lego, from_arrays(np.stack(by_hand)), Preparation(), num_levels=2)
+    assert unlabelled["mean"] != found["mean"]
+    assert unlabelled["settings"] == found["settings"]  # the same pictures, however they are stored
+
+
+def test_paired_loss_refuses_what_it_cannot_score(lego, pixels):
+    images = from_arrays(pixels[:2])
+    with pytest.raises(ValueError, match="objective: got 'edn', need one of .*did you mean 'edm'"):
+        measure_paired_loss(lego, images, Preparation(8), objective="edn")
+    labelled = type(images)(images.names, images.open, images.source, labels=[0, 7])
+    with pytest.raises(ValueError, match=r"labels \[7\], the network's classes are 0 to 2"):
+        measure_paired_loss(lego, labelled, Preparation(8))
+
+
+def test_paired_loss_knows_the_noise_levels_that_a_network_was_trained_for(lego, pixels):
+    images = from_arrays(pixels[:3, :, :12])
+    found = measure_paired_loss(lego, images, Preparation(8), num_levels=2, options={"p_mean": -0.4})
+    usual = measure_paired_loss(lego, images, Preparation(8), num_levels=2)
+    assert list(found["per_level"]) != list(usual["per_level"]) and found["mean"] != usual["mean"]
+    assert found["settings"] == usual["settings"] | {"options": {"p_mean": -0.4}}  # not comparable
+    with pytest.raises(ValueError, match="options of the objective edm: got 'pmean', .*did you mean 'p_mean'"):
+        measure_paired_loss(lego, images, Preparation(8), options={"pmean": 1})
+    with pytest.raises(ValueError, match="a value is of the wrong kind"):
+        measure_paired_loss(lego, images, Preparation(8), options={"p_std": "wide"})
+
+
+def test_paired_loss_of_a_latent_network_is_that_of_its_latents(pixels):
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(4, 4), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=2, norm_num_groups=2, scaling_factor=0.5,
+    )  # fmt: skip
+    sizes = {"window_sizes": (4,), "patch_sizes": (2,), "num_layers": (1,), "hidden_sizes": 8}
+    network = LegoTransformer2DModel(4, in_channels=2, num_classes=None, num_attention_heads=2, **sizes)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    pipeline = LegoPipeline(network, EDMHeunScheduler(), vae.eval())
+    images = from_arrays(pixels[:20, :8, :8])
+    found = measure_paired_loss(pipeline, images, Preparation(), num_levels=2)
+    with torch.no_grad():
+        latents = vae.encode(torch.from_numpy(pixels[:20, :8, :8]).permute(0, 3, 1, 2) / 127.5 - 1)
+    pairs = PairedSet.from_images(latents.latent_dist.mean * 0.5, None, num_levels=2)
+    expected = paired_loss(network, pairs, EDMObjective())
+    assert found["mean"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert len(found["settings"]["vae"]) == 64
+    with pytest.raises(ValueError, match="pictures of 20x11 for a VAE that shrinks by 2"):
+        measure_paired_loss(pipeline, from_arrays(pixels[:1, :11]), Preparation())
+
+
+def test_calc_scores_a_pipeline_on_what_its_folder_says(lego, tmp_path):
+    def trained_for(*words):
+        parser = argparse.ArgumentParser()
+        evaluate.configure_parser(parser)
+        required = ["calc", "samples", "--reference", "r", "-o", "o.json", "--paired", str(tmp_path), "data"]
+        return evaluate._trained_for(parser.parse_args([*required, *words]))
+
+    assert trained_for() == ("edm", {})  # folders of before
+    save_objective(tmp_path, "flow", {"shift": 3.0})
+    assert trained_for() == ("flow", {"shift": 3.0})
+    assert trained_for("--objective", "edm") == ("edm", {})
+    assert trained_for("--objective", "edm", "--objective-options", '{"p_mean": -1}') == ("edm", {"p_mean": -1})
+    with pytest.raises(ValueError, match="pass --objective too"):
+        trained_for("--objective-options", "{}")
+    (tmp_path / "objective.json").write_text("[]")
+    with pytest.raises(ValueError, match="is no objective"):
+        trained_for()
+    assert saved_objective(brickwork.pretrained("lego-emoji-64")) == ("edm", {"p_mean": -0.4, "p_std": 1.2})

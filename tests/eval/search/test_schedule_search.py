@@ -1,0 +1,380 @@
+"""The search for brick schedules: what it measures, that it finds the best, and what it refuses."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import brickwork
+from brickwork import BrickSchedule, LegoPipeline, LegoTransformer2DModel, cli
+from brickwork.eval.commands.generate import parse_schedule
+from brickwork.eval.extractors import features as extractors
+from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
+from brickwork.eval.held_out.subset_losses import (
+    candidate_subsets,
+    distinct_levels,
+    maximal_runs,
+    sampler_steps,
+    subset_losses,
+)
+from brickwork.eval.search.schedule_search import cost_loss_frontier, search_brick_schedule, step_weights
+from brickwork.eval.sets.pictures import Preparation
+from brickwork.eval.sets.reference import make_reference
+from brickwork.gen.operations import count_operations
+from brickwork.gen.parameterization import EDMObjective
+from brickwork.gen.subnets import brick_subsets
+from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
+
+
+def make_lego(seed=0, **config):
+    stack = {
+        "sample_size": 8, "num_classes": 2, "window_sizes": (2, 4, 8), "patch_sizes": (1, 2, 1),
+        "num_layers": (1, 1, 1), "hidden_sizes": 16, "num_attention_heads": 2, "trained_subsets": "any",
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    model = LegoTransformer2DModel(**(stack | config)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    return model
+
+
+def make_pairs(*shape, labels=True):
+    images = torch.rand(*shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return PairedSet.from_images(images, torch.arange(shape[0]) % 2 if labels else None)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_lego()
+
+
+@pytest.fixture(scope="module")
+def search(model):
+    return search_brick_schedule(model, make_pairs(5, 3, 8, 8), 0.6, num_inference_steps=4, progress=False)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Five labelled pictures, larger than the training size and not square."""
+    folder = tmp_path / "held-out"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    rows = []
+    for i in range(5):
+        Image.fromarray(random.integers(0, 256, (10, 12, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        rows.append(json.dumps({"file_name": f"{i}.png", "label": i % 2}))
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+def test_steps_know_their_evaluations():
+    scheduler = EDMHeunScheduler()
+    scheduler.set_timesteps(3)
+    steps, sigmas = sampler_steps(scheduler), scheduler.sigmas[::2].tolist()
+    assert [step.levels for step in steps] == [tuple(sigmas[:2]), tuple(sigmas[1:3]), (sigmas[2],)]
+    assert [(step.start, step.end) for step in steps] == list(zip(sigmas[:3], [*sigmas[1:3], 0.0]))
+    assert distinct_levels(steps) == sigmas[:3]
+    churned = EDMHeunScheduler(s_churn=10.0)
+    churned.set_timesteps(3)
+    assert len(distinct_levels(sampler_steps(churned))) == 5  # every step begins above where the last one landed
+    euler = EDMEulerScheduler()
+    euler.set_timesteps(3)
+    assert [len(step.levels) for step in sampler_steps(euler)] == [1, 1, 1]
+
+
+def test_every_set_of_bricks_scores_what_paired_loss_says(model):
+    pairs, objective = make_pairs(3, 3, 8, 8), EDMObjective()
+    sigmas = objective.noise_levels(torch.tensor(pairs.levels)).tolist()
+    subsets = brick_subsets(3, "any")
+    found = subset_losses(model, pairs, objective, sigmas, subsets, batch_size=2)
+    assert sorted(found) == sorted(subsets)
+    for subset in subsets:
+        expected = list(paired_loss(model, pairs, objective, bricks=subset)["per_level"].values())
+        assert found[subset].shape == (len(sigmas), 3)
+        assert found[subset].mean(axis=1).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_runs_cover_every_set_once():
+    assert maximal_runs(brick_subsets(3, "prefix")) == [(0, 1, 2)]
+    runs = maximal_runs(brick_subsets(3, "any"))
+    assert runs == [(0, 1, 2), (0, 2), (1, 2), (2,)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 5), st.integers(1, 4), st.data())
+def test_the_frontier_is_exact(steps, choices, data):
+    costs = np.array(data.draw(st.lists(st.lists(st.integers(1, 30), min_size=choices, max_size=choices),
+                                        min_size=steps, max_size=steps)))  # fmt: skip
+    losses = np.array(data.draw(st.lists(st.lists(st.integers(0, 50), min_size=choices, max_size=choices),
+                                         min_size=steps, max_size=steps)), dtype=float)  # fmt: skip
+    frontier = cost_loss_frontier(costs, losses)
+    combinations = np.array(list(itertools.product(range(choices), repeat=steps)))
+    rows = np.arange(steps)
+    all_costs, all_losses = costs[rows, combinations].sum(1), losses[rows, combinations].sum(1)
+    for budget in range(int(costs.min(1).sum()), int(costs.max(1).sum()) + 1):
+        place = frontier.within(budget)
+        assert frontier.losses[place] == all_losses[all_costs <= budget].min()
+        chosen = frontier.choices[place]
+        assert costs[rows, chosen].sum() == frontier.costs[place] <= budget
+        assert losses[rows, chosen].sum() == frontier.losses[place]
+
+
+def test_too_many_combinations_are_thinned_and_stay_true():
+    random = np.random.default_rng(0)
+    costs = random.integers(1, 10**6, (12, 4))
+    losses = -costs / 10**6 + random.random((12, 4)) * 0.1
+    exact, thin = cost_loss_frontier(costs, losses), cost_loss_frontier(costs, losses, max_states=100)
+    assert len(exact.costs) > 400 and len(thin.costs) <= 100
+    rows, slack = np.arange(12), 12 / 100 * np.ptp(exact.costs)
+    for budget in np.linspace(thin.costs[0], exact.costs[-1], 20):
+        place = thin.within(budget)
+        assert costs[rows, thin.choices[place]].sum() == thin.costs[place] <= budget
+        if budget - slack >= exact.costs[0]:
+            assert thin.losses[place] <= exact.losses[exact.within(budget - slack)]
+
+
+def test_the_weights_say_how_far_an_error_moves_a_sample():
+    """Gaussian data have F = 0; an error in one step ends where the module's text says."""
+    scheduler, sigma_data, error = EDMHeunScheduler(), 0.5, 0.1
+    scheduler.set_timesteps(64)
+    steps = sampler_steps(scheduler)
+    weights = step_weights(steps, EDMObjective(sigma_data=sigma_data), "sampler")
+    assert weights.sum() == pytest.approx(1)
+    for wrong in (20, 35, 45):
+        ends = []
+        for size in (0.0, error):
+            scheduler.set_timesteps(64)
+            sample = torch.full((1, 1, 1, 1), 60.0, dtype=torch.float64)
+            for i, timestep in enumerate(scheduler.timesteps):
+                output = torch.full_like(sample, size if i // 2 == wrong else 0.0)
+                sample = scheduler.step(output, timestep, sample).prev_sample
+            ends.append(sample.item())
+        angle = weights[wrong] * math.atan(80 / sigma_data)
+        assert abs(ends[1] - ends[0]) == pytest.approx(sigma_data * error * angle, rel=0.03)
+
+
+def test_training_weights_are_the_share_of_training_noise():
+    scheduler = EDMHeunScheduler()
+    scheduler.set_timesteps(5)
+    steps, objective = sampler_steps(scheduler), EDMObjective(p_mean=-0.4, p_std=1.0)
+    weights = step_weights(steps, objective, "training")
+    normal = torch.distributions.Normal(-0.4, 1.0)
+    inner = normal.cdf(torch.tensor(steps[2].start).log()) - normal.cdf(torch.tensor(steps[2].end).log())
+    assert weights.sum() == pytest.approx(1) and weights[2] == pytest.approx(float(inner), abs=2e-4)
+    with pytest.raises(ValueError, match="weighting: got 'train'.*did you mean 'training'"):
+        step_weights(steps, objective, "train")
+
+
+def test_finds_the_best_of_all_schedules(search):
+    """Against every one of the 7⁴ ways to choose, priced and scored by the schedules themselves."""
+    scheduler = search.scheduler
+    found = []
+    for choice in itertools.product(search.subsets, repeat=4):
+        score = search._score(choice)
+        if score.share <= 0.6:
+            found.append((score.loss, choice))
+    loss, choice = min(found)
+    assert search.score.loss == pytest.approx(loss) and search.score.bricks == choice
+    assert search.schedule.resolve(scheduler) == list(choice)
+    assert search.score.operations == search.schedule.operations(search.model, scheduler, 8, 8)
+    assert search.score_of(BrickSchedule.full(search.model)).share == 1
+
+
+def test_other_weights_of_the_same_measurement(search):
+    last = np.eye(4)[3]  # the last step alone, one evaluation at the lowest level
+    score = search.reweighted(last).score_of(BrickSchedule.full(search.model))
+    assert score.loss == pytest.approx(search.losses[(0, 1, 2)][-1].mean())
+    assert step_weights(search.steps, EDMObjective(), "even").tolist() == [0.25] * 4
+
+
+def test_random_schedules_can_be_drawn_again(search):
+    drawn = search.random_schedules(6, seed=1)
+    assert drawn == search.random_schedules(6, seed=1) != search.random_schedules(6, seed=2)
+    bricks = {search.score_of(schedule).bricks for schedule in drawn.values()}
+    assert len(bricks) == 6 and search.score_of(BrickSchedule.full(search.model)).bricks not in bricks
+
+
+def test_no_more_random_schedules_than_there_are(model):
+    exits = search_brick_schedule(model, make_pairs(2, 3, 8, 8), 0.6, num_inference_steps=2, progress=False)
+    drawn = exits.random_schedules(60)
+    assert len({exits.score_of(schedule).bricks for schedule in drawn.values()}) == len(drawn) == 7 * 7 - 1
+
+
+@pytest.mark.parametrize("budget", [0.15, 0.5, 0.8, 1.0])
+def test_keeps_within_other_budgets_and_gets_no_worse_with_more(search, budget):
+    score = search.score_of(search.best(budget))
+    assert score.share <= budget
+    assert score.loss <= search.score_of(search.best(0.12)).loss
+
+
+def test_counted_operations_are_those_of_the_pipeline(model, search):
+    pipe = LegoPipeline(model, EDMHeunScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    arguments = {"num_inference_steps": 4, "brick_schedule": search.schedule, "class_labels": [1]}
+    counted, result = count_operations(lambda: pipe(**arguments))
+    assert counted == search.score.operations and tuple(result.bricks) == search.score.bricks
+    assert count_operations(lambda: pipe(**arguments, guidance_scale=2.0))[0] == 2 * counted
+    wide = search_brick_schedule(
+        model, make_pairs(1, 3, 8, 8), 0.6, width=19, num_inference_steps=2, num_pairs=1, progress=False
+    )
+    arguments |= {"num_inference_steps": 2, "brick_schedule": wide.schedule}
+    assert count_operations(lambda: pipe(**arguments, width=19))[0] == wide.score.operations
+
+
+def test_without_brick_dropout_only_early_exits():
+    exits = search_brick_schedule(
+        make_lego(trained_subsets="prefix"), make_pairs(3, 3, 8, 8), 0.6, num_inference_steps=4, progress=False
+    )
+    assert sorted(exits.subsets) == [(0,), (0, 1), (0, 1, 2)]
+    assert set(exits.score.bricks) <= {(0,), (0, 1), (0, 1, 2)}
+
+
+def test_the_schedule_is_saved_with_a_pipeline(model, search, tmp_path):
+    pipe = LegoPipeline(model, EDMHeunScheduler(), brick_schedule=search.schedule)
+    pipe.save_pretrained(tmp_path / "pipe")
+    again = brickwork.LegoPipeline.from_pretrained(tmp_path / "pipe")
+    assert again.brick_schedule == search.schedule
+    again.set_progress_bar_config(disable=True)
+    assert tuple(again(class_labels=[0], num_inference_steps=4).bricks) == search.score.bricks
+
+
+def test_pictures_are_brought_to_the_training_size(model, pictures):
+    pipe = LegoPipeline(model, EDMHeunScheduler())
+    found = search_brick_schedule(pipe, pictures, 0.6, num_inference_steps=2, num_pairs=7, progress=False)
+    assert found.num_images == 5 and found.losses[(0,)].shape == (2, 7)
+    assert not np.allclose(found.losses[(0,)][:, 0], found.losses[(0,)][:, 5])  # one picture, another noise
+    few = search_brick_schedule(pipe, str(pictures), 0.6, num_inference_steps=2, num_pairs=2, progress=False)
+    assert few.num_images == 2
+
+
+def test_latent_models_are_scored_on_latents(pictures):
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(4, 8), down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=4,
+        up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, norm_num_groups=2, scaling_factor=0.4,
+    )  # fmt: skip
+    pipe = LegoPipeline(make_lego(sample_size=4, in_channels=4), EDMHeunScheduler(), vae.eval())
+    found = search_brick_schedule(pipe, pictures, 0.6, num_inference_steps=2, num_pairs=3, progress=False)
+    assert found.settings["height"] == 8 and found.losses[(0,)].shape == (2, 3)
+    with pytest.raises(ValueError, match="reads 4 channels; pass the pipeline"):
+        search_brick_schedule(pipe.transformer, pictures, 0.6)
+    with pytest.raises(ValueError, match="`width` is 9; .* multiple of the VAE's 2"):
+        search_brick_schedule(pipe, pictures, 0.6, width=9)
+
+
+def test_tall_stacks_are_searched_for_sets_worth_scoring():
+    """Ten bricks, each worth something at some noise levels; the sets scored contain almost the best."""
+    random = np.random.default_rng(0)
+    worth, costs = random.random((6, 10)) ** 3, random.integers(1, 9, 10)
+    trained, asked = brick_subsets(10, "any"), []
+
+    def loss(subset):
+        return np.array([1 - 0.95 * (1 - np.prod(1 - level[list(subset)])) for level in worth])
+
+    def score(subsets):
+        asked.extend(subsets)
+        return {subset: loss(subset) for subset in subsets}
+
+    def cost(subset):
+        return int(costs[list(subset)].sum())
+
+    chosen = candidate_subsets(trained, 120, score, cost)
+    assert sorted(asked) == chosen and len(set(asked)) == len(asked) <= 120
+    assert {(0,), (9,), (0, 1), tuple(range(10))} <= set(chosen)
+
+    def best(subsets):
+        frontier = cost_loss_frontier(
+            np.array([[cost(s) for s in subsets]] * 6), np.stack([loss(s) for s in subsets], axis=1)
+        )
+        return frontier.losses[frontier.within(0.5 * 6 * costs.sum())]
+
+    exits = [subset for subset in chosen if subset == tuple(range(len(subset)))]
+    assert best(trained) <= best(chosen) <= best(trained) + 0.1 * (best(exits) - best(trained))
+    assert candidate_subsets(trained[:5], 120, score, cost) == trained[:5]
+
+
+def test_a_limit_is_kept_in_a_real_search():
+    found = search_brick_schedule(
+        make_lego(), make_pairs(2, 3, 8, 8), 0.7, num_inference_steps=2, max_subsets=5, progress=False
+    )
+    assert (0, 1, 2) in found.subsets and not found.settings["all_subsets"]
+    with pytest.raises(ValueError, match="did not score"):
+        missing = next(subset for subset in brick_subsets(3, "any") if subset not in found.subsets)
+        found.score_of(BrickSchedule.from_levels(found.model, {1.0: missing}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budget": 0}, "`budget` is 0; give a share"),
+        ({"budget": 1.1}, "`budget` is 1.1; give a share"),
+        ({"budget": float("nan")}, "`budget` is nan"),
+        ({"budget": "half"}, "`budget` is 'half'"),
+        ({"budget": 0.05}, r"cheapest schedule, bricks 1 in every step, takes 0.110 .* give at least 0.111"),
+        ({"data": make_pairs(2, 3, 8, 9)}, r"shape \(2, 3, 8, 9\); .* \(N, 3, 8, 8\)"),
+        ({"data": make_pairs(2, 4, 8, 8)}, r"shape \(2, 4, 8, 8\)"),
+        ({"data": make_pairs(2, 3, 8, 8, labels=False)}, "no labels; give each image the number of its class, 0 to 1"),
+        ({"data": PairedSet.from_images(torch.zeros(1, 3, 8, 8), torch.tensor([3]))}, "labels from 3 to 3"),
+        ({"data": "no/such/folder"}, "no/such/folder is neither a folder"),
+        ({"height": 0}, "`height` is 0; give a whole number of pixels from 2 up"),
+        ({"scheduler": FlowMatchEulerDiscreteScheduler()}, "one of the EDM family"),
+        ({"weighting": "evn"}, "weighting: got 'evn'.*did you mean 'even'"),
+        ({"model": torch.nn.Linear(1, 1)}, "`model` is a Linear; give a LegoPipeline"),
+    ],
+)
+def test_refuses_bad_input(model, change, message):
+    arguments = {"model": model, "data": make_pairs(2, 3, 8, 8), "num_inference_steps": 2, "progress": False} | change
+    with pytest.raises(ValueError, match=message):
+        search_brick_schedule(**arguments)
+
+
+def test_refuses_pictures_without_labels_or_below_the_size(model, pictures):
+    metadata = pictures / "metadata.jsonl"
+    text = metadata.read_text()
+    metadata.write_text(text.replace('"label": 1', '"label": 7'))
+    with pytest.raises(ValueError, match=r"has the labels \[7\], the network's classes are 0 to 1"):
+        search_brick_schedule(model, pictures, 0.6)
+    metadata.unlink()
+    with pytest.raises(ValueError, match="has no labels, but the network has 2 classes.*data split"):
+        search_brick_schedule(model, pictures, 0.6)
+    metadata.write_text(text)
+    Image.new("RGB", (7, 9)).save(pictures / "0.png")
+    with pytest.raises(ValueError, match=r"1 \(0.png 7x9\) of 5 .* smaller than the training size, 8x8"):
+        search_brick_schedule(model, pictures, 0.6)
+
+
+def test_the_command_writes_schedules_plot_and_results_for_the_report(
+    model, pictures, extractor, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(extractors, "load_extractor", lambda name: extractor)
+    make_reference(pictures, extractor, "clean", Preparation(8), progress=False).save(tmp_path / "r.safetensors")
+    LegoPipeline(model, EDMHeunScheduler()).save_pretrained(tmp_path / "pipe")
+    output = tmp_path / "search"
+    arguments = ["search", str(tmp_path / "pipe"), str(pictures), "-o", str(output), "--device", "cpu"]
+    arguments += ["--steps", "2", "--pairs", "2", "-n", "2", "--reference", str(tmp_path / "r.safetensors")]
+    assert cli.main([*arguments, "--budget", "0.7", "0.5", "--random", "2"]) == 0
+    table = capsys.readouterr().out
+    assert "searched 0.5" in table and "searched 0.7" in table and "only 0" in table
+    stored = json.loads((output / "search.json").read_text())
+    assert stored["schedules"]["searched 0.5"]["share"] <= 0.5 and len(stored["levels"]) == 2
+    assert set(stored["metric"]["values"]) == set(stored["schedules"]) >= {"random 0", "random 1"}
+    assert set(stored["metric"]["rank_correlation"]) == {"sampler", "training", "even"}
+    assert "rank correlation of loss and KD-Small, 2 samples over 12 schedules: sampler " in table
+    schedule = parse_schedule(str(output / "schedule-0.5.json"), model)
+    assert schedule.to_dict() == stored["schedule"]
+    with Image.open(output / "search.png") as plot:
+        assert plot.width > 800  # two panels
+    results = sorted(output.glob("results/*.json"))
+    assert len(results) == len(stored["schedules"])
+    assert cli.main(["report", *map(str, results), "-o", str(tmp_path / "report")]) == 0
+    assert "Metrics over share" in (tmp_path / "report" / "index.html").read_text()
+    for budget, message in (("0.05", "give at least"), ("1.2", "`budget` is 1.2; give a share")):
+        assert cli.main([*arguments, "--budget", budget]) == 2
+        assert message in capsys.readouterr().err

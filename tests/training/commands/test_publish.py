@@ -1,0 +1,70 @@
+"""Turning a run into a folder to share."""
+
+import pytest
+from PIL import Image
+
+from brickwork import LegoPipeline, cli
+from brickwork.training.commands.publish import training_hours
+
+
+@pytest.fixture
+def finished_run(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    from brickwork.training import train_backbone
+    from brickwork.training.commands import publish
+
+    monkeypatch.setattr(publish, "CARD_SAMPLES", 4)
+    sample = Path(__file__).parents[2] / "data" / "emoji" / "sample.parquet"
+    overrides = [
+        f"data.source={sample}", "data.classes=[Smileys & Emotion]", "data.group_column=codepoints", "data.size=16",
+        "data.held_out=0.2", "run.total_images=8", "run.batch_size=4", f"run.output_dir={tmp_path / 'run'}",
+        "model.config={window_sizes: [16, 8], patch_sizes: [4, 2], num_layers: [1, 1], hidden_sizes: 8, "
+        "num_attention_heads: 2}", "samples.count=0",
+    ]  # fmt: skip
+    assert train_backbone.main(overrides) == 0
+    return tmp_path / "run"
+
+
+def test_a_run_becomes_a_pipeline_with_a_card(finished_run, tmp_path, capsys):
+    licences = tmp_path / "ATTRIBUTION.md"
+    licences.write_text("# Attribution\nDrawn by somebody, CC-BY 4.0.\n")
+    output = tmp_path / "share" / "faces"
+    output.parent.mkdir()
+    words = ["publish", str(finished_run), str(output)]
+    assert cli.main([*words, "--attribution", str(licences)]) == 0
+    pipe = LegoPipeline.from_pretrained(output)
+    assert pipe.transformer.config.id2label == {"0": "Smileys & Emotion"}
+    card = (output / "README.md").read_text()
+    for text in ("8 images seen", "Smileys & Emotion", "held-out denoising loss", "Drawn by somebody", "# faces"):
+        assert text in card
+    assert str(tmp_path) not in card
+    assert Image.open(output / "samples.png").size == (8 * 18 - 2, 16)
+    assert Image.open(output / "neighbours.png").height > 4 * 16
+    assert [path.name for path in output.parent.iterdir()] == ["faces"]
+
+    assert cli.main(words) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (output / "README.md").read_text() == card
+    assert cli.main([*words, "--overwrite", "--license", "cc-by-4.0"]) == 0
+    again = (output / "README.md").read_text()
+    assert "Drawn by somebody" not in again and "license: cc-by-4.0" in again and "license:" not in card
+
+
+def test_only_a_pipeline_is_replaced(finished_run, tmp_path, capsys):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("years of work")
+    assert cli.main(["publish", str(finished_run), str(tmp_path / "precious"), "--overwrite"]) == 2
+    assert "holds no pipeline" in capsys.readouterr().err
+    assert (tmp_path / "precious" / "thesis.txt").read_text() == "years of work"
+
+
+def test_what_is_no_run(tmp_path, capsys):
+    assert cli.main(["publish", str(tmp_path), str(tmp_path / "out")]) == 2
+    assert "no config.yaml" in capsys.readouterr().err
+
+
+def test_pauses_are_not_training(tmp_path):
+    times = [0, 100, 160, 5000, 5060]
+    (tmp_path / "log.jsonl").write_text("".join(f'{{"images": 1, "time": {time}}}\n' for time in times))
+    assert training_hours(tmp_path) == pytest.approx((160 + 60) / 3600)

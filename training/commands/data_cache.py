@@ -1,0 +1,57 @@
+"""`brickwork data cache`: what frozen networks make of a data set, written once."""
+
+import argparse
+from pathlib import Path
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `brickwork data cache`."""
+    parser.description = (
+        "Encode a run's data set once: its pictures with a VAE (set data.latents to the result), or its captions\n"
+        "with the text encoders of a pipeline. A cache is refused where data or networks are no longer those that it\n"
+        "was made of."
+    )
+    parser.epilog = (
+        "example: brickwork data cache --output latents --vae stabilityai/sd-vae-ft-mse --config run.yaml\n"
+        "         brickwork data cache --output texts --captions text --pipeline my-sd --config run.yaml"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder of the cache")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--vae", help="encode the pictures with this AutoencoderKL: a folder or a hub name")
+    kind.add_argument("--captions", metavar="COLUMN", help="encode the captions in this column")
+    parser.add_argument("--pipeline", help="whose text encoders to use for --captions: a folder or a hub name")
+    parser.add_argument("--dtype", help="of cached captions: float32, float16, bfloat16 (default: the encoders' own)")
+    parser.add_argument("--config", type=Path, help="the run's YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values over the file")
+    parser.set_defaults(run=run_cache)
+
+
+def run_cache(args: argparse.Namespace) -> int:
+    """Build the cache."""
+    from brickwork.training.config.config import load_config
+    from brickwork.training.data.cache import cache_latents, load_vae
+    from brickwork.training.data.images import images_of
+
+    if bool(args.captions) != bool(args.pipeline):
+        raise ValueError("`--captions` and `--pipeline` belong together: name the column and whose encoders to use.")
+    images = images_of(load_config(args.config, args.overrides))
+    if args.captions:
+        return _cache_captions(args, images)
+    path = cache_latents(args.output, images, load_vae(args.vae), args.vae)
+    print(f"The latents of {len(images):,} images are in {path}; train with data.latents={path}.")
+    return 0
+
+
+def _cache_captions(args: argparse.Namespace, images) -> int:
+    import torch
+
+    from brickwork.training.data.text_cache import cache_texts, captions_of, load_text_encoders
+
+    dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, None: None}
+    if args.dtype not in dtypes:
+        raise ValueError(f"`--dtype` is {args.dtype!r}; choose one of float32, float16, bfloat16.")
+    captions = captions_of(images, args.captions)
+    pipeline = load_text_encoders(args.pipeline)
+    path = cache_texts(args.output, captions, pipeline, dtypes[args.dtype], args.pipeline)
+    print(f"{len(set(captions)):,} different captions of {len(images):,} images are in {path}.")
+    return 0

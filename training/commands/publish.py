@@ -1,0 +1,238 @@
+"""`brickwork publish`: a run as a folder to share, with a card that says what the weights are and remember."""
+
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+
+CARD_SAMPLES = 64
+STEPS = 18
+SHOWN_NEIGHBOURS = 12
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Write the averaged weights of a run's newest checkpoint as a pipeline folder with a model card: data and "
+        "licences, images and hours of training, held-out loss, samples from fixed seeds beside their nearest "
+        "training images. The run may still be going."
+    )
+    parser.epilog = (
+        "example:\n  brickwork publish runs/lego-emoji-64 pipelines/pretrained/lego-emoji-64 "
+        "--attribution data/emoji/ATTRIBUTION.md"
+    )
+    parser.add_argument("run_folder", type=Path, help="folder of a run of training/train_backbone.py")
+    parser.add_argument("output", type=Path, help="folder to write")
+    parser.add_argument("--data", help="where the run's data lie now (default: data.source of its configuration)")
+    parser.add_argument("--attribution", type=Path, help="licences and sources of the data, in Markdown, for the card")
+    parser.add_argument("--license", help="licence of the weights as the hub names it, such as cc-by-4.0")
+    parser.add_argument("--overwrite", action="store_true", help="put the folder in the place of an earlier one")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    publish(args.run_folder, args.output, args.data, args.attribution, args.license, args.overwrite)
+    print(f"wrote {args.output}")
+    return 0
+
+
+def publish(
+    run_folder: Path,
+    output: Path,
+    data_source: str | None = None,
+    attribution: Path | None = None,
+    license: str | None = None,
+    overwrite: bool = False,
+) -> dict:
+    """Write a pipeline folder with `README.md`, `samples.png` and `neighbours.png`.
+
+    Returns:
+        The card's figures: images, hours, held-out loss, memorisation.
+
+    Raises:
+        ValueError: for a folder without a run or checkpoint, or an output that exists.
+    """
+    from brickwork.pipelines.objective_file import save_objective
+    from brickwork.training.config.config import load_config
+    from brickwork.training.data.images import images_of
+    from brickwork.training.engine.checkpoints import CheckpointFolder, load_trained_tensors
+    from brickwork.training.tasks.backbones import BACKBONES, build_model, build_objective
+    from brickwork.training.train_backbone import build_held_out, build_images
+
+    if not (run_folder / "config.yaml").is_file():
+        raise ValueError(f"`run_folder` is {str(run_folder)!r}, which holds no run (no config.yaml).")
+    if output.exists() and not overwrite:
+        raise ValueError(f"`output` is {str(output)!r}, which exists; choose another, or say --overwrite.")
+    if output.exists() and not (output / "model_index.json").is_file():
+        raise ValueError(f"`output` is {str(output)!r}, which holds no pipeline and is not replaced; choose another.")
+    licences = attribution.read_text(encoding="utf-8") if attribution else None
+    config = load_config(run_folder / "config.yaml", [f"data.source={data_source}"] if data_source else None)
+    found = CheckpointFolder(run_folder / "checkpoints").newest()
+    if found is None:
+        raise ValueError(f"`run_folder` is {str(run_folder)!r}, which holds no checkpoint yet.")
+    tensors, state = found
+    images = build_images(config)
+    train_rows, held_out_rows = images.split(config.data.held_out)
+    model = build_model(config, images.class_names, images.size, images.channels)
+    load_trained_tensors(model, tensors["ema"])
+    objective = build_objective(config)
+    pipeline = BACKBONES[config.model.type].pipeline(model.eval(), objective, getattr(images, "vae", None))
+    figures = {
+        "images": state["images"],
+        "train_images": len(train_rows),
+        "hours": training_hours(run_folder),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "classes": images.class_names,
+        "held_out": _score(model, build_held_out(images, held_out_rows), objective),
+    }
+    fresh, old = (output.with_name(f".{output.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
+    try:
+        pipeline.save_pretrained(fresh)
+        save_objective(fresh, config.objective.type, config.objective.options)
+        figures["memory"] = _draw(pipeline, images_of(config), train_rows, held_out_rows, fresh)
+        card = model_card(output.name, config, figures, _sampler_of(pipeline), licences, license)
+        (fresh / "README.md").write_text(card, encoding="utf-8")
+        if output.exists():
+            os.replace(output, old)
+        os.replace(fresh, output)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    return figures
+
+
+def training_hours(run_folder: Path, longest_pause: float = 600) -> float:
+    """Hours in which a run logged something at least every `longest_pause` seconds."""
+    times = [json.loads(line)["time"] for line in (run_folder / "log.jsonl").read_text().splitlines()]
+    return sum(b - a for a, b in zip(times, times[1:]) if 0 < b - a < longest_pause) / 3600
+
+
+def _score(model, pairs, objective) -> dict | None:
+    from brickwork.eval.held_out.paired_loss import paired_loss
+
+    return None if pairs is None else paired_loss(model, pairs, objective)
+
+
+def _draw(pipeline, images, train_rows, held_out_rows, folder: Path) -> dict:
+    """Samples from seeds 0, 1, … and their nearest training images, by the root mean square of pixel differences.
+
+    Returns:
+        The median distance, on pixels in [0, 1], of samples and of held-out images to the nearest training image, and
+        the share of samples nearer than any two training images that are not the same picture.
+    """
+    import numpy as np
+    import torch
+
+    from brickwork.eval.metrics.distances import nearest_neighbours, neighbour_radii
+    from brickwork.eval.report.pictures import grid, neighbour_sheet
+    from brickwork.training.engine.previews import draw_samples
+
+    samples = draw_samples(pipeline, pipeline.transformer.config.num_classes, CARD_SAMPLES, STEPS, 1.0)
+    shape = samples.shape[1:3]
+    training = np.stack([images.picture(row, shape) for row in train_rows])
+
+    def features(pictures: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(pictures.reshape(len(pictures), -1) / 255.0) / (pictures[0].size ** 0.5)
+
+    distances, rows = nearest_neighbours(features(samples), features(training), 3)
+    radii = neighbour_radii(features(training), (1,))[:, 0]
+    grid(samples[:32], columns=8).save(folder / "samples.png")
+    shown = [[training[row] for row in found] for found in rows[:SHOWN_NEIGHBOURS].tolist()]
+    neighbour_sheet(list(samples[:SHOWN_NEIGHBOURS]), shown).save(folder / "neighbours.png")
+    memory = {
+        "sample_distance": distances[:, 0].median().item(),
+        "copied": (distances[:, 0] < radii[rows[:, 0]]).double().mean().item(),
+    }
+    if len(held_out_rows):
+        held_out = np.stack([images.picture(row, shape) for row in held_out_rows])
+        nearest = nearest_neighbours(features(held_out), features(training), 1)[0]
+        memory["held_out_distance"] = nearest.median().item()
+    return memory
+
+
+def _sampler_of(pipeline) -> str:
+    """How `_draw` sampled, in words."""
+    bricks = ", every brick" if hasattr(pipeline.transformer, "num_bricks") else ""
+    return f"{STEPS} steps of {type(pipeline.scheduler).__name__}, no guidance{bricks}"
+
+
+def model_card(
+    name: str, config, figures: dict, sampler: str, attribution: str | None, license: str | None = None
+) -> str:
+    """The card in Markdown, with the metadata that the hub reads."""
+    held_out, memory = figures["held_out"], figures["memory"]
+    epochs = figures["images"] / figures["train_images"]
+    distance = memory.get("held_out_distance")
+    baseline = "" if distance is None else f"; from a held-out image it is {distance:.3f}"
+    start = f", from the weights in `{_ending(config.model.init_from)}`" if config.model.init_from else ""
+    lines = [
+        "---",
+        *([f"license: {license}"] if license else []),
+        "library_name: brickwork",
+        "pipeline_tag: unconditional-image-generation",
+        "tags: [diffusion, diffusers, brickwork]",
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"A `{config.model.type}` of {figures['parameters']:,} parameters, trained at {config.data.size} × "
+        f"{config.data.size} pixels on {', '.join(figures['classes']) or 'unlabelled images'}.",
+        "",
+        "![samples](samples.png)",
+        "",
+        f"The first seeds, not picked; averaged weights, {sampler}.",
+        "",
+        "## Training",
+        f"{figures['images']:,} images seen in {_duration(figures['hours'])}, {epochs:,.0f} times each of the "
+        f"{figures['train_images']:,} training images{start}.",
+    ]
+    if held_out is not None:
+        bricks = ", ".join(f"{loss:.4f}" for loss in held_out["per_brick"])
+        lines += [
+            f"Paired held-out denoising loss: {held_out['loss']:.4f} (after each brick: {bricks}).",
+        ]
+    lines += [
+        "",
+        "## What it remembers",
+        f"A network that saw each image {epochs:,.0f} times remembers many of them. The median distance (root mean "
+        f"square of pixels in [0, 1]) from a sample to the nearest training image is {memory['sample_distance']:.3f}"
+        f"{baseline}. {memory['copied']:.0%} of {CARD_SAMPLES} samples lie nearer to a training image than any other "
+        "training image does: call those copies.",
+        "",
+        "![nearest training images](neighbours.png)",
+        "",
+        "Samples on top, below each its three nearest training images.",
+        "",
+        "## Configuration",
+        "```yaml",
+        _portable(config).strip(),
+        "```",
+    ]
+    if attribution:
+        lines += ["", "## Data", *(_lower(line) for line in attribution.strip().splitlines())]
+    return "\n".join(lines) + "\n"
+
+
+def _portable(config) -> str:
+    """The configuration without the folders of the machine that it ran on."""
+    import yaml
+
+    values = yaml.safe_load(config.to_yaml())
+    for section, key in (("data", "source"), ("run", "output_dir")):
+        values[section][key] = Path(values[section][key]).name
+    values["model"]["init_from"] = config.model.init_from and _ending(config.model.init_from)
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def _ending(path: str) -> str:
+    """A folder's own name and the one above it, which is the run's where this is its pipeline."""
+    return "/".join(Path(path).parts[-2:])
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+
+
+def _lower(line: str) -> str:
+    """A heading of the attribution, two levels down, below the card's own."""
+    return f"##{line}" if line.startswith("#") else line

@@ -1,0 +1,171 @@
+"""What the averaged weights can do so far: held-out losses, samples and their distances; the pipeline a run leaves."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from brickwork.eval.extractors.features import file_digest, load_extractor
+from brickwork.eval.held_out.paired_loss import paired_loss
+from brickwork.eval.metrics.live import LiveMetrics
+from brickwork.eval.report.pictures import grid, save_picture
+from brickwork.eval.sampling.sample_set import SamplingSettings
+from brickwork.eval.sets.reference import Reference
+from brickwork.pipelines.objective_file import save_objective
+from brickwork.training.config.config import ObjectiveConfig, TrainConfig
+from brickwork.training.engine.checkpoints import whole
+from brickwork.training.engine.guards import write_text
+from brickwork.training.engine.page import run_page
+from brickwork.training.tasks.brick_by_brick import pipeline_so_far
+
+PIPELINE, SAMPLES, PAGE = "pipeline", "samples", "index.html"
+
+
+def sample_labels(num_classes: int | None, count: int) -> list[int | None]:
+    """One label a picture, classes in order, as evenly as `count` allows."""
+    if num_classes is None:
+        return [None] * count
+    if num_classes >= count:
+        return [k * num_classes // count for k in range(count)]
+    return sorted(k % num_classes for k in range(count))
+
+
+def draw_samples(pipeline, num_classes: int | None, count: int, steps: int, guidance_scale: float) -> np.ndarray:
+    """Pictures uint8 `(count, H, W, 3)`; picture k has the same class and noise however the weights change."""
+    pipeline.set_progress_bar_config(disable=True)
+    pictures = pipeline(
+        class_labels=sample_labels(num_classes, count),
+        num_inference_steps=steps,
+        guidance_scale=1.0 if num_classes is None else guidance_scale,
+        generator=[torch.Generator().manual_seed(k) for k in range(count)],
+        output_type="pil",
+    ).images
+    return np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+
+
+def show(run, network: torch.nn.Module, images: int, log) -> None:
+    """Score the averaged weights on the held-out list, and draw a grid of samples.
+
+    Every process does the same, so that sharded networks can be run; the main process writes.
+    """
+    folder, settings = Path(run.config.run.output_dir), run.config.samples
+    if run.held_out is not None:
+        with run.accelerator.autocast():
+            result = paired_loss(network, run.held_out, run.objective, run.bricks)
+        scalars = {"held_out/loss": result["loss"]}
+        if len(result["per_brick"]) > 1:
+            scalars |= {f"held_out/brick_{i}": loss for i, loss in enumerate(result["per_brick"])}
+        scalars |= {f"held_out_at/sigma_{sigma}": loss for sigma, loss in result["per_level"].items()}
+        log.scalars(images, scalars)
+        run.accelerator.print(f"{images:,} images: held-out paired loss {result['loss']:.4f}")
+    if settings.count and run.make_pipeline is not None:
+        with run.accelerator.autocast():
+            pictures = draw_samples(
+                pipeline_so_far(run, network),
+                network.config.num_classes,
+                settings.count,
+                settings.steps,
+                settings.guidance_scale,
+            )
+        if run.accelerator.is_main_process:
+            sheet = grid(pictures, columns=min(8, len(pictures)))
+            log.picture(images, "samples", np.asarray(sheet))
+            save_picture(sheet, folder / SAMPLES / f"images-{images:012d}.png")
+    if run.accelerator.is_main_process:
+        write_text(folder / PAGE, run_page(folder))
+
+
+def measure(run, network: torch.nn.Module, images: int, log, cancelled: Callable[[], bool]) -> bool:
+    """Log the distances of what the averaged weights draw to the reference; all processes share the drawing.
+
+    Returns:
+        Whether that was done, not cancelled.
+    """
+    with run.accelerator.autocast():
+        values = run.metrics.measure(pipeline_so_far(run, network), cancelled)
+    if values is None:
+        return False
+    log.scalars(images, {f"metrics/{name}": value for name, value in values.items()})
+    listed = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    run.accelerator.print(f"{images:,} images: {listed}")
+    if run.accelerator.is_main_process:
+        folder = Path(run.config.run.output_dir)
+        write_text(folder / PAGE, run_page(folder))
+    return True
+
+
+def build_metrics(
+    config: TrainConfig, num_classes: int | None, accelerator: Accelerator, call: dict | None = None
+) -> LiveMetrics | None:
+    """What `metrics` of a configuration asks for, checked before the first step; `None` where it asks for nothing.
+
+    Args:
+        config: of the run.
+        num_classes: of the network, whose labels are then drawn evenly.
+        accelerator: of the run.
+        call: arguments of the pipeline; by default size, steps and guidance.
+
+    Raises:
+        ValueError: for a reference that cannot be read, is of another size than the training's, or needs an extractor
+            that cannot be had.
+    """
+    settings = config.metrics
+    if not settings.every_images:
+        return None
+    made_by = f"`brickwork evaluate ref DATA --resolution {config.data.size}`"
+    if settings.reference is None:
+        raise ValueError(f"`metrics.reference` is null; name a file that {made_by} wrote.")
+    reference = Reference.load(settings.reference)
+    width, height = reference.info["size"]
+    if (width, height) != (config.data.size, config.data.size):
+        raise ValueError(
+            f"`metrics.reference` is {settings.reference!r}, of pictures of {width}x{height}, but `data.size` is "
+            f"{config.data.size}; make another with {made_by}."
+        )
+    with accelerator.local_main_process_first():  # which fetches the weights, if they are not there
+        weights = settings.weights
+        extractor = load_extractor(reference.info["extractor"]["name"], weights, weights and file_digest(weights))
+    extractor.network.to(accelerator.device)
+    if call is None:
+        guidance = 1.0 if num_classes is None else settings.guidance_scale
+        call = {"height": height, "width": width, "num_inference_steps": settings.steps, "guidance_scale": guidance}
+    labels = "none" if num_classes is None else "balanced"
+    metrics = LiveMetrics(
+        reference, extractor, SamplingSettings(settings.count, labels=labels, call=call), settings.batch_size
+    )
+    names = ", ".join(map(metrics.name, metrics.distances))
+    accelerator.print(f"Every {settings.every_images:,} images {settings.count:,} samples are measured: {names}.")
+    return metrics
+
+
+def averaged_copy(network: torch.nn.Module, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """A network of its own on the CPU with the averaged weights, whatever wraps or shards the one in training."""
+    copy = type(network).from_config(network.config)
+    frozen = {name: whole(tensor) for name, tensor in network.state_dict().items() if name not in weights}
+    copy.load_state_dict(frozen | weights)
+    return copy.eval()
+
+
+def export_pipeline(pipeline, folder: Path, objective: ObjectiveConfig | None = None) -> Path:
+    """Write a whole pipeline folder under another name and put it in the place of an earlier one.
+
+    Args:
+        pipeline: to write.
+        folder: the run's.
+        objective: what its network was trained for, noted beside it.
+    """
+    target, temporary, former = (folder / name for name in (PIPELINE, f".{PIPELINE}.new", f".{PIPELINE}.old"))
+    for stale in (temporary, former):
+        shutil.rmtree(stale, ignore_errors=True)
+    pipeline.save_pretrained(temporary)
+    if objective is not None:
+        save_objective(temporary, objective.type, objective.options)
+    if target.exists():
+        os.replace(target, former)
+    os.replace(temporary, target)
+    shutil.rmtree(former, ignore_errors=True)
+    return target

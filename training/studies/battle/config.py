@@ -1,0 +1,307 @@
+"""What a battle of backbones is: its networks, and the ordinary training run that each of its cells comes down to."""
+
+import dataclasses
+import difflib
+import inspect
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from brickwork.gen.networks.wrapped import DENOISERS, brick_sizes
+from brickwork.training.config.config import (
+    DEFAULTS,
+    DataConfig,
+    EMAConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+    fits,
+    load_config,
+    require,
+)
+from brickwork.training.tasks.backbones import BACKBONES, build_model
+
+CONFIG = Path(__file__).parents[2] / "configs" / "battle.yaml"
+_OF_LEGO = ("brick_dropout", "train_bricks", "brick_images")
+
+
+@dataclass(frozen=True)
+class Network:
+    """One of the networks.
+
+    Attributes:
+        label: in tables and plots.
+        colour: in plots, as matplotlib takes it.
+        type: one of `BACKBONES`, or of diffusers' `DENOISERS`.
+        config: configuration of the network, without what the data say.
+    """
+
+    label: str
+    colour: str
+    type: str
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BattleSettings:
+    """Who takes part, and how often."""
+
+    networks: list[str] | None
+    parameters: int
+    tolerance: float
+    seeds: list[int]
+    learning_rates: list[float]
+    sweep_images: int
+    timing_rounds: int
+
+    def __post_init__(self):
+        for name in ("parameters", "sweep_images", "timing_rounds"):
+            require(getattr(self, name) >= 1, f"battle.{name}", getattr(self, name), "give at least 1")
+        require(self.tolerance >= 0, "battle.tolerance", self.tolerance, "give a share of 0 or more")
+        seeds, rates = self.seeds, self.learning_rates
+        whole = all(fits(seed, int) and seed >= 0 for seed in seeds)
+        require(_distinct(seeds) and whole, "battle.seeds", seeds, "give different whole numbers from 0")
+        positive = all(fits(rate, float) and float(rate) > 0 for rate in rates)
+        require(_distinct(rates) and positive, "battle.learning_rates", rates, "give different positive numbers")
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """How the samples of a finished cell are drawn and measured."""
+
+    extractor: str | None
+    protocol: str
+    samples: int
+    steps: int
+    guidance_scale: float
+    batch_size: int
+
+    def __post_init__(self):
+        require(self.samples >= 4, "scores.samples", self.samples, "give at least 4, hundreds to be of use")
+        for name in ("steps", "batch_size"):
+            require(getattr(self, name) >= 1, f"scores.{name}", getattr(self, name), "give at least 1")
+
+
+@dataclass(frozen=True)
+class BattleConfig:
+    """A whole battle; the sections from `data` on are those of a training run, and alike for all networks."""
+
+    networks: dict[str, Any]
+    battle: BattleSettings
+    scores: ScoreSettings
+    data: DataConfig
+    objective: ObjectiveConfig
+    optimizer: OptimizerConfig
+    ema: EMAConfig
+    run: RunConfig
+
+    defaults = (DEFAULTS,)
+
+    def __post_init__(self):
+        require(self.objective.type == "edm", "objective.type", self.objective.type, "a battle is fought with 'edm'")
+        accumulated = self.run.gradient_accumulation_steps
+        require(accumulated == 1, "run.gradient_accumulation_steps", accumulated, "leave it at 1")
+        # What some networks cannot do, or what would not be alike for all.
+        for section, names in (("data", ("latents", "crop_share", "bucket_step")), ("objective", _OF_LEGO)):
+            for name in names:
+                value = getattr(getattr(self, section), name)
+                require(not value, f"{section}.{name}", value, "leave it out, as not every network can do so")
+        for name in self.battle.networks or []:
+            if name not in self.networks:
+                near = difflib.get_close_matches(str(name), self.networks, n=1)
+                mend = f"did you mean {near[0]}?" if near else f"choose of {', '.join(self.networks)}."
+                raise ValueError(f"`battle.networks` has {name!r}; {mend}")
+        require(bool(self.fighters), "networks", self.networks, "name at least one")
+
+    @property
+    def fighters(self) -> dict[str, Network]:
+        """The networks that take part, in their order."""
+        chosen = self.battle.networks or list(self.networks)
+        return {name: _network(name, self.networks[name]) for name in chosen}
+
+    @property
+    def rates(self) -> list[float]:
+        """The learning rates to try, rising."""
+        return sorted(float(rate) for rate in self.battle.learning_rates)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
+
+
+def _distinct(values: list) -> bool:
+    return bool(values) and len(set(map(str, values))) == len(values)
+
+
+def _network(name: str, values: Any) -> Network:
+    keys = [field.name for field in dataclasses.fields(Network)]
+    if not isinstance(values, dict) or set(values) != set(keys):
+        raise ValueError(f"`networks.{name}` is {values!r}; give a mapping with {', '.join(keys)}.")
+    kinds = [*BACKBONES, *DENOISERS]
+    if values["type"] not in kinds:
+        near = difflib.get_close_matches(str(values["type"]), kinds, n=1)
+        mend = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(kinds)}."
+        raise ValueError(f"`networks.{name}.type` is {values['type']!r}; {mend}")
+    require(isinstance(values["config"], dict), f"networks.{name}.config", values["config"], "give a mapping")
+    return Network(**values)
+
+
+def model_config(network: Network, size: int, channels: int, num_classes: int) -> ModelConfig:
+    """What a training run says of a network.
+
+    One of diffusers becomes the only brick of a LEGO stack, estimating EDM's F as the others do.
+
+    Args:
+        network: of the battle.
+        size: side of the pictures.
+        channels: of the pictures.
+        num_classes: of the data, 0 for none.
+    """
+    kind, config = network.type, network.config
+    if kind in DENOISERS:
+        arguments = inspect.signature(DENOISERS[kind].__init__).parameters.items()
+        defaults = {name: value.default for name, value in arguments if value.default is not inspect.Parameter.empty}
+        classes = {"UNet2DModel": {"num_class_embeds": num_classes + 1}}.get(
+            kind, {"num_embeds_ada_norm": num_classes}
+        )
+        own = {"sample_size": size, "in_channels": channels, "out_channels": channels}
+        own |= (classes if num_classes else {}) | config
+        described = {"class_name": kind, "prediction_type": "edm", "config": own}
+        patch = brick_sizes(kind, defaults | own)[1]
+        config = {"pretrained_brick": described, "window_sizes": [size], "patch_sizes": [patch], "num_layers": [0]}
+        kind = "LegoTransformer2DModel"
+    return ModelConfig(kind, None, config, None, None, None)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a battle.
+
+    Attributes:
+        network: its name.
+        seed: of initialisation, data order and noise; of the samples too.
+        learning_rate: after the warm-up.
+        images: to train on.
+        folder: for the run and its results.
+        scored: whether samples are drawn and measured at the end.
+    """
+
+    network: str
+    seed: int
+    learning_rate: float
+    images: int
+    folder: Path
+    scored: bool
+
+
+def sweep_cells(config: BattleConfig, output: Path) -> list[Cell]:
+    """The runs that try learning rates, with the first seed; none where there is one rate."""
+    rates = config.rates if len(config.rates) > 1 else []
+    return [
+        Cell(
+            name,
+            config.battle.seeds[0],
+            rate,
+            config.battle.sweep_images,
+            output / "sweep" / f"{name}-{rate:g}",
+            False,
+        )
+        for name in config.fighters
+        for rate in rates
+    ]
+
+
+def seed_cells(config: BattleConfig, output: Path, rates: dict[str, float]) -> list[Cell]:
+    """The runs of the battle, seed after seed, so that a battle cut short has all networks; `rates` by network."""
+    return [
+        Cell(name, seed, rates[name], config.run.total_images, output / "cells" / f"{name}-seed{seed}", True)
+        for seed in config.battle.seeds
+        for name in config.fighters
+    ]
+
+
+def train_config(config: BattleConfig, cell: Cell, source: str, num_classes: int, channels: int = 3) -> TrainConfig:
+    """The ordinary training run of a cell.
+
+    Args:
+        config: of the battle.
+        cell: to train.
+        source: the pictures, of the battle's size and classes.
+        num_classes: of the pictures, 0 for none.
+        channels: of the pictures.
+    """
+    rest = load_config(None, ["samples.count=0"])
+    network, data, settings = config.fighters[cell.network], config.data, config.run
+    # One look at the end is all that a rate is judged by.
+    looks = settings.sample_images if cell.scored else cell.images
+    return dataclasses.replace(
+        rest,
+        model=model_config(network, data.size, channels, num_classes),
+        data=dataclasses.replace(data, source=source, split="train", classes=None),
+        objective=config.objective,
+        optimizer=dataclasses.replace(config.optimizer, learning_rate=cell.learning_rate),
+        ema=config.ema,
+        run=dataclasses.replace(
+            settings,
+            output_dir=str(cell.folder / "run"),
+            total_images=cell.images,
+            seed=cell.seed,
+            sample_images=looks,
+        ),
+    )
+
+
+def build_networks(config: BattleConfig, class_names: list[str], channels: int = 3) -> dict[str, Any]:
+    """Every network, freshly initialised, checked against the data and the battle's number of parameters.
+
+    Raises:
+        ValueError: naming the network that does not fit, or is not of the battle's size.
+    """
+    built, wanted, share = {}, config.battle.parameters, config.battle.tolerance
+    for name in config.fighters:
+        cell = Cell(name, config.battle.seeds[0], config.rates[0], config.run.total_images, Path(name), True)
+        run = train_config(config, cell, config.data.source, len(class_names), channels)
+        try:
+            built[name] = build_model(run, class_names, config.data.size, channels)
+        except ValueError as error:
+            raise ValueError(f"`networks.{name}` does not fit: {error}") from None
+        count = trained_parameters(built[name])
+        if abs(count - wanted) > share * wanted:
+            lowest, highest = math.ceil((1 - share) * wanted), math.floor((1 + share) * wanted)
+            raise ValueError(
+                f"`networks.{name}` has {count:,} parameters, and a fair battle wants `battle.parameters`={wanted:,} "
+                f"to within `battle.tolerance`={share:g}, {lowest:,} to {highest:,}; change its width or depth, or "
+                "set these two."
+            )
+    return built
+
+
+def trained_parameters(network: Any) -> int:
+    """Parameters that learn."""
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+
+
+def differences(saved: str, config: BattleConfig) -> list[str]:
+    """What the configuration in a battle's folder says otherwise than another one, one text a key.
+
+    The folder itself, the source of the pictures (the folder has its own copy) and what only speeds things up may
+    change.
+    """
+    before, now = (_leaves(yaml.safe_load(text)) for text in (saved, config.to_yaml()))
+    free = {"run.output_dir", "data.source", "data.num_workers", "run.checkpoint_images", "run.keep_checkpoints"}
+    return [
+        f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if key not in free and before.get(key) != now.get(key)
+    ]
+
+
+def _leaves(values: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict) or not values:
+        return {path: values}
+    parts = [_leaves(value, f"{path}.{key}" if path else str(key)) for key, value in values.items()]
+    return {key: value for part in parts for key, value in part.items()}

@@ -1,0 +1,275 @@
+"""Fine-tuning in each of the four modes of `set_convbn_mode`, from the same weights on the same pictures and noise."""
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import torch
+from diffusers import AutoModel
+from torch import nn
+
+from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
+from brickwork.gen.convbn import find_convbn_pairs, set_convbn_mode
+from brickwork.gen.parameterization import EDMObjective
+from brickwork.training.config.config import TrainConfig, load_config
+from brickwork.training.config.recipes import recipe
+from brickwork.training.data.images import LabelledImages
+from brickwork.training.engine.loop import train
+from brickwork.training.tasks.backbones import build_objective
+from brickwork.training.train_backbone import build_held_out, build_images, prepare
+
+CONFIG = Path(__file__).parents[2] / "configs" / "convbn.yaml"
+# What goes over a preset here: EDM asks for no learned variance, and 64 tokens are enough for two cores.
+OVER_PRESETS = {"d-emo": "model.config.out_channels=null", "tiny-d-emo": "model.config.patch_size=4"}
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How networks learn here; never with clipping or a warm-up, which hide what is looked for.
+
+    Attributes:
+        make: parameters, learning rate => optimiser.
+        convs: whether the convolutions and their BatchNorms alone learn; nothing but the mode then makes a difference.
+        turned: whether the network is first passed through `turn_scales`.
+    """
+
+    make: Callable[..., torch.optim.Optimizer]
+    convs: bool = False
+    turned: bool = False
+
+
+_SGD = partial(torch.optim.SGD, momentum=0.9)  # as in the paper
+OPTIMIZATIONS = {
+    "adamw": Optimization(partial(torch.optim.AdamW, betas=(0.9, 0.99), weight_decay=0.0)),  # as in the trainer
+    "sgd": Optimization(_SGD),
+    "sgd-convs": Optimization(_SGD, convs=True),
+    "sgd-convs-turned": Optimization(_SGD, convs=True, turned=True),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What networks are fine-tuned on, the same for every mode, optimiser and learning rate.
+
+    Attributes:
+        images: `(N, C, H, W)` in [-1, 1].
+        held_out: as many noise levels for each of the pictures to score on.
+        objective: of pretraining and fine-tuning.
+        batch: pictures a step. steps: of the optimiser. seed: of the choice of pictures, and of the noise.
+    """
+
+    images: torch.Tensor
+    held_out: PairedSet
+    objective: EDMObjective
+    batch: int
+    steps: int
+    seed: int = 0
+
+    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Pictures, noise and noise levels of each step, on the CPU, the same for every device.
+
+        The levels of a batch are the middles of equally likely parts of the training distribution, so that losses of
+        different steps can be compared.
+        """
+        random = torch.Generator().manual_seed(self.seed)
+        sigma = self.objective.noise_levels(torch.special.ndtri((torch.arange(self.batch) + 0.5) / self.batch))
+        for _ in range(self.steps):
+            images = self.images[torch.randint(len(self.images), (self.batch,), generator=random)]
+            yield images, torch.randn(images.shape, generator=random), sigma
+
+
+def make_task(images: LabelledImages, config: TrainConfig, steps: int) -> Task:
+    """The task that a configuration's other classes make.
+
+    Raises:
+        ValueError: where the split leaves no pictures on one side.
+    """
+    train_rows, held_out_rows = images.split(config.data.held_out)
+    learned, held_out = build_held_out(images, train_rows), build_held_out(images, held_out_rows)
+    if learned is None or held_out is None:
+        raise ValueError(
+            f"`data.held_out` is {config.data.held_out}, which leaves {len(train_rows)} pictures to fine-tune on and "
+            f"{len(held_out_rows)} to score on; change it, or name other `--target` classes."
+        )
+    return Task(learned.images, held_out, build_objective(config), config.run.batch_size, steps, config.run.seed)
+
+
+def target_images(overrides: list[str], classes: list[str]) -> tuple[TrainConfig, LabelledImages]:
+    """The configuration, and the pictures of the classes to fine-tune on.
+
+    Raises:
+        ValueError: for data that cannot be read, or classes that they do not have.
+    """
+    config = load_config(CONFIG, overrides)
+    try:
+        return config, build_images(replace(config, data=replace(config.data, classes=classes)))
+    except ValueError as error:
+        raise ValueError(str(error).replace("`data.classes`", "`--target`")) from None
+
+
+def pretrain(preset: str, overrides: list[str], folder: Path) -> nn.Module:
+    """Train a preset in `folder` by the ordinary trainer, or go on with it, or load what it left.
+
+    Returns:
+        The network with the averaged weights and statistics.
+
+    Raises:
+        ValueError: for a preset without BatchNorm behind a convolution.
+        SystemExit: where the training was asked to stop; the same command goes on.
+    """
+    _, of_preset = recipe(preset)
+    special = [over for name, over in OVER_PRESETS.items() if preset.startswith(name)]
+    run = prepare(load_config(CONFIG, [*of_preset, *special, *overrides, f"run.output_dir={folder}"]))
+    if not find_convbn_pairs(run.model):
+        raise ValueError(f"`--curves` has {preset!r}, which has no BatchNorm behind a convolution; take a d-emo.")
+    if train(run) < run.config.run.total_images:
+        raise SystemExit(130)
+    return load_network(folder / "pipeline")
+
+
+def load_network(folder: Path) -> nn.Module:
+    """The network of a pipeline's or a model's folder.
+
+    Raises:
+        ValueError: where there is none, or none with BatchNorm behind a convolution.
+    """
+    inside = folder / "transformer"
+    if not folder.is_dir():  # the hub is not asked for it
+        raise ValueError(
+            f"`--pretrained` is {str(folder)!r}, and there is no such folder; name a pipeline or a model."
+        )
+    try:
+        network = AutoModel.from_pretrained(str(inside if inside.is_dir() else folder), torch_dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`--pretrained` is {str(folder)!r}, which holds no network: {error}") from None
+    if not find_convbn_pairs(network):
+        raise ValueError(
+            f"`--pretrained` is {str(folder)!r}, a {type(network).__name__} without BatchNorm behind a convolution "
+            "(or one that was deployed); take one that has."
+        )
+    return network
+
+
+def digest_of(folder: Path) -> str:
+    """A digest of a folder's weights."""
+    files = sorted(path for path in folder.rglob("*.safetensors") if "checkpoints" not in path.parts)
+    if not files:
+        raise ValueError(f"`--pretrained` is {str(folder)!r}, which holds no weights (.safetensors).")
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+def describe(network: nn.Module, task: Task, device: torch.device) -> dict:
+    """What matters of the pretrained network.
+
+    Returns:
+        `parameters`, `pairs` (convolutions with a BatchNorm), `scales`: the 5%, 50% and 95% quantiles of |γ|/σ, by
+        which folding multiplies the rows of a convolution; `losses` of the steps' batches without any update, and the
+        `held_out` loss before fine-tuning.
+    """
+    scales = torch.cat([_scales(norm) for _, norm in _pairs(network)])
+    pairs = len(_pairs(network))
+    network = copy.deepcopy(network).to(device)
+    return {
+        "parameters": network.num_parameters(),
+        "pairs": pairs,
+        "scales": scales.double().quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)).tolist(),
+        "losses": course(network.eval(), task),
+        "held_out": score(network, task),
+    }
+
+
+@torch.no_grad()
+def turn_scales(network: nn.Module) -> None:
+    """Make |γ|/σ as much smaller than 1 as it is larger, or the other way about, and leave the function as it is.
+
+    A convolution's weights times k, with k times its mean and σ in the BatchNorm, are the same function in eval mode;
+    k is chosen for each pair so that the median of |γ|/σ turns into its inverse.
+    """
+    for conv, norm in _pairs(network):
+        factor = _scales(norm).median() ** 2
+        conv.weight.mul_(factor)
+        if conv.bias is not None:
+            conv.bias.mul_(factor)
+        norm.running_mean.mul_(factor)
+        norm.running_var.add_(norm.eps).mul_(factor**2).sub_(norm.eps)
+
+
+def _pairs(network: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    return [tuple(map(network.get_submodule, names)) for names in find_convbn_pairs(network)]
+
+
+def _scales(norm: nn.BatchNorm2d) -> torch.Tensor:
+    """|γ|/σ of every channel, by which folding multiplies the rows of the convolution."""
+    return (norm.weight.abs() * torch.rsqrt(norm.running_var + norm.eps)).detach()
+
+
+def score(network: nn.Module, task: Task) -> float | None:
+    """The held-out loss with running statistics, `None` if it is no number."""
+    pairs = task.held_out if _labels(network, 1) is not None else replace(task.held_out, labels=None)
+    if pairs.labels is not None:
+        pairs = replace(pairs, labels=torch.zeros_like(pairs.labels))
+    return _finite(paired_loss(network.eval(), pairs, task.objective)["loss"])
+
+
+def fine_tune(network: nn.Module, mode: str, optimizer: str, rate: float, task: Task, device: torch.device) -> dict:
+    """Fine-tune a copy of the network in float32.
+
+    New pictures are class 0 of a network with classes.
+
+    Args:
+        network: pretrained; left as it is.
+        mode: one of `CONVBN_MODES`.
+        optimizer: one of `OPTIMIZATIONS`.
+        rate: its learning rate.
+        task: what to learn.
+        device: where.
+
+    Returns:
+        `losses` of each step, before its update, and the `held_out` loss at the end; `None` for what is no number.
+    """
+    network = copy.deepcopy(network).to(device)
+    way, pairs = OPTIMIZATIONS[optimizer], _pairs(network)
+    if way.turned:
+        turn_scales(network)
+    set_convbn_mode(network, mode)
+    if way.convs:
+        network.requires_grad_(False)
+        for module in chain.from_iterable(pairs):
+            module.requires_grad_(True)
+    stepper = way.make([parameter for parameter in network.parameters() if parameter.requires_grad], lr=rate)
+    return {"losses": course(network.train(), task, stepper), "held_out": score(network, task)}
+
+
+def course(network: nn.Module, task: Task, optimizer: torch.optim.Optimizer | None = None) -> list[float | None]:
+    """The loss of each step, before its update; without an optimiser nothing is updated."""
+    device, losses = next(network.parameters()).device, []
+    labels = _labels(network, task.batch)
+    # Rounding alone may tell tune from eval: TF32 would round the folded weights otherwise than the plain ones.
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        for batch in task.batches():
+            images, noise, sigma = (tensor.to(device, non_blocking=True) for tensor in batch)
+            sample, timestep = task.objective.network_inputs(images, noise, sigma)
+            with torch.set_grad_enabled(optimizer is not None):
+                estimate = network(sample, timestep, class_labels=labels).sample
+                loss = task.objective.losses(estimate, images, noise, sigma).mean()
+            if optimizer is not None:
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+            losses.append(loss.detach())
+    return [_finite(loss) for loss in torch.stack(losses).tolist()]
+
+
+def _labels(network: nn.Module, count: int) -> torch.Tensor | None:
+    if network.config.num_classes is None:
+        return None
+    return torch.zeros(count, dtype=torch.long, device=next(network.parameters()).device)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,297 @@
+"""The networks that `train_backbone.py` trains, by name, and the pipelines that sample from them."""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from brickwork.gen.networks.lego import LegoTransformer2DModel
+from brickwork.gen.networks.transformer import BlockTransformer2DModel
+from brickwork.gen.networks.unet import BlockUNet2DModel
+from brickwork.gen.networks.wrapped import load_denoiser
+from brickwork.gen.parameterization import OBJECTIVES
+from brickwork.pipelines.class_to_image import ClassToImagePipeline
+from brickwork.pipelines.lego import LegoPipeline
+from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
+from brickwork.training.config.config import TrainConfig
+from brickwork.training.tasks.brick_by_brick import freeze
+
+
+def lego_pipeline(network: torch.nn.Module, objective, vae: torch.nn.Module | None = None) -> LegoPipeline:
+    """The pipeline that samples from a LEGO network."""
+    return LegoPipeline(transformer=network, scheduler=EDMHeunScheduler(sigma_data=objective.sigma_data), vae=vae)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network's class, and `(network, objective, vae)` => the pipeline that samples from it."""
+
+    model: type
+    pipeline: Callable
+
+
+BACKBONES = {
+    "LegoTransformer2DModel": Backbone(LegoTransformer2DModel, lego_pipeline),
+    "BlockTransformer2DModel": Backbone(BlockTransformer2DModel, ClassToImagePipeline.from_objective),
+    "BlockUNet2DModel": Backbone(BlockUNet2DModel, ClassToImagePipeline.from_objective),
+}
+
+
+def choose(kinds: dict, name: str, key: str):
+    """One of several by name.
+
+    Raises:
+        ValueError: naming the key, what it can be, and what comes near.
+    """
+    if name in kinds:
+        return kinds[name]
+    near = difflib.get_close_matches(str(name), kinds, n=1)
+    mend = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(kinds)}."
+    raise ValueError(f"`{key}` is {name!r}; {mend}")
+
+
+def build_model(config: TrainConfig, class_names: list[str], size: int, channels: int) -> torch.nn.Module:
+    """The network that a configuration describes: freshly initialised from the run's seed, or from saved weights, or
+    with fresh bricks on saved ones; what does not learn is frozen.
+
+    Args:
+        config: of the run.
+        class_names: of the data set, none for unlabelled data.
+        size: side of what the network trains on, in pixels, or of latents.
+        channels: of the same.
+
+    Raises:
+        ValueError: for configuration values that the network does not take, or weights that do not fit the data.
+    """
+    settings = config.model
+    kind = choose(BACKBONES, settings.type, "model.type").model
+    known = set(kind._get_init_keys(kind))
+    unknown = sorted(set(settings.config) - known)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        mend = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(sorted(known))}."
+        raise ValueError(f"`model.config` has {unknown}, which {settings.type} does not take; {mend}")
+    values = _described(config, known, class_names, size, channels)
+    build = partial(kind.from_preset, settings.preset) if settings.preset else kind
+    torch.manual_seed(config.run.seed)
+    if settings.wrap:
+        model = _wrapping_model(config, values, class_names, channels)
+    elif settings.init_from:
+        model = _saved_model(kind, config, class_names, channels)
+        if settings.preset or settings.config:
+            if "pretrained_brick" in known:
+                values.setdefault("pretrained_brick", model.config.pretrained_brick)
+            with torch.device("meta"):
+                described = build(**values)
+            if getattr(described, "num_bricks", 0) > getattr(model, "num_bricks", 0):
+                model = _grown(model, build(**values), settings.init_from)
+            else:
+                _check_same(model, described, settings.init_from)
+    else:
+        model = build(**values)
+    _check_patch(model, size)
+    _check_sigma_data(config, model)
+    _check_out_channels(config, model)
+    freeze(config, model)
+    return model
+
+
+def _check_patch(model: torch.nn.Module, size: int) -> None:
+    """Raise a `ValueError` for images (or latents) smaller than the network's largest patch."""
+    patch = max([model.config.get("patch_size") or 1, *(model.config.get("patch_sizes") or [])])
+    if size < patch:
+        raise ValueError(
+            f"`data.size` makes images (or latents) of {size}x{size}, less than one patch of {patch}x{patch}; raise "
+            "it, or give the network smaller patches."
+        )
+
+
+def _described(config: TrainConfig, known: set[str], class_names: list[str], size: int, channels: int) -> dict:
+    """What the data say of a network, and over it what the configuration does."""
+    values = {
+        "sample_size": size,
+        "in_channels": channels,
+        "num_classes": len(class_names) or None,
+        "id2label": dict(enumerate(class_names)) or None,
+        "trained_subsets": "any" if config.objective.brick_dropout > 0 else "prefix",
+        "trained_crops": config.data.crop_share > 0,
+    }
+    given = config.model.config
+    for key in ("in_channels", "num_classes"):
+        if given.get(key, values[key]) != values[key]:
+            raise ValueError(f"`model.config.{key}` is {given[key]}, but the data have {values[key]}; leave it out.")
+    return {key: value for key, value in values.items() if key in known} | given
+
+
+def _check_same(saved: torch.nn.Module, described: torch.nn.Module, source: str) -> None:
+    """Raise a `ValueError` unless the saved network is the one that `model.preset` and `model.config` describe."""
+    shapes, wanted = ({name: p.shape for name, p in network.named_parameters()} for network in (saved, described))
+    different = sorted(name for name in shapes | wanted if shapes.get(name) != wanted.get(name))
+    if different:
+        raise ValueError(
+            f"`model.init_from` is {source!r}, which holds another network than `model.preset` and `model.config` "
+            f"describe: they differ in {', '.join(different[:3])}. Leave both out to take the saved one as it is."
+        )
+
+
+def _grown(saved: torch.nn.Module, described: torch.nn.Module, source: str) -> torch.nn.Module:
+    """The stack described, with the weights of a saved one that has its lowest bricks alone."""
+    for key in ("window_sizes", "patch_sizes"):
+        has, wanted = list(saved.config[key]), list(described.config[key])
+        if wanted[: len(has)] != has:
+            raise ValueError(
+                f"`model.config.{key}` is {wanted}, but the stack in `model.init_from`, {source!r}, has {has}; a "
+                "stack grows on top, so begin with those."
+            )
+    weights, shapes = saved.state_dict(), {name: tensor.shape for name, tensor in described.state_dict().items()}
+    different = sorted(name for name, tensor in weights.items() if shapes.get(name) != tensor.shape)
+    below = {f"bricks.{brick}." for brick in range(saved.num_bricks)}
+    different += sorted(name for name in shapes if name.startswith(tuple(below)) and name not in weights)
+    if different:
+        raise ValueError(
+            f"`model.init_from` is {source!r}, whose bricks differ from the lowest that `model.config` describes in "
+            f"{', '.join(different[:3])}; describe them as they are. The condition is as wide as the widest brick, so "
+            "a brick on top may not be wider than those below."
+        )
+    described.load_state_dict(weights, strict=False)
+    return described
+
+
+def _wrapping_model(config: TrainConfig, values: dict, class_names: list[str], channels: int) -> torch.nn.Module:
+    """A stack whose lowest brick is the pretrained denoiser that `model.wrap` names."""
+    source = config.model.wrap
+    if config.model.type != "LegoTransformer2DModel" or config.model.init_from or config.model.preset:
+        raise ValueError(
+            f"`model.wrap` is {source!r}, which is for a LegoTransformer2DModel whose further bricks are those in "
+            "`model.config`; leave out `model.preset` and `model.init_from`."
+        )
+    try:
+        denoiser, scheduler, names = load_denoiser(source)
+    except ValueError as error:
+        raise ValueError(f"`model.wrap` is {source!r}: {error}") from None
+    values = {key: value for key, value in values.items() if key not in ("in_channels", "pretrained_brick")}
+    if values.get("id2label") is None:
+        values["id2label"] = names
+    sigma_data = config.objective.options.get("sigma_data", 0.5)
+    model = LegoTransformer2DModel.from_denoiser(denoiser, scheduler, sigma_data=sigma_data, **values)
+    _check_fits_data(model, "model.wrap", source, class_names, channels)
+    return model.train()
+
+
+def _check_sigma_data(config: TrainConfig, model: torch.nn.Module) -> None:
+    described = model.config.get("pretrained_brick")
+    wanted = config.objective.options.get("sigma_data", 0.5)
+    if described is not None and described.get("sigma_data", 0.5) != wanted:
+        raise ValueError(
+            f"`objective.options.sigma_data` is {wanted}, but the pretrained brick is translated for "
+            f"{described.get('sigma_data', 0.5)}; make them the same."
+        )
+
+
+def _check_out_channels(config: TrainConfig, model: torch.nn.Module) -> None:
+    """Raise a `ValueError` for an estimate of other channels than the objective compares it with."""
+    channels, objective = model.config.in_channels, config.objective.type
+    estimated = model.config.get("out_channels") or channels
+    learned = estimated == 2 * channels
+    if estimated == channels or (learned and objective == "epsilon"):
+        return
+    mend = f"build the network with `model.config.out_channels={channels}`"
+    if learned:
+        mend = f"a learned variance goes with epsilon alone. Set `objective.type=epsilon`, or {mend}"
+    raise ValueError(
+        f"`objective.type` is {objective!r}, but the network estimates {estimated} channels for {channels}; {mend}."
+    )
+
+
+def build_objective(config: TrainConfig):
+    """The objective that a configuration describes.
+
+    Raises:
+        ValueError: for options that it does not take, or an objective that the network's pipeline cannot sample.
+    """
+    name, options = config.objective.type, config.objective.options
+    kind = choose(OBJECTIVES, name, "objective.type")
+    if config.model.type == "LegoTransformer2DModel" and name != "edm":
+        raise ValueError(f"`objective.type` is {name!r}, but LEGO's pipeline samples what edm trains; set it to edm.")
+    known = list(inspect.signature(kind).parameters)
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"`objective.options` has {unknown}; {name} takes {', '.join(known)}.")
+    try:
+        return kind(**options)
+    except TypeError as error:
+        raise ValueError(f"`objective.options` is {options}; a value is of the wrong kind ({error}).") from None
+
+
+def _saved_model(kind: type, config: TrainConfig, class_names: list[str], channels: int) -> torch.nn.Module:
+    source = config.model.init_from
+    inside = Path(source) / "transformer"  # a pipeline's folder
+    try:
+        model = kind.from_pretrained(inside if inside.is_dir() else source)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`model.init_from` is {source!r}, which holds no {kind.__name__}: {error}") from error
+    model = _of_classes(model, class_names)
+    _check_fits_data(model, "model.init_from", source, class_names, channels)
+    if hasattr(model, "num_bricks") and config.objective.brick_dropout > 0:
+        model.register_to_config(trained_subsets="any")
+    if hasattr(model, "num_bricks") and config.data.crop_share > 0:
+        model.register_to_config(trained_crops=True)
+    return model.float()
+
+
+def _of_classes(model: torch.nn.Module, class_names: list[str]) -> torch.nn.Module:
+    """A LEGO stack that knows the data's classes by name, without the others; any other network as it is.
+
+    As many classes of other names take the places of those that were there.
+    """
+    known = {name: int(number) for number, name in (model.config.id2label or {}).items()}
+    if sorted(known, key=known.get) == class_names or not class_names:
+        return model
+    by_name = isinstance(model, LegoTransformer2DModel) and model.config.pretrained_brick is None
+    if not by_name or not set(class_names) <= set(known):
+        if model.config.num_classes == len(class_names):
+            model.register_to_config(id2label=dict(enumerate(class_names)))
+        return model
+    settings = {"num_classes": len(class_names), "id2label": dict(enumerate(class_names))}
+    fewer = LegoTransformer2DModel.from_config(model.config, **settings)
+    state, key = model.state_dict(), "condition.label_embed.weight"
+    state[key] = state[key][:, [known[name] for name in class_names]]
+    fewer.load_state_dict(state)
+    return fewer
+
+
+def _check_fits_data(model: torch.nn.Module, key: str, source: str, class_names: list[str], channels: int) -> None:
+    if (model.config.num_classes or 0) != len(class_names):
+        raise ValueError(
+            f"`{key}` is {source!r}, a network of {model.config.num_classes or 'no'} classes; the data have "
+            f"{len(class_names) or 'none'} ({', '.join(class_names[:8])}). Set `data.classes` or `data.label_column`."
+        )
+    if model.config.in_channels != channels:
+        raise ValueError(
+            f"`{key}` is {source!r}, a network of {model.config.in_channels} channels; the data have {channels}."
+        )
+
+
+def plan(
+    config: TrainConfig, model: torch.nn.Module, train_images: int, held_out: int, classes: int, processes: int
+) -> str:
+    """The figures that follow from a configuration, to be read before the first step."""
+    parameters = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    run = config.run
+    micro = run.batch_size // (run.gradient_accumulation_steps * processes)
+    # Weights, gradients, two moments and the average, in float32; activations come on top.
+    memory = 4 * (parameters + trained * 4) / 2**30
+    return (
+        f"{config.model.type}: {parameters:,} parameters, {trained:,} of them trained; about {memory:.2f} GiB of "
+        "weights and optimiser state, before activations.\n"
+        f"{train_images:,} images of {classes or 'no'} classes to train on, {held_out:,} held out; "
+        f"{run.total_images:,} images are {run.total_images / train_images:,.1f} epochs, "
+        f"{-(-run.total_images // run.batch_size):,} steps.\n"
+        f"{run.batch_size} images a step = {micro} × {run.gradient_accumulation_steps} accumulated × {processes} "
+        f"process(es); precision {run.mixed_precision}."
+    )
