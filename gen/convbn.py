@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_weights
 
+from brickwork import compat
+
 CONVBN_MODES = ("train", "eval", "tune", "deploy")
 
 
@@ -152,15 +154,14 @@ def _checked_pair(model: nn.Module, conv_name: str, norm_name: str) -> tuple[nn.
 def _become(module: nn.Module, kind: type) -> nn.Module:
     """Change what a module does, not what it holds: the optimiser and the state dict notice nothing."""
     module.plain_class = type(module)
-    module.__class__ = kind
-    return module
+    return compat.become(module, kind)
 
 
 def _restore(*modules: nn.Module) -> None:
     for module in modules:
         module = getattr(module, "base_layer", module)
         if isinstance(module, (_FrozenBatchNorm, _FoldingConv2d)):
-            module.__class__ = module.__dict__.pop("plain_class")
+            compat.become(module, module.__dict__.pop("plain_class"))
             module.__dict__.pop("folded_norm", None)
 
 

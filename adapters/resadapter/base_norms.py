@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from brickwork import compat
 from brickwork.adapters.comfyui.names import module_path
 from brickwork.adapters.comfyui.reading import listed
 
@@ -83,11 +84,9 @@ def own_tensor(module: nn.Module, name: str) -> torch.Tensor:
     tensor = getattr(module, name)
     if tensor.device.type != "meta":
         return tensor
-    hook = getattr(module, "_hf_hook", None)
-    for part in getattr(hook, "hooks", [hook]):
-        weights = getattr(part, "weights_map", None)
-        if weights is not None:
-            return weights[name]
+    weights = compat.offloaded_weights(module)
+    if weights is not None:
+        return weights[name]
     raise ValueError(f"the {name} of a {type(module).__name__} is on the meta device: load the model's weights first")
 
 

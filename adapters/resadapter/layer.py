@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from brickwork import compat
+
 _PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -62,11 +64,11 @@ def adapt(module: nn.Module, tensors: tuple[torch.Tensor, torch.Tensor] | None) 
     if tensors is None:
         if isinstance(module, _Adapted):
             del module.adapter_tensors
-            module.__class__ = _BASE[type(module)]
+            compat.become(module, _BASE[type(module)])
         return
     if not isinstance(module, _Adapted):
         module.adapter_tensors = tensors
-        module.__class__ = _ADAPTED[type(module)]
+        compat.become(module, _ADAPTED[type(module)])
     else:
         kept = module.adapter_tensors
         new = tuple(tensor.to(old) for tensor, old in zip(tensors, kept))

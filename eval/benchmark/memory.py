@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from brickwork import compat
 
 STATUS = Path("/proc/self/status")
 
@@ -39,7 +40,7 @@ class TensorBytes(TorchDispatchMode):
         return result
 
     def _note(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
+        key = compat.storage_key(storage)
         if key in self._alive:
             return
         self._alive[key] = storage.nbytes()
@@ -60,7 +61,7 @@ def derive_memory(make_step: Callable[[], tuple[torch.nn.Module, Callable[[], No
     Returns:
         `weights`, `optimizer` (AdamW's two averages) and `peak` of both, gradients and all that is alive at once.
     """
-    with FakeTensorMode(), TensorBytes() as counted:
+    with compat.fake_tensors()[0](), TensorBytes() as counted:
         network, forward_backward = make_step()
         weights = sum(parameter.nbytes for parameter in network.parameters())
         averages = [torch.zeros_like(p) for p in network.parameters() if p.requires_grad for _ in range(2)]

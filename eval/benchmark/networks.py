@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from diffusers import DiTTransformer2DModel, UNet2DModel
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 import brickwork
+from brickwork import compat
 from brickwork.eval.benchmark.reference import PlainLego
 from brickwork.eval.messages import choice_error
 from brickwork.gen.convbn import set_convbn_mode
@@ -86,7 +86,7 @@ def _random(network: nn.Module) -> nn.Module:
 
 def _is_fake(tensor: torch.Tensor) -> bool:
     """Whether a tensor has no numbers, only a shape (see `eval.benchmark_memory.derive_memory`)."""
-    return isinstance(tensor.data, FakeTensor)
+    return isinstance(tensor.data, compat.fake_tensors()[1])
 
 
 def _readable(labels: torch.Tensor) -> torch.Tensor | None:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from brickwork import compat
+
 
 def constant(name: str) -> property:
     """A float of a module, or `None`, that compilers take for a constant.
@@ -52,7 +54,7 @@ class BatchNorm(nn.BatchNorm2d):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         # Inside a backward pass a forward can only be the recomputation of a checkpoint.
-        recomputing = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+        recomputing = not torch.compiler.is_compiling() and compat.in_backward()
         if self.training and recomputing:
             unread = self.running_mean.clone(), self.running_var.clone()
             return F.batch_norm(hidden_states, *unread, self.weight, self.bias, True, self.momentum or 0.0, self.eps)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 
+from brickwork import compat
+
 
 class _Recomputed(torch.autograd.Function):
     """A function of tensors that keeps its inputs alone."""
@@ -67,9 +69,9 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     """
     if torch.compiler.is_compiling():
         return True
-    if not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+    if not torch.is_grad_enabled() or compat.functorch_is_active():
         return True
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    hooks = compat.saved_tensor_hooks()
     return hooks is not None and hooks[0].__module__ != __name__
 
 
@@ -92,10 +94,10 @@ def not_kept(tensor: torch.Tensor) -> AbstractContextManager:
     if _is_plain(tensor) or not hasattr(tensor.grad_fn, "again"):
         return nullcontext()
     node, output = tensor.grad_fn, tensor.output_nr
-    storage = tensor.untyped_storage()._cdata
+    storage = compat.storage_key(tensor.untyped_storage())
 
     def pack(kept: torch.Tensor) -> torch.Tensor | tuple:
-        if kept.untyped_storage()._cdata != storage:
+        if compat.storage_key(kept.untyped_storage()) != storage:
             return kept
         return kept.shape, kept.stride(), kept.storage_offset()
 

@@ -17,6 +17,7 @@ from diffusers.loaders import PeftAdapterMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
+from brickwork import compat
 from brickwork.gen.blocks.dit import DiTTokenBlock, modulated_norm
 from brickwork.gen.blocks.modulation import Modulation
 from brickwork.gen.blocks.recompute import not_kept, recomputed
@@ -263,7 +264,7 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
             overrides: further configuration values that replace the preset's.
         """
         config = find_preset(LEGO_PRESETS, name) | {"in_channels": in_channels, "num_classes": num_classes}
-        check_overrides(overrides, cls._get_init_keys(cls), cls.__name__)
+        check_overrides(overrides, compat.constructor_keys(cls), cls.__name__)
         return cls(**(config | overrides))
 
     @classmethod

@@ -11,6 +11,7 @@ from diffusers.loaders import PeftAdapterMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
+from brickwork import compat
 from brickwork.gen.blocks.modulation import Modulation, modulate
 from brickwork.gen.blocks.norms import LayerNorm
 from brickwork.gen.blocks.registry import build_block, check_block_options, parse_block_types
@@ -142,7 +143,7 @@ class BlockTransformer2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapter
             overrides: further configuration values that replace the preset's; `out_channels=in_channels` leaves the
                 learned variance away.
         """
-        check_overrides(overrides, cls._get_init_keys(cls), cls.__name__)
+        check_overrides(overrides, compat.constructor_keys(cls), cls.__name__)
         config = find_preset(TRANSFORMER_PRESETS, name) | {"in_channels": in_channels, "num_classes": num_classes}
         return cls(**(config | {"out_channels": 2 * in_channels} | overrides))
 

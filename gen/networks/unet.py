@@ -11,6 +11,7 @@ from diffusers.loaders import PeftAdapterMixin
 from diffusers.utils import BaseOutput, apply_lora_scale
 from torch import nn
 
+from brickwork import compat
 from brickwork.gen.blocks.norms import make_norm
 from brickwork.gen.blocks.registry import build_block, check_block_options, parse_block_types
 from brickwork.gen.conditioning import (
@@ -161,7 +162,7 @@ class BlockUNet2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapterMixin):
             num_classes: number of classes, `None` for a network without them.
             overrides: further configuration values that replace the preset's.
         """
-        check_overrides(overrides, cls._get_init_keys(cls), cls.__name__)
+        check_overrides(overrides, compat.constructor_keys(cls), cls.__name__)
         config = find_preset(UNET_PRESETS, name) | {"in_channels": in_channels, "num_classes": num_classes}
         return cls(**(config | overrides))
 

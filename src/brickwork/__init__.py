@@ -66,23 +66,10 @@ def pretrained(name: str) -> Path:
 
 
 def register() -> None:
-    """Make our classes attributes of `diffusers`, loaded when asked for.
+    """Make our classes attributes of `diffusers`, loaded when asked for."""
+    from brickwork import compat
 
-    `DiffusionPipeline.from_pretrained` and `AutoModel.from_pretrained` find classes of other packages in no other way.
-    """
-    import diffusers
-
-    module_type = type(diffusers)
-    if module_type.__name__ == "DiffusersWithBrickwork":
-        return
-
-    class DiffusersWithBrickwork(module_type):
-        def __getattr__(self, name: str):
-            if name in _REGISTERED:
-                return __getattr__(name)
-            return super().__getattr__(name)
-
-    diffusers.__class__ = DiffusersWithBrickwork
+    compat.attributes_of_diffusers(_REGISTERED, __getattr__)
 
 
 # The command answers `--help` without the seconds that diffusers takes to import, and registers before it runs.

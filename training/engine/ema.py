@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch.distributed.fsdp import FSDPModule
 
+from brickwork import compat
 from brickwork.training.engine.checkpoints import assign, trained_tensors
 
 
@@ -53,7 +54,7 @@ class EMA:
         for kind in {type(average) for average in floats.values()}:
             names = [name for name, average in floats.items() if type(average) is kind]
             followed = [self.followed[name].detach().float() for name in names]
-            torch._foreach_lerp_([floats[name] for name in names], followed, weight)
+            compat.lerp_all_([floats[name] for name in names], followed, weight)
         for name in self.average.keys() - floats.keys():
             self.average[name].copy_(self.followed[name])
 

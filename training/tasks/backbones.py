@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from brickwork import compat
 from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.networks.transformer import BlockTransformer2DModel
 from brickwork.gen.networks.unet import BlockUNet2DModel
@@ -69,7 +70,7 @@ def build_model(config: TrainConfig, class_names: list[str], size: int, channels
     """
     settings = config.model
     kind = choose(BACKBONES, settings.type, "model.type").model
-    known = set(kind._get_init_keys(kind))
+    known = compat.constructor_keys(kind)
     unknown = sorted(set(settings.config) - known)
     if unknown:
         near = difflib.get_close_matches(unknown[0], known, n=1)

@@ -4,6 +4,7 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from brickwork import compat
 from brickwork.training.tasks.latent.stable_diffusion import HALF, is_xl
 
 
@@ -46,10 +47,10 @@ def kept_bytes(pipeline, batch: int, height: int, width: int, precision: str) ->
             twin.get_parameter(f"{name.split('.lora_')[0]}.weight" if ".lora_" in name else name).requires_grad_(True)
     if unet.is_gradient_checkpointing:
         twin.enable_gradient_checkpointing()
-    kept = {parameter.untyped_storage()._cdata: None for parameter in twin.parameters()}
+    kept = {compat.storage_key(parameter.untyped_storage()): None for parameter in twin.parameters()}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept.setdefault(tensor.untyped_storage()._cdata, tensor.untyped_storage())
+        kept.setdefault(compat.storage_key(tensor.untyped_storage()), tensor.untyped_storage())
         return tensor
 
     config = unet.config

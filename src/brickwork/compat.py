@@ -1,0 +1,88 @@
+"""Every private call of torch, diffusers and accelerate, each with its reason. Imports nothing of ours.
+
+An upgrade that takes one of them away fails in `tests/test_compat.py`, by its name.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def constructor_keys(model_class: type) -> set[str]:
+    """The arguments of a diffusers class's constructor, those of its parents that it hands on included.
+
+    diffusers has this as `_get_init_keys` alone, by which it reads `config.json`.
+    """
+    return set(model_class._get_init_keys(model_class)) - {"self"}
+
+
+def functorch_is_active() -> bool:
+    """Whether `torch.func` transforms are at work, which allow no hooks on saved tensors."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def saved_tensor_hooks() -> tuple[Callable, Callable] | None:
+    """The innermost pair of hooks on saved tensors: nested ones are not called, so whoever adds some must look."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)
+
+
+def in_backward() -> bool:
+    """Whether a backward pass is under way: a forward pass within it can only be the recomputation of a checkpoint."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def storage_key(storage: torch.UntypedStorage) -> int:
+    """A number that tells storages apart, also those of tensors without memory, whose addresses are all 0."""
+    return storage._cdata
+
+
+def lerp_all_(tensors: Sequence[torch.Tensor], ends: Sequence[torch.Tensor], weight: float) -> None:
+    """Move many tensors towards others in place, in one call: an EMA of a large network in a few kernels."""
+    torch._foreach_lerp_(tensors, ends, weight)
+
+
+def fake_tensors() -> tuple[type, type]:
+    """`FakeTensorMode` and `FakeTensor`: tensors that have shapes and devices but no numbers."""
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+    return FakeTensorMode, FakeTensor
+
+
+def become(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
+    """Change what a module does, not what it holds: parameters, hooks, optimisers and state dict notice nothing."""
+    module.__class__ = kind
+    return module
+
+
+def offloaded_weights(module: nn.Module) -> dict[str, torch.Tensor] | None:
+    """Where accelerate keeps a module's weights while stand-ins are on the meta device; it says so in a hook alone."""
+    hook = getattr(module, "_hf_hook", None)
+    for part in getattr(hook, "hooks", [hook]):
+        weights = getattr(part, "weights_map", None)
+        if weights is not None:
+            return weights
+    return None
+
+
+def attributes_of_diffusers(names: set[str], find: Callable[[str], Any]) -> None:
+    """Make classes attributes of the module `diffusers`, loaded when asked for.
+
+    `DiffusionPipeline.from_pretrained` and `AutoModel.from_pretrained` find classes of other packages in no other way.
+
+    Args:
+        names: of the classes.
+        find: name => class.
+    """
+    import diffusers
+
+    module_type = type(diffusers)
+    if module_type.__name__ == "DiffusersWithBrickwork":
+        return
+
+    class DiffusersWithBrickwork(module_type):
+        def __getattr__(self, name: str):
+            return find(name) if name in names else super().__getattr__(name)
+
+    diffusers.__class__ = DiffusersWithBrickwork

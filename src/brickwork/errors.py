@@ -1,0 +1,64 @@
+"""The wording of errors: what was given, what is allowed, what comes near.
+
+One dialect for the whole package: "`argument` is VALUE; …" names the argument as its user knows it, the value, and
+what to do. Imports nothing of ours.
+"""
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+
+def near_names(name: object, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
+    """Those of `known` that `name` may have been meant to be, the nearest first; case does not matter."""
+    by_folded = {str(entry).casefold(): str(entry) for entry in known}
+    found = difflib.get_close_matches(str(name).casefold(), by_folded, n=count, cutoff=cutoff)
+    return [by_folded[entry] for entry in found]
+
+
+def advice(name: object, known: Iterable[str], allowed: str = "choose one of", limit: int = 40) -> str:
+    """`"did you mean 'dit'?"`, or where nothing comes near, `"choose one of dit, i2rmb, …."`."""
+    known = list(map(str, known))
+    near = near_names(name, known)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    shown = ", ".join(known[:limit])
+    return f"{allowed} {shown}{', …' if len(known) > limit else ''}." if known else "there is none to choose."
+
+
+def one_of(argument: str, value: Any, choices: Collection[str] | Mapping[str, Any]) -> Any:
+    """`value`, or what `choices` maps it to.
+
+    Args:
+        argument: as its user knows it: a keyword, `section.key`, or `--option`.
+        value: what was given.
+        choices: names, or a registry by name.
+
+    Raises:
+        ValueError: for a value that is not among them, with the one that comes near.
+    """
+    if isinstance(value, str) and value in choices:
+        return choices[value] if isinstance(choices, Mapping) else value
+    raise ValueError(f"`{argument}` is {value!r}; {advice(value, choices)}")
+
+
+def no_unknown(argument: str, given: Iterable[str], known: Iterable[str], owner: str = "it") -> None:
+    """Raise a `ValueError` for the first of the `given` keys that is not `known`, with the one that comes near.
+
+    Args:
+        argument: what holds the keys.
+        given: keys.
+        known: those allowed.
+        owner: who takes them, for the error.
+    """
+    known = sorted(known)
+    for key in given:
+        if key not in known:
+            mend = advice(key, known, f"{owner} takes")
+            raise ValueError(f"`{argument}` has {key!r}, which {owner} does not take; {mend}")
+
+
+def count_and_name(items: Sequence[str], limit: int = 5) -> str:
+    """`"7 (a.png, b.png, c.png, d.png, e.png, …)"`: how many, and the first few by name."""
+    shown = ", ".join(items[:limit])
+    return f"{len(items)} ({shown}{', …' if len(items) > limit else ''})"

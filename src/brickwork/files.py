@@ -1,0 +1,294 @@
+"""Files and folders that are whole or absent, digests, and what may be overwritten. Imports nothing of ours.
+
+What is written lies under a hidden name beside its target (`.NAME.PID@HOST.part`) until it is complete. What a killed
+process left there is removed by the next one that writes the same target.
+"""
+
+import ctypes
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from brickwork.errors import count_and_name
+
+# What an output folder says of itself: which command made it, and which files.
+MANIFEST = ".brickwork.json"
+_EXCHANGE = 2  # Linux: renameat2(…, RENAME_EXCHANGE)
+_HERE = -100  # AT_FDCWD
+
+
+def digest(*parts: bytes | str) -> str:
+    """SHA-256 over the parts, one behind the other, in hexadecimal digits."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part.encode() if isinstance(part, str) else part)
+    return total.hexdigest()
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def tensor_digest(tensors: Iterable[tuple[str, Any]]) -> str:
+    """SHA-256 over names, shapes, types and bytes of torch tensors, in the order of their names."""
+    import torch
+
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda entry: entry[0]):
+        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+@contextmanager
+def new_files(*paths: str | Path) -> Iterator[list[Path]]:
+    """Temporary names for files that belong together; each is renamed to its own when the block ends without error.
+
+    Names keep their suffix, for writers that go by it. A file that the block did not write is left as it is.
+    """
+    targets = [Path(path) for path in paths]
+    parts = []
+    for target in targets:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tidy(target)
+        parts.append(_hidden(target, f"part{target.suffix}"))
+    try:
+        yield parts
+        for part, target in zip(parts, targets):
+            if part.exists():
+                os.replace(part, target)
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
+
+
+def write_file(path: str | Path, content: bytes | str | Callable[[Path], Any]) -> Path:
+    """Write a file under a temporary name, then rename it.
+
+    Args:
+        path: of the file; folders above it are made.
+        content: bytes, text (UTF-8), or a function that writes the file at the path that it is given.
+    """
+    with new_files(path) as (part,):
+        if callable(content):
+            content(part)
+        elif isinstance(content, bytes):
+            part.write_bytes(content)
+        else:
+            part.write_text(content, encoding="utf-8")
+    return Path(path)
+
+
+def write_json(path: str | Path, value: Any, indent: int | None = 2) -> Path:
+    """Write a value as JSON, whole or not at all; numbers that are not finite are refused."""
+    return write_file(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path, what: str = "JSON object") -> dict:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: naming the file, where it holds none.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{str(path)!r} is no {what} ({error}); make it anew.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{str(path)!r} is no {what}, but a {type(content).__name__}; make it anew.")
+    return content
+
+
+@contextmanager
+def new_folder(target: str | Path, maker: str, *, overwrite: bool = False, argument: str = "output") -> Iterator[Path]:
+    """A temporary folder that becomes `target` when the block ends without error; otherwise `target` stays as it was.
+
+    Its files are noted in `.brickwork.json`. Where `target` is an earlier one of the same maker and `overwrite` is
+    true, its files are replaced, and whatever else lies there stays.
+
+    Args:
+        target: the folder to write.
+        maker: the command that makes it.
+        overwrite: replace what this maker wrote before.
+        argument: what the folder is called in an error.
+
+    Raises:
+        ValueError: see `check_folder`.
+    """
+    target = Path(target)
+    strangers = check_folder(target, maker, overwrite=overwrite, argument=argument)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = _hidden(target, "part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        yield part
+        made = sorted(str(file.relative_to(part)) for file in part.rglob("*") if not file.is_dir())
+        write_json(part / MANIFEST, {"made_by": maker, "files": made})
+        _keep(strangers, target, part)
+        _swap(part, target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def check_folder(target: str | Path, maker: str, *, overwrite: bool = False, argument: str = "output") -> list[Path]:
+    """Raise unless `new_folder` may write `target`; see there.
+
+    Returns:
+        What lies in it that the maker did not write, relative to it.
+
+    Raises:
+        ValueError: for a file, for a folder that holds something else than this maker's work, and for this maker's
+            work where `overwrite` is false.
+    """
+    target = Path(target)
+    tidy(target)
+    if not target.exists() and not target.is_symlink():
+        return []
+    if not target.is_dir():
+        raise ValueError(f"`{argument}` is {str(target)!r}, which is a file; name a folder.")
+    entries = [entry for entry in target.rglob("*") if entry.is_symlink() or not entry.is_dir()]
+    if not entries:
+        return []
+    record = _record(target)
+    if record is None or record["made_by"] != maker:
+        held = "something else" if record is None else f"what `{record['made_by']}` made"
+        some = count_and_name(sorted(str(entry.relative_to(target)) for entry in entries), 3)
+        raise ValueError(
+            f"`{argument}` is {str(target)!r}, which holds {held}: {some}. Nothing in it is touched; name another "
+            "folder."
+        )
+    if not overwrite:
+        raise ValueError(f"`{argument}` is {str(target)!r}, which is there already; name another, or add --overwrite.")
+    own = {*record["files"], MANIFEST}
+    return [name for entry in entries if str(name := entry.relative_to(target)) not in own]
+
+
+def check_file(
+    path: str | Path, is_ours: Callable[[Path], bool], *, overwrite: bool = False, argument: str = "output"
+) -> None:
+    """Raise unless a command may write the file `path`.
+
+    Args:
+        path: of the file.
+        is_ours: whether a file is an earlier output of the same command; anything it raises as a `ValueError` or
+            `OSError` means no.
+        overwrite: replace such a one.
+        argument: what the file is called in an error.
+
+    Raises:
+        ValueError: for a folder, a foreign file, and an earlier output where `overwrite` is false.
+    """
+    path = Path(path)
+    if not path.exists() and not path.is_symlink():
+        return
+    if path.is_dir():
+        raise ValueError(f"`{argument}` is {str(path)!r}, which is a folder; name a file.")
+    try:
+        ours = is_ours(path)
+    except (ValueError, OSError):
+        ours = False
+    if not ours:
+        raise ValueError(
+            f"`{argument}` is {str(path)!r}, which holds something else and is not touched; name another file."
+        )
+    if not overwrite:
+        raise ValueError(f"`{argument}` is {str(path)!r}, which is there already; name another, or add --overwrite.")
+
+
+def tidy(target: Path) -> None:
+    """Remove what killed processes of this machine left of writing `target`; put back what they had moved away."""
+    prefix, suffix = f".{target.name}.", f"@{socket.gethostname()}"
+    for entry in target.parent.glob(f".{_literal(target.name)}.*@*"):
+        pid, host, kind = _parse(entry.name.removeprefix(prefix))
+        if kind is None or f"@{host}" != suffix or _alive(pid):
+            continue
+        if kind == "old" and not target.exists():
+            os.replace(entry, target)
+        elif entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def _hidden(target: Path, kind: str) -> Path:
+    return target.with_name(f".{target.name}.{os.getpid()}@{socket.gethostname()}.{kind}")
+
+
+def _literal(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def _parse(rest: str) -> tuple[int, str, str | None]:
+    """`"12@host.name.part.png"` => process, host, and `"part"` or `"old"`; `None` for a name that is not ours."""
+    pid, _, place = rest.partition("@")
+    for kind in ("part", "old"):
+        host, found, behind = place.rpartition(f".{kind}")
+        if found and pid.isdigit() and (not behind or behind.startswith(".")):
+            return int(pid), host, kind
+    return 0, "", None
+
+
+def _alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's
+        return True
+    return True
+
+
+def _record(folder: Path) -> dict | None:
+    try:
+        record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return {"made_by": str(record["made_by"]), "files": [str(name) for name in record["files"]]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _keep(strangers: list[Path], folder: Path, fresh: Path) -> None:
+    """Put links to (or copies of) the strangers in a folder into the one that takes its place."""
+    for name in strangers:
+        there = fresh / name
+        if there.exists():
+            raise ValueError(
+                f"{str(folder / name)!r} is not of this command's making, and stands where a new file would; move it."
+            )
+        there.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(folder / name, there, follow_symlinks=False)
+        except OSError:
+            shutil.copy2(folder / name, there, follow_symlinks=False)
+
+
+def _swap(part: Path, target: Path) -> None:
+    """Put `part` in the place of `target`, which is removed: at every moment one of them has the name, on Linux."""
+    if not target.exists():
+        os.replace(part, target)
+        return
+    if _exchange(part, target):
+        return  # `part` is the former one now, and goes with the block
+    former = _hidden(target, "old")
+    os.replace(target, former)
+    os.replace(part, target)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; `False` where the system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    return rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0

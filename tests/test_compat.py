@@ -1,0 +1,85 @@
+"""The private calls of other packages, each by itself: what fails here is what an upgrade took away."""
+
+import pytest
+import torch
+from torch import nn
+
+import brickwork
+from brickwork import compat
+
+
+def test_diffusers_constructor_keys():
+    keys = compat.constructor_keys(brickwork.BlockUNet2DModel)
+    assert {"in_channels", "block_types"} <= keys and "self" not in keys
+
+
+def test_torch_functorch_is_active():
+    seen = []
+    torch.func.grad(lambda x: (seen.append(compat.functorch_is_active()), x.sum())[1])(torch.ones(2))
+    assert seen == [True] and not compat.functorch_is_active()
+
+
+def test_torch_saved_tensor_hooks():
+    assert compat.saved_tensor_hooks() is None
+
+    def pack(tensor):
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, pack):
+        assert compat.saved_tensor_hooks()[0] is pack
+
+
+def test_torch_in_backward():
+    seen, x = [], torch.ones(2, requires_grad=True)
+    y = x * 2
+    y.register_hook(lambda grad: seen.append(compat.in_backward()))
+    y.sum().backward()
+    assert seen == [True] and not compat.in_backward()
+
+
+def test_torch_storage_key():
+    x, y = torch.empty(4, device="meta"), torch.empty(4, device="meta")
+    keys = [compat.storage_key(t.untyped_storage()) for t in (x, x[1:], y)]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_torch_lerp_all():
+    here, there = [torch.zeros(2), torch.ones(3)], [torch.ones(2), torch.zeros(3)]
+    compat.lerp_all_(here, there, 0.25)
+    assert here[0].tolist() == [0.25] * 2 and here[1].tolist() == [0.75] * 3
+
+
+def test_torch_fake_tensors():
+    mode, kind = compat.fake_tensors()
+    with mode():
+        assert isinstance(torch.empty(3), kind)
+
+
+def test_python_become():
+    class Doubling(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    layer, x = nn.Linear(2, 2), torch.ones(1, 2)
+    before, keys = layer(x), list(layer.state_dict())
+    assert compat.become(layer, Doubling) is layer
+    assert torch.equal(layer(x), 2 * before) and list(layer.state_dict()) == keys
+
+
+def test_accelerate_offloaded_weights():
+    from accelerate import cpu_offload
+
+    layer = nn.Linear(2, 2)
+    weight = layer.weight.detach().clone()
+    assert compat.offloaded_weights(layer) is None
+    cpu_offload(layer, "cpu")
+    assert layer.weight.device.type == "meta"
+    assert torch.equal(compat.offloaded_weights(layer)["weight"], weight)
+
+
+def test_diffusers_finds_our_classes():
+    import diffusers
+
+    assert diffusers.LegoPipeline is brickwork.LegoPipeline
+    with pytest.raises(AttributeError, match="NoSuchName"):
+        diffusers.NoSuchName  # noqa: B018

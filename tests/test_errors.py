@@ -1,0 +1,39 @@
+import pytest
+
+from brickwork.errors import count_and_name, near_names, no_unknown, one_of
+
+
+def test_one_of_gives_the_value_or_what_it_stands_for():
+    assert one_of("kind", "a", ["a", "b"]) == "a"
+    assert one_of("kind", "a", {"a": 1}) == 1
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        ("ressnet", r"^`model.type` is 'ressnet'; did you mean 'resnet'\?$"),
+        ("DIT", r"^`model.type` is 'DIT'; did you mean 'dit'\?$"),
+        (7, r"^`model.type` is 7; choose one of dit, resnet\.$"),
+        ([], r"^`model.type` is \[\]; choose one of dit, resnet\.$"),
+    ],
+)
+def test_one_of_names_argument_value_and_fix(value, message):
+    with pytest.raises(ValueError, match=message):
+        one_of("model.type", value, ["dit", "resnet"])
+
+
+def test_unknown_keys():
+    no_unknown("options", ["depth"], ["depth", "width"])
+    with pytest.raises(ValueError, match="`options` has 'dept', which gfpn does not take; did you mean 'depth'?"):
+        no_unknown("options", ["dept"], ["depth", "width"], "gfpn")
+    with pytest.raises(ValueError, match="gfpn takes depth, width."):
+        no_unknown("options", ["zzz"], ["width", "depth"], "gfpn")
+
+
+def test_near_names_keep_their_case():
+    assert near_names("micha", ["Micah", "Lorelei"]) == ["Micah"]
+
+
+def test_count_and_name():
+    assert count_and_name(["a", "b"]) == "2 (a, b)"
+    assert count_and_name(list("abcdefg")) == "7 (a, b, c, d, e, …)"
