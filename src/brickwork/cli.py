@@ -50,6 +50,7 @@ COMMANDS = {
     ),
     "merge": ("adapters.resadapter.merge", "bake a ResAdapter into a checkpoint"),
     "data build emoji": ("training.data.build.emoji", "build the emoji data set from its public packages"),
+    "data build avatars": ("training.data.build.avatars", "build avatars of known attributes with DiceBear"),
     "data select": ("training.commands.data_select", "some rows of a data set as a Parquet file"),
     "data split": (
         "training.commands.data_split",

@@ -1,0 +1,173 @@
+"""The builder of the avatars, with what DiceBear 9.4.3 says of its styles (`tests/data/avatars`) and no network."""
+
+import json
+import random
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from brickwork.cli import main
+from brickwork.training.data.build import avatars, dicebear
+from brickwork.training.data.build.attributes import ATTRIBUTES, draw, expand, table, values_of
+from brickwork.training.data.build.avatars import SPLITS, build_avatars, check_licences
+from brickwork.training.data.build.captions import caption
+
+DESCRIBED = json.loads((Path(__file__).parents[3] / "data" / "avatars" / "styles.json").read_text())
+
+
+class Hand:
+    """Draws the ground alone."""
+
+    def __init__(self, styles):
+        self.styles = {style: DESCRIBED[style] for style in styles}
+
+    def draw(self, style, options):
+        (ground,) = options["backgroundColor"]
+        rectangle = f'<rect width="9" height="9" fill="#{ground}"/>'
+        return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9">{rectangle}</svg>'
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    @contextmanager
+    def artist(folder, styles):
+        yield Hand(styles)
+
+    monkeypatch.setattr(avatars, "install", lambda folder: None)
+    monkeypatch.setattr(avatars, "require_programs", lambda: None)
+    monkeypatch.setattr(avatars, "artist", artist)
+
+
+def drawings(style, number=300, **where):
+    options = DESCRIBED[style]["options"]
+    return [draw(style, options, random.Random(seed), where) for seed in range(number)]
+
+
+@pytest.mark.parametrize("style", table()["styles"])
+def test_every_value_is_one_that_the_style_has(style):
+    for attribute in table()["styles"][style]:
+        values = (
+            {"always": table()["styles"][style]["always"]} if attribute == "always" else values_of(style, attribute)
+        )
+        assert attribute in (*ATTRIBUTES, "always") and 0 < len(values) <= 12
+        for options in values.values():
+            assert set(options.get("sets", {})) <= set(ATTRIBUTES)
+            for option, choices in options.items():
+                known = DESCRIBED[style]["options"].get(option, {"values": []})["values"]
+                for pattern in choices if isinstance(choices, list) else [choices]:
+                    assert option in ("sets", "scale", "translateY") or expand(str(pattern), known)
+
+
+@pytest.mark.parametrize("style", table()["styles"])
+def test_what_is_drawn_is_what_is_told(style):
+    for drawing in drawings(style):
+        assert list(drawing.attributes) == list(ATTRIBUTES)
+        for attribute, value in drawing.attributes.items():
+            entry = values_of(style, attribute)
+            assert value in (None, *entry)
+            for option, choices in entry.get(value, {}).items():
+                if option == "backgroundColor":
+                    assert drawing.options[option] == [choices]
+        for option, known in DESCRIBED[style]["options"].items():  # nothing is left to DiceBear's own chance
+            if isinstance(known["initial"], list) and known["initial"]:
+                assert len(drawing.options.get(option, [])) == 1 or drawing.options[f"{option}Probability"] == 0
+
+
+def test_captions_tell_three_to_eight_true_things():
+    for style in table()["styles"]:
+        for seed, drawing in enumerate(drawings(style, 100)):
+            text = caption(drawing, random.Random(seed))
+            assert style.replace("-", " ") in text and text == " ".join(text.split())
+            has = {name: value for name, value in drawing.attributes.items() if value}
+            told = [name for name, value in has.items() if value.rstrip("s") in text or f"no {name}" in text]
+            assert 2 <= len(told) and text.count(",") < 9
+            for colour in table()["palettes"]["hair_colour"]:
+                assert f" {colour} " not in f" {text} " or colour in has.values()
+
+
+def test_a_set_is_made_of_disjoint_combinations_and_the_same_bytes(offline, tmp_path):
+    for folder in ("one", "two"):
+        build_avatars(tmp_path / folder, count=120, held_out=24, size=32)
+    files = {split: pq.read_table(tmp_path / "one" / name).to_pylist() for split, name in SPLITS.items()}
+    assert {split: len(rows) for split, rows in files.items()} == {"train": 120, "combination": 24, "seed": 24}
+    seen = {row["combination"] for row in files["train"]}
+    assert not seen & {row["combination"] for row in files["combination"]}
+    assert len({row["text"] for row in files["train"]} & {row["text"] for row in files["seed"]}) < 12
+    for name in (*SPLITS.values(), "README.md"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    card = (tmp_path / "one" / "README.md").read_text()
+    assert all(f"{told['creator']} | [{told['license']['name']}]" in card for told in DESCRIBED.values())
+
+
+def test_values_can_be_chosen(offline, tmp_path):
+    build_avatars(tmp_path, count=30, held_out=0, size=32, styles=["micah"], where={"mood": ["happy"]})
+    rows = pq.read_table(tmp_path / SPLITS["train"]).to_pylist()
+    assert {row["mood"] for row in rows} == {"happy"}
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ({"styles": ["mica"]}, "styles.*'mica'.*micah"),
+        ({"styles": ["icons"]}, "styles.*'icons'.*MIT.*CC0"),
+        ({"styles": ["micah", "micah"]}, "twice"),
+        ({"where": {"mod": ["happy"]}}, "where.*'mod'.*mood"),
+        ({"where": {"mood": ["hapy"]}}, "'hapy'.*happy"),
+        ({"styles": ["micah", "bottts"], "where": {"mood": ["loving"]}}, "mood of micah.*'loving'"),
+        ({"count": 0}, "count is 0"),
+        ({"size": 8}, "size is 8"),
+    ],
+)
+def test_what_cannot_be_is_told(offline, tmp_path, arguments, said):
+    with pytest.raises(ValueError, match=said):
+        build_avatars(tmp_path, **arguments)
+
+
+def test_a_strangers_file_is_kept_and_ours_replaced_when_asked(offline, tmp_path):
+    stranger = tmp_path / "train.parquet"
+    stranger.write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="train.parquet already: choose another folder"):
+            build_avatars(tmp_path, count=3, held_out=3, size=32, overwrite=overwrite)
+    assert stranger.read_text() == "mine"
+    stranger.unlink()
+    build_avatars(tmp_path, count=3, held_out=3, size=32)
+    with pytest.raises(ValueError, match="--overwrite"):
+        build_avatars(tmp_path, count=6, held_out=3, size=32)
+    build_avatars(tmp_path, count=6, held_out=3, size=32, overwrite=True)
+    assert pq.read_table(stranger).num_rows == 6
+    assert not list(tmp_path.glob(".building-*"))
+
+
+def test_a_licence_that_is_not_allowed_is_refused():
+    with pytest.raises(ValueError, match="styles has 'mine'.*'CC BY-NC 4.0'; leave it out"):
+        check_licences({"mine": {"license": {"name": "CC BY-NC 4.0"}}})
+
+
+def test_without_node_it_says_what_to_install(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["data", "build", "avatars", "--output", str(tmp_path / "a")]) == 2
+    assert "node and npm" in (said := capsys.readouterr().err) and "install Node.js" in said
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node")
+def test_node_draws_what_it_is_asked(tmp_path):
+    shutil.copyfile(dicebear.SOURCES / "draw.mjs", tmp_path / "draw.mjs")
+    packages = {
+        "core": "export const createAvatar = (style, options) => ({toString: () => style.meta.title + options.seen});",
+        "plain": "export const meta = {title: 'Plain'};"
+        "export const schema = {properties: {seen: {items: {enum: ['a']}}}};",
+    }
+    for name, code in packages.items():
+        folder = tmp_path / "node_modules" / "@dicebear" / name
+        folder.mkdir(parents=True)
+        (folder / "package.json").write_text('{"type": "module", "main": "index.js"}')
+        (folder / "index.js").write_text(code)
+    with dicebear.artist(tmp_path, ["plain"]) as hand:
+        assert hand.styles["plain"]["options"] == {"seen": {"values": ["a"], "initial": None}}
+        assert [hand.draw("plain", {"seen": number}) for number in (1, 2)] == ["Plain1", "Plain2"]
+    with pytest.raises(ValueError, match="Node stopped"), dicebear.artist(tmp_path, ["none"]):
+        pass
