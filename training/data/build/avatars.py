@@ -4,8 +4,6 @@
 attributes that no training picture has, and pictures of other seeds.
 """
 
-import difflib
-import os
 import random
 import tempfile
 from argparse import ArgumentParser, Namespace
@@ -16,13 +14,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from brickwork.errors import one_of
+from brickwork.files import check_folder, new_folder
 from brickwork.training.data.build.attributes import ATTRIBUTES, Drawing, draw, table, values_of
 from brickwork.training.data.build.captions import caption
 from brickwork.training.data.build.dicebear import Artist, artist, install, require_programs
 
 SPLITS = {"train": "train.parquet", "combination": "held_out_combinations.parquet", "seed": "held_out_seeds.parquet"}
 CARD = "README.md"
-MADE = "Made by `brickwork data build avatars`"
+MAKER = "brickwork data build avatars"
 MIN_SIZE, MAX_SIZE = 32, 1024
 ROWS_PER_GROUP = 500
 PATIENCE = 1000  # drawings tried for one of the wanted kind
@@ -56,12 +56,11 @@ def build_avatars(
     output, styles, where = Path(output), list(styles or table()["styles"]), where or {}
     _check_numbers(count, held_out, size)
     _check_names(styles, where)
-    _check_output(output, overwrite)
+    check_folder(output, MAKER, overwrite=overwrite)
     require_programs()
-    output.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix="brickwork-avatars-") as installed,
-        tempfile.TemporaryDirectory(dir=output, prefix=".building-") as building,
+        new_folder(output, MAKER, overwrite=overwrite) as building,
     ):
         folder, counts = Path(packages or installed), Counter()
         install(folder)
@@ -70,11 +69,9 @@ def build_avatars(
             for split, name in SPLITS.items():
                 rows = [*_drawings(split, count if split == "train" else held_out, styles, hand, where, seed)]
                 counts.update(drawing.style for drawing, _ in rows)
-                _write(Path(building) / name, split, rows, styles, hand, size)
+                _write(building / name, split, rows, styles, hand, size)
             card = _card(hand, counts, size, count, held_out, seed)
-        (Path(building) / CARD).write_text(card, encoding="utf-8")
-        for name in (*SPLITS.values(), CARD):
-            os.replace(Path(building) / name, output / name)
+        (building / CARD).write_text(card, encoding="utf-8")
     return output
 
 
@@ -88,41 +85,23 @@ def _check_numbers(count: int, held_out: int, size: int) -> None:
         raise ValueError(f"size is {size}: choose {MIN_SIZE} to {MAX_SIZE} pixels.")
 
 
-def _one_of(argument: str, value: str, known: list[str]) -> None:
-    if value not in known:
-        near = difflib.get_close_matches(value, known, n=3)
-        mend = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}."
-        raise ValueError(f"{argument} has {value!r}, which is unknown; {mend}")
-
-
 def _check_names(styles: list[str], where: dict[str, list[str]]) -> None:
     for style in styles:
         if style in table()["refused"]:
             refuse(style, table()["refused"][style])
-        _one_of("styles", style, list(table()["styles"]))
+        one_of("styles", style, table()["styles"])
     if len(set(styles)) < len(styles):
         raise ValueError(f"styles names one twice: {' '.join(styles)}; name each once.")
     for attribute, wanted in where.items():
-        _one_of("where", attribute, list(ATTRIBUTES))
+        one_of("where", attribute, ATTRIBUTES)
         for style in styles:
             known = values_of(style, attribute)
             if known and not set(wanted) & set(known):
                 for value in wanted:
-                    _one_of(f"where, {attribute} of {style},", value, list(known))
+                    one_of(f"where: {attribute} of {style}", value, known)
         every = list(dict.fromkeys(value for style in styles for value in values_of(style, attribute)))
         for value in wanted:
-            _one_of(f"where, {attribute},", value, every)
-
-
-def _check_output(output: Path, overwrite: bool) -> None:
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"output {output} is a file: choose a folder.")
-    existing = [output / name for name in (*SPLITS.values(), CARD) if (output / name).exists()]
-    card = output / CARD
-    ours = card.exists() and MADE in card.read_text(encoding="utf-8", errors="replace")
-    if existing and not (ours and overwrite):
-        mend = "or add --overwrite to replace it" if ours else "since this command did not write what is there"
-        raise ValueError(f"output {output} has {existing[0].name} already: choose another folder, {mend}.")
+            one_of(f"where: {attribute}", value, every)
 
 
 def check_licences(styles: dict[str, dict]) -> None:
@@ -201,7 +180,7 @@ def _card(hand: Artist, counts: Counter, size: int, count: int, held_out: int, s
         [
             "# Avatars",
             "",
-            f"{MADE}: {sum(counts.values())} pictures of {size}×{size} pixels, seed {seed}, with DiceBear 9.4.3.",
+            f"Made by `{MAKER}`: {counts.total()} pictures of {size}×{size} pixels, seed {seed}; DiceBear 9.4.3.",
             "",
             f"- `{SPLITS['train']}`: {count} pictures",
             f"- `{SPLITS['combination']}`: {held_out} whose `combination` is in no training picture",
