@@ -1,0 +1,121 @@
+"""Further losses by name: what an objective is, and how a configuration's list becomes some."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+import torch
+
+from brickwork.errors import no_unknown, one_of
+from brickwork.training.task import Step
+
+REGISTRY: dict[str, type[Objective]] = {}
+
+
+class Objective(torch.nn.Module):
+    """A loss beside a task's own: `(step, taps, teacher) -> {name: loss}`.
+
+    Its parameters, if it has any, are trained, saved and resumed with the run, by an optimiser group of their own.
+
+    Args:
+        weight: of its losses in the sum.
+        rate: of its optimiser group, over the run's learning rate.
+        name: under which it is logged and saved; by default its type.
+
+    Attributes:
+        taps: names of modules of the network whose outputs it reads.
+        teacher: a trained network to learn from, as the task opens it; `None` for none.
+        teacher_taps: names of modules of the teacher whose outputs it reads.
+        part: the prefix of parameters of the network that are in its optimiser group, not in the run's.
+    """
+
+    type: ClassVar[str] = ""
+    taps: tuple[str, ...] = ()
+    teacher: str | None = None
+    teacher_taps: tuple[str, ...] = ()
+    part: str | None = None
+
+    def __init__(self, weight: float = 1.0, rate: float = 1.0, name: str | None = None):
+        super().__init__()
+        for key, value in (("weight", weight), ("rate", rate)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+                raise ValueError(f"`{key}` is {value!r}; give 0 or a positive number.")
+        self.weight, self.rate, self.name = float(weight), float(rate), name or self.type
+
+    def prepare(self, step: Step, teacher: Step | None) -> None:
+        """Make own parameters, from a step as network and teacher see it; called once, before the first one."""
+
+    def forward(self, step: Step, taps: Mapping[str, torch.Tensor], teacher: Step | None) -> dict[str, torch.Tensor]:
+        """Losses by name, each one number.
+
+        Args:
+            step: with the network's outputs.
+            taps: outputs of the modules that it asked for, by name.
+            teacher: the same step with the teacher's outputs and taps, without gradients.
+        """
+        raise NotImplementedError
+
+
+def register_objective(name: str) -> Callable[[type[Objective]], type[Objective]]:
+    """Make a class that the configuration can name: `objectives: [{type: NAME, weight: …}]`.
+
+    Raises:
+        ValueError: for a name that is taken.
+    """
+
+    def register(kind: type[Objective]) -> type[Objective]:
+        if REGISTRY.get(name, kind) is not kind:
+            raise ValueError(f"`name` is {name!r}, which is {REGISTRY[name].__name__}'s; choose another.")
+        kind.type, REGISTRY[name] = name, kind
+        return kind
+
+    return register
+
+
+def objectives_from(entries: Iterable[Mapping[str, Any]], registry: Mapping[str, type[Objective]]) -> list[Objective]:
+    """The objectives of a configuration's `objectives`.
+
+    Args:
+        entries: each `type` and that class's arguments.
+        registry: classes by name.
+
+    Raises:
+        ValueError: for an unknown type or argument, with what comes near, values that do not fit, two of one name.
+    """
+    made: list[Objective] = []
+    for number, entry in enumerate(entries):
+        key = f"objectives[{number}]"
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"`{key}` is {entry!r}; give a mapping, such as {{type: output, weight: 1}}.")
+        kind = one_of(f"{key}.type", entry.get("type"), registry)
+        options = {name: value for name, value in entry.items() if name != "type"}
+        no_unknown(key, options, _arguments(kind), kind.type)
+        try:
+            made.append(kind(**options))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`{key}`: {error}") from None
+    return made
+
+
+def check_names(objectives: Iterable[Objective]) -> None:
+    """Raise a `ValueError` where two objectives have one name."""
+    seen: set[str] = set()
+    for objective in objectives:
+        if objective.name in seen:
+            raise ValueError(
+                f"`objectives` has two of the name {objective.name!r}; give one of them another `name`, under "
+                "which it is logged and saved."
+            )
+        seen.add(objective.name)
+
+
+def _arguments(kind: type[Objective]) -> set[str]:
+    known: set[str] = set()
+    for parent in kind.__mro__:
+        if parent is torch.nn.Module:
+            break
+        parameters = inspect.signature(parent.__init__).parameters.values()
+        known |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self"}
+    return known
