@@ -9,6 +9,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from brickwork.gen.blocks.windowed import check_maps
+from brickwork.pipelines.latents import decode, encode, pixels_per_latent
 from brickwork.pipelines.saving import BrickworkPipeline
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -24,10 +25,7 @@ class SamplingPipeline(BrickworkPipeline):
     @property
     def vae_scale_factor(self) -> int:
         """Pixels of an image along one pixel of the network's sample."""
-        if self.vae is None:
-            return 1
-        config = self.vae.config
-        return 2 ** (len(config.get("block_out_channels") or config["encoder_block_out_channels"]) - 1)
+        return pixels_per_latent(self.vae)
 
     @property
     def guidance_scale(self) -> float:
@@ -71,39 +69,12 @@ class SamplingPipeline(BrickworkPipeline):
         latents = latents.float()
         if output_type == "latent":
             return latents
-        images = latents if self.vae is None else self._decode_vae(latents)
+        images = decode(self.vae, latents)
         return self.image_processor.postprocess(images.float(), output_type=output_type)
 
-    @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Pixels `(B, 3, H, W)` in [-1, 1] => what the network sees: themselves, or the mean of the VAE's latents."""
-        if self.vae is None:
-            return images
-        config = self.vae.config
-        latents = self.vae.encode(images.to(self.vae.device, self.vae.dtype)).latent_dist.mode().float()
-        latents = latents - (config.get("shift_factor") or 0.0)
-        mean, std = config.get("latents_mean"), config.get("latents_std")
-        if mean is not None and std is not None:
-            latents = (latents - latents.new_tensor(mean).view(1, -1, 1, 1)) / latents.new_tensor(std).view(
-                1, -1, 1, 1
-            )
-        return latents * config.scaling_factor
-
-    def _decode_vae(self, latents: torch.Tensor) -> torch.Tensor:
-        config = self.vae.config
-        latents = latents / config.scaling_factor
-        mean, std = config.get("latents_mean"), config.get("latents_std")
-        if mean is not None and std is not None:
-            latents = latents * latents.new_tensor(std).view(1, -1, 1, 1) + latents.new_tensor(mean).view(1, -1, 1, 1)
-        latents = latents + (config.get("shift_factor") or 0.0)
-        dtype = self.vae.dtype
-        upcast = dtype == torch.float16 and config.get("force_upcast", False)
-        if upcast:
-            self.vae.to(torch.float32)
-        images = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0]
-        if upcast:
-            self.vae.to(dtype)
-        return images
+        return encode(self.vae, images)
 
     def _sample_size(
         self, height: int | None, width: int | None, latents: torch.Tensor | None, patch: int

@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from brickwork.pipelines import latents
 from brickwork.training.data.images import LabelledImages, to_unit_range
 
 INDEX = "index.json"
@@ -129,12 +130,11 @@ def cache_latents(folder: str | Path, images: LabelledImages, vae: torch.nn.Modu
         source: where the VAE came from, for pipelines built on the cache.
     """
     vae = vae.eval()
-    parameter = next(vae.parameters())
 
     def moments(row: int) -> dict[str, torch.Tensor]:
-        picture = torch.from_numpy(to_unit_range(images.picture(row)))[None].to(parameter.device, parameter.dtype)
-        latent = vae.encode(picture).latent_dist
-        return {"mean": latent.mean[0].float().cpu(), "logvar": latent.logvar[0].float().cpu()}
+        picture = torch.from_numpy(to_unit_range(images.picture(row)))[None].to(vae.device)
+        mean, logvar = latents.moments(vae, picture)
+        return {"mean": mean[0].cpu(), "logvar": logvar[0].cpu()}
 
     return build_cache(folder, len(images), moments, latent_fingerprint(images, vae), source)
 
@@ -153,7 +153,7 @@ class CachedLatents:
     Args:
         images: the pictures that the cache was made of; labels, groups and buckets are theirs.
         cache: their moments.
-        vae: the VAE, for its scaling factor; the cache must have been made by it.
+        vae: the VAE, for its scale; the cache must have been made by it.
 
     Raises:
         ValueError: for a stale cache.
@@ -162,7 +162,6 @@ class CachedLatents:
     def __init__(self, images: LabelledImages, folder: str | Path, vae: torch.nn.Module):
         self.images, self.vae = images, vae
         self.cache = TensorCache(folder, latent_fingerprint(images, vae))
-        self.scale, self.shift = vae.config.scaling_factor, vae.config.get("shift_factor") or 0.0
         self.labels, self.class_names, self.buckets = images.labels, images.class_names, images.buckets
         self.table, self.shapes, self.split = images.table, images.shapes, images.split
         self.channels, self.size = self.cache[0]["mean"].shape[0], self.cache[0]["mean"].shape[-1]
@@ -176,14 +175,13 @@ class CachedLatents:
 
     def sample(self, row: int, random: np.random.Generator) -> tuple[np.ndarray, int]:
         """A draw from the latent's distribution, scaled, float32 `(C, h, w)`, and the label."""
-        moments = self.cache[row]
-        mean, logvar = moments["mean"].numpy(), moments["logvar"].clamp(-30, 20).numpy()
-        latent = mean + np.exp(0.5 * logvar) * random.standard_normal(mean.shape, dtype=np.float32)
-        return ((latent - self.shift) * self.scale).astype(np.float32), int(self.labels[row])
+        mean, logvar = (self.cache[row][name][None] for name in ("mean", "logvar"))
+        normal = torch.from_numpy(random.standard_normal(tuple(mean.shape), dtype=np.float32))
+        return latents.draw(self.vae, mean, logvar, normal)[0].numpy(), int(self.labels[row])
 
     def still(self, row: int) -> np.ndarray:
         """The mean of the distribution, scaled, float32 `(C, h, w)`."""
-        return ((self.cache[row]["mean"].numpy() - self.shift) * self.scale).astype(np.float32)
+        return latents.scale(self.vae, self.cache[row]["mean"][None])[0].numpy()
 
 
 def load_vae(source: str) -> torch.nn.Module:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from brickwork.pipelines.latents import moments
 from brickwork.training.config.latent import LatentConfig
 from brickwork.training.data.buckets import POSTERIOR, SAMPLE, SUBSTITUTE, random_numbers
 from brickwork.training.data.cache import TensorCache, build_cache, network_fingerprint
@@ -22,7 +23,7 @@ from brickwork.training.data.images import BrokenImage, LabelledImages, load_tab
 from brickwork.training.data.resolutions import Resolutions, enlargement, shapes_by_size
 from brickwork.training.data.stream import TrainingStream
 from brickwork.training.data.text_cache import CachedTexts, cache_texts
-from brickwork.training.tasks.latent.stable_diffusion import is_xl, moments, plain_time_ids, size_step, vae_factor
+from brickwork.training.tasks.latent.stable_diffusion import is_xl, plain_time_ids, size_step, vae_factor
 
 Shape = tuple[int, int]
 

@@ -36,6 +36,7 @@ from brickwork.eval.extractors.protocols import get_protocol
 from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
 from brickwork.eval.metrics.distances import kernel_distance
 from brickwork.eval.studies.cells import Cells
+from brickwork.pipelines.latents import encode
 from brickwork.training.commands.train import run_script
 from brickwork.training.data.images import LabelledImages, load_table, to_unit_range
 from brickwork.training.data.text_cache import encode_captions
@@ -43,9 +44,7 @@ from brickwork.training.studies.resolution_report import write_report
 from brickwork.training.tasks.latent.stable_diffusion import (
     PromptedUNet,
     load_pipeline,
-    moments,
     objective_of,
-    scale_latents,
 )
 
 Shape = tuple[int, int]
@@ -128,7 +127,7 @@ def with_variant(pipeline: StableDiffusionPipeline, variant: str, args: argparse
 def losses(pipeline: StableDiffusionPipeline, domain: Domain, rows: np.ndarray, shape: Shape) -> list[float]:
     """The paired loss of each group of drawings."""
     pixels = torch.from_numpy(np.stack([to_unit_range(picture) for picture in domain.pictures(rows, shape)]))
-    latents = torch.cat([scale_latents(pipeline.vae, moments(pipeline.vae, part)[0]) for part in pixels.split(BATCH)])
+    latents = torch.cat([encode(pipeline.vae, part) for part in pixels.split(BATCH)])
     prompts = encode_captions(pipeline, [domain.captions[row] for row in rows])
     network, objective = PromptedUNet(pipeline.unet, prompts), objective_of(pipeline.scheduler)
     numbers = torch.arange(len(latents))

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
+from brickwork.pipelines.latents import moments
 from brickwork.training.data.images import LabelledImages
 from brickwork.training.engine.loop import Run
 
@@ -64,5 +65,5 @@ def latent_scale(vae: AutoencoderKL, images: LabelledImages, rows: np.ndarray) -
     pictures = torch.stack([torch.from_numpy(images.sample(int(row))[0]) for row in chosen])
     with torch.no_grad():
         small = torch.nn.functional.interpolate(pictures, size=side, mode="bilinear", antialias=True)
-        latents = torch.cat([vae.encode(part).latent_dist.mean for part in small.split(16)])
+        latents = torch.cat([moments(vae, part)[0] for part in small.split(16)])
     return 1 / latents.double().std().item()

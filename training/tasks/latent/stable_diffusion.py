@@ -17,6 +17,8 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from brickwork.gen.parameterization import EpsilonObjective, VObjective
+from brickwork.pipelines import latents
+from brickwork.pipelines.latents import pixels_per_latent
 from brickwork.training.data.text_cache import encode_captions, encode_no_caption, encoders_of
 
 PREDICTIONS = {"epsilon": EpsilonObjective, "v_prediction": VObjective}
@@ -66,7 +68,7 @@ def load_pipeline(source: str, revision: str | None = None, variant: str | None 
 
 def vae_factor(pipeline) -> int:
     """Pixels a latent, along each side."""
-    return 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    return pixels_per_latent(pipeline.vae)
 
 
 def size_step(pipeline) -> int:
@@ -130,27 +132,6 @@ def freeze_unet(unet: torch.nn.Module, precision: str) -> None:
             module.to(HALF[precision])
 
 
-def scale_latents(vae: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
-    """Latents of a VAE => what its UNet works on, of about unit variance."""
-    config, mean, std = vae.config, 0.0, 1.0
-    if config.get("latents_mean") is not None:
-        mean, std = (torch.tensor(config[name]).to(latents).view(-1, 1, 1) for name in ("latents_mean", "latents_std"))
-    return (latents - mean) * (config.scaling_factor / std)
-
-
-@torch.no_grad()
-def moments(vae: torch.nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels `(B, 3, H, W)` in [-1, 1] => mean and logarithm of the variance `(B, C, h, w)`, float32, unscaled."""
-    with torch.autocast(pixels.device.type, enabled=False):
-        distribution = vae.encode(pixels.to(vae.dtype)).latent_dist
-    return distribution.mean.float(), distribution.logvar.float()
-
-
-def draw_latents(vae: torch.nn.Module, mean: torch.Tensor, logvar: torch.Tensor, normal: torch.Tensor) -> torch.Tensor:
-    """Scaled latents, chosen from a distribution by normal numbers of the same shape."""
-    return scale_latents(vae, mean + torch.exp(0.5 * logvar) * normal)
-
-
 def network_arguments(batch: dict[str, torch.Tensor]) -> dict:
     """The UNet's arguments beside sample and timestep."""
     arguments = {"encoder_hidden_states": batch["prompt_embeds"]}
@@ -167,11 +148,11 @@ def latent_loss(run, model: torch.nn.Module, batch: dict, bricks: tuple[int, ...
 
     `run.objective` is an `objective_of` the pipeline's scheduler. `bricks` is of other networks.
     """
-    latents, noise = batch["image"], batch["noise"]
+    image, noise = batch["image"], batch["noise"]
     level = run.objective.noise_levels(batch["level"])
-    sample, timestep = run.objective.network_inputs(latents, noise, level)
+    sample, timestep = run.objective.network_inputs(image, noise, level)
     output = model(sample, timestep, **network_arguments(batch)).sample
-    return run.objective.losses(output, latents, noise, level)
+    return run.objective.losses(output, image, noise, level)
 
 
 class EncodeFirst:
@@ -195,9 +176,9 @@ class EncodeFirst:
         """The batch with `image` and the embeddings of its captions."""
         batch, vae = dict(batch), self.pipeline.vae
         if "pixels" in batch:
-            batch["mean"], batch["logvar"] = moments(vae, batch.pop("pixels"))
+            batch["mean"], batch["logvar"] = latents.moments(vae, batch.pop("pixels"))
         if "mean" in batch:
-            batch["image"] = draw_latents(vae, *(batch.pop(name) for name in ("mean", "logvar", "posterior")))
+            batch["image"] = latents.draw(vae, *(batch.pop(name) for name in ("mean", "logvar", "posterior")))
         if "caption" in batch:
             batch |= self._embeddings(batch.pop("caption").tolist(), batch["noise"].device)
         return batch

@@ -11,6 +11,7 @@ from PIL import Image
 
 from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
 from brickwork.eval.report.pictures import GAP, grid, save_picture
+from brickwork.pipelines.latents import encode
 from brickwork.training.config.latent import LatentConfig
 from brickwork.training.data.captioned import CaptionedStream, LatentCache, Shape, captioned_images
 from brickwork.training.data.images import BrokenImage
@@ -22,8 +23,6 @@ from brickwork.training.tasks.latent.activations import kept_bytes
 from brickwork.training.tasks.latent.stable_diffusion import (
     EncodeFirst,
     PromptedUNet,
-    moments,
-    scale_latents,
     vae_factor,
 )
 
@@ -203,7 +202,7 @@ class SizePreviews:
                     pixels = self.images.pixels(row, size)[None].to(vae.device)
                 except BrokenImage:
                     continue
-                latents.append(scale_latents(vae, moments(vae, pixels)[0])[0].cpu())
+                latents.append(encode(vae, pixels)[0].cpu())
                 numbers.append(self.number[row])
             if not latents:
                 return None

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from brickwork.pipelines.latents import moments
 from brickwork.training.config.config import load_config
 from brickwork.training.config.latent import ResAdapterConfig
 from brickwork.training.data.captioned import CaptionedImages, LatentCache
-from brickwork.training.tasks.latent.stable_diffusion import moments
 
 
 @pytest.fixture

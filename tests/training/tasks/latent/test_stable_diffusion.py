@@ -7,6 +7,7 @@ import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
+from brickwork.pipelines import latents as latents_of
 from brickwork.training.data.text_cache import encode_captions
 from brickwork.training.tasks.latent import stable_diffusion as sd
 
@@ -81,12 +82,12 @@ def test_schedules_that_are_given_or_rescaled():
 
 def test_latents_are_what_the_pipeline_decodes(pipeline):
     pixels = torch.rand(2, 3, 12, 20, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    mean, logvar = sd.moments(pipeline.vae, pixels)
+    mean, logvar = latents_of.moments(pipeline.vae, pixels)
     assert mean.shape == logvar.shape == (2, 4, 6, 10)
-    latents = sd.draw_latents(pipeline.vae, mean, logvar, torch.zeros_like(mean))
+    latents = latents_of.draw(pipeline.vae, mean, logvar, torch.zeros_like(mean))
     expected = pipeline.vae.encode(pixels).latent_dist.mode() * pipeline.vae.config.scaling_factor
     torch.testing.assert_close(latents, expected)
-    apart = sd.draw_latents(pipeline.vae, mean, logvar, torch.ones_like(mean)) - latents
+    apart = latents_of.draw(pipeline.vae, mean, logvar, torch.ones_like(mean)) - latents
     torch.testing.assert_close(apart, torch.exp(0.5 * logvar) * pipeline.vae.config.scaling_factor)
 
 
@@ -95,7 +96,7 @@ def test_latents_of_a_vae_with_means(pipeline):
     vae.register_to_config(latents_mean=[1.0, 2.0, 3.0, 4.0], latents_std=[2.0] * 4)
     latents = torch.randn(1, 4, 3, 5)
     mean = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(4, 1, 1)
-    torch.testing.assert_close(sd.scale_latents(vae, latents), (latents - mean) / 2 * vae.config.scaling_factor)
+    torch.testing.assert_close(latents_of.scale(vae, latents), (latents - mean) / 2 * vae.config.scaling_factor)
 
 
 def test_encoding_first_equals_a_complete_batch(pipeline):
@@ -106,7 +107,7 @@ def test_encoding_first_equals_a_complete_batch(pipeline):
     found = complete(batch)
     assert set(batch) == {"pixels", "posterior", "caption", "noise"}
     torch.testing.assert_close(
-        found["image"], sd.draw_latents(pipeline.vae, *sd.moments(pipeline.vae, pixels), normal)
+        found["image"], latents_of.draw(pipeline.vae, *latents_of.moments(pipeline.vae, pixels), normal)
     )
     encoded = encode_captions(pipeline, ["sun", "", "a red hat"])
     torch.testing.assert_close(found["prompt_embeds"][0::2], encoded["prompt_embeds"][0::2])

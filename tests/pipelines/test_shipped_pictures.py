@@ -1,0 +1,47 @@
+"""The pictures of the weights that ship, as they were when they were published.
+
+`python tests/pipelines/test_shipped_pictures.py` draws them anew; do so only for other weights.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import brickwork
+
+PICTURES = Path(__file__).parents[1] / "data" / "shipped" / "lego_emoji_64.npz"
+CALLS = {
+    "plain": {"class_labels": [0, 1]},
+    "fast": {"class_labels": [2], "brick_schedule": "fast"},
+    "guided": {"class_labels": [1, None], "guidance_scale": 2.0},
+    "wide": {"class_labels": [0], "height": 64, "width": 160, "num_inference_steps": 2},
+}
+
+
+def draw(pipe, brick_schedule=None, **call) -> np.ndarray:
+    """Pictures `(B, H, W, 3)`, uint8."""
+    schedule = brickwork.BrickSchedule.fast(pipe.transformer) if brick_schedule else None
+    call = {"num_inference_steps": 3, "generator": torch.Generator().manual_seed(1)} | call
+    images = pipe(**call, brick_schedule=schedule, output_type="np").images
+    return (images * 255).round().astype(np.uint8)
+
+
+def load_pipe():
+    pipe = brickwork.LegoPipeline.from_pretrained(brickwork.pretrained("lego-emoji-64"))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_pictures_have_not_changed(case):
+    found, expected = draw(load_pipe(), **CALLS[case]), np.load(PICTURES)[case]
+    assert found.shape == expected.shape
+    # Processors round differently, by less than half of the last of 255 steps.
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    assert (found != expected).mean() < 0.01
+
+
+if __name__ == "__main__":
+    np.savez_compressed(PICTURES, **{case: draw(load_pipe(), **call) for case, call in CALLS.items()})
