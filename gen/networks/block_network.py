@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from brickwork.gen.blocks.registry import Block
 from brickwork.gen.blocks.windowed import check_maps
 from brickwork.gen.blocks.windows import static_size
 from brickwork.gen.convbn import find_convbn_pairs, set_convbn_mode
 from brickwork.gen.networks.base import Denoiser
+from brickwork.gen.operations import count_operations
+from brickwork.gen.subnets import FULL, Subnets, find_subnet
 
 TEXT_TOKENS = 77
 
@@ -53,16 +54,20 @@ class BlockNetwork(Denoiser):
             return self._gradient_checkpointing_func(block, hidden_states, *conditions)
         return block(hidden_states, *conditions)
 
-    def subnets(self, height: int, width: int) -> dict[str, int]:
-        """The network has no cheaper version of itself inside it: `{"whole": operations}` of one image.
+    def _check_subnet(self, subnet: str | None) -> None:
+        find_subnet(subnet, [FULL])
+
+    def subnets(self, height: int, width: int) -> Subnets:
+        """The network has no cheaper version of itself inside it: `{"full": operations}` of one image.
 
         Operations are those of matrix products, convolutions and attention, a multiply-add as two, with a text of 77
         tokens for networks that read one.
         """
         config = self.config
-        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.device("meta"), torch.no_grad():
             network = type(self).from_config(config).eval()
             width_of_text = config.cross_attention_dim
             text = None if width_of_text is None else torch.zeros(1, TEXT_TOKENS, width_of_text)
-            network(torch.zeros(1, config.in_channels, height, width), 1.0, encoder_hidden_states=text)
-        return {"whole": counter.get_total_flops()}
+            sample = torch.zeros(1, config.in_channels, height, width)
+            operations, _ = count_operations(lambda: network(sample, 1.0, encoder_hidden_states=text))
+        return Subnets({FULL: operations})

@@ -39,7 +39,7 @@ from brickwork.gen.networks.wrapped import (
     with_row_for_no_class,
 )
 from brickwork.gen.presets import LEGO_PRESETS, find_preset
-from brickwork.gen.subnets import brick_subsets, subnet_name
+from brickwork.gen.subnets import Subnets, brick_subsets, bricks_of, name_of
 
 
 @dataclass
@@ -356,16 +356,15 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
         """The bricks but a pretrained one."""
         return [brick for brick in self.bricks if isinstance(brick, LegoBrick)]
 
-    def subnets(self, height: int, width: int) -> dict[str, int]:
+    def subnets(self, height: int, width: int) -> Subnets:
         """The trained subsets of bricks by name (`"0+1"`), with the operations of one forward pass of one image."""
         costs = [brick.operations(height, width) for brick in self.bricks]
         condition = 0 if self.condition is None else sum(p.numel() for p in self.condition.parameters() if p.ndim == 2)
         subsets = brick_subsets(self.num_bricks, self.config.trained_subsets)
-        return {
-            subnet_name(subset): (2 * condition if self._needs_condition(subset) else 0)
-            + sum(costs[brick] for brick in subset)
-            for subset in subsets
-        }
+        return Subnets(
+            (name_of(bricks), 2 * condition * self._needs_condition(bricks) + sum(costs[brick] for brick in bricks))
+            for bricks in subsets
+        )
 
     def _needs_condition(self, bricks: Sequence[int]) -> bool:
         return any(isinstance(self.bricks[brick], LegoBrick) for brick in bricks)
@@ -380,6 +379,7 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
         return_dict: bool = True,
         coordinates: torch.Tensor | None = None,
         cyclic: tuple[bool, bool] = (False, False),
+        subnet: str | None = None,
     ) -> LegoTransformer2DModelOutput | tuple:
         """Estimate what the network was trained for (EDM's F for the authors' weights).
 
@@ -395,6 +395,7 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
                 part of a larger picture or a shifted one; `None` for those of a whole picture.
             cyclic: whether rows, and columns, go on at the opposite side, so that windows that reach over the end are
                 filled from the beginning rather than with masked padding.
+            subnet: the bricks to run by name, such as `"0+2"` or `"full"`, in place of `bricks`.
 
         Returns:
             `LegoTransformer2DModelOutput`, or `(sample,)`, or `(sample, intermediates)` if those are asked for.
@@ -403,6 +404,10 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
             ValueError: for wrong channels, sizes below one patch, labels out of range, coordinates of another
                 shape, or an impossible set of bricks.
         """
+        if subnet is not None:
+            if bricks is not None:
+                raise ValueError(f"`bricks` is {bricks!r} and `subnet` is {subnet!r}; give one of them.")
+            bricks = bricks_of(subnet, self.num_bricks)
         bricks = self._check_bricks(bricks)
         self._check_sample(sample, bricks)
         batch, (height, width) = sample.shape[0], static_size(sample)

@@ -184,6 +184,7 @@ class BlockTransformer2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapter
         class_labels: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         return_dict: bool = True,
+        subnet: str | None = None,
     ) -> BlockTransformer2DModelOutput | tuple:
         """Estimate what the network was trained for (the noise, for DiT's weights).
 
@@ -195,12 +196,14 @@ class BlockTransformer2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapter
             class_labels: integers `(B,)` from 0 to `num_classes`, which itself stands for "no class", as does `None`.
             encoder_hidden_states: `(B, length, cross_attention_dim)`, a text.
             return_dict: return an output object rather than a tuple.
+            subnet: `"full"`, which `None` means too: the network has no cheaper version of itself inside it.
 
         Raises:
             ValueError: for wrong channels, sizes below a patch or a window, labels out of range, or a text that
                 does not fit.
         """
         patch = self.config.patch_size
+        self._check_subnet(subnet)
         check_sample(sample, self.config.in_channels, patch)
         batch, (height, width) = sample.shape[0], static_size(sample)
         self._check_maps(sample)

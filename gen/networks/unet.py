@@ -177,6 +177,7 @@ class BlockUNet2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapterMixin):
         cross_attention_kwargs: dict[str, Any] | None = None,
         added_cond_kwargs: dict[str, torch.Tensor] | None = None,
         return_dict: bool = True,
+        subnet: str | None = None,
     ) -> BlockUNet2DModelOutput | tuple:
         """Estimate what the network was trained for.
 
@@ -190,12 +191,14 @@ class BlockUNet2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapterMixin):
             cross_attention_kwargs: `{"scale": s}` scales the LoRA layers; diffusers' pipelines hand it on.
             added_cond_kwargs: what other UNets of diffusers read beside the text; must be empty here.
             return_dict: return an output object rather than a tuple.
+            subnet: `"full"`, which `None` means too: the network has no cheaper version of itself inside it.
 
         Raises:
             ValueError: for wrong channels, sizes below a window, labels out of range, or conditions that do not fit
                 the network.
         """
         self._check_conditions(timestep_cond, cross_attention_kwargs, added_cond_kwargs)
+        self._check_subnet(subnet)
         check_sample(sample, self.config.in_channels)
         self._check_maps(sample)
         batch, dtype = sample.shape[0], self.dtype

@@ -248,7 +248,7 @@ def test_deployed_networks_load_again(name, tmp_path):
     again = type(model).from_pretrained(tmp_path, torch_dtype=torch.float64)
     assert find_convbn_pairs(again) == []
     torch.testing.assert_close(estimate(again), expected, rtol=1e-6, atol=1e-9)
-    assert again.subnets(8, 8)["whole"] > 0
+    assert again.subnets(8, 8)["full"] > 0
 
 
 def test_some_folded_norms_are_not_all():

@@ -1,7 +1,6 @@
 """The training loop, one function to be read from top to bottom, and the parts that are its own."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from brickwork.eval.held_out.paired_loss import PairedSet, estimates
 from brickwork.eval.metrics.live import LiveMetrics
 from brickwork.gen.embeddings import crop_coordinates
 from brickwork.gen.parameterization import EDMObjective
+from brickwork.gen.taps import tapped
 from brickwork.training.config.config import RunConfig, TrainConfig
 from brickwork.training.data.buckets import STEP, random_numbers
 from brickwork.training.data.images import DataLost
@@ -216,22 +216,6 @@ def draw_bricks(config: TrainConfig, num_bricks: int, step: int, stage: Stage | 
     bricks = range(num_bricks) if stage.runs is None else stage.runs
     subset = int(random.integers(1, 2 ** len(bricks)))
     return stage.with_a_learner(tuple(brick for brick in bricks if subset >> brick & 1))
-
-
-@contextmanager
-def tapped(network: torch.nn.Module, names: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """The outputs of named modules during a forward pass, read by hooks."""
-    taps: dict[str, torch.Tensor] = {}
-
-    def keep(name: str):
-        return lambda module, inputs, output: taps.__setitem__(name, output)
-
-    handles = [network.get_submodule(name).register_forward_hook(keep(name)) for name in names]
-    try:
-        yield taps
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def further_losses(objectives: Sequence[Callable], batch: dict, taps: dict) -> dict[str, torch.Tensor]:

@@ -259,7 +259,7 @@ def test_sizes_down_to_the_smallest_that_holds_its_windows(any_network, inputs):
 @torch.no_grad()
 def test_the_one_subnet_is_the_network_and_costs_what_runs(any_network, inputs):
     operations, _ = count_operations(lambda: any_network(**inputs(1, height=20, width=17)))
-    assert any_network.subnets(20, 17) == {"whole": operations}
+    assert any_network.subnets(20, 17) == {"full": operations}
 
 
 @torch.no_grad()
