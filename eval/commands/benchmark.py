@@ -93,9 +93,8 @@ def write_result(folder: Path, suites: dict[str, dict], settings) -> None:
     """`benchmark.json`, with every single measurement, and the tables as `benchmark.txt`."""
     from brickwork.eval.benchmark.report import marks, marks_table, suite_text
     from brickwork.eval.benchmark.timing import describe_machine
-    from brickwork.eval.report.results import write_json
     from brickwork.eval.report.versions import library_versions
-    from brickwork.eval.sets.pictures import write_atomically
+    from brickwork.files import write_file, write_json
 
     found = marks(suites)
     result = {
@@ -110,18 +109,18 @@ def write_result(folder: Path, suites: dict[str, dict], settings) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "benchmark.json", result)
     text = "\n\n".join(parts) + "\n"
-    write_atomically(folder / "benchmark.txt", lambda path: path.write_text(text, encoding="utf-8"))
+    write_file(folder / "benchmark.txt", lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def write_plot(folder: Path, suites: dict[str, dict]) -> bool:
     """`benchmark.png`, if there is anything to plot and matplotlib to do it."""
     from brickwork.eval.benchmark.report import draw
-    from brickwork.eval.sets.pictures import write_atomically
+    from brickwork.files import write_file
 
     if not any(suite.get("rows") for suite in suites.values()):
         return False
     try:
-        write_atomically(folder / "benchmark.png", lambda path: draw(suites, path))
+        write_file(folder / "benchmark.png", lambda path: draw(suites, path))
     except ValueError as error:
         print(error, file=sys.stderr)
         return False

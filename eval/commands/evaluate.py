@@ -194,7 +194,7 @@ def run_ref(args: argparse.Namespace) -> None:
     """Measure real pictures and write the reference file."""
     from accelerate import PartialState
 
-    from brickwork.eval.sets.reference import make_reference
+    from brickwork.eval.metrics.reference import make_reference
 
     _check_output(args.output, ".safetensors")
     _require_image_sets([args.data], args.limit)
@@ -278,8 +278,9 @@ def run_calc(args: argparse.Namespace) -> None:
     from accelerate import PartialState
 
     from brickwork.eval.metrics.calculate import MetricSettings, calculate, memorisation, write_pictures
-    from brickwork.eval.report.results import format_value, write_json
-    from brickwork.eval.sets.reference import Reference
+    from brickwork.eval.metrics.reference import Reference
+    from brickwork.eval.report.numbers import number
+    from brickwork.files import write_json
 
     output = _check_output(args.output, ".json")
     metrics = tuple(metric.strip() for metric in args.metrics.split(",") if metric.strip())
@@ -312,7 +313,7 @@ def run_calc(args: argparse.Namespace) -> None:
     write_json(output, result)
     for name, value in result["metrics"].items():
         over = f" over {value['spread_over']}" if value["spread"] is not None else ""
-        print(f"{name:20} {format_value(value['mean'], value['spread'])}{over}")
+        print(f"{name:20} {number(value['mean'], value['spread'])}{over}")
     print(f"{output}: protocol {result['protocol']['name']}, N = {result['count']}")
 
 

@@ -12,8 +12,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from brickwork.eval.report.results import compare, differences, format_value, read_result, shared_metrics
-from brickwork.eval.sets.pictures import write_atomically
+from brickwork.eval.report.numbers import number
+from brickwork.eval.report.results import compare, differences, read_result, shared_metrics
+from brickwork.files import write_file
 
 STYLE = """
 :root { --ink: #1c2126; --soft: #5d6873; --line: #d8dde2; --band: #f5f7f8; --accent: #b3431f; }
@@ -82,7 +83,7 @@ def write_report(paths: Sequence[str | Path], output: str | Path, title: str = "
     ]
     path = folder / "index.html"
     text = html_page(title, sections)
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return path
 
 
@@ -141,7 +142,7 @@ def _metrics_section(results: Sequence[dict]) -> str:
                 cells.append("–")
                 continue
             over = f"<small>over {entry['spread_over']}</small>" if entry["spread"] is not None else ""
-            cells.append(html.escape(format_value(entry["mean"], entry["spread"])) + over)
+            cells.append(html.escape(number(entry["mean"], entry["spread"])) + over)
         rows.append(cells)
     table = html_table(["result", *map(_arrow, names)], rows)
     return f"<h2>Metrics</h2>{table}{_differences_table(results)}"
@@ -154,7 +155,7 @@ def _differences_table(results: Sequence[dict]) -> str:
     rows = []
     for i, name in enumerate(comparison["names"][1:], 1):
         entries = [comparison["metrics"][metric][i] for metric in comparison["metrics"]]
-        changes = [format_value(entry["difference"], entry["spread_of_difference"]) for entry in entries]
+        changes = [number(entry["difference"], entry["spread_of_difference"]) for entry in entries]
         signed = [("+" if entry["difference"] >= 0 else "") + text for entry, text in zip(entries, changes)]
         rows.append([f"<b>{html.escape(name)}</b>", *map(html.escape, signed)])
     head = [f"minus {html.escape(comparison['names'][0])}", *map(_arrow, comparison["metrics"])]
@@ -170,7 +171,7 @@ def _curves_section(results: Sequence[dict], folder: Path) -> str:
         if len({result["tags"][tag] for result in having}) < 2:
             continue
         path = folder / f"curves-{_file_part(tag)}.png"
-        write_atomically(path, lambda temporary, tag=tag, having=having: _draw_curves(temporary, tag, having))
+        write_file(path, lambda temporary, tag=tag, having=having: _draw_curves(temporary, tag, having))
         figures.append(html_figure(path, f"Metrics over {tag}; bars show the spread.", pixels=False))
     if not figures:
         return ""
@@ -247,7 +248,7 @@ def _pictures_section(result: dict, source: Path, number: int, folder: Path) -> 
         if not picture.is_file():
             continue
         copy = folder / f"{number:02d}-{_file_part(result['name'])}.{kind}.png"
-        write_atomically(copy, lambda temporary, picture=picture: temporary.write_bytes(picture.read_bytes()))
+        write_file(copy, lambda temporary, picture=picture: temporary.write_bytes(picture.read_bytes()))
         figures.append(html_figure(copy, caption))
     if not figures and "memorisation" not in result:
         return ""

@@ -52,10 +52,10 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Search, write everything and print the table."""
-    from brickwork.eval.report.results import write_json
     from brickwork.eval.sampling.pipelines import load_lego_pipeline
     from brickwork.eval.search.plot import draw_search
     from brickwork.eval.search.schedule_search import check_share, search_brick_schedule
+    from brickwork.files import write_json
     from brickwork.gen.parameterization import EDMObjective
 
     for budget in args.budget:
@@ -113,7 +113,7 @@ def rank_correlations(search, further: Mapping, values: Mapping, objective) -> d
 def _reference(args: argparse.Namespace):
     """The reference, read before anything is measured; `None` if there is none."""
     from brickwork.eval.messages import choice_error
-    from brickwork.eval.sets.reference import Reference
+    from brickwork.eval.metrics.reference import Reference
 
     if args.dtype not in ("float32", "bfloat16", "float16"):
         raise choice_error("dtype", args.dtype, ("float32", "bfloat16", "float16"))
@@ -135,9 +135,11 @@ def _measure_samples(args: argparse.Namespace, pipeline, search, schedules: Mapp
 
     from brickwork.eval.extractors.features import load_extractor
     from brickwork.eval.metrics.calculate import MetricSettings, calculate
-    from brickwork.eval.report.results import MetricValues, format_value, write_json
+    from brickwork.eval.report.numbers import number
+    from brickwork.eval.report.results import MetricValues
     from brickwork.eval.sampling.pipelines import place
     from brickwork.eval.sampling.sample_set import SamplingSettings, sample_set
+    from brickwork.files import write_json
 
     extractor = load_extractor(reference.info["extractor"]["name"])
     place(extractor.network, args.device)
@@ -158,5 +160,5 @@ def _measure_samples(args: argparse.Namespace, pipeline, search, schedules: Mapp
         result["metrics"]["paired loss"] = MetricValues(search.settings, values=[score.loss]).to_dict()
         write_json(args.output / "results" / f"{part}.json", result)
         values[title] = result["metrics"][name]
-        print(f"{title:15} {name} {format_value(values[title]['mean'], values[title]['spread'])}")
+        print(f"{title:15} {name} {number(values[title]['mean'], values[title]['spread'])}")
     return {"name": f"{name}, {args.samples} samples", "values": values}

@@ -7,7 +7,6 @@ distance. So the network always runs on batches of exactly `FIXED_BATCH` images,
 hands over at a time, how many processes share the work and where a run was interrupted then change nothing at all.
 """
 
-import hashlib
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import nn
 from brickwork.eval.extractors.inception import INCEPTION_SIZE, InceptionV3
 from brickwork.eval.extractors.protocols import Protocol, to_uint8
 from brickwork.eval.messages import choice_error
+from brickwork.files import file_digest, tensor_digest
 
 FIXED_BATCH = 16  # small enough for a CPU's caches, where twice as many take longer per picture
 
@@ -134,17 +134,7 @@ class FeatureStream:
 
 def weights_digest(network: nn.Module) -> str:
     """SHA-256 over names, shapes and bytes of a network's tensors, in the order of their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return tensor_digest(network.state_dict().items())
 
 
 def check_digest(path: str | Path, expected: str) -> str:

@@ -21,12 +21,13 @@ from brickwork.eval.metrics.distances import (
     nearest_neighbours,
     require_samples,
 )
+from brickwork.eval.metrics.feature_sets import FeatureSet, extract_features
+from brickwork.eval.metrics.reference import Reference, describe
 from brickwork.eval.report.pictures import grid, neighbour_sheet
 from brickwork.eval.report.results import RESULT_FORMAT, MetricValues, generation_of
 from brickwork.eval.report.versions import library_versions
-from brickwork.eval.sets.features import FeatureSet, extract_features
-from brickwork.eval.sets.pictures import ImageSet, Preparation, decode, open_image_set, write_atomically
-from brickwork.eval.sets.reference import Reference, describe
+from brickwork.eval.sets.pictures import ImageSet, Preparation, decode, open_image_set
+from brickwork.files import write_file
 
 METRICS = ("fd", "kd", "prdc", "is", "sfd")
 GRID_PICTURES = 64
@@ -281,7 +282,7 @@ def write_pictures(
     names = {}
     for kind, sheet in sheets.items():
         path = stem.with_name(f"{stem.name}.{kind}.png")
-        write_atomically(path, lambda temporary, sheet=sheet: sheet.save(temporary, format="PNG"))
+        write_file(path, lambda temporary, sheet=sheet: sheet.save(temporary, format="PNG"))
         names[kind] = path.name
     return names
 

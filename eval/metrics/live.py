@@ -17,9 +17,9 @@ from brickwork.eval.extractors.features import Extractor, FeatureStream
 from brickwork.eval.extractors.protocols import get_protocol, to_uint8
 from brickwork.eval.metrics.calculate import require_same_extractor
 from brickwork.eval.metrics.distances import feature_statistics, frechet_distance, kernel_distance
+from brickwork.eval.metrics.feature_sets import in_order
+from brickwork.eval.metrics.reference import Reference
 from brickwork.eval.sampling.sample_set import PipelineCall, SamplingSettings
-from brickwork.eval.sets.features import in_order
-from brickwork.eval.sets.reference import Reference
 
 KD_SUBSETS, KD_SUBSET_SIZE = 100, 1000
 

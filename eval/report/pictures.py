@@ -1,12 +1,13 @@
 """Sheets of pictures: fixed-seed grids, and samples beside their nearest training pictures."""
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from brickwork.files import write_file
 
 GAP = 2
 MARGIN = 8
@@ -91,8 +92,5 @@ def labelled_sheet(
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a PNG under a temporary name, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    picture.save(temporary, format="PNG")
-    os.replace(temporary, path)
+    """Write a PNG, complete or not at all."""
+    write_file(path, lambda part: picture.save(part, format="PNG"))

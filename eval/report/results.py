@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from brickwork.eval.sets.pictures import write_atomically
+from brickwork.eval.report.blocks import Table
+from brickwork.eval.report.numbers import number
 
 RESULT_FORMAT = "brickwork-evaluation/1"
 GENERATION_FILE = "generation.json"
@@ -36,12 +37,6 @@ class MetricValues:
             "values": self.values,
             "settings": self.settings,
         }
-
-
-def write_json(path: str | Path, value: dict) -> None:
-    """Write JSON in one step."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def generation_file(samples: str | Path) -> Path:
@@ -136,27 +131,12 @@ def _compared(value: dict, first: dict) -> dict:
     }
 
 
-def format_value(value: float, spread: float | None = None) -> str:
-    """`7.61 ± 0.03`, `7.612` and `7.612 ± 0`: two digits of the spread and the value to the same place, or four."""
-    if not spread:
-        return f"{value:.4g}" if spread is None else f"{value:.4g} ± 0"
-    decimals = max(0, 1 - math.floor(math.log10(spread)))
-    return f"{value:.{decimals}f} ± {spread:.{decimals}f}"
-
-
 def comparison_table(comparison: dict) -> str:
     """A comparison as text: a row for each metric, a column for each result, differences to the first in brackets."""
-    rows = [["metric", *comparison["names"]]]
+    rows = []
     for name, entries in comparison["metrics"].items():
-        cells = []
-        for i, entry in enumerate(entries):
-            cell = format_value(entry["mean"], entry["spread"])
-            if i:
-                change = format_value(entry["difference"], entry["spread_of_difference"])
-                cell += f" ({'+' if entry['difference'] >= 0 else ''}{change})"
-            cells.append(cell)
-        rows.append([name, *cells])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+        cells = [number(entry["mean"], entry["spread"]) for entry in entries]
+        changes = [number(entry["difference"], entry["spread_of_difference"], signed=True) for entry in entries]
+        rows.append([name, cells[0], *(f"{cell} ({change})" for cell, change in zip(cells[1:], changes[1:]))])
     warnings = [f"NOT COMPARABLE: {reason}" for reason in comparison["not_comparable"]]
-    return "\n".join([*warnings, *lines])
+    return "\n".join([*warnings, Table(["metric", *comparison["names"]], rows).text()])

@@ -24,9 +24,10 @@ from tqdm.auto import tqdm
 from brickwork.eval.extractors.features import weights_digest
 from brickwork.eval.extractors.protocols import to_uint8
 from brickwork.eval.messages import choice_error
-from brickwork.eval.report.results import generation_file, write_json
+from brickwork.eval.report.results import generation_file
 from brickwork.eval.report.versions import library_versions
-from brickwork.eval.sets.pictures import read_metadata, write_atomically
+from brickwork.eval.sets.pictures import read_metadata
+from brickwork.files import write_file, write_json
 from brickwork.gen.operations import count_operations
 
 FORMATS = ("png", "npz", "webdataset")
@@ -285,7 +286,7 @@ def _sample_missing(
         if not all(_picture(folder, i).is_file() for i in batch):
             for i, pixels in zip(batch, call(batch)):
                 picture = Image.fromarray(pixels)
-                write_atomically(_picture(folder, i), lambda path, picture=picture: picture.save(path, format="PNG"))
+                write_file(_picture(folder, i), lambda path, picture=picture: picture.save(path, format="PNG"))
         bar.update(len(batch))
     bar.close()
 
@@ -296,7 +297,7 @@ def _write_metadata(call: PipelineCall, settings: SamplingSettings, folder: Path
         row = {"file_name": _picture(folder, i).name, "seed": image_seed(settings.seed, i)}
         row |= {key: value for key, value in (("label", call.label(i)), ("text", call.prompt(i))) if value is not None}
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    write_atomically(folder / METADATA, lambda path: path.write_text("".join(lines), encoding="utf-8"))
+    write_file(folder / METADATA, lambda path: path.write_text("".join(lines), encoding="utf-8"))
 
 
 def _pack_npz(folder: Path, settings: SamplingSettings, output: Path) -> None:
@@ -308,7 +309,7 @@ def _pack_npz(folder: Path, settings: SamplingSettings, output: Path) -> None:
         with open(path, "wb") as stream:  # given a name, numpy would add a suffix of its own
             np.savez(stream, *arrays)
 
-    write_atomically(output, write)
+    write_file(output, write)
 
 
 def _pack_webdataset(folder: Path, settings: SamplingSettings, output: Path) -> None:
@@ -322,7 +323,7 @@ def _pack_webdataset(folder: Path, settings: SamplingSettings, output: Path) -> 
                     details = json.dumps({key: value for key, value in row.items() if key != "file_name"})
                     _add_to_tar(archive, Path(row["file_name"]).stem + ".json", details.encode())
 
-        write_atomically(output / f"{shard:05d}.tar", write)
+        write_file(output / f"{shard:05d}.tar", write)
 
 
 def _add_to_tar(archive: tarfile.TarFile, name: str, content: bytes) -> None:

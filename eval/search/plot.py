@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from brickwork.eval.sets.pictures import write_atomically
+from brickwork.files import write_file
 
 COLOURS = {"full": "#1c2126", "fast": "#2b6a8f", "only": "#5b7f2b", "searched": "#b3431f", "random": "#8a929a"}
 FITTED = ("full", "fast", "searched")  # the axes are made for these; others may be worse by far
@@ -41,7 +41,7 @@ def draw_search(search, path: Path, scores: Mapping, metric: Mapping | None = No
         values = metric["values"]
         _draw_points(axes, {n: (scores[n].share, v["mean"], v["spread"]) for n, v in values.items()}, [])
         _label(axes, metric["name"])
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+    write_file(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
 
 
 def _draw_frontier(axes, search) -> None:

@@ -38,7 +38,7 @@ from brickwork.eval.held_out.subset_losses import (
     subset_losses,
 )
 from brickwork.eval.messages import choice_error
-from brickwork.eval.report.results import write_json
+from brickwork.files import write_json
 from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.parameterization import EDMObjective
 from brickwork.gen.subnets import subnet_bricks, subnet_name

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from brickwork.eval.report.results import write_json
 from brickwork.eval.sets.pictures import write_atomically
+from brickwork.files import write_json
 
 
 class Cells:

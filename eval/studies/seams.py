@@ -41,9 +41,9 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw, measure, write everything and print the table."""
     from brickwork.eval.report.pictures import grid, save_picture
-    from brickwork.eval.report.results import write_json
     from brickwork.eval.report.versions import library_versions
     from brickwork.eval.sampling.pipelines import load_lego_pipeline
+    from brickwork.files import write_json
     from brickwork.pipelines.canvas import WINDOWS
 
     sizes = [parse_size(text) for text in args.sizes]

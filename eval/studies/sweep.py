@@ -88,9 +88,9 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from brickwork.eval.messages import choice_error
+    from brickwork.eval.metrics.reference import Reference
     from brickwork.eval.sampling.pipelines import load_pipeline
     from brickwork.eval.sampling.sample_set import SamplingSettings
-    from brickwork.eval.sets.reference import Reference
 
     if args.dtype not in ("float32", "bfloat16", "float16"):
         raise choice_error("dtype", args.dtype, ("float32", "bfloat16", "float16"))
@@ -271,7 +271,7 @@ def sweep(
     """
     from brickwork.adapters.resadapter.functions import set_resadapter_scale, use_resadapter
     from brickwork.eval.report.pictures import save_picture
-    from brickwork.eval.report.results import write_json
+    from brickwork.files import write_json
 
     output = Path(output)
     record = _record(pipeline, settings, classes, adapter, reference, source, batch_size)
@@ -324,7 +324,7 @@ def _adapter_digest(adapter: str | Path) -> str:
     import hashlib
 
     from brickwork.adapters.hub import local_adapter
-    from brickwork.eval.extractors.features import file_digest
+    from brickwork.files import file_digest
 
     path = Path(local_adapter(adapter))
     if not path.exists():
@@ -405,7 +405,7 @@ def _metric(reference, pipeline):
     from brickwork.eval.extractors.features import load_extractor
     from brickwork.eval.extractors.protocols import get_protocol
     from brickwork.eval.metrics.distances import kernel_distance
-    from brickwork.eval.sets.features import extract_features
+    from brickwork.eval.metrics.feature_sets import extract_features
     from brickwork.eval.sets.pictures import Preparation, from_arrays
 
     width, height = reference.info["size"]

@@ -18,7 +18,7 @@ import torch
 from brickwork.eval.extractors.features import FIXED_BATCH, Extractor, from_module, load_extractor
 from brickwork.eval.extractors.protocols import get_protocol
 from brickwork.eval.metrics.distances import feature_statistics, frechet_distance
-from brickwork.eval.sets.features import extract_features
+from brickwork.eval.metrics.feature_sets import extract_features
 from brickwork.eval.sets.pictures import from_arrays
 
 

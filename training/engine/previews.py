@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from brickwork.eval.extractors.features import file_digest, load_extractor
+from brickwork.eval.extractors.features import load_extractor
 from brickwork.eval.held_out.paired_loss import paired_loss
 from brickwork.eval.metrics.live import LiveMetrics
+from brickwork.eval.metrics.reference import Reference
 from brickwork.eval.report.pictures import grid, save_picture
 from brickwork.eval.sampling.sample_set import SamplingSettings
-from brickwork.eval.sets.reference import Reference
+from brickwork.files import file_digest
 from brickwork.pipelines.objective_file import save_objective
 from brickwork.training.config.config import ObjectiveConfig, TrainConfig
 from brickwork.training.engine.checkpoints import whole

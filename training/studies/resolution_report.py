@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from brickwork.eval.report.numbers import number
 from brickwork.eval.report.pictures import save_picture
-from brickwork.eval.report.results import format_value, write_json
 from brickwork.eval.sets.pictures import write_atomically
+from brickwork.files import write_json
 
 TEXT_HEIGHT, GAP = 18, 4
 SHOWN = 2
@@ -47,7 +48,7 @@ def tables(values: dict, names: dict[str, str]) -> list[str]:
         rows = [
             [
                 names[variant],
-                *(format_value(*distances[variant][size]) for size in extremes),
+                *(number(*distances[variant][size]) for size in extremes),
                 *(f"{style[variant][size]:.0%}" for size in extremes),
             ]
             for variant in distances

@@ -12,7 +12,6 @@ from brickwork.eval.extractors.features import (
     FIXED_BATCH,
     FeatureStream,
     efficientnet_lite0,
-    file_digest,
     from_module,
     inception_v3,
     load_extractor,
@@ -21,6 +20,7 @@ from brickwork.eval.extractors.features import (
 from brickwork.eval.extractors.inception import InceptionV3
 from brickwork.eval.extractors.protocols import PROTOCOLS
 from brickwork.eval.sets.pictures import Preparation, decode, open_image_set
+from brickwork.files import file_digest
 
 DATA = Path(__file__).parents[2] / "data" / "eval"
 

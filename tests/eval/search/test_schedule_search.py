@@ -24,9 +24,9 @@ from brickwork.eval.held_out.subset_losses import (
     sampler_steps,
     subset_losses,
 )
+from brickwork.eval.metrics.reference import make_reference
 from brickwork.eval.search.schedule_search import cost_loss_frontier, search_brick_schedule, step_weights
 from brickwork.eval.sets.pictures import Preparation
-from brickwork.eval.sets.reference import make_reference
 from brickwork.gen.operations import count_operations
 from brickwork.gen.parameterization import EDMObjective
 from brickwork.gen.subnets import brick_subsets

@@ -21,11 +21,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from brickwork import cli, load_resadapter, set_resadapter_scale, unload_resadapter
 from brickwork.eval.extractors import features as extractors
+from brickwork.eval.metrics.reference import make_reference
 from brickwork.eval.report.pictures import labelled_sheet
 from brickwork.eval.sampling.pipelines import load_pipeline
 from brickwork.eval.sampling.sample_set import PipelineCall, SamplingSettings
 from brickwork.eval.sets.pictures import Preparation
-from brickwork.eval.sets.reference import make_reference
 from brickwork.eval.studies.sweep import Cell, parse_ratio, plan_cells, sweep, table
 
 

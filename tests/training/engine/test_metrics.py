@@ -10,9 +10,9 @@ import torch
 
 from brickwork.eval.extractors.features import from_module
 from brickwork.eval.metrics.calculate import MetricSettings, calculate
+from brickwork.eval.metrics.reference import make_reference
 from brickwork.eval.sampling.sample_set import PipelineCall, SamplingSettings, sample_set
 from brickwork.eval.sets.pictures import Preparation
-from brickwork.eval.sets.reference import make_reference
 from brickwork.pipelines.objective_file import saved_objective
 from brickwork.training.engine import previews
 from brickwork.training.engine.loop import train

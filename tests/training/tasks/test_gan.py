@@ -5,7 +5,7 @@ import torch
 import yaml
 
 from brickwork.eval.extractors.features import load_extractor
-from brickwork.eval.sets.reference import make_reference
+from brickwork.eval.metrics.reference import make_reference
 from brickwork.pipelines.one_step import OneStepPipeline
 from brickwork.training.config.config import load_config
 from brickwork.training.engine.loop import train

@@ -25,8 +25,8 @@ from safetensors.torch import load_file
 from brickwork.eval.extractors.features import load_extractor
 from brickwork.eval.extractors.protocols import get_protocol
 from brickwork.eval.metrics.distances import feature_statistics, frechet_distance
+from brickwork.eval.metrics.reference import Reference, make_reference
 from brickwork.eval.sampling.pipelines import place
-from brickwork.eval.sets.reference import Reference, make_reference
 from brickwork.training.commands.data_split import write_split
 from brickwork.training.data.images import BrokenImage, LabelledImages, images_of
 from brickwork.training.engine.guards import StopSignal, write_text

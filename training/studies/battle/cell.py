@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 from brickwork.eval.extractors.features import load_extractor
 from brickwork.eval.extractors.protocols import get_protocol
 from brickwork.eval.metrics.distances import kernel_distance
+from brickwork.eval.metrics.feature_sets import extract_features
+from brickwork.eval.metrics.reference import Reference
 from brickwork.eval.report.pictures import grid, save_picture
 from brickwork.eval.sampling.pipelines import load_pipeline, place
 from brickwork.eval.sampling.sample_set import PipelineCall, SamplingSettings, denoiser_of
-from brickwork.eval.sets.features import extract_features
 from brickwork.eval.sets.pictures import from_arrays, write_atomically
-from brickwork.eval.sets.reference import Reference
 from brickwork.training.config.config import load_config
 from brickwork.training.engine.guards import write_text
 from brickwork.training.engine.loop import train

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import yaml
 
 from brickwork.eval.commands.report import html_figure, html_page, html_table
-from brickwork.eval.report.results import write_json
 from brickwork.eval.sets.pictures import write_atomically
+from brickwork.files import write_json
 from brickwork.training.studies.battle.plot import FIRST_SHARE, draw_curves, draw_samples
 from brickwork.training.studies.battle.tables import Curve, kendall_tau, standings
 

@@ -261,9 +261,9 @@ def write(folder: Path, values: dict, device: str) -> str:
     import torch
 
     from brickwork.eval.benchmark.timing import describe_machine
-    from brickwork.eval.report.results import write_json
     from brickwork.eval.report.versions import library_versions
     from brickwork.eval.sets.pictures import write_atomically
+    from brickwork.files import write_json
     from brickwork.training.studies.convbn.report import draw, tables
 
     text = tables(values)

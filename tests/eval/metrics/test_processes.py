@@ -23,10 +23,10 @@ from accelerate import PartialState
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from brickwork.eval.metrics.calculate import MetricSettings, calculate
 from brickwork.eval.extractors.features import from_module
-from brickwork.eval.sets.features import extract_features
+from brickwork.eval.metrics.feature_sets import extract_features
 from brickwork.eval.sets.pictures import open_image_set
 from brickwork.eval.extractors.protocols import PROTOCOLS
-from brickwork.eval.sets.reference import make_reference
+from brickwork.eval.metrics.reference import make_reference
 from brickwork.eval.sampling.sample_set import SamplingSettings, sample_set
 
 pictures, output, few = map(Path, sys.argv[1:4])

@@ -14,9 +14,10 @@ import torch
 from brickwork.eval.extractors.features import Extractor
 from brickwork.eval.extractors.protocols import get_protocol
 from brickwork.eval.metrics.distances import neighbour_radii
+from brickwork.eval.metrics.feature_sets import FeatureSet, extract_features
 from brickwork.eval.report.versions import library_versions
-from brickwork.eval.sets.features import FeatureSet, extract_features
-from brickwork.eval.sets.pictures import Preparation, open_image_set, write_atomically
+from brickwork.eval.sets.pictures import Preparation, open_image_set
+from brickwork.files import write_file
 
 FORMAT = "brickwork-reference/1"
 
@@ -52,7 +53,7 @@ class Reference:
             tensors[f"{name}.mean"], tensors[f"{name}.covariance"] = mean, covariance
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         metadata = {"brickwork": json.dumps(self.info)}
-        write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata=metadata))
+        write_file(Path(path), lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> "Reference":
