@@ -1,17 +1,196 @@
-"""Which bricks of a LEGO stack run at which noise level."""
+"""Which subnet of a network runs at which noise level: of any network, and brick by brick of a LEGO stack.
+
+A noise level is the noise's standard deviation over the signal's, or what a scheduler's `sigmas` say where it has
+some. In place of a network there may be several of one objective, `{name: network}`, each of which is then a subnet:
+a small one for the coarse and a large one for the fine (T-Stitch, arXiv 2402.14167).
+"""
 
 import math
+from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, Self
 
-from brickwork.gen.subnets import subnet_name
+from brickwork.gen.subnets import FULL, bricks_of, find_subnet, name_of
 
 # The noise levels that EDM samples by default (Karras et al., arXiv 2206.00364, table 1); within them a schedule must
 # always leave at least one brick to run.
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 # Schedulers round their noise levels, so a rule's ends are met with this relative tolerance.
 _TOLERANCE = 1e-4
+
+
+def subnet_names(model: Any) -> list[str]:
+    """The subnets of a network, or the names of several; the last is the network itself, or the largest."""
+    if isinstance(model, Mapping):
+        return sorted(model, key=lambda name: name == FULL)  # last, as in a network; the others keep their order
+    if not hasattr(model, "subnets"):
+        return [FULL]
+    return list(model.subnets(model.config.sample_size, model.config.sample_size))
+
+
+def subnet_costs(model: Any, height: int, width: int) -> dict[str, int]:
+    """Counted operations of one evaluation of each subnet, of a network or of several by name."""
+    if isinstance(model, Mapping):
+        return {name: max(network.subnets(height, width).values()) for name, network in model.items()}
+    return model.subnets(height, width)
+
+
+def step_sigmas(scheduler: Any) -> list[float]:
+    """The noise level that each step begins at, once `scheduler.set_timesteps` has been called."""
+    firsts = range(0, len(scheduler.timesteps), scheduler.order)
+    if getattr(scheduler, "sigmas", None) is not None:
+        return [float(scheduler.sigmas[first]) for first in firsts]
+    signal = [float(scheduler.alphas_cumprod[int(scheduler.timesteps[first])]) for first in firsts]
+    return [math.sqrt((1 - share) / share) for share in signal]
+
+
+class Schedule(ABC):
+    """What pipelines, search and benchmarks know of a schedule."""
+
+    @abstractmethod
+    def subnet_at(self, sigma: float, progress: float = 0.0) -> str:
+        """The subnet that runs at noise level `sigma`, when the share `progress` of the steps (below 1) is done."""
+
+    @abstractmethod
+    def validate(self, model: Any) -> None:
+        """Raise a `ValueError` unless the schedule is for this network, and for subnets that it was trained for."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, list]:
+        """The schedule as plain JSON values."""
+
+    def subnet_steps(self, scheduler: Any) -> list[str]:
+        """The subnet of each step, once `scheduler.set_timesteps` has been called.
+
+        Both evaluations of a second-order step use the subnet of its beginning.
+        """
+        sigmas = step_sigmas(scheduler)
+        return [self.subnet_at(sigma, step / len(sigmas)) for step, sigma in enumerate(sigmas)]
+
+    def operations(self, model: Any, scheduler: Any, height: int, width: int) -> int:
+        """Counted operations of the network's evaluations for one image, once `scheduler.set_timesteps` was called.
+
+        Heun's second evaluations are included. Guidance evaluates everything twice and so doubles the number.
+
+        Args:
+            model: the network, or several by name.
+            scheduler: the sampler's.
+            height: of what the network sees (for latent models, of the latents).
+            width: likewise.
+        """
+        costs, order = subnet_costs(model, height, width), scheduler.order
+        return sum(
+            len(scheduler.timesteps[step * order : (step + 1) * order]) * costs[name]
+            for step, name in enumerate(self.subnet_steps(scheduler))
+        )
+
+
+@dataclass(frozen=True)
+class SubnetSchedule(Schedule):
+    """One subnet of a network at each noise level; an immutable value that saves as plain JSON.
+
+    Build one with `full`, `from_rules` or `from_levels`, which check it against the model it is for.
+
+    Attributes:
+        subnets: their names, from low noise to high.
+        breaks: the rising noise levels at which one takes over from the one before.
+    """
+
+    subnets: tuple[str, ...]
+    breaks: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        rise = all(a < b for a, b in pairwise((0.0, *self.breaks, math.inf)))
+        if len(self.subnets) != len(self.breaks) + 1 or not rise:
+            raise ValueError(
+                f"The schedule has the subnets {self.subnets} and breaks {self.breaks}; give one subnet more than "
+                "breaks, which rise and lie above 0."
+            )
+
+    @classmethod
+    def full(cls, model: Any) -> Self:
+        """The network itself at every noise level."""
+        return cls((subnet_names(model)[-1],))
+
+    @classmethod
+    def from_rules(cls, model: Any, rules: Mapping[str, Sequence]) -> Self:
+        """Say for each subnet in which range of noise levels it runs.
+
+        Args:
+            model: a network with subnets, or several networks of one objective by name.
+            rules: `{subnet: (sigma_low, sigma_high)}`, or a list of such pairs; `None` is an open end. Together they
+                cover all levels from 0 to infinity, once each.
+
+        Raises:
+            ValueError: for unknown subnets, and for noise levels with none or with several.
+        """
+        if not isinstance(rules, Mapping) or not rules:
+            raise ValueError(f"`rules` is {rules!r}; give a dictionary {{subnet: (sigma_low, sigma_high)}}.")
+        known, end, stretches = subnet_names(model), 0.0, []
+        ranges = [(*ends, find_subnet(name, known)) for name, rule in rules.items() for ends in _ranges(name, rule)]
+        for low, high, name in sorted(ranges):
+            if low != end or high <= low:
+                found = "none" if low > end else "several subnets, or a range that ends where it begins,"
+                raise ValueError(
+                    f"`rules` has {found} at the noise levels between {min(low, end):g} and {max(low, end):g}; let "
+                    "the ranges follow one another from 0 to None (infinity), so that one subnet runs at each level."
+                )
+            stretches.append((low, name))
+            end = high
+        if end < math.inf:
+            raise ValueError(f"`rules` has none above the noise level {end:g}; let the last range end with None.")
+        return cls(*_merged(stretches))
+
+    @classmethod
+    def from_levels(cls, model: Any, levels: Mapping[float, str]) -> Self:
+        """Say at some noise levels which subnet runs; anywhere else, that of the level nearest in logarithm.
+
+        Args:
+            model: a network with subnets, or several networks of one objective by name.
+            levels: `{sigma: subnet}`, such as the levels of a sampler's steps and what is to run in each.
+
+        Raises:
+            ValueError: for levels that are not above zero, and unknown subnets.
+        """
+        known = subnet_names(model)
+        ordered = _rising(levels, "subnet")
+        lows = [0.0, *_middles(ordered)]
+        return cls(*_merged([(low, find_subnet(levels[sigma], known)) for low, sigma in zip(lows, ordered)]))
+
+    def subnet_at(self, sigma: float, progress: float = 0.0) -> str:
+        """The subnet that runs at noise level `sigma`; shares of the steps do not matter here."""
+        return self.subnets[bisect_right(self.breaks, sigma * (1 + _TOLERANCE))]
+
+    def resolve(self, scheduler: Any) -> list[str]:
+        """The subnet of each step, once `scheduler.set_timesteps` has been called."""
+        return self.subnet_steps(scheduler)
+
+    def validate(self, model: Any) -> None:
+        """Raise a `ValueError` for subnets that the network does not have."""
+        known = subnet_names(model)
+        for name in self.subnets:
+            find_subnet(name, known)
+
+    def to_dict(self) -> dict[str, list]:
+        """The schedule as plain JSON values."""
+        return {"subnets": list(self.subnets), "breaks": list(self.breaks)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Undo `to_dict`; unknown and missing keys are errors."""
+        subnets, breaks = _exactly("A subnet schedule", values, ("subnets", "breaks"))
+        if not all(isinstance(name, str) for name in subnets):
+            raise ValueError(f"`subnets` is {subnets!r}; give a list of names.")
+        return cls(tuple(subnets), tuple(_number("breaks", level, math.nan) for level in breaks))
+
+    def __str__(self) -> str:
+        """A table with one line a stretch of noise levels, from high noise to low."""
+        ends = [0.0, *self.breaks, math.inf]
+        lines = [f"{_describe_noise(*ends)}: {name}" for ends, name in zip(pairwise(ends), self.subnets)]
+        return "\n".join(reversed(lines))
 
 
 @dataclass(frozen=True)
@@ -90,7 +269,7 @@ class BrickRule:
 
 
 @dataclass(frozen=True)
-class BrickSchedule:
+class BrickSchedule(Schedule):
     """Which bricks of one stack run at which noise level; an immutable value that saves as plain JSON.
 
     Build one with `full`, `fast` or `from_rules`, which check it against the model it is for.
@@ -190,10 +369,7 @@ class BrickSchedule:
             ValueError: for levels that are not above zero, unknown bricks, a level without any, and sets of bricks
                 that the model's weights were not trained for.
         """
-        windows = _windows_of(model)
-        if not isinstance(levels, Mapping) or not levels or not all(0 < sigma < math.inf for sigma in levels):
-            raise ValueError(f"`levels` is {levels!r}; give {{sigma: bricks}} with noise levels above zero.")
-        ordered = sorted(levels)
+        windows, ordered = _windows_of(model), _rising(levels, "bricks")
         bricks = [tuple(levels[sigma]) for sigma in ordered]
         for sigma, running in zip(ordered, bricks):
             if not running or not set(running) <= set(range(len(windows))):
@@ -216,33 +392,11 @@ class BrickSchedule:
 
     def subnet_at(self, sigma: float, progress: float = 0.0) -> str:
         """`bricks_at` as the name of a subnet, a key of `model.subnets(height, width)`."""
-        return subnet_name(self.bricks_at(sigma, progress))
+        return name_of(self.bricks_at(sigma, progress))
 
     def resolve(self, scheduler: Any) -> list[tuple[int, ...]]:
-        """The bricks of each step, once `scheduler.set_timesteps` has been called.
-
-        Both evaluations of a second-order step use the bricks of its beginning.
-        """
-        num_steps = math.ceil(len(scheduler.timesteps) / scheduler.order)
-        sigmas = [float(scheduler.sigmas[step * scheduler.order]) for step in range(num_steps)]
-        return [self.bricks_at(sigma, step / num_steps) for step, sigma in enumerate(sigmas)]
-
-    def operations(self, model: Any, scheduler: Any, height: int, width: int) -> int:
-        """Counted operations of the network's evaluations for one image, once `scheduler.set_timesteps` was called.
-
-        Heun's second evaluations are included. Guidance evaluates everything twice and so doubles the number.
-
-        Args:
-            model: a `LegoTransformer2DModel`.
-            scheduler: the sampler's.
-            height: of what the network sees (for latent models, of the latents).
-            width: likewise.
-        """
-        costs, order = model.subnets(height, width), scheduler.order
-        return sum(
-            len(scheduler.timesteps[step * order : (step + 1) * order]) * costs[subnet_name(bricks)]
-            for step, bricks in enumerate(self.resolve(scheduler))
-        )
+        """`subnet_steps` as bricks: those of each step, once `scheduler.set_timesteps` has been called."""
+        return [bricks_of(name) for name in self.subnet_steps(scheduler)]
 
     def validate(self, model: Any) -> None:
         """Raise a `ValueError` unless the schedule is for this stack, and for subsets its weights were trained for."""
@@ -271,16 +425,10 @@ class BrickSchedule:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "BrickSchedule":
         """Undo `to_dict`; unknown and missing keys are errors."""
-        keys = {"window_sizes", "rules"}
-        if not isinstance(values, Mapping) or set(values) != keys:
-            came = sorted(map(str, values)) if isinstance(values, Mapping) else values
-            raise ValueError(f"A brick schedule has exactly the keys {sorted(keys)}, not {came!r}.")
-        windows = values["window_sizes"]
-        if not isinstance(windows, Sequence) or not all(type(window) is int for window in windows):
+        windows, rules = _exactly("A brick schedule", values, ("window_sizes", "rules"))
+        if not all(type(window) is int for window in windows):
             raise ValueError(f"`window_sizes` is {windows!r}; give a list of whole numbers.")
-        if not isinstance(values["rules"], Sequence):
-            raise ValueError(f"`rules` is {values['rules']!r}; give a list with one rule a brick.")
-        return cls(tuple(windows), tuple(BrickRule.from_list(rule) for rule in values["rules"]))
+        return cls(tuple(windows), tuple(BrickRule.from_list(rule) for rule in rules))
 
     def __str__(self) -> str:
         """A table with one line a brick."""
@@ -297,6 +445,12 @@ class BrickSchedule:
         sigmas = _points({end for rule in rules if rule.unit == "sigma" for end in rule.ends})
         shares = sorted({0.0, *(end for rule in rules if rule.unit == "steps" for end in rule.ends)})
         return [(sigma, share) for share in shares if share < 1 for sigma in sigmas]
+
+
+def read_schedule(values: Mapping[str, Any]) -> BrickSchedule | SubnetSchedule:
+    """The schedule that `to_dict` of either kind wrote."""
+    bricks = isinstance(values, Mapping) and "window_sizes" in values
+    return (BrickSchedule if bricks else SubnetSchedule).from_dict(values)
 
 
 def stack_layout(window_sizes: Sequence[int]) -> str | None:
@@ -325,27 +479,57 @@ def _arrows(window_sizes: Sequence[int]) -> str:
 def _sigma_rule(brick: int, rules: Mapping[int, Sequence | None]) -> BrickRule:
     if brick not in rules:
         return BrickRule()
-    rule = rules[brick]
-    if rule is None:
+    if rules[brick] is None:
         return BrickRule("never")
+    return BrickRule.of_ranges("sigma", _ranges(brick, rules[brick], ", or None to leave the brick out"))
+
+
+def _ranges(name: Any, rule: Any, otherwise: str = "") -> list[tuple[float, float]]:
+    """The ranges of noise levels `(low, high)` of a rule as a person writes it, one pair or a list of pairs."""
     pairs = rule if isinstance(rule, Sequence) and rule and _is_pair(rule[0]) else [rule]
     if not all(_is_pair(pair) for pair in pairs):
         raise ValueError(
-            f"`rules[{brick}]` is {rule!r}; give (sigma_low, sigma_high), a list of such pairs, or None to leave the "
-            "brick out."
+            f"`rules[{name!r}]` is {rule!r}; give (sigma_low, sigma_high), a list of such pairs{otherwise}."
         )
-    return BrickRule.of_ranges("sigma", pairs)
+    return [(_number("sigma_low", low, 0.0), _number("sigma_high", high, math.inf)) for low, high in pairs]
 
 
 def _is_pair(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
 
 
+def _merged(stretches: Sequence[tuple[float, str]]) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Subnets and the breaks between them, from rising `(low, subnet)`; neighbours of one name become one."""
+    kept = [one for before, one in pairwise([(0.0, None), *stretches]) if one[1] != before[1]]
+    return tuple(name for _, name in kept), tuple(low for low, _ in kept[1:])
+
+
+def _rising(levels: Any, what: str) -> list[float]:
+    if not isinstance(levels, Mapping) or not levels or not all(0 < sigma < math.inf for sigma in levels):
+        raise ValueError(f"`levels` is {levels!r}; give {{sigma: {what}}} with noise levels above zero.")
+    return sorted(levels)
+
+
+def _middles(levels: Sequence[float]) -> list[float]:
+    """What lies halfway in logarithm between rising noise levels."""
+    return [float(f"{math.sqrt(a * b):.6g}") for a, b in pairwise(levels)]
+
+
+def _exactly(what: str, values: Any, keys: tuple[str, ...]) -> list[Sequence]:
+    """The lists under just these keys."""
+    if not isinstance(values, Mapping) or set(values) != set(keys):
+        came = sorted(map(str, values)) if isinstance(values, Mapping) else values
+        raise ValueError(f"{what} has exactly the keys {sorted(keys)}, not {came!r}.")
+    for key in keys:
+        if not isinstance(values[key], Sequence) or isinstance(values[key], str):
+            raise ValueError(f"`{key}` is {values[key]!r}; give a list.")
+    return [values[key] for key in keys]
+
+
 def _rule_of_levels(brick: int, levels: Sequence[float], bricks: Sequence[tuple[int, ...]]) -> BrickRule:
     """When a brick runs, from the rising noise levels and the bricks that run at each."""
-    middles = [float(f"{math.sqrt(a * b):.6g}") for a, b in zip(levels, levels[1:])]
-    ends, ranges = [0.0, *middles, math.inf], []
-    for low, high, running in zip(ends, ends[1:], bricks):
+    ranges = []
+    for (low, high), running in zip(pairwise([0.0, *_middles(levels), math.inf]), bricks):
         if brick in running and ranges and ranges[-1][1] == low:
             ranges[-1] = (ranges[-1][0], high)
         elif brick in running:

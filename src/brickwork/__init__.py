@@ -15,7 +15,7 @@ _MODULES = {
     "brickwork.pipelines.lego": ["LegoPipeline"],
     "brickwork.pipelines.class_to_image": ["ClassToImagePipeline"],
     "brickwork.pipelines.one_step": ["OneStepPipeline"],
-    "brickwork.pipelines.schedules": ["BrickSchedule"],
+    "brickwork.pipelines.schedules": ["BrickSchedule", "SubnetSchedule"],
     "brickwork.pipelines.schedulers.edm_heun": ["EDMHeunScheduler"],
     "brickwork.adapters.resadapter.functions": [
         "load_resadapter",
