@@ -20,6 +20,7 @@ from brickwork.eval.sets.pictures import (
     refuse_corrupt,
 )
 from brickwork.gen.parameterization import OBJECTIVES
+from brickwork.pipelines.labels import resolve_class_labels
 
 ENCODED_AT_ONCE = 16
 
@@ -161,10 +162,10 @@ def _labels(network, images: ImageSet) -> torch.Tensor | None:
         return None
     if images.labels is None:
         return torch.full((len(images),), num_classes)
-    wrong = sorted({label for label in images.labels if not isinstance(label, int) or not 0 <= label <= num_classes})
-    if wrong:
+    try:
+        return torch.tensor(resolve_class_labels(list(images.labels), num_classes, network.config.get("id2label")))
+    except ValueError as error:
         raise ValueError(
-            f"labels: {images.source} has the labels {wrong[:5]}, the network's classes are 0 to {num_classes - 1};"
-            f' number them so ({num_classes} is "no class"), or write the run\'s own with `brickwork data split`'
-        )
-    return torch.tensor(list(images.labels))
+            f"The labels of {images.source} do not fit the network: {error} Or write the run's own with `brickwork "
+            "data split`."
+        ) from None

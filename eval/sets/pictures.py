@@ -5,10 +5,7 @@ is asked for. `Preparation` brings them to RGB and to one size, or refuses, and 
 """
 
 import hashlib
-import io
-import json
-import os
-import tarfile
+import logging
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from brickwork.errors import count_and_name, one_of
 from brickwork.eval.extractors.protocols import to_uint8
-from brickwork.eval.messages import choice_error, count_and_name
+from brickwork.eval.sets.decode import to_rgb
+from brickwork.eval.sets.reader import open_pictures
+from brickwork.eval.sets.scan import read_rows, say_skipped
+from brickwork.files import write_file
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+log = logging.getLogger(__name__)
+
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC, "box": Image.Resampling.BOX}
 
 
@@ -35,14 +37,14 @@ class ImageSet:
         open: Opens picture `i` without decoding its pixels.
         source: Where they came from, as the user gave it.
         texts: The caption of each, where there are captions.
-        labels: The class number of each, where there are any.
+        labels: The class of each, where there are any: its name, or its number where no name is known, or `None`.
     """
 
     names: Sequence[str]
     open: Callable[[int], Image.Image]
     source: str
     texts: Sequence[str] | None = None
-    labels: Sequence[int] | None = None
+    labels: Sequence[int | str | None] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -59,53 +61,31 @@ def open_image_set(source: str | Path, limit: int | None = None) -> ImageSet:
     """A set of pictures from a path or a hub id.
 
     Args:
-        source: A folder of pictures (with `metadata.jsonl` for captions and labels), an `.npz` (first array, uint8
-            `(count, height, width, 3)`), a `.parquet` file, a folder of `.parquet` or `.tar` (WebDataset) files, one
-            `.tar`, or the id of a data set on the hub. Captions are called `text` and class numbers `label`.
+        source: what `brickwork.eval.sets.open_pictures` reads, or an `.npz` (first array, uint8
+            `(count, height, width, 3)`).
         limit: Take the first so many only.
     """
-    path = Path(source)
-    if path.is_dir():
-        images = _open_folder(path)
-    elif path.suffix == ".npz":
-        images = _open_npz(path)
-    elif path.suffix == ".parquet":
-        images = _open_parquet([path], str(source))
-    elif path.suffix == ".tar":
-        images = _open_tars([path], str(source))
-    elif path.suffix or path.is_absolute() or str(source).count("/") > 1:
-        raise ValueError(f"images: {source} is neither a folder nor an .npz, .parquet or .tar file")
+    if Path(source).suffix == ".npz":
+        images = _open_npz(Path(source))
     else:
-        images = _open_hub(str(source))
-    if not len(images):
-        raise ValueError(f"images: {source} holds no pictures ({', '.join(IMAGE_SUFFIXES)})")
+        pictures = open_pictures(source)
+        if told := " ".join([*pictures.notes, say_skipped(pictures.skipped)]).strip():
+            log.warning("%s: %s", source, told)
+        texts, labels = pictures.captions, pictures.labels
+        images = ImageSet(
+            pictures.names,
+            pictures.open,
+            str(source),
+            None if None in texts else texts,
+            labels if any(label is not None for label in labels) else None,
+        )
     return images if limit is None else images.first(limit)
-
-
-def _open_folder(folder: Path) -> ImageSet:
-    for suffix, opener in ((".parquet", _open_parquet), (".tar", _open_tars)):
-        files = sorted(folder.rglob(f"*{suffix}"))
-        if files:
-            return opener(files, str(folder))
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    names = sorted(str(path.relative_to(folder)) for path in found if not path.name.startswith("."))
-    rows = {row.get("file_name"): row for row in read_metadata(folder)}
-    texts, labels = ([rows.get(name, {}).get(key) for name in names] for key in ("text", "label"))
-    return ImageSet(
-        names,
-        lambda i: Image.open(folder / names[i]),
-        str(folder),
-        texts if None not in texts else None,
-        labels if None not in labels else None,
-    )
 
 
 def read_metadata(folder: Path) -> list[dict]:
     """The rows of a folder's `metadata.jsonl`, none if it has none."""
     path = folder / "metadata.jsonl"
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [row for _, row in read_rows(path)] if path.is_file() else []
 
 
 def _open_npz(path: Path) -> ImageSet:
@@ -126,63 +106,6 @@ def from_arrays(pixels: np.ndarray | torch.Tensor, source: str = "array") -> Ima
     return ImageSet([f"{source}[{i}]" for i in range(len(pixels))], lambda i: Image.fromarray(pixels[i]), source)
 
 
-def _from_table(encoded, source: str, texts: list | None, labels: list | None) -> ImageSet:
-    """A set from a column of `{bytes, path}` values, as `datasets` stores pictures."""
-
-    def open_one(i: int) -> Image.Image:
-        value = encoded[i]
-        value = value.as_py() if hasattr(value, "as_py") else value
-        return Image.open(io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"])
-
-    return ImageSet([f"row {i}" for i in range(len(encoded))], open_one, source, texts, labels)
-
-
-def _open_parquet(files: list[Path], source: str) -> ImageSet:
-    import pyarrow
-    import pyarrow.parquet
-
-    tables = [pyarrow.parquet.read_table(file) for file in files]
-    if any("image" not in table.column_names for table in tables):
-        raise ValueError(f"images: {source} has the columns {tables[0].column_names}, need one called 'image'")
-    columns = [name for name in ("image", "text", "label") if all(name in t.column_names for t in tables)]
-    table = pyarrow.concat_tables([t.select(columns) for t in tables])
-    texts, labels = (table[name].to_pylist() if name in columns else None for name in ("text", "label"))
-    return _from_table(table["image"], source, texts, labels)
-
-
-def _open_hub(source: str) -> ImageSet:
-    from datasets import Image as ImageFeature
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(source, split="train")
-    except Exception as error:  # the hub, the network and the cache each raise classes of their own
-        raise ValueError(
-            f"images: {source!r} is no path here and could not be loaded as a data set: {error}"
-        ) from error
-    rows = rows.cast_column("image", ImageFeature(decode=False))
-    texts, labels = (list(rows[name]) if name in rows.column_names else None for name in ("text", "label"))
-    return _from_table(rows["image"], source, texts, labels)
-
-
-def _open_tars(files: list[Path], source: str) -> ImageSet:
-    """WebDataset shards: pictures are read at their offsets, so that nothing is unpacked and threads do not clash."""
-    places = []
-    for file in files:
-        with tarfile.open(file) as archive:
-            for member in archive:
-                if member.isfile() and Path(member.name).suffix.lower() in IMAGE_SUFFIXES:
-                    places.append((file, member.name, member.offset_data, member.size))
-
-    def open_one(i: int) -> Image.Image:
-        file, _, offset, size = places[i]
-        with open(file, "rb") as stream:
-            stream.seek(offset)
-            return Image.open(io.BytesIO(stream.read(size)))
-
-    return ImageSet([f"{file.name}:{name}" for file, name, _, _ in places], open_one, source)
-
-
 @dataclass(frozen=True)
 class Preparation:
     """How a picture becomes RGB of one size; stored with the numbers, because they depend on it.
@@ -199,8 +122,7 @@ class Preparation:
     convert: bool = False
 
     def __post_init__(self):
-        if self.filter not in FILTERS:
-            raise choice_error("filter", self.filter, FILTERS)
+        one_of("filter", self.filter, FILTERS)
         if self.resolution is not None and self.resolution < 1:
             raise ValueError(f"resolution: got {self.resolution}, need a side in pixels of at least 1")
 
@@ -210,9 +132,7 @@ class Preparation:
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """uint8 `(height, width, 3)`."""
-        if image.mode != "RGB":
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        image = to_rgb(image)
         if self.resolution is not None and image.size != (self.resolution, self.resolution):
             side = min(image.size)
             left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -232,10 +152,8 @@ class Inspection:
 def _kind(image: Image.Image) -> str:
     if "A" in image.getbands() or "transparency" in image.info:
         return "alpha"
-    return {"RGB": "RGB", "L": "grey", "1": "grey", "P": "palette"}.get(image.mode, image.mode)
-
-
-CONVERTIBLE = ("grey", "palette", "alpha")
+    kind = {"RGB": "RGB", "L": "grey", "1": "grey", "P": "palette", "F": "deep grey"}.get(image.mode, image.mode)
+    return "deep grey" if kind.startswith("I") else kind
 
 
 def inspect_images(images: ImageSet, preparation: Preparation) -> Inspection:
@@ -246,16 +164,15 @@ def inspect_images(images: ImageSet, preparation: Preparation) -> Inspection:
             with images.open(i) as image:
                 kinds.setdefault(_kind(image), []).append(name)
                 sizes.setdefault(image.size, []).append(name)
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+        except (OSError, SyntaxError, ValueError):
             corrupt.append(name)
     refuse_corrupt(corrupt, images)
     other = {kind: names for kind, names in kinds.items() if kind != "RGB"}
-    if other and not (preparation.convert and all(kind in CONVERTIBLE for kind in other)):
+    if other and not preparation.convert:
         listed = "; ".join(f"{kind}: {count_and_name(names)}" for kind, names in sorted(other.items()))
-        allowed = "pass --convert to put them on white and convert them to RGB, which the result then says"
         raise ValueError(
             f"images: {sum(map(len, other.values()))} of {len(images)} in {images.source} are not RGB ({listed});"
-            f" {allowed if all(kind in CONVERTIBLE for kind in other) else 'convert them to 8-bit RGB first'}"
+            " pass --convert to put them on white and convert them to RGB, which the result then says"
         )
     if preparation.resolution is None and len(sizes) > 1:
         listed = "; ".join(
@@ -332,11 +249,5 @@ def decode_ahead(
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file in the same folder, then put it in place in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """See `brickwork.files.write_file`."""
+    write_file(path, write)

@@ -5,6 +5,7 @@ import difflib
 import os
 from pathlib import Path
 
+from brickwork.eval.sets.tables import as_dataset
 from brickwork.training.data.images import load_table
 
 
@@ -72,7 +73,7 @@ def select_rows(source: str, output: Path, where: list[str], split: str = "train
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.{os.getpid()}")
     try:
-        table.select(rows).to_parquet(str(temporary))
+        as_dataset(table.select(rows)).to_parquet(str(temporary))
         os.replace(temporary, output)
     finally:
         temporary.unlink(missing_ok=True)

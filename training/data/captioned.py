@@ -4,7 +4,6 @@ Pictures and captions are encoded as they come, or were encoded once: a cache ho
 in every shape of the run, and the embeddings of every caption.
 """
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -15,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from brickwork.errors import advice
+from brickwork.eval.sets.tables import captions_in
 from brickwork.pipelines.latents import moments
 from brickwork.training.config.latent import LatentConfig
 from brickwork.training.data.buckets import POSTERIOR, SAMPLE, SUBSTITUTE, random_numbers
 from brickwork.training.data.cache import TensorCache, build_cache, network_fingerprint
-from brickwork.training.data.images import BrokenImage, LabelledImages, load_table, open_picture, to_unit_range
+from brickwork.training.data.images import BrokenImage, LabelledImages, load_table, to_unit_range
 from brickwork.training.data.resolutions import Resolutions, enlargement, shapes_by_size
 from brickwork.training.data.stream import TrainingStream
 from brickwork.training.data.text_cache import CachedTexts, cache_texts
@@ -56,11 +57,10 @@ class CaptionedImages:
         table = load_table(data.source, data.split)
         column = data.caption_column
         if column not in table.column_names:
-            near = difflib.get_close_matches(column, table.column_names, n=1) or table.column_names
             raise ValueError(
-                f"`data.caption_column` is {column!r}, which the data set does not have; did you mean "
-                f"{', '.join(near)}? An image folder takes captions from a metadata.jsonl beside its pictures, with "
-                '"file_name" and "text".'
+                f"`data.caption_column` is {column!r}, which the data set does not have; "
+                f"{advice(column, table.column_names, 'its columns are')} A folder takes captions from files such as "
+                '`NAME.txt` beside its pictures, or from a metadata.jsonl with "file_name" and "text".'
             )
         self.images = LabelledImages(
             table,
@@ -72,7 +72,7 @@ class CaptionedImages:
             step if settings.ratios == "data" else 0,
             settings.max_aspect,
         )
-        self.captions = [str(caption or "") for caption in self.images.table[column]]
+        self.captions = [caption or "" for caption in captions_in(self.images.table, column)]
         if not any(self.captions):
             raise ValueError(f"`data.caption_column` is {column!r}, in which every row is empty; give captions.")
         self.sizes = np.array([self._size(row) for row in range(len(self.images))])
@@ -83,10 +83,9 @@ class CaptionedImages:
 
     def _size(self, row: int) -> tuple[int, int]:
         try:
-            picture = open_picture(self.images.table[row][self.images.image_column])
+            return self.images.natural_size(row)
         except BrokenImage:  # counts as large, so that it is drawn, named, and replaced
             return 2**20, 2**20
-        return picture.height, picture.width
 
     def fits(self, row: int, shape: Shape) -> bool:
         """Whether a picture fills a shape without being enlarged too much."""

@@ -1,57 +1,32 @@
 """Images with class labels, from a folder, a Parquet file or the hub."""
 
-import difflib
 import hashlib
-from io import BytesIO
+import logging
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from brickwork.eval.sets.decode import BrokenPicture, open_upright, to_rgb
+from brickwork.eval.sets.reader import undecoded
+from brickwork.eval.sets.scan import say_skipped
+from brickwork.eval.sets.tables import find_column, labels_in, numbered, open_table
 from brickwork.training.config.config import TrainConfig
 from brickwork.training.data.buckets import bucket_shapes, nearest_bucket
 from brickwork.training.data.build.emoji import base_codepoints
-from brickwork.training.data.shards import ShardTable, shard_paths
+
+log = logging.getLogger(__name__)
 
 # Decoded images up to this size in all are kept in memory: small sets are read once.
 CACHE_BYTES = 2**30
 EMOJI = Path("data/emoji/train.parquet")  # what the configurations here name, and the command below makes
 
 
-class BrokenImage(ValueError):
-    """A picture that cannot be read."""
+BrokenImage = BrokenPicture
 
 
 class DataLost(ValueError):
     """So many pictures cannot be read that training must stop."""
-
-
-def open_picture(value) -> Image.Image:
-    """A picture from a data set's cell, upright but not decoded yet.
-
-    Args:
-        value: `{"bytes": …, "path": …}` as `datasets` has it, or bytes, or a path.
-
-    Raises:
-        BrokenImage: where there is none.
-    """
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    try:
-        image = Image.open(BytesIO(value) if isinstance(value, bytes) else value)
-        ImageOps.exif_transpose(image, in_place=True)  # reads the header only, where nothing is to be turned
-        return image
-    except Exception as error:  # decoders raise errors of many kinds
-        raise BrokenImage(f"{error}") from error
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode => RGB; transparent pictures are laid on white."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
 
 
 def crop_to(image: Image.Image, height: int, width: int) -> np.ndarray:
@@ -69,46 +44,21 @@ def to_unit_range(image: np.ndarray) -> np.ndarray:
 
 
 def load_table(source: str, split: str = "train"):
-    """Open a data set without decoding it.
+    """Open a data set without decoding it, and say once what of it was left out.
 
     Args:
-        source: an image folder (sub-folders are classes), a `.parquet` file or a folder of them, WebDataset shards (a
-            folder of `.tar` files, or names such as `shards/{000..127}.tar`), or a name on the hub.
+        source: what `brickwork.eval.sets.tables.open_table` reads.
         split: split of a data set from the hub.
 
     Raises:
         ValueError: where nothing can be read, naming the source.
     """
-    import datasets
-
-    path = Path(source)
-    if not source:
-        raise ValueError("`data.source` is empty; name an image folder, a Parquet file or a data set on the hub.")
-    if tars := shard_paths(source):
-        return ShardTable(tars)
-    if path.is_file() and path.suffix == ".parquet":
-        return datasets.Dataset.from_parquet(str(path))
-    if path.is_dir():
-        shards = sorted(str(shard) for shard in path.glob("*.parquet"))
-        if shards:
-            return datasets.Dataset.from_parquet(shards)
-        return _image_folder(path)
-    if path.exists() or source.startswith((".", "/")) or path.suffix:
-        mend = "`brickwork data build emoji` makes it" if path == EMOJI else "name one that is there"
-        raise ValueError(f"`data.source` is {source!r}, which is no folder and no .parquet file; {mend}.")
-    try:
-        return datasets.load_dataset(source, split=split)
-    except Exception as error:  # the hub's errors have no common base
-        raise ValueError(f"`data.source` is {source!r}, which is no local path, and the hub says: {error}") from error
-
-
-def _image_folder(path: Path):
-    import datasets
-
-    try:
-        return datasets.load_dataset("imagefolder", data_dir=str(path), split="train")
-    except Exception as error:  # an empty folder, or one of other files
-        raise ValueError(f"`data.source` is {str(path)!r}, a folder without images or .parquet files.") from error
+    if Path(source) == EMOJI and not EMOJI.exists():
+        raise ValueError(f"`data.source` is {source!r}, which is not there; `brickwork data build emoji` makes it.")
+    table = open_table(source, split, "data.source")
+    if told := " ".join([*table.notes, say_skipped(table.skipped)]).strip():
+        log.warning("%s: %s", source, told)
+    return table
 
 
 class LabelledImages:
@@ -126,7 +76,8 @@ class LabelledImages:
 
     Attributes:
         size, channels: of the square picture that the network trains on.
-        labels: `(N,)` class numbers. class_names: their names. groups: `N` names of groups.
+        labels: `(N,)` class numbers, the one behind the last for rows of no class. class_names: their names.
+        groups: `N` names of groups.
         shapes: `(height, width)` of each bucket. buckets: `(N,)` the bucket of each row.
 
     Raises:
@@ -145,9 +96,8 @@ class LabelledImages:
         bucket_max_aspect: float = 2.0,
     ):
         for argument, column in (("image", image_column), ("label", label_column), ("group", group_column)):
-            if column is not None and column not in table.column_names:
-                near = difflib.get_close_matches(column, table.column_names, n=1) or table.column_names
-                raise ValueError(f"`data.{argument}_column` is {column!r}; did you mean {', '.join(near)}?")
+            if column is not None:
+                find_column(table, column, f"data.{argument}_column")
         self.size, self.channels, self.image_column = size, 3, image_column
         labels, names = _labels(table, label_column)
         if classes is not None:
@@ -160,14 +110,12 @@ class LabelledImages:
             table = table.select(rows)
         if len(table) == 0:
             raise ValueError("The data set has no image of the wanted classes; check `data.classes`.")
-        if min(labels) < 0:
-            raise ValueError("Some rows have no label (-1); choose `data.classes`, or `data.label_column: null`.")
         self.labels, self.class_names = np.asarray(labels, dtype=np.int64), names
         groups = table[group_column] if group_column else range(len(table))
         # The skin tones of one emoji, and its two styles, are one drawing: they must not meet across the split.
         name_of = base_codepoints if group_column == "codepoints" else str
         self.groups = [name_of(group) for group in groups]
-        self.table = _undecoded(table, image_column)
+        self.table = undecoded(table, image_column)
         self._kept: dict[tuple[str, int], np.ndarray] = {}
         self._kept_bytes = 0
         self.shapes, self.buckets = [(size, size)], np.zeros(len(table), dtype=np.int64)
@@ -192,7 +140,7 @@ class LabelledImages:
         """
         if ("whole", row) in self._kept:
             return self._kept["whole", row].shape[:2]
-        image = open_picture(self.table[int(row)][self.image_column])
+        image = open_upright(self.table[int(row)][self.image_column])
         return image.height, image.width
 
     def whole(self, row: int) -> Image.Image:
@@ -203,11 +151,7 @@ class LabelledImages:
         """
         if ("whole", row) in self._kept:
             return Image.fromarray(self._kept["whole", row])
-        image = open_picture(self.table[int(row)][self.image_column])
-        try:
-            image = to_rgb(image)
-        except Exception as error:  # decoders raise errors of many kinds
-            raise BrokenImage(f"{error}") from error
+        image = to_rgb(open_upright(self.table[int(row)][self.image_column]))
         self._keep("whole", row, np.asarray(image))
         return image
 
@@ -223,11 +167,7 @@ class LabelledImages:
             BrokenImage: where the picture cannot be read.
         """
         height, width = shape or self.shapes[self.buckets[row]]
-        image = open_picture(self.table[int(row)][self.image_column])
-        try:
-            return crop_to(image, height, width)
-        except Exception as error:  # decoders raise errors of many kinds
-            raise BrokenImage(f"{error}") from error
+        return crop_to(open_upright(self.table[int(row)][self.image_column]), height, width)
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, int]:
         """The picture of the row's bucket, uint8 `(height, width, 3)`, and the label (0 for unlabelled sets)."""
@@ -296,19 +236,4 @@ def images_of(config: TrainConfig) -> LabelledImages:
 def _labels(table, column: str | None) -> tuple[list[int], list[str]]:
     if column is None:
         return [0] * len(table), []
-    values = list(table[column])
-    names = getattr(table.features.get(column), "names", None)
-    if names is None:
-        distinct = sorted(set(values))
-        number = {value: index for index, value in enumerate(distinct)}
-        return [number[value] for value in values], [str(value) for value in distinct]
-    return values, list(names)
-
-
-def _undecoded(table, column: str):
-    """The same table with pictures as bytes or paths, so that a broken one can be told and skipped."""
-    import datasets
-
-    if isinstance(getattr(table, "features", {}).get(column), datasets.Image):
-        return table.cast_column(column, datasets.Image(decode=False))
-    return table
+    return numbered(labels_in(table, column), getattr(table.features.get(column), "names", None))

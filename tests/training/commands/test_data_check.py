@@ -61,7 +61,7 @@ def test_everything_is_found(source):
     assert report.labels == {"a": 4, "b": 3}
     assert sum(report.buckets.values()) == 6
     assert report.buckets["32×32"] == 5
-    assert "1 broken, cannot be read: 6 (" in report.text()
+    assert "1 broken, cannot be read: row 6 (" in report.text()
 
 
 def command(*arguments):

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from brickwork.eval.sets.decode import open_upright
+from brickwork.eval.sets.shards import shard_paths
 from brickwork.training.data.buckets import bucket_shapes, nearest_bucket
 from brickwork.training.data.build.emoji import base_codepoints
 from brickwork.training.data.images import (
@@ -15,11 +17,9 @@ from brickwork.training.data.images import (
     LabelledImages,
     crop_to,
     load_table,
-    open_picture,
     to_rgb,
     to_unit_range,
 )
-from brickwork.training.data.shards import shard_paths
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +86,12 @@ def test_bad_choices_are_named(table, options, message):
 def test_bad_sources_are_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="`data.source` is empty"):
         load_table("")
-    with pytest.raises(ValueError, match="no folder and no .parquet file; name one"):
+    with pytest.raises(ValueError, match="`data.source` is .*nowhere', which is not there"):
         load_table(str(tmp_path / "nowhere"))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="parquet file; `brickwork data build emoji` makes it"):
+    with pytest.raises(ValueError, match="not there; `brickwork data build emoji` makes it"):
         load_table("data/emoji/train.parquet")
-    with pytest.raises(ValueError, match="a folder without images"):
+    with pytest.raises(ValueError, match="a folder without pictures"):
         load_table(str(tmp_path))
 
 
@@ -148,13 +148,13 @@ def test_a_photograph_lying_on_its_side_is_turned():
     exif[0x0112] = 6
     file = io.BytesIO()
     image.save(file, format="JPEG", exif=exif)
-    assert open_picture(file.getvalue()).size == (10, 20)
+    assert open_upright(file.getvalue()).size == (10, 20)
 
 
 @pytest.mark.parametrize("value", [b"", b"no picture", {"bytes": None, "path": "/nowhere.png"}, {"bytes": None}])
 def test_what_is_no_picture_is_broken(value):
     with pytest.raises(BrokenImage):
-        open_picture(value)
+        open_upright(value)
 
 
 def test_a_picture_cut_short_is_broken(image_folder):

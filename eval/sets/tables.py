@@ -1,0 +1,258 @@
+"""Data sets as tables: columns by name, rows by number, pictures as bytes or paths that nobody has decoded yet.
+
+Parquet files and data sets of the hub are a `datasets.Dataset`; folders and shards offer what is used of its
+interface: `column_names`, `features`, `len`, `[row]`, `[column]`, `select`. Each table has `skipped` and `notes`, what
+a reader should be told once.
+"""
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from brickwork.errors import near_names
+from brickwork.eval.sets.decode import SUFFIXES
+from brickwork.eval.sets.scan import FolderListing, Skipped, list_folder
+from brickwork.eval.sets.shards import ShardTable, shard_paths
+
+CAPTIONS = ("text", "caption", "captions", "prompt", "description")
+LABELS = ("label", "labels", "class", "class_name", "category")
+
+
+class FolderTable:
+    """Columns of equal length, as lists; pictures are `{"path": …}`.
+
+    Attributes:
+        names: of the pictures, relative to the folder.
+        skipped, notes: see the module.
+    """
+
+    def __init__(self, columns: dict[str, list], names: list[str], skipped: list[Skipped], notes: list[str]):
+        self.columns, self.names, self.skipped, self.notes = columns, names, skipped, notes
+        self.features: dict = {}
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self.columns)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, key: int | str):
+        if isinstance(key, str):
+            return self.columns[key]
+        return {name: values[key] for name, values in self.columns.items()}
+
+    def select(self, rows: Sequence[int]) -> "FolderTable":
+        """The table of some rows."""
+        columns = {name: [values[row] for row in rows] for name, values in self.columns.items()}
+        return FolderTable(columns, [self.names[row] for row in rows], self.skipped, self.notes)
+
+
+def open_table(source: str | Path, split: str = "train", argument: str = "source"):
+    """Open a data set without decoding a picture.
+
+    Args:
+        source: a folder of pictures (see `brickwork.eval.sets.scan`), a `.parquet` file or a folder of them,
+            WebDataset shards (a `.tar`, a folder of them, or names such as `shards/{000..127}.tar`), one picture, or a
+            name on the hub.
+        split: of a data set from the hub.
+        argument: what the source is called in an error.
+
+    Raises:
+        ValueError: where nothing can be read, naming the source and why.
+    """
+    path, text = Path(source), str(source)
+    if not text:
+        raise ValueError(f"`{argument}` is empty; name a folder of pictures, a Parquet file or a data set on the hub.")
+    if path.is_dir():
+        return _open_folder(path, argument)
+    if tars := shard_paths(text):
+        return ShardTable(tars)
+    if path.is_file() and path.suffix.lower() == ".parquet":
+        return _open_parquet([path], argument)
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
+        return FolderTable({"image": [{"bytes": None, "path": text}]}, [path.name], [], [])
+    if path.exists() or text.startswith((".", "/", "~")) or path.suffix or text.count("/") > 1:
+        beside = near_names(path.name, [entry.name for entry in path.parent.iterdir()]) if path.parent.is_dir() else []
+        hint = f"is {str(path.parent / beside[0])!r} meant?" if beside else "name one that is there."
+        what = "is of no kind that holds pictures" if path.exists() else "is not there"
+        raise ValueError(f"`{argument}` is {text!r}, which {what}; {hint}")
+    return _open_hub(text, split, argument)
+
+
+def _open_folder(folder: Path, argument: str):
+    listing = list_folder(folder)
+    if listing.pictures:
+        strays = [Skipped(name, "a table or archive beside pictures") for name in listing.tables + listing.shards]
+        return _folder_table(folder, listing, listing.skipped + strays)
+    if listing.tables:
+        table = _open_parquet([folder / name for name in listing.tables], argument)
+        table.skipped = listing.skipped + [Skipped(name, "an archive beside tables") for name in listing.shards]
+        return table
+    if listing.shards:
+        return ShardTable([str(folder / name) for name in listing.shards], listing.skipped)
+    there = ", ".join(str(entry) for entry in listing.skipped[:3]) or "it is empty"
+    raise ValueError(
+        f"`{argument}` is {str(folder)!r}, a folder without pictures, .parquet or .tar files ({there}); pictures end "
+        f"in {', '.join(SUFFIXES)}."
+    )
+
+
+def _folder_table(folder: Path, listing: FolderListing, skipped: list[Skipped]) -> FolderTable:
+    """Columns: `image`; `label` and `text` where there are any; whatever else metadata says."""
+    names, notes = listing.pictures, []
+    keys = dict.fromkeys(key for row in listing.metadata.values() for key in row)
+    columns = {"image": [{"bytes": None, "path": str(folder / name)} for name in names]}
+    columns |= {key: [listing.metadata.get(name, {}).get(key) for name in names] for key in keys if key != "image"}
+    label, caption = (next((key for key in known if key in columns), known[0]) for known in (LABELS, CAPTIONS))
+    classes = [listing.class_of(name) for name in names]
+    if any(classes) and label not in keys:
+        columns[label] = classes
+        root = classes.count(None)
+        if root:
+            notes.append(f"{root} pictures lie beside the folders of classes; they have no class.")
+    if listing.captions:
+        given = columns.get(caption, [None] * len(names))
+        columns[caption] = [listing.captions.get(name) if text is None else text for name, text in zip(names, given)]
+    return FolderTable(columns, names, skipped, notes)
+
+
+def _open_parquet(files: list[Path], argument: str):
+    import datasets
+
+    try:
+        # `datasets` takes names for patterns.
+        return _told(datasets.Dataset.from_parquet([glob.escape(str(file)) for file in files]))
+    except Exception as error:  # pyarrow's, of many kinds
+        reason = str(error.__cause__ or error)
+        raise ValueError(
+            f"`{argument}`: {', '.join(map(str, files[:3]))} cannot be read as Parquet ({reason}); make it anew."
+        ) from None
+
+
+def _open_hub(name: str, split: str, argument: str):
+    import datasets
+
+    try:
+        return _told(datasets.load_dataset(name, split=split))
+    except Exception as error:  # the hub, the network and the cache each raise classes of their own
+        raise ValueError(f"`{argument}` is {name!r}, which is no local path, and the hub says: {error}") from error
+
+
+def _told(table):
+    table.skipped, table.notes = [], []
+    return table
+
+
+def image_column(table, column: str | None = None, argument: str = "image_column") -> str:
+    """The column with the pictures: the one named, `image`, or the only one that can be.
+
+    Raises:
+        ValueError: where it is not there, or several could be meant.
+    """
+    if column is not None or "image" in table.column_names:
+        return find_column(table, column or "image", argument)
+    able = [name for name in table.column_names if _holds_pictures(table.features.get(name))]
+    if len(able) == 1:
+        return able[0]
+    which = f"could be {' or '.join(map(repr, able))}" if able else f"is none of {', '.join(table.column_names)}"
+    raise ValueError(f"The column with the pictures {which}; say which with `{argument}`.")
+
+
+def _holds_pictures(feature: Any) -> bool:
+    kind = type(feature).__name__
+    return (
+        kind == "Image"
+        or getattr(feature, "dtype", "") in ("binary", "large_binary")
+        or (isinstance(feature, dict) and "bytes" in feature)
+    )
+
+
+def find_column(table, column: str, argument: str) -> str:
+    """The column itself, or a `ValueError` with what comes near."""
+    if column in table.column_names:
+        return column
+    near = near_names(column, table.column_names) or table.column_names
+    raise ValueError(f"`{argument}` is {column!r}; did you mean {', '.join(near)}?")
+
+
+def guessed_column(table, known: Sequence[str], argument: str) -> str | None:
+    """The column that goes by one of the usual names, `None` where none does.
+
+    Raises:
+        ValueError: where several do and none has the first of these names.
+    """
+    found = [name for name in table.column_names if name.lower() in known]
+    exact = [name for name in found if name == known[0]]
+    if len(exact or found) > 1:
+        raise ValueError(f"The columns {' and '.join(map(repr, found))} could be meant; say which with `{argument}`.")
+    return (exact or found or [None])[0]
+
+
+def captions_in(table, column: str) -> list[str | None]:
+    """A column as captions: lists are joined by ", ", what is empty is `None`."""
+    return [_caption(value) for value in table[column]]
+
+
+def _caption(value: Any) -> str | None:
+    if isinstance(value, (list, tuple)):
+        value = ", ".join(str(part) for part in value if part is not None)
+    text = "" if value is None else str(value).strip()
+    return text or None
+
+
+def labels_in(table, column: str) -> list[int | str | None]:
+    """A column as labels: names where they are known, else what is there; `None` for no class.
+
+    Lists of one stand for what is in them; of several, for their names joined by ", ".
+    """
+    names = getattr(table.features.get(column), "names", None)
+
+    def label(value: Any) -> int | str | None:
+        if isinstance(value, (list, tuple)):
+            parts = [label(part) for part in value]
+            parts = [part for part in parts if part is not None]
+            return parts[0] if len(parts) == 1 else ", ".join(map(str, parts)) or None
+        if value is None or value == "" or (isinstance(value, int) and value < 0) or value != value:
+            return None
+        if names is not None and isinstance(value, int):
+            return names[value]
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        return value if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+    feature = getattr(table.features.get(column), "feature", None)
+    names = names if names is not None else getattr(feature, "names", None)
+    return [label(value) for value in table[column]]
+
+
+def numbered(labels: Sequence[int | str | None], names: Sequence[str] | None = None) -> tuple[list[int], list[str]]:
+    """Class numbers and the names of the classes; the number behind the last stands for "no class".
+
+    Args:
+        labels: of `labels_in`.
+        names: all classes in their order, where it is known; else those that occur, numbers before words.
+    """
+    if names is None:
+        distinct = sorted(
+            {label for label in labels if label is not None}, key=lambda value: (isinstance(value, str), value)
+        )
+        names = [str(label) for label in distinct]
+    number = {name: place for place, name in enumerate(names)}
+    return [len(names) if label is None else number[str(label)] for label in labels], list(names)
+
+
+def as_dataset(table):
+    """A table as a `datasets.Dataset` with its pictures inside, to be written as Parquet."""
+    import datasets
+
+    if isinstance(table, datasets.Dataset):
+        return table
+    columns = {name: list(table[name]) for name in table.column_names if name != "image"}
+    pictures = []
+    for row in range(len(table)):
+        value = table[row]["image"]
+        content = value.get("bytes")
+        pictures.append({"bytes": Path(value["path"]).read_bytes() if content is None else content, "path": None})
+    return datasets.Dataset.from_dict({"image": pictures} | columns).cast_column("image", datasets.Image())
