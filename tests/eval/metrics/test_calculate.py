@@ -256,7 +256,7 @@ def test_pictures_are_looked_for_before_the_network(reference, extractor, tmp_pa
         (*calc, real, missing),
         (*calc, real, "--paired", "pipeline", missing),
     ):
-        with pytest.raises(ValueError, match=f"images: {missing} is neither"):
+        with pytest.raises(ValueError, match="missing', which is not there"):
             run(*words)
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from diffusers.configuration_utils import FrozenDict
 from PIL import Image
 
 from brickwork.training.config.config import load_config
@@ -17,7 +18,7 @@ from brickwork.training.data.stream import PositionBatches
 
 # Of a pipeline, a stream needs the shape of its latents and whether it wants sizes.
 PIPELINE = SimpleNamespace(
-    vae=SimpleNamespace(config=SimpleNamespace(latent_channels=4, block_out_channels=(4, 4))),
+    vae=SimpleNamespace(config=FrozenDict(latent_channels=4, block_out_channels=(4, 4))),
     unet=SimpleNamespace(config=SimpleNamespace(addition_embed_type="text_time")),
 )
 
@@ -175,7 +176,7 @@ def test_a_broken_picture_is_replaced_and_named(folder):
 
 
 def test_a_data_set_without_captions(folder):
-    with pytest.raises(ValueError, match="`data.caption_column` is 'txt'.* did you mean text"):
+    with pytest.raises(ValueError, match="`data.caption_column` is 'txt'.* did you mean 'text'"):
         make_stream(folder, "data.caption_column=txt")
     (folder / "metadata.jsonl").unlink()
     with pytest.raises(ValueError, match="metadata.jsonl"):
