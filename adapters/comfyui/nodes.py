@@ -11,7 +11,7 @@ import os
 import torch
 
 from .names import kohya_name, module_path
-from .reading import NORM_FILES, NORMS_SUFFIX, Adapter, check_fits, read_adapter
+from .reading import NORM_FILES, NORMS_SUFFIX, ResAdapterWeights, check_fits, read_adapter
 from .strength import auto_strength, range_warning
 
 _PIXELS_PER_LATENT = 8
@@ -102,7 +102,7 @@ def train_size(model) -> int:
     return _SD2_VELOCITY_SIZE if context == 1024 and velocity else _TRAIN_SIZES[context]
 
 
-def patch_model(model, adapter: Adapter, strength_lora: float, strength_norms: float):
+def patch_model(model, adapter: ResAdapterWeights, strength_lora: float, strength_norms: float):
     """A clone of a ComfyUI model patcher with the adapter's patches; refuses an adapter that does not fit.
 
     Absolute norms become differences from the model's own, so that two adapters, or an adapter and a LoRA on the
@@ -151,7 +151,7 @@ def _shapes(tensors: dict[str, torch.Tensor], places: dict[str, str]) -> dict[st
     return shapes
 
 
-def _norm_patches(model, adapter: Adapter, places: dict[str, str]) -> dict:
+def _norm_patches(model, adapter: ResAdapterWeights, places: dict[str, str]) -> dict:
     own = {} if adapter.differences else model.get_key_patches("diffusion_model.")
     patches = {}
     for norm_key, value in adapter.norms.items():

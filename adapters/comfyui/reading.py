@@ -51,7 +51,7 @@ class LowRank:
 
 
 @dataclass(frozen=True)
-class Adapter:
+class ResAdapterWeights:
     """One ResAdapter as read.
 
     convs: LoRA of each down- and upsampler convolution, by diffusers path; may be empty.
@@ -130,7 +130,7 @@ def adapter_files(source: str | Path) -> list[Path]:
 _FILE_PAIRS = (LORA_FILES, NORM_FILES)
 
 
-def read_adapter(source: str | Path) -> Adapter:
+def read_adapter(source: str | Path) -> ResAdapterWeights:
     """Reads and checks the ResAdapter at `source`, a file or a folder; see the module's text for the forms.
 
     Raises:
@@ -148,7 +148,7 @@ def read_adapter(source: str | Path) -> Adapter:
         tensors[path, "alpha"] = torch.tensor(value, dtype=getattr(torch, dtype))
     convs = _pair_convs(source, tensors)
     norms, differences = _pair_norms(source, tensors)
-    return Adapter(convs, norms, differences, info, str(source))
+    return ResAdapterWeights(convs, norms, differences, info, str(source))
 
 
 def _read_file(file: Path, tensors: dict, info: dict) -> None:
@@ -239,8 +239,8 @@ def _pair_norms(source: str | Path, tensors: dict[tuple[str, str], torch.Tensor]
     return norms, differences
 
 
-def check_fits(adapter: Adapter, shapes: dict[str, tuple[int, ...]], target: str) -> None:
-    """Refuses an adapter that does not fit a model, whose parts are given as in `Adapter.shapes`.
+def check_fits(adapter: ResAdapterWeights, shapes: dict[str, tuple[int, ...]], target: str) -> None:
+    """Refuses an adapter that does not fit a model, whose parts are given as in `ResAdapterWeights.shapes`.
 
     The LoRA must cover every down- and upsampler or be absent, the norms every ResNet norm or be absent.
 

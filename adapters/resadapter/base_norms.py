@@ -4,7 +4,6 @@ A ResAdapter's file holds 0.4 MB of norms; the base it is compared with may be 7
 tensors asked for are read, on the Hub by ranges of bytes.
 """
 
-import hashlib
 import json
 import struct
 from pathlib import Path
@@ -14,11 +13,13 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from brickwork import compat
+from brickwork.adapters.base import network_of
 from brickwork.adapters.comfyui.names import module_path
 from brickwork.adapters.comfyui.reading import listed
+from brickwork.adapters.resadapter.state import stored
+from brickwork.files import digest
 
 UNET_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
-FUSED_ATTRIBUTE = "_fused_resadapters"  # on a UNet: what fusing keeps of it, oldest first
 
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "")
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
@@ -49,18 +50,13 @@ def read_base_norms(base_model, keys: list[str]) -> dict[str, torch.Tensor]:
 
 def norms_fingerprint(norms: dict[str, torch.Tensor]) -> str:
     """SHA-256 over names and float64 values: tells whether differences belong to this base."""
-    digest = hashlib.sha256()
-    for key in sorted(norms):
-        digest.update(key.encode() + b"\0" + norms[key].double().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    entries = ((key, norms[key].double().contiguous().numpy().tobytes()) for key in sorted(norms))
+    return digest(*(key.encode() + b"\0" + values for key, values in entries))
 
 
 def inner_unet(target) -> nn.Module:
     """The UNet of a pipeline, or the UNet itself, out of torch.compile's and data-parallel wrappers."""
-    unet = getattr(target, "unet", target) if not isinstance(target, nn.Module) else target
-    while not hasattr(unet, "down_blocks") and any(hasattr(unet, name) for name in ("_orig_mod", "module")):
-        unet = getattr(unet, "_orig_mod", None) or unet.module
-    unet = getattr(unet, "_orig_mod", unet)
+    unet = network_of(target) if isinstance(target, nn.Module) or hasattr(target, "unet") else target
     if not isinstance(unet, nn.Module) or not all(hasattr(unet, name) for name in ("down_blocks", "up_blocks")):
         raise ValueError(
             f"got {type(target).__name__}, need a StableDiffusion or StableDiffusionXL pipeline, or its UNet"
@@ -92,7 +88,7 @@ def own_tensor(module: nn.Module, name: str) -> torch.Tensor:
 
 def own_norm(unet: nn.Module, key: str) -> torch.Tensor:
     """A copy of the UNet's own norm tensor, as it was before any ResAdapter was fused into it."""
-    for fused in getattr(unet, FUSED_ATTRIBUTE, ()):
+    for fused in stored(unet).fused:
         if key in fused.kept:
             return fused.kept[key].clone()
     path, _, part = key.rpartition(".")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from brickwork.adapters.comfyui.reading import Adapter, listed, read_adapter
+from brickwork.adapters.comfyui.reading import ResAdapterWeights, listed, read_adapter
 from brickwork.adapters.hub import local_adapter
 from brickwork.adapters.resadapter import formats
 from brickwork.adapters.resadapter.base_norms import read_base_norms
@@ -66,7 +66,7 @@ def convert_resadapter(
     return formats.write_adapter(adapter, dst, to, naming=naming, overwrite=overwrite)
 
 
-def base_norms_for(adapter: Adapter, base_model) -> dict[str, torch.Tensor]:
+def base_norms_for(adapter: ResAdapterWeights, base_model) -> dict[str, torch.Tensor]:
     """The base model's norms under the adapter's keys, or a `ValueError` where shapes tell of another model."""
     base = read_base_norms(base_model, list(adapter.norms))
     wrong = [key for key, value in base.items() if value.shape != adapter.norms[key].shape]
@@ -75,7 +75,7 @@ def base_norms_for(adapter: Adapter, base_model) -> dict[str, torch.Tensor]:
     return base
 
 
-def with_stated_facts(adapter: Adapter) -> Adapter:
+def with_stated_facts(adapter: ResAdapterWeights) -> ResAdapterWeights:
     """The adapter with what can be told of it (family, rank, sizes) noted in its information, if not there yet."""
     families, sizes = adapter.families(), adapter.training_range()
     ranks = sorted({pair.rank for pair in adapter.convs.values()})

@@ -12,16 +12,15 @@ Reading is in `comfyui/reading.py`, which the ComfyUI nodes share.
 
 import dataclasses
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
 from brickwork.adapters.comfyui.names import compvis_path, kohya_name
-from brickwork.adapters.comfyui.reading import INFO_KEY, LORA_FILES, NORM_FILES, NORMS_SUFFIX, Adapter
+from brickwork.adapters.comfyui.reading import INFO_KEY, LORA_FILES, NORM_FILES, NORMS_SUFFIX, ResAdapterWeights
 from brickwork.adapters.resadapter.base_norms import norms_fingerprint
+from brickwork.files import new_files
 
 FORMS = ("official", "diffusers", "comfyui")
 NAMINGS = ("diffusers", "compvis")
@@ -29,7 +28,9 @@ _PEFT_METADATA = "lora_adapter_metadata"  # where diffusers looks for rank and a
 _BASE_HASH, _NORM_TYPES = "base_norms_sha256", "norm_types"
 
 
-def to_differences(adapter: Adapter, base: dict[str, torch.Tensor], dtype: torch.dtype = torch.float64) -> Adapter:
+def to_differences(
+    adapter: ResAdapterWeights, base: dict[str, torch.Tensor], dtype: torch.dtype = torch.float64
+) -> ResAdapterWeights:
     """The adapter with its absolute norms as differences from `base`, which is noted by its fingerprint.
 
     In float64 the way back is exact; in float32 it is not.
@@ -42,7 +43,7 @@ def to_differences(adapter: Adapter, base: dict[str, torch.Tensor], dtype: torch
     return dataclasses.replace(adapter, norms=norms, differences=bool(norms), info=info)
 
 
-def to_absolute(adapter: Adapter, base: dict[str, torch.Tensor]) -> Adapter:
+def to_absolute(adapter: ResAdapterWeights, base: dict[str, torch.Tensor]) -> ResAdapterWeights:
     """The adapter with its norm differences added to `base` again, in the type they first had.
 
     Raises:
@@ -61,7 +62,7 @@ def to_absolute(adapter: Adapter, base: dict[str, torch.Tensor]) -> Adapter:
 
 
 def write_adapter(
-    adapter: Adapter, dst: str | Path, to: str, *, naming: str | None = None, overwrite: bool = False
+    adapter: ResAdapterWeights, dst: str | Path, to: str, *, naming: str | None = None, overwrite: bool = False
 ) -> list[Path]:
     """Writes the adapter in the form `to`; its norms must be differences for `comfyui` and absolute otherwise.
 
@@ -98,7 +99,7 @@ def _metadata(info: dict) -> dict[str, str]:
     return {INFO_KEY: json.dumps(info, sort_keys=True)} if info else {}
 
 
-def _kohya_tensors(adapter: Adapter, rename) -> dict[str, torch.Tensor]:
+def _kohya_tensors(adapter: ResAdapterWeights, rename) -> dict[str, torch.Tensor]:
     tensors = {}
     for path, pair in adapter.convs.items():
         name = kohya_name(rename(path))
@@ -108,7 +109,7 @@ def _kohya_tensors(adapter: Adapter, rename) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _official(adapter: Adapter, dst: Path, naming: str | None) -> dict[Path, tuple]:
+def _official(adapter: ResAdapterWeights, dst: Path, naming: str | None) -> dict[Path, tuple]:
     metadata = _metadata(adapter.info)
     files = {}
     if adapter.convs:
@@ -118,7 +119,7 @@ def _official(adapter: Adapter, dst: Path, naming: str | None) -> dict[Path, tup
     return files
 
 
-def _diffusers(adapter: Adapter, dst: Path, naming: str | None) -> dict[Path, tuple]:
+def _diffusers(adapter: ResAdapterWeights, dst: Path, naming: str | None) -> dict[Path, tuple]:
     files = {}
     if adapter.convs:
         tensors = {}
@@ -147,7 +148,7 @@ def _diffusers(adapter: Adapter, dst: Path, naming: str | None) -> dict[Path, tu
     return files
 
 
-def _comfyui(adapter: Adapter, dst: Path, naming: str | None) -> dict[Path, tuple]:
+def _comfyui(adapter: ResAdapterWeights, dst: Path, naming: str | None) -> dict[Path, tuple]:
     naming = naming or ("compvis" if adapter.families() == ["sdxl"] else "diffusers")
     levels = 1 + sum(path.startswith("down_blocks") for path in adapter.convs) if adapter.convs else _levels(adapter)
     rename = (lambda path: compvis_path(path, levels)) if naming == "compvis" else str
@@ -158,23 +159,12 @@ def _comfyui(adapter: Adapter, dst: Path, naming: str | None) -> dict[Path, tupl
     return {dst: (tensors, _metadata(adapter.info))}
 
 
-def _levels(adapter: Adapter) -> int:
+def _levels(adapter: ResAdapterWeights) -> int:
     return 1 + max(int(key.split(".")[1]) for key in adapter.norms if key.startswith("down_blocks"))
 
 
 def _write_all(files: dict[Path, tuple[dict[str, torch.Tensor], dict[str, str]]]) -> None:
     """All files under temporary names first, then each renamed into place."""
-    written: list[tuple[str, Path]] = []
-    try:
-        for path, (tensors, metadata) in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-            os.close(handle)
-            written.append((temporary, path))
-            save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, metadata or None)
-            os.chmod(temporary, 0o644)
-        for temporary, path in written:
-            os.replace(temporary, path)
-    finally:
-        for temporary, _ in written:
-            Path(temporary).unlink(missing_ok=True)
+    with new_files(*files) as parts:
+        for part, (tensors, metadata) in zip(parts, files.values()):
+            save_file({key: value.contiguous() for key, value in tensors.items()}, part, metadata or None)

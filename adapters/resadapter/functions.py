@@ -3,25 +3,33 @@
 One adapter is a LoRA on the UNet's down- and upsampler convolutions and a change of its ResNet norms, under one
 strength: a norm's effective value is its own plus the sum over adapters of strength x (adapter's - reference's). The
 base's tensors are never written to (except by fusing, which keeps copies), so everything can be undone bit for bit, in
-any order and whatever other LoRAs come and go. Paper: arXiv 2403.02084.
+any order and whatever other LoRAs come and go. Each function does all of its work or, whatever interrupts it, none.
+Paper: arXiv 2403.02084.
 """
 
 import contextlib
-import math
-import numbers
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from brickwork.adapters.base import AUTO, checked_scale
 from brickwork.adapters.comfyui.names import FAMILIES
-from brickwork.adapters.comfyui.reading import Adapter, check_fits, read_adapter
+from brickwork.adapters.comfyui.reading import ResAdapterWeights, check_fits, read_adapter
 from brickwork.adapters.hub import local_adapter
 from brickwork.adapters.resadapter import formats
-from brickwork.adapters.resadapter import inject as state
 from brickwork.adapters.resadapter.base_norms import inner_unet, own_norm, read_base_norms
-from brickwork.adapters.resadapter.inject import AUTO, Loaded, fused_stack, loaded_adapters
+from brickwork.adapters.resadapter.inject import adaptable_shapes, fused_weights, unfused_weights
+from brickwork.adapters.resadapter.state import Fused, Loaded
+from brickwork.adapters.resadapter.transaction import (
+    commit,
+    fused_stack,
+    loaded_adapters,
+    state_of,
+    strengths_in_thread,
+)
 
 NORM_MODES = ("replace", "delta")
 _CROSS_ATTENTION = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
@@ -62,7 +70,7 @@ def load_resadapter(
         raise ValueError(f"norm_mode={norm_mode!r}; allowed: {', '.join(NORM_MODES)}")
     scale = _scale_for(unet, "scale", scale)
     adapter = read_adapter(local_adapter(source))
-    check_fits(adapter, state.adaptable_shapes(unet), f"this {type(unet).__name__}{_family_note(unet)}")
+    check_fits(adapter, adaptable_shapes(unet), f"this {type(unet).__name__}{_family_note(unet)}")
     _check_family(adapter, unet)
     reference = _reference(adapter, unet, norm_mode, base_model)
     deltas = {
@@ -72,7 +80,7 @@ def load_resadapter(
         absolute = formats.to_absolute(adapter, read_base_norms(base_model, list(adapter.norms)))
         deltas = {key: value.double() - reference[key].double() for key, value in absolute.norms.items()}
     loaded = Loaded(adapter, reference, deltas, scale, scale)
-    _commit(pipe_or_unet, {**adapters, adapter_name: loaded})
+    _set(pipe_or_unet, {adapter_name: loaded})
 
 
 def set_resadapter_scale(
@@ -93,10 +101,26 @@ def set_resadapter_scale(
     checked = {name: _scale_for(unet, name, value) for name, value in given.items() if value is not None}
     if not checked:
         raise ValueError("give scale, lora_scale or norm_scale")
-    for loaded in _unfused(unet, adapter_name, "change the scale of"):
-        loaded.lora = checked.get("lora_scale", checked.get("scale", loaded.lora))
-        loaded.norm = checked.get("norm_scale", checked.get("scale", loaded.norm))
-    _commit(pipe_or_unet, loaded_adapters(unet))
+    changed = {}
+    for name, loaded in _unfused(unet, adapter_name, "change the scale of").items():
+        lora = checked.get("lora_scale", checked.get("scale", loaded.lora))
+        norm = checked.get("norm_scale", checked.get("scale", loaded.norm))
+        changed[name] = replace(loaded, lora=lora, norm=norm)
+    _set(pipe_or_unet, changed)
+
+
+def resadapter_at(pipe_or_unet, scale: float, adapter_name: str | None = None):
+    """A `with` block in whose thread alone an adapter, or all, have this strength: for threads on one pipeline.
+
+    Raises:
+        ValueError: on entering; an adapter that is off or fused, "auto" on another one, or a compiled UNet.
+    """
+    unet = inner_unet(pipe_or_unet)
+    scale = checked_scale("scale", scale)
+    adapters = _unfused(unet, adapter_name, "change the scale of")
+    if off := [name for name, loaded in adapters.items() if not loaded.enabled]:
+        raise ValueError(f"{', '.join(off)} is disabled: enable it first")
+    return strengths_in_thread(pipe_or_unet, dict.fromkeys(adapters, scale))
 
 
 def enable_resadapter(pipe_or_unet, adapter_name: str | None = None) -> None:
@@ -115,10 +139,13 @@ def unload_resadapter(pipe_or_unet, adapter_name: str | None = None) -> None:
     A fused one is unfused first, which is possible only in the reverse order of fusing.
     """
     unet = inner_unet(pipe_or_unet)
-    names = _names(unet, adapter_name) if adapter_name is not None else list(loaded_adapters(unet))
-    if any(record.name in names for record in fused_stack(unet)):
-        unfuse_resadapter(pipe_or_unet, adapter_name)
-    _commit(pipe_or_unet, {name: value for name, value in loaded_adapters(unet).items() if name not in names})
+    state = state_of(unet)
+    names = _names(unet, adapter_name) if adapter_name is not None else list(state.adapters)
+    left, weights = state.fused, {}
+    if any(record.name in names for record in left):
+        left, weights = _without(unet, adapter_name)
+    rest = {name: loaded for name, loaded in state.adapters.items() if name not in names}
+    commit(pipe_or_unet, replace(state, adapters=rest, fused=left), weights)
 
 
 def fuse_resadapter(pipe_or_unet, adapter_name: str | None = None) -> None:
@@ -130,21 +157,19 @@ def fuse_resadapter(pipe_or_unet, adapter_name: str | None = None) -> None:
         ValueError: the adapter is off, fused already or set to "auto", or the weights are offloaded.
     """
     unet = inner_unet(pipe_or_unet)
-    fused = {record.name for record in fused_stack(unet)}
+    state = state_of(unet)
+    fused = {record.name for record in state.fused}
     names = _names(unet, adapter_name)
     if adapter_name is None:
-        names = [name for name in names if name not in fused and loaded_adapters(unet)[name].enabled]
+        names = [name for name in names if name not in fused and state.adapters[name].enabled]
+    records, weights = list(state.fused), {}
     for name in names:
-        loaded = loaded_adapters(unet)[name]
-        if name in fused or not loaded.enabled or AUTO in (loaded.lora, loaded.norm):
+        loaded = state.adapters[name]
+        if name in fused or not loaded.enabled or loaded.follows_size:
             why = "is fused already" if name in fused else "is disabled" if not loaded.enabled else "has scale='auto'"
             raise ValueError(f"cannot fuse {name!r}: it {why}; set a number, enable or unfuse it first")
-    try:
-        for name in names:
-            record = state.fuse(unet, name)
-            state.remember(unet, loaded_adapters(unet), [*fused_stack(unet), record])
-    finally:
-        state.refresh(unet)
+        records.append(fused_weights(unet, name, loaded, weights))
+    commit(pipe_or_unet, replace(state, fused=tuple(records)), weights)
 
 
 def unfuse_resadapter(pipe_or_unet, adapter_name: str | None = None) -> None:
@@ -154,6 +179,12 @@ def unfuse_resadapter(pipe_or_unet, adapter_name: str | None = None) -> None:
         ValueError: it is not fused, another was fused after it, or the weights have changed since. Nothing is touched.
     """
     unet = inner_unet(pipe_or_unet)
+    left, weights = _without(unet, adapter_name)
+    commit(pipe_or_unet, replace(state_of(unet), fused=left), weights)
+
+
+def _without(unet: nn.Module, adapter_name: str | None) -> tuple[tuple[Fused, ...], dict[str, torch.Tensor]]:
+    """The records that stay, and the weights to write, where one adapter (the last fused) or all are unfused."""
     stack = fused_stack(unet)
     names = [record.name for record in stack]
     if adapter_name is not None:
@@ -163,9 +194,7 @@ def unfuse_resadapter(pipe_or_unet, adapter_name: str | None = None) -> None:
         if names[-1] != adapter_name:
             raise ValueError(f"{names[-1]!r} was fused after {adapter_name!r}: unfuse that first")
     first = len(stack) - 1 if adapter_name is not None else 0
-    state.unfuse(unet, stack[first:])
-    state.remember(unet, loaded_adapters(unet), stack[:first])
-    state.refresh(unet)
+    return stack[:first], unfused_weights(unet, stack[first:])
 
 
 def save_resadapter(
@@ -214,20 +243,20 @@ def use_resadapter(pipe_or_unet, source: str | Path, adapter_name: str = "res", 
             unload_resadapter(pipe_or_unet, adapter_name)
 
 
-def _commit(pipe_or_unet, adapters: dict[str, Loaded]) -> None:
-    """Makes `adapters` the state, and the layers and the hook of "auto" follow."""
-    unet = inner_unet(pipe_or_unet)
-    state.remember(unet, adapters, fused_stack(unet))
-    outer = pipe_or_unet if isinstance(pipe_or_unet, nn.Module) else pipe_or_unet.unet
-    state.follow_sizes(outer, getattr(pipe_or_unet, "vae_scale_factor", 8))
-    state.refresh(unet)
+def _set(pipe_or_unet, changed: dict[str, Loaded]) -> None:
+    state = state_of(inner_unet(pipe_or_unet))
+    commit(pipe_or_unet, replace(state, adapters={**state.adapters, **changed}))
 
 
 def _switch(pipe_or_unet, adapter_name: str | None, enabled: bool) -> None:
-    unet = inner_unet(pipe_or_unet)
-    for loaded in _unfused(unet, adapter_name, "switch"):
-        loaded.enabled = enabled
-    state.refresh(unet)
+    adapters = _unfused(inner_unet(pipe_or_unet), adapter_name, "switch")
+    _set(pipe_or_unet, {name: replace(loaded, enabled=enabled) for name, loaded in adapters.items()})
+
+
+def loaded_as(unet: nn.Module, adapter_name: str) -> Loaded:
+    """The adapter of this name; a `ValueError` that lists the names where there is none."""
+    _names(unet, adapter_name)
+    return loaded_adapters(unet)[adapter_name]
 
 
 def _names(unet: nn.Module, adapter_name: str | None) -> list[str]:
@@ -239,29 +268,20 @@ def _names(unet: nn.Module, adapter_name: str | None) -> list[str]:
     return names if adapter_name is None else [adapter_name]
 
 
-def _unfused(unet: nn.Module, adapter_name: str | None, verb: str) -> list[Loaded]:
+def _unfused(unet: nn.Module, adapter_name: str | None, verb: str) -> dict[str, Loaded]:
     names = _names(unet, adapter_name)
     fused = [record.name for record in fused_stack(unet) if record.name in names]
     if fused:
         raise ValueError(f"cannot {verb} {', '.join(fused)} while fused: call unfuse_resadapter first")
-    return [loaded_adapters(unet)[name] for name in names]
-
-
-def checked_scale(name: str, value: float | str, auto: bool = True) -> float | str:
-    """A strength as a float, or "auto" where that is allowed; anything else is a `ValueError`."""
-    if auto and value == AUTO:
-        return AUTO
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise ValueError(f"{name}={value!r}; allowed: a finite number{' or ' + repr(AUTO) if auto else ''}")
-    return float(value)
+    return {name: loaded_adapters(unet)[name] for name in names}
 
 
 def _scale_for(unet: nn.Module, name: str, value: float | str) -> float | str:
-    if value == AUTO and not getattr(unet.config, "sample_size", None):
+    if isinstance(value, str) and value == AUTO and not getattr(unet.config, "sample_size", None):
         raise ValueError(
             f"{name}='auto' needs the UNet's config.sample_size, the latent size it was trained at: set it"
         )
-    return checked_scale(name, value)
+    return checked_scale(name, value, auto=True)
 
 
 def family_of(unet: nn.Module) -> str | None:
@@ -278,13 +298,15 @@ def _family_note(unet: nn.Module) -> str:
     return f" of {titles[family]}" if family else ""
 
 
-def _check_family(adapter: Adapter, unet: nn.Module) -> None:
+def _check_family(adapter: ResAdapterWeights, unet: nn.Module) -> None:
     stated, family = adapter.info.get("family"), family_of(unet)
     if stated and family and stated != family:
         raise ValueError(f"{adapter.source} states that it is for {stated}, but this UNet is {family}")
 
 
-def _reference(adapter: Adapter, unet: nn.Module, norm_mode: str, base_model) -> dict[str, torch.Tensor] | None:
+def _reference(
+    adapter: ResAdapterWeights, unet: nn.Module, norm_mode: str, base_model
+) -> dict[str, torch.Tensor] | None:
     """The norms that the adapter's are compared with; None where it holds differences already."""
     if base_model is not None and adapter.norms and (norm_mode == "delta") == adapter.differences:
         kind = "differences" if adapter.differences else "absolute norms"

@@ -7,11 +7,18 @@ layerwise casting (all of which wrap `forward` or the module's surroundings) go 
 added later; new strengths are written into the same tensors, which needs no new graph.
 """
 
+from collections.abc import Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from brickwork import compat
+
+# What layers add in the present thread alone, by their `id`; see `transaction.PerThread`.
+IN_THREAD: ContextVar[Mapping] = ContextVar("in_thread", default=MappingProxyType({}))
 
 _PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -31,12 +38,20 @@ class _Adapted:
         _place(self)
         return module
 
+    def added(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The pair of tensors in force in this thread; a compiled graph knows those of all threads alone."""
+        if torch.compiler.is_compiling():
+            return self.adapter_tensors
+        return IN_THREAD.get().get(id(self), self.adapter_tensors)
+
 
 class AdaptedConv2d(_Adapted, nn.Conv2d):
     """A convolution plus a low-rank one beside it."""
 
     def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        down, up = self.adapter_tensors
+        if (added := self.added()) is None:
+            return super().__call__(hidden_states)
+        down, up = added
         low_rank = F.conv2d(hidden_states, down.to(hidden_states), None, self.stride, self.padding, self.dilation)
         return super().__call__(hidden_states) + F.conv2d(low_rank, up.to(hidden_states))
 
@@ -45,7 +60,9 @@ class AdaptedGroupNorm(_Adapted, nn.GroupNorm):
     """A group norm plus the same normalised input under another weight and bias: n(w + dw) + b + db in two parts."""
 
     def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        weight, bias = (tensor.to(hidden_states) for tensor in self.adapter_tensors)
+        if (added := self.added()) is None:
+            return super().__call__(hidden_states)
+        weight, bias = (tensor.to(hidden_states) for tensor in added)
         added = F.group_norm(hidden_states, self.num_groups, weight, bias, self.eps)
         return super().__call__(hidden_states) + added
 
@@ -59,29 +76,35 @@ def is_adaptable(module: nn.Module) -> bool:
     return type(module) in _ADAPTED or type(module) in _BASE
 
 
-def adapt(module: nn.Module, tensors: tuple[torch.Tensor, torch.Tensor] | None) -> None:
-    """Adds a pair of tensors (`down` and scaled `up`, or norm differences) to the module's work; None removes it."""
-    if tensors is None:
+def adapt(module: nn.Module, tensors: tuple[torch.Tensor, torch.Tensor] | None, ready: bool = False) -> None:
+    """Add a pair of tensors (`down` and scaled `up`, or norm differences) to the module's work; None removes it.
+
+    Interrupted at any line, it can be called again with what was there before. `ready` keeps the class where nothing
+    is added, for threads that add something of their own.
+    """
+    if tensors is None and not ready:
         if isinstance(module, _Adapted):
-            del module.adapter_tensors
             compat.become(module, _BASE[type(module)])
+        vars(module).pop("adapter_tensors", None)
         return
-    if not isinstance(module, _Adapted):
+    kept = vars(module).get("adapter_tensors")
+    if tensors is None or kept is None or any(a.shape != b.shape for a, b in zip(kept, tensors)):
         module.adapter_tensors = tensors
-        compat.become(module, _ADAPTED[type(module)])
     else:
-        kept = module.adapter_tensors
-        new = tuple(tensor.to(old) for tensor, old in zip(tensors, kept))
-        if all(a.shape == b.shape for a, b in zip(kept, new)):
-            for old, tensor in zip(kept, new):
-                old.copy_(tensor)  # in place: a compiled graph sees the new strength without being made again
-        else:
-            module.adapter_tensors = new
+        for old, tensor in zip(kept, tensors):
+            old.copy_(tensor)  # in place: a compiled graph sees the new strength without being made again
+    if not isinstance(module, _Adapted):
+        compat.become(module, _ADAPTED[type(module)])
     _place(module)
 
 
-def _place(module: nn.Module) -> None:
-    """Moves the added tensors to the weight's device and type, unless that is the meta device or an 8-bit type."""
+def placed(module: nn.Module, tensors: tuple[torch.Tensor, torch.Tensor] | None):
+    """The tensors on the weight's device and of its type, unless that is the meta device or an 8-bit type."""
     weight = module.weight
-    if weight.device.type != "meta" and weight.dtype in _PLAIN:
-        module.adapter_tensors = tuple(tensor.to(weight) for tensor in module.adapter_tensors)
+    if tensors is None or weight.device.type == "meta" or weight.dtype not in _PLAIN:
+        return tensors
+    return tuple(tensor.to(weight) for tensor in tensors)
+
+
+def _place(module: nn.Module) -> None:
+    module.adapter_tensors = placed(module, module.adapter_tensors)

@@ -14,10 +14,10 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from brickwork.adapters.comfyui.reading import Adapter, check_fits, read_adapter
+from brickwork.adapters.base import checked_scale
+from brickwork.adapters.comfyui.reading import ResAdapterWeights, check_fits, read_adapter
 from brickwork.adapters.hub import local_adapter
 from brickwork.adapters.resadapter.base_norms import UNET_FILES, canonical_tensor
-from brickwork.adapters.resadapter.functions import checked_scale
 
 
 def merge_resadapter(
@@ -43,7 +43,7 @@ def merge_resadapter(
     """
     base, dst = Path(base), Path(dst)
     strengths = {"scale": scale, "lora_scale": lora_scale, "norm_scale": norm_scale}
-    numbers = {name: checked_scale(name, value, auto=False) for name, value in strengths.items() if value is not None}
+    numbers = {name: checked_scale(name, value) for name, value in strengths.items() if value is not None}
     lora, norm = (numbers.get(half, numbers["scale"]) for half in ("lora_scale", "norm_scale"))
     if dst.exists():
         raise ValueError(f"dst={str(dst)!r} exists already: choose another")
@@ -107,7 +107,7 @@ def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _merge_file(src: Path, dst: Path, adapter: Adapter, lora: float, norm: float) -> None:
+def _merge_file(src: Path, dst: Path, adapter: ResAdapterWeights, lora: float, norm: float) -> None:
     with safe_open(str(src), framework="pt", device="cpu") as opened:
         tensors = {key: opened.get_tensor(key) for key in opened.keys()}
         metadata = opened.metadata()

@@ -17,6 +17,8 @@ _MODULES = {
     "brickwork.pipelines.one_step": ["OneStepPipeline"],
     "brickwork.pipelines.schedules": ["BrickSchedule", "SubnetSchedule"],
     "brickwork.pipelines.schedulers.edm_heun": ["EDMHeunScheduler"],
+    "brickwork.adapters.base": ["load_adapter"],
+    "brickwork.adapters.resadapter.handle": ["ResAdapter"],
     "brickwork.adapters.resadapter.functions": [
         "load_resadapter",
         "set_resadapter_scale",

@@ -311,7 +311,8 @@ def test_auto_scale_follows_the_size_asked_for(pipelines, helpers, tmp_path):
     set_resadapter_scale(pipe, 0.5)
     set_resadapter_scale(fixed, 0.5)
     assert torch.equal(helpers.generate(pipe, 128, 64), helpers.generate(fixed, 128, 64))
-    assert not pipe.unet._forward_pre_hooks
+    unload_resadapter(pipe)
+    assert not pipe.unet._forward_pre_hooks and not pipe.unet._forward_hooks
 
 
 def test_auto_scale_needs_a_training_size(unet, official):

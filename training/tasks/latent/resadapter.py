@@ -15,11 +15,12 @@ import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 
-from brickwork.adapters.comfyui.reading import Adapter, LowRank
+from brickwork.adapters.comfyui.reading import LowRank, ResAdapterWeights
 from brickwork.adapters.resadapter.base_norms import own_norm
 from brickwork.adapters.resadapter.formats import to_differences, write_adapter
 from brickwork.adapters.resadapter.functions import family_of, load_resadapter, unload_resadapter
-from brickwork.adapters.resadapter.inject import adaptable_shapes, loaded_adapters
+from brickwork.adapters.resadapter.inject import adaptable_shapes
+from brickwork.adapters.resadapter.transaction import loaded_adapters
 from brickwork.training.config.latent import AdapterConfig, ResAdapterConfig
 from brickwork.training.engine.checkpoints import trained_tensors, whole
 
@@ -43,7 +44,7 @@ class ResAdapterInTraining:
     base_norms: dict[str, torch.Tensor]
     info: dict
 
-    def adapter(self, weights: dict[str, torch.Tensor]) -> Adapter:
+    def adapter(self, weights: dict[str, torch.Tensor]) -> ResAdapterWeights:
         """The adapter that trained tensors make, by their names in the UNet."""
         convs = {
             path: LowRank(
@@ -53,7 +54,7 @@ class ResAdapterInTraining:
             )
             for path, alpha in self.alphas.items()
         }
-        return Adapter(convs, {key: weights[key] for key in self.base_norms}, info=self.info)
+        return ResAdapterWeights(convs, {key: weights[key] for key in self.base_norms}, info=self.info)
 
     @contextmanager
     def switched_off(self) -> Iterator[None]:

@@ -1,0 +1,186 @@
+"""The handle that every adapter has, on a ResAdapter and on an adapter made of modules."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from brickwork import load_adapter
+from brickwork.adapters import base
+from brickwork.adapters.base import ModuleAdapter
+
+
+class Shift(ModuleAdapter):
+    """Adds a learned number for each channel, and a given one, to the first convolution's output."""
+
+    kind = "shift"
+    conditions = ("offset",)
+
+    @classmethod
+    def build(cls, network, width=4):
+        if width < 1:
+            raise ValueError(f"`width` is {width}; give 1 or more.")
+        parts = nn.Module()
+        parts.shift = nn.Parameter(torch.zeros(network.conv_in.out_channels))
+        return parts, {"width": width}
+
+    def hooks(self):
+        return [(self.network.conv_in, "post", Add(self))]
+
+
+class Add:
+    def __init__(self, adapter):
+        self.adapter = adapter
+
+    def __call__(self, module, args, kwargs, output):
+        if self.adapter.strength() == 0:
+            return None
+        offset = (self.adapter.present() or {}).get("offset", 0.0)
+        return output + self.adapter.strength() * (self.adapter.parts.shift[:, None, None] + offset)
+
+
+@pytest.fixture(autouse=True)
+def shift_is_a_kind(monkeypatch):
+    monkeypatch.setitem(base.KINDS, "shift", "tests.Shift")
+    known = base.adapter_class
+    monkeypatch.setattr(base, "adapter_class", lambda kind: Shift if kind == "shift" else known(kind))
+
+
+@pytest.fixture
+def sources(official, tmp_path, unet):
+    """A file or folder of each kind."""
+    adapter = Shift.create(copy.deepcopy(unet), width=7)
+    nn.init.ones_(adapter.parts.shift)
+    return {"resadapter": official, "shift": adapter.save(tmp_path / "shift.safetensors")[0]}
+
+
+@pytest.mark.parametrize("kind", ["resadapter", "shift"])
+def test_the_handle(unet, sources, helpers, tmp_path, kind):
+    plain, keys = helpers.predict(unet), set(unet.state_dict())
+    attributes = set(vars(unet))
+    adapter = load_adapter(unet, sources[kind])
+    assert (adapter.kind, adapter.scale, adapter.enabled) == (kind, 1.0, True)
+    on = helpers.predict(unet)
+    assert not torch.equal(on, plain) and set(unet.state_dict()) == keys
+    adapter.scale = 0
+    assert torch.equal(helpers.predict(unet), plain)
+    with adapter.at(1.0):
+        assert torch.equal(helpers.predict(unet), on)
+    assert torch.equal(helpers.predict(unet), plain)
+    adapter.scale = 1.0
+    adapter.enabled = False
+    assert torch.equal(helpers.predict(unet), plain)
+    adapter.enabled = True
+    assert torch.equal(helpers.predict(unet), on)
+    (saved,) = adapter.save(tmp_path / "saved.safetensors")
+    adapter.unload()
+    assert torch.equal(helpers.predict(unet), plain) and set(vars(unet)) == attributes
+    with pytest.raises(ValueError, match="load"):
+        adapter.enabled = True
+    again = load_adapter(unet, saved, "again")
+    torch.testing.assert_close(helpers.predict(unet), on, rtol=0, atol=1e-6)
+    twin = copy.deepcopy(unet)
+    again.unload()
+    assert not torch.equal(helpers.predict(twin), plain)  # a copy has its own
+
+
+def test_what_a_kind_cannot_do(unet, sources):
+    res, shift = load_adapter(unet, sources["resadapter"]), load_adapter(unet, sources["shift"])
+    with pytest.raises(ValueError, match="a resadapter takes no conditions"):
+        res.condition(boxes=[])
+    with pytest.raises(ValueError, match="nothing to train"):
+        res.trainable_parameters()
+    with pytest.raises(ValueError, match="not by create"):
+        type(res).create(unet)
+    with pytest.raises(ValueError, match="a shift cannot be fused"):
+        shift.fuse()
+    with pytest.raises(ValueError, match="'ofset'.*'offset'"), shift.condition(ofset=1):
+        pass
+    assert [parameter is shift.parts.shift for parameter in shift.trainable_parameters()] == [True]
+
+
+def test_a_resadapter_fuses_by_its_handle(unet, official, helpers):
+    plain = helpers.predict(unet)
+    adapter = load_adapter(unet, official, scale=0.5)
+    assert adapter.name == "res" and load_adapter(unet, official, scale=0.0).name == "res_2"
+    adapter.fuse()
+    assert not torch.equal(helpers.predict(unet), plain)
+    adapter.unfuse()
+    adapter.unload()
+    assert torch.equal(helpers.predict(unet), plain)
+
+
+def test_conditions_hold_in_their_thread(unet, sources, helpers):
+    adapter = load_adapter(unet, sources["shift"])
+    on = helpers.predict(unet)
+    seen = []
+    with adapter.condition(offset=2.0, scale=0.5):
+        assert not torch.equal(helpers.predict(unet), on)
+        thread = threading.Thread(target=lambda: seen.append(helpers.predict(unet)))
+        thread.start()
+        thread.join()
+    assert torch.equal(seen[0], on) and torch.equal(helpers.predict(unet), on)
+
+
+def test_recomputed_in_backward_under_the_same_conditions(unet, sources):
+    adapter = load_adapter(unet, sources["shift"])
+    inputs = torch.randn(1, 4, 8, 8, requires_grad=True)
+    gradients = []
+    for again in (False, True):
+        with adapter.condition(offset=3.0):
+            run = torch.utils.checkpoint.checkpoint if again else lambda call, x, use_reentrant: call(x)
+            run(lambda x: unet.conv_in(x).square(), inputs, use_reentrant=False).sum().backward()
+        gradients.append(adapter.parts.shift.grad.clone())
+        adapter.parts.shift.grad = None
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t, m: (t, m | {"brickwork.adapter": "shfit"}), "'shfit'; did you mean 'shift'"),
+        (lambda t, m: (t, m | {"brickwork.config": "[1]"}), "no JSON object"),
+        (lambda t, m: (t, m | {"brickwork.config": '{"witdh": 3}'}), "configuration is not a shift's"),
+        (lambda t, m: (t, m | {"brickwork.config": '{"width": 0}'}), "`width` is 0"),
+        (lambda t, m: ({"shift": torch.full((8,), torch.inf)}, m), "NaN or infinite"),
+        (lambda t, m: ({"shift": torch.ones(9)}, m), "1 tensors differ"),
+        (lambda t, m: ({"other": torch.ones(8)}, m), "2 tensors differ"),
+    ],
+)
+def test_files_that_are_refused(unet, sources, tmp_path, change, message):
+    metadata = base.read_metadata(sources["shift"])
+    tensors, metadata = change(load_file(sources["shift"]), metadata)
+    save_file(tensors, tmp_path / "bad.safetensors", metadata)
+    attributes = set(vars(unet))
+    with pytest.raises(ValueError, match=message):
+        load_adapter(unet, tmp_path / "bad.safetensors")
+    assert set(vars(unet)) == attributes and not unet.conv_in._forward_hooks
+
+
+def test_arguments_that_are_refused(unet, sources, official):
+    load_adapter(unet, sources["shift"], "mine")
+    for arguments, message in (
+        ({"name": "mine"}, "in use"),
+        ({"name": "a.b"}, "without dots"),
+        ({"scale": float("nan")}, "scale=nan"),
+        ({"norm_mode": "delta"}, "'norm_mode', which a shift does not take"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_adapter(unet, sources["shift"], **arguments)
+    with pytest.raises(ValueError, match="is a int; give a network, or a pipeline"):
+        load_adapter(3, sources["shift"])
+
+
+def test_hooks_that_fail_leave_nothing(unet, sources, monkeypatch):
+    def fail(self):
+        yield self.network.conv_in, "post", Add(self)
+        raise MemoryError
+
+    monkeypatch.setattr(Shift, "hooks", fail)
+    attributes = set(vars(unet))
+    with pytest.raises(MemoryError):
+        load_adapter(unet, sources["shift"])
+    assert set(vars(unet)) == attributes and not unet.conv_in._forward_hooks
