@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from brickwork.gen.embeddings import ConditionEmbedding, coordinate_channels, sincos_position_table
+from brickwork.gen.conditioning import ClassTimeEmbedding, coordinate_channels, sincos_position_table
 
 
 class PlainBlock(nn.Module):
@@ -85,7 +85,7 @@ class PlainLego(nn.Module):
         super().__init__()
         channels, cond_dim = model.config.in_channels, model.bricks[0].final_modulation.linear.in_features
         self.num_classes = model.config.num_classes
-        self.condition = ConditionEmbedding(cond_dim, self.num_classes)
+        self.condition = ClassTimeEmbedding(cond_dim, self.num_classes, linear=True)
         self.bricks = nn.ModuleList(
             PlainBrick(brick, channels + 2 if number == 0 else 2 * channels + 2, cond_dim)
             for number, brick in enumerate(model.bricks)

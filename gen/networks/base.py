@@ -1,14 +1,60 @@
-"""What all our networks add to diffusers' `ModelMixin`."""
+"""What all our networks add to diffusers' `ModelMixin`, whatever their shape."""
 
-import difflib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import BaseOutput
+from torch import nn
+
+from brickwork import compat
+from brickwork.errors import no_unknown
+from brickwork.gen.blocks.registry import Block
+from brickwork.gen.blocks.windowed import check_maps
+from brickwork.gen.blocks.windows import static_size
+from brickwork.gen.convbn import find_convbn_pairs, set_convbn_mode
+from brickwork.gen.operations import count_operations
+from brickwork.gen.presets import find_preset
+from brickwork.gen.subnets import FULL, Subnets, find_subnet
+
+TEXT_TOKENS = 77
+
+
+@dataclass
+class SampleOutput(BaseOutput):
+    """What a network returns.
+
+    Attributes:
+        sample: `(B, out_channels, H, W)`. With twice as many channels as the input, the second half is the learned
+            variance (DiT).
+    """
+
+    sample: torch.Tensor
+
+
+def largest_window(blocks: Sequence[Block]) -> int:
+    """The side that a map needs for every one of the blocks."""
+    return max((block.window_size or 1 for block in blocks), default=1)
 
 
 class Denoiser:
-    """Loading that says what is wrong; to be named before `ModelMixin` among a network's bases."""
+    """Loading that says what is wrong, presets, checkpointing, compilation, sizes and costs.
+
+    To be named before `ModelMixin` among a network's bases.
+
+    Attributes:
+        presets: configurations by name, for `from_preset`.
+        maps: the feature maps that the blocks work on (see `check_maps`).
+    """
+
+    _supports_gradient_checkpointing = True
+    presets: Mapping[str, dict] = {}
+    maps: Mapping[str, tuple[int, int]] = {}
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
@@ -39,26 +85,96 @@ class Denoiser:
         except OSError as error:
             raise ValueError(f"No {cls.__name__} could be loaded from {path!r}: {error}") from error
 
+    @classmethod
+    def from_preset(cls, name: str, in_channels: int = 3, num_classes: int | None = None, **overrides):
+        """A freshly initialised network.
+
+        Args:
+            name: one of `cls.presets`.
+            in_channels: 3 for pixels, 4 for Stable Diffusion's latents.
+            num_classes: number of classes, `None` for a network without them.
+            overrides: further configuration values that replace the preset's.
+
+        Raises:
+            ValueError: for an unknown preset or override, with the one that comes near.
+        """
+        no_unknown("overrides", overrides, compat.constructor_keys(cls), cls.__name__)
+        config = find_preset(cls.presets, name) | {"in_channels": in_channels, "num_classes": num_classes}
+        return cls(**(config | overrides))
+
+    @classmethod
+    def _from_tensors(cls, config: dict[str, Any], state_dict: dict[str, torch.Tensor]):
+        """A network around tensors that are there, without the time and memory of drawing others first."""
+        with torch.device("meta"):
+            model = cls(**config)
+        model.load_state_dict(state_dict, assign=True)
+        return model.eval()
+
+    def _set_maps(self, maps: Mapping[str, tuple[int, int]]) -> None:
+        """Call when all blocks are there, with the feature maps that they work on (see `check_maps`)."""
+        self.maps = maps
+        side = self.config.sample_size
+        check_maps(side, side, maps, "`sample_size` makes")
+        kinds = {type(module).__name__ for module in self.modules() if isinstance(module, Block)}
+        self._no_split_modules = self._repeated_blocks = sorted(kinds)
+        self.gradient_checkpointing = False
+
+    def _fold_norms(self) -> None:
+        """Be what `set_convbn_mode(model, "deploy")` makes of a trained network, to hold its weights."""
+        pairs = find_convbn_pairs(self)
+        if not pairs:
+            raise ValueError(
+                "`convbn_folded` is True, but no block has a convolution with a BatchNorm behind it; leave it out."
+            )
+        for conv, norm in pairs:  # `from_pretrained` leaves weights without memory, but not statistics
+            self.get_submodule(norm).to(self.get_submodule(conv).weight.device)
+        set_convbn_mode(self, "deploy")
+
+    def _check_maps(self, sample: torch.Tensor) -> None:
+        check_maps(*static_size(sample), self.maps, "`sample` has")
+
+    def _run(self, block: nn.Module, *inputs: torch.Tensor | None) -> torch.Tensor:
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, *inputs)
+        return block(*inputs)
+
+    def subnet_names(self) -> list[str]:
+        """The names that `forward(…, subnet=…)` takes, the network itself last."""
+        return [FULL]
+
+    def _find_subnet(self, name: str | None) -> str:
+        return find_subnet(name, self.subnet_names())
+
+    def example_inputs(self, batch: int, height: int, width: int) -> dict[str, torch.Tensor]:
+        """Arguments of `forward` that fit the network, all zeros; a text has 77 tokens."""
+        inputs = {"sample": torch.zeros(batch, self.config.in_channels, height, width), "timestep": torch.ones(batch)}
+        width_of_text = self.config.get("cross_attention_dim")
+        if width_of_text is not None:
+            inputs["encoder_hidden_states"] = torch.zeros(batch, TEXT_TOKENS, width_of_text)
+        return inputs
+
+    def subnets(self, height: int, width: int) -> Subnets:
+        """The cheaper versions of the network inside it, and itself last: `{name: operations}` of one image.
+
+        Operations are those of matrix products, convolutions and attention, a multiply-add as two, with a text of 77
+        tokens for networks that read one.
+        """
+        with torch.device("meta"), torch.no_grad():
+            twin = type(self).from_config(self.config).eval()
+            inputs = twin.example_inputs(1, height, width)
+            runs = {name: partial(twin, **inputs, subnet=name) for name in self.subnet_names()}
+            return Subnets((name, count_operations(run)[0]) for name, run in runs.items())
+
 
 def _check_folder(folder: Path, class_name: str) -> None:
     if not (folder / "config.json").is_file():
-        mend = "give a folder written by save_pretrained."
+        advice = "give a folder written by save_pretrained."
         if (folder / "model_index.json").is_file():
-            mend = 'it is a pipeline; say subfolder="transformer".'
-        raise ValueError(f"{str(folder)!r} holds no network (config.json is missing); {mend}")
+            advice = 'it is a pipeline; say subfolder="transformer".'
+        raise ValueError(f"{str(folder)!r} holds no network (config.json is missing); {advice}")
     try:
         saved = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
         raise ValueError(f"{str(folder / 'config.json')!r} is no JSON object; save the network anew.") from None
     if saved not in (None, class_name):
         raise ValueError(f"{str(folder)!r} holds a {saved}, not a {class_name}; load it with {saved}.from_pretrained.")
-
-
-def check_overrides(overrides: Iterable[str], known: Iterable[str], class_name: str) -> None:
-    """Raise a `ValueError` for values over a preset that the network does not take, with the name that comes near."""
-    known = sorted(set(known) - {"self"})
-    for name in overrides:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            mend = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}."
-            raise ValueError(f"`overrides` has {name!r}, which {class_name} does not take; {mend}")

@@ -6,26 +6,17 @@ parameters. Two blocks a stage and a latent of 64 numbers, read as 16 tokens, gi
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils import BaseOutput
 from torch import nn
 
 from brickwork.gen.blocks.maxvit import MaxViTBlock
 from brickwork.gen.blocks.norms import make_norm
-from brickwork.gen.networks.base import Denoiser
+from brickwork.gen.networks.base import Denoiser, SampleOutput
 
 LATENT_TOKENS = 16
-
-
-@dataclass
-class MaxViTGenerator2DModelOutput(BaseOutput):
-    """`sample`: `(B, out_channels, H, W)` in [-1, 1]."""
-
-    sample: torch.Tensor
 
 
 class Upsample(nn.Module):
@@ -54,7 +45,6 @@ class MaxViTGenerator2DModel(Denoiser, ModelMixin, ConfigMixin):
         block_options: further settings of `MaxViTBlock`.
     """
 
-    _supports_gradient_checkpointing = True
     _no_split_modules = ["MaxViTBlock"]
     _repeated_blocks = ["MaxViTBlock"]
 
@@ -99,12 +89,23 @@ class MaxViTGenerator2DModel(Denoiser, ModelMixin, ConfigMixin):
         self.norm_out = make_norm(conv_norm, block_out_channels[-1], eps=1e-5)
         self.conv_out = nn.Conv2d(block_out_channels[-1], out_channels, 3, padding=1)
 
-    def forward(self, latents: torch.Tensor, return_dict: bool = True) -> MaxViTGenerator2DModelOutput | tuple:
+    def example_inputs(self, batch: int, height: int, width: int) -> dict[str, torch.Tensor]:
+        side = self.config.sample_size
+        if (height, width) != (side, side):
+            raise ValueError(
+                f"`height` and `width` are {height} and {width}; this network draws {side} × {side} alone."
+            )
+        return {"latents": torch.zeros(batch, self.config.latent_dim)}
+
+    def forward(
+        self, latents: torch.Tensor, return_dict: bool = True, subnet: str | None = None
+    ) -> SampleOutput | tuple:
         """`latents (B, latent_dim)` of unit variance => `sample (B, out_channels, H, W)` in [-1, 1].
 
         Raises:
-            ValueError: for latents of another shape.
+            ValueError: for latents of another shape, or a `subnet` other than `"full"`.
         """
+        self._find_subnet(subnet)
         if latents.ndim != 2 or latents.shape[1] != self.config.latent_dim:
             raise ValueError(
                 f"`latents` has shape {tuple(latents.shape)}; this network reads (batch, {self.config.latent_dim})."
@@ -117,12 +118,9 @@ class MaxViTGenerator2DModel(Denoiser, ModelMixin, ConfigMixin):
             if stage:
                 hidden_states = self.upsamplers[stage - 1](hidden_states)
             for block in blocks:
-                if torch.is_grad_enabled() and self.gradient_checkpointing:
-                    hidden_states = self._gradient_checkpointing_func(block, hidden_states, latents, tokens)
-                else:
-                    hidden_states = block(hidden_states, latents, tokens)
+                hidden_states = self._run(block, hidden_states, latents, tokens)
         sample = torch.tanh(self.conv_out(nn.functional.gelu(self.norm_out(hidden_states))))
-        return MaxViTGenerator2DModelOutput(sample=sample) if return_dict else (sample,)
+        return SampleOutput(sample=sample) if return_dict else (sample,)
 
 
 class ResidualStage(nn.Module):

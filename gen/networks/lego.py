@@ -14,10 +14,8 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import PeftAdapterMixin
-from diffusers.utils import BaseOutput
 from torch import nn
 
-from brickwork import compat
 from brickwork.gen.blocks.dit import DiTTokenBlock, modulated_norm
 from brickwork.gen.blocks.modulation import Modulation
 from brickwork.gen.blocks.recompute import not_kept, recomputed
@@ -28,8 +26,9 @@ from brickwork.gen.blocks.windows import (
     window_partition,
     window_reverse,
 )
-from brickwork.gen.embeddings import ConditionEmbedding, coordinate_channels, sincos_position_table
-from brickwork.gen.networks.base import Denoiser, check_overrides
+from brickwork.gen.conditioning import ClassTimeEmbedding, coordinate_channels, sincos_position_table
+from brickwork.gen.networks.base import Denoiser, SampleOutput
+from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep
 from brickwork.gen.networks.wrapped import (
     PretrainedBrick,
     brick_sizes,
@@ -38,12 +37,13 @@ from brickwork.gen.networks.wrapped import (
     describe_denoiser,
     with_row_for_no_class,
 )
-from brickwork.gen.presets import LEGO_PRESETS, find_preset
+from brickwork.gen.original.lego import load_original_lego
+from brickwork.gen.presets import LEGO_PRESETS
 from brickwork.gen.subnets import Subnets, brick_subsets, bricks_of, name_of
 
 
 @dataclass
-class LegoTransformer2DModelOutput(BaseOutput):
+class LegoTransformer2DModelOutput(SampleOutput):
     """Output of `LegoTransformer2DModel`.
 
     Attributes:
@@ -52,7 +52,6 @@ class LegoTransformer2DModelOutput(BaseOutput):
             asked for.
     """
 
-    sample: torch.Tensor
     intermediates: list[torch.Tensor] | None = None
 
 
@@ -182,7 +181,7 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
             the lists its window is `sample_size`, its patch the side whose multiples it takes, and the others are 0.
     """
 
-    _supports_gradient_checkpointing = True
+    presets = LEGO_PRESETS
     _no_split_modules = ["DiTTokenBlock", "PretrainedBrick"]
     # The last two are those of pretrained bricks.
     _repeated_blocks = ["DiTTokenBlock", "ResnetBlock2D", "BasicTransformerBlock"]
@@ -217,7 +216,7 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
 
         cond_dim = max(widths)
         # A pretrained brick has an embedding of its own.
-        self.condition = ConditionEmbedding(cond_dim, num_classes) if num_bricks > first else None
+        self.condition = ClassTimeEmbedding(cond_dim, num_classes, linear=True) if num_bricks > first else None
         # The first brick reads the image and its coordinates, later ones the previous estimate as well.
         bricks = [
             LegoBrick(
@@ -252,22 +251,6 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
             nn.init.zeros_(brick.proj_out.bias)
 
     @classmethod
-    def from_preset(
-        cls, name: str, in_channels: int = 3, num_classes: int | None = None, **overrides
-    ) -> "LegoTransformer2DModel":
-        """A freshly initialised network of the paper's table, such as `"lego-s-pg-64"`.
-
-        Args:
-            name: one of `brickwork.gen.presets.LEGO_PRESETS`.
-            in_channels: 3 for pixels, 4 for Stable Diffusion's latents.
-            num_classes: number of classes, `None` for an unconditional network.
-            overrides: further configuration values that replace the preset's.
-        """
-        config = find_preset(LEGO_PRESETS, name) | {"in_channels": in_channels, "num_classes": num_classes}
-        check_overrides(overrides, compat.constructor_keys(cls), cls.__name__)
-        return cls(**(config | overrides))
-
-    @classmethod
     def from_original(cls, path: str | Path, num_attention_heads: int | None = None) -> "LegoTransformer2DModel":
         """Load a checkpoint of the authors (`LEGO-L-PG-64.pkl`) without running anything in it.
 
@@ -278,17 +261,12 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
         Raises:
             ValueError: naming the file and what is wrong with it.
         """
-        from brickwork.gen.original.lego import load_original_lego
-
-        config, state_dict = load_original_lego(path, num_attention_heads)
-        with torch.device("meta"):
-            model = cls(**config)
-        model.load_state_dict(state_dict, assign=True)
+        model = cls._from_tensors(*load_original_lego(path, num_attention_heads))
         for brick in model.bricks:
             brick.position_table = sincos_position_table(
                 brick.patch_embed.out_features, brick.window_tokens, brick.window_tokens
             )
-        return model.eval()
+        return model
 
     @classmethod
     def from_denoiser(
@@ -360,11 +338,13 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
         """The trained subsets of bricks by name (`"0+1"`), with the operations of one forward pass of one image."""
         costs = [brick.operations(height, width) for brick in self.bricks]
         condition = 0 if self.condition is None else sum(p.numel() for p in self.condition.parameters() if p.ndim == 2)
-        subsets = brick_subsets(self.num_bricks, self.config.trained_subsets)
         return Subnets(
             (name_of(bricks), 2 * condition * self._needs_condition(bricks) + sum(costs[brick] for brick in bricks))
-            for bricks in subsets
+            for bricks in brick_subsets(self.num_bricks, self.config.trained_subsets)
         )
+
+    def subnet_names(self) -> list[str]:
+        return [name_of(bricks) for bricks in brick_subsets(self.num_bricks, self.config.trained_subsets)]
 
     def _needs_condition(self, bricks: Sequence[int]) -> bool:
         return any(isinstance(self.bricks[brick], LegoBrick) for brick in bricks)
@@ -409,14 +389,11 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
                 raise ValueError(f"`bricks` is {bricks!r} and `subnet` is {subnet!r}; give one of them.")
             bricks = bricks_of(subnet, self.num_bricks)
         bricks = self._check_bricks(bricks)
-        self._check_sample(sample, bricks)
+        check_sample(sample, self.config.in_channels, max(self.bricks[brick].patch_size for brick in bricks))
         batch, (height, width) = sample.shape[0], static_size(sample)
         dtype = self.dtype
-        timestep = torch.as_tensor(timestep, device=sample.device, dtype=torch.float32)
-        if timestep.ndim > 1 or (timestep.ndim == 1 and timestep.shape[0] not in (1, batch)):
-            raise ValueError(f"`timestep` has shape {tuple(timestep.shape)}; give a scalar or shape ({batch},).")
-        timestep = timestep.expand(batch)
-        class_labels = self._check_labels(class_labels, batch)
+        timestep = check_timestep(timestep, batch, sample.device)
+        class_labels = check_class_labels(class_labels, batch, self.config.num_classes)
         temb = self.condition(timestep, class_labels, dtype) if self._needs_condition(bricks) else None
         image = sample.to(dtype)
         if coordinates is None:
@@ -458,42 +435,6 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
                 "and in rising order, or None for all."
             )
         return numbers
-
-    def _check_sample(self, sample: torch.Tensor, bricks: tuple[int, ...]) -> None:
-        if sample.ndim != 4 or sample.shape[0] == 0 or sample.shape[1] != self.config.in_channels:
-            raise ValueError(
-                f"`sample` has shape {tuple(sample.shape)}; this network reads (batch, {self.config.in_channels}, "
-                "height, width)."
-            )
-        patch = max(self.bricks[brick].patch_size for brick in bricks)
-        if min(sample.shape[-2:]) < patch:
-            raise ValueError(
-                f"`sample` has height and width {tuple(sample.shape[-2:])}, below one patch of {patch} pixels; "
-                f"make both sides at least {patch}."
-            )
-
-    def _check_labels(self, class_labels: torch.Tensor | None, batch: int) -> torch.Tensor | None:
-        if class_labels is None:
-            return None
-        num_classes = self.config.num_classes
-        if num_classes is None:
-            raise ValueError("`class_labels` were given, but this network is unconditional; leave them out.")
-        if not isinstance(class_labels, torch.Tensor):
-            raise ValueError(f"`class_labels` is {class_labels!r}; give an integer tensor of shape ({batch},).")
-        if class_labels.shape != (batch,) or class_labels.is_floating_point():
-            raise ValueError(
-                f"`class_labels` has shape {tuple(class_labels.shape)} and dtype {class_labels.dtype}; give integers "
-                f"of shape ({batch},)."
-            )
-        # Reading values would stall an accelerator and break a compiled graph; `one_hot` asserts there by itself.
-        if class_labels.device.type == "cpu" and not torch.compiler.is_compiling():
-            low, high = int(class_labels.min()), int(class_labels.max())
-            if low < 0 or high > num_classes:
-                raise ValueError(
-                    f"`class_labels` lie between {low} and {high}; allowed are 0 to {num_classes - 1}, and "
-                    f"{num_classes} for no class."
-                )
-        return class_labels.long()
 
 
 def _per_brick(name: str, value: int | Sequence[int], num_bricks: int, first: int) -> list[int]:

@@ -1,47 +1,26 @@
 """A stack of blocks at one resolution: DiT (Peebles & Xie, arXiv 2212.09748) and what replaces its blocks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import PeftAdapterMixin
-from diffusers.utils import BaseOutput
 from torch import nn
 
-from brickwork import compat
 from brickwork.gen.blocks.modulation import Modulation, modulate
 from brickwork.gen.blocks.norms import LayerNorm
 from brickwork.gen.blocks.registry import build_block, check_block_options, parse_block_types
 from brickwork.gen.blocks.windows import pad_to_multiple, static_size, window_partition, window_reverse
-from brickwork.gen.conditioning import (
-    ClassTimeEmbedding,
-    batch_timestep,
-    check_class_labels,
-    check_sample,
-    check_text,
-)
-from brickwork.gen.embeddings import sincos_position_table
-from brickwork.gen.networks.base import check_overrides
-from brickwork.gen.networks.block_network import BlockNetwork, largest_window
-from brickwork.gen.presets import TRANSFORMER_PRESETS, find_preset
+from brickwork.gen.conditioning import ClassTimeEmbedding, sincos_position_table
+from brickwork.gen.networks.base import Denoiser, SampleOutput, largest_window
+from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep, check_tokens
+from brickwork.gen.original.dit import load_original_dit
+from brickwork.gen.presets import TRANSFORMER_PRESETS
 
 
-@dataclass
-class BlockTransformer2DModelOutput(BaseOutput):
-    """Output of `BlockTransformer2DModel`.
-
-    Attributes:
-        sample: `(B, out_channels, H, W)`. With twice as many channels as the input, the second half is the learned
-            variance (DiT).
-    """
-
-    sample: torch.Tensor
-
-
-class BlockTransformer2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapterMixin):
+class BlockTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Patches of an image go through a stack of blocks, any of `brickwork.gen.blocks.list_blocks()`.
 
     Positions are a fixed sine-cosine table of the patch's row and column, counted from the top left corner. A larger
@@ -69,6 +48,7 @@ class BlockTransformer2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapter
         id2label: class names by number, for pipelines.
     """
 
+    presets = TRANSFORMER_PRESETS
     _skip_layerwise_casting_patterns = ["condition", "patch_embed", "norm", "modulation", "proj_out"]
 
     @register_to_config
@@ -143,9 +123,7 @@ class BlockTransformer2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapter
             overrides: further configuration values that replace the preset's; `out_channels=in_channels` leaves the
                 learned variance away.
         """
-        check_overrides(overrides, compat.constructor_keys(cls), cls.__name__)
-        config = find_preset(TRANSFORMER_PRESETS, name) | {"in_channels": in_channels, "num_classes": num_classes}
-        return cls(**(config | {"out_channels": 2 * in_channels} | overrides))
+        return super().from_preset(name, in_channels, num_classes, **{"out_channels": 2 * in_channels} | overrides)
 
     @classmethod
     def from_original(cls, path: str | Path, attention_head_dim: int | None = None) -> "BlockTransformer2DModel":
@@ -161,14 +139,9 @@ class BlockTransformer2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapter
         Raises:
             ValueError: naming the file and what is wrong with it.
         """
-        from brickwork.gen.original.dit import load_original_dit
-
-        config, state_dict = load_original_dit(path, attention_head_dim)
-        with torch.device("meta"):
-            model = cls(**config)
-        model.load_state_dict(state_dict, assign=True)
+        model = cls._from_tensors(*load_original_dit(path, attention_head_dim))
         model.pos_embed.requires_grad_(False)
-        return model.eval()
+        return model
 
     def positions(self, rows: int, columns: int) -> torch.Tensor:
         """The position table of a grid, `(rows * columns, hidden_size)`."""
@@ -185,7 +158,7 @@ class BlockTransformer2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapter
         encoder_hidden_states: torch.Tensor | None = None,
         return_dict: bool = True,
         subnet: str | None = None,
-    ) -> BlockTransformer2DModelOutput | tuple:
+    ) -> SampleOutput | tuple:
         """Estimate what the network was trained for (the noise, for DiT's weights).
 
         Args:
@@ -203,13 +176,13 @@ class BlockTransformer2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapter
                 does not fit.
         """
         patch = self.config.patch_size
-        self._check_subnet(subnet)
+        self._find_subnet(subnet)
         check_sample(sample, self.config.in_channels, patch)
         batch, (height, width) = sample.shape[0], static_size(sample)
         self._check_maps(sample)
-        check_text(encoder_hidden_states, batch, self.config.cross_attention_dim)
+        check_tokens("encoder_hidden_states", encoder_hidden_states, batch, self.config.cross_attention_dim)
         dtype = self.dtype
-        timestep = batch_timestep(timestep, batch, sample.device)
+        timestep = check_timestep(timestep, batch, sample.device)
         labels = check_class_labels(class_labels, batch, self.config.num_classes)
         temb = self.condition(timestep, labels, dtype)
 
@@ -226,7 +199,7 @@ class BlockTransformer2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapter
         output = window_reverse(tokens, grid, padded_height, padded_width, patch_size=patch)[..., :height, :width]
         if not return_dict:
             return (output,)
-        return BlockTransformer2DModelOutput(sample=output)
+        return SampleOutput(sample=output)
 
 
 def _linears_of_dit(blocks: nn.ModuleList) -> list[nn.Linear]:

@@ -1,42 +1,23 @@
 """A U-shaped denoiser whose stages are made of any of the blocks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import PeftAdapterMixin
-from diffusers.utils import BaseOutput, apply_lora_scale
+from diffusers.utils import apply_lora_scale
 from torch import nn
 
-from brickwork import compat
 from brickwork.gen.blocks.norms import make_norm
 from brickwork.gen.blocks.registry import build_block, check_block_options, parse_block_types
-from brickwork.gen.conditioning import (
-    ClassTimeEmbedding,
-    batch_timestep,
-    check_class_labels,
-    check_sample,
-    check_text,
-)
-from brickwork.gen.networks.base import check_overrides
-from brickwork.gen.networks.block_network import BlockNetwork, largest_window
-from brickwork.gen.presets import UNET_PRESETS, find_preset
+from brickwork.gen.conditioning import ClassTimeEmbedding
+from brickwork.gen.networks.base import Denoiser, SampleOutput, largest_window
+from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep, check_tokens
+from brickwork.gen.presets import UNET_PRESETS
 
 BASE_CHANNELS = 128  # of the first stage, where a configuration does not say
-
-
-@dataclass
-class BlockUNet2DModelOutput(BaseOutput):
-    """Output of `BlockUNet2DModel`.
-
-    Attributes:
-        sample: `(B, out_channels, H, W)`.
-    """
-
-    sample: torch.Tensor
 
 
 class DownStage(nn.Module):
@@ -58,7 +39,7 @@ class UpStage(nn.Module):
         self.upsample = None if next_dim is None else nn.Conv2d(dim, next_dim, 3, padding=1)
 
 
-class BlockUNet2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapterMixin):
+class BlockUNet2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin):
     """A UNet of any blocks of `brickwork.gen.blocks.list_blocks()`, for images of any height and width.
 
     It stands where diffusers' pipelines expect a UNet: `StableDiffusionPipeline(unet=BlockUNet2DModel(...), ...)`.
@@ -85,6 +66,7 @@ class BlockUNet2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapterMixin):
         id2label: class names by number, for pipelines.
     """
 
+    presets = UNET_PRESETS
     _skip_layerwise_casting_patterns = ["condition", "conv_in", "norm", "modulation", "conv_out"]
 
     @register_to_config
@@ -150,22 +132,6 @@ class BlockUNet2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapterMixin):
         if convbn_folded:
             self._fold_norms()
 
-    @classmethod
-    def from_preset(
-        cls, name: str, in_channels: int = 3, num_classes: int | None = None, **overrides
-    ) -> "BlockUNet2DModel":
-        """A freshly initialised network.
-
-        Args:
-            name: `u-emo-{s,b}`, `maxvit-{s,b}` or `resnet-{s,b}`.
-            in_channels: 3 for pixels, 4 for Stable Diffusion's latents.
-            num_classes: number of classes, `None` for a network without them.
-            overrides: further configuration values that replace the preset's.
-        """
-        check_overrides(overrides, compat.constructor_keys(cls), cls.__name__)
-        config = find_preset(UNET_PRESETS, name) | {"in_channels": in_channels, "num_classes": num_classes}
-        return cls(**(config | overrides))
-
     @apply_lora_scale("cross_attention_kwargs")
     def forward(
         self,
@@ -178,7 +144,7 @@ class BlockUNet2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapterMixin):
         added_cond_kwargs: dict[str, torch.Tensor] | None = None,
         return_dict: bool = True,
         subnet: str | None = None,
-    ) -> BlockUNet2DModelOutput | tuple:
+    ) -> SampleOutput | tuple:
         """Estimate what the network was trained for.
 
         Args:
@@ -198,14 +164,13 @@ class BlockUNet2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapterMixin):
                 the network.
         """
         self._check_conditions(timestep_cond, cross_attention_kwargs, added_cond_kwargs)
-        self._check_subnet(subnet)
+        self._find_subnet(subnet)
         check_sample(sample, self.config.in_channels)
         self._check_maps(sample)
         batch, dtype = sample.shape[0], self.dtype
-        if self.config.cross_attention_dim is not None and encoder_hidden_states is None:
-            raise ValueError("`encoder_hidden_states` is None, but this network reads a text; give its embedding.")
-        check_text(encoder_hidden_states, batch, self.config.cross_attention_dim)
-        timestep = batch_timestep(timestep, batch, sample.device)
+        width_of_text = self.config.cross_attention_dim
+        check_tokens("encoder_hidden_states", encoder_hidden_states, batch, width_of_text, required=True)
+        timestep = check_timestep(timestep, batch, sample.device)
         labels = check_class_labels(class_labels, batch, self.config.num_classes)
         temb = self.condition(timestep, labels, dtype, timestep_cond)
 
@@ -229,7 +194,7 @@ class BlockUNet2DModel(BlockNetwork, ModelMixin, ConfigMixin, PeftAdapterMixin):
         output = self.conv_out(nn.functional.silu(self.norm_out(hidden_states)))
         if not return_dict:
             return (output,)
-        return BlockUNet2DModelOutput(sample=output)
+        return SampleOutput(sample=output)
 
     def _check_conditions(
         self, timestep_cond: torch.Tensor | None, cross_attention_kwargs: dict | None, added_cond_kwargs: dict | None

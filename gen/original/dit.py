@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from brickwork.gen.embeddings import NUM_FREQUENCIES, sincos_position_table
+from brickwork.gen.conditioning import NUM_FREQUENCIES, sincos_position_table
 from brickwork.gen.original.files import load_original_file
 from brickwork.gen.presets import TRANSFORMER_PRESETS
 

@@ -8,7 +8,7 @@ import sys
 
 import brickwork
 
-# command: (module of this package with `configure_parser(parser)`, what it does)
+# command: (module of this package with `configure_parser(parser)`, or another name behind a colon; what it does)
 COMMANDS = {
     "demo": ("eval.commands.demo", "draw one picture with the weights that ship: whole, fast and wide"),
     "demo resadapter": (
@@ -42,8 +42,8 @@ COMMANDS = {
         "eval.studies.seams",
         "edges at window borders against edges elsewhere, above the training size",
     ),
-    "convert lego": ("gen.original.convert_lego", "the LEGO authors' checkpoint => a model folder"),
-    "convert dit": ("gen.original.convert_dit", "the DiT authors' checkpoint => a model folder"),
+    "convert lego": ("eval.commands.convert:configure_lego", "the LEGO authors' checkpoint => a model folder"),
+    "convert dit": ("eval.commands.convert:configure_dit", "the DiT authors' checkpoint => a model folder"),
     "convert resadapter": (
         "adapters.resadapter.convert",
         "between the authors' folder, diffusers and ComfyUI",
@@ -93,11 +93,12 @@ def main(arguments: list[str] | None = None) -> int:
             f"error: there is no command {f'{name} {rest[0]}'!r}; did you mean {' or '.join(near)}?", file=sys.stderr
         )
         return 2
-    module = importlib.import_module(f"brickwork.{COMMANDS[name][0]}")
+    module, _, function = COMMANDS[name][0].partition(":")
+    configure = getattr(importlib.import_module(f"brickwork.{module}"), function or "configure_parser")
     parser = argparse.ArgumentParser(
         prog=f"brickwork {name}", formatter_class=argparse.RawDescriptionHelpFormatter, description=COMMANDS[name][1]
     )
-    module.configure_parser(parser)
+    configure(parser)
     args = parser.parse_args(rest)
     try:
         brickwork.register()

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from brickwork.gen.embeddings import sincos_position_table
+from brickwork.gen.conditioning import sincos_position_table
 from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.original.lego import convert_original_lego
 from brickwork.pipelines.lego import LegoPipeline

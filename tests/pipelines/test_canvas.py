@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from brickwork import LegoPipeline
-from brickwork.gen.embeddings import coordinate_channels
+from brickwork.gen.conditioning import coordinate_channels
 from brickwork.gen.operations import count_operations
 from brickwork.pipelines.canvas import WindowPlan
 from brickwork.pipelines.schedules import BrickSchedule

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from brickwork.eval.held_out.paired_loss import PairedSet, estimates
 from brickwork.eval.metrics.live import LiveMetrics
-from brickwork.gen.embeddings import crop_coordinates
+from brickwork.gen.conditioning import crop_coordinates
 from brickwork.gen.parameterization import EDMObjective
 from brickwork.gen.taps import tapped
 from brickwork.training.config.config import RunConfig, TrainConfig

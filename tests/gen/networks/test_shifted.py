@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from brickwork.gen.embeddings import coordinate_channels
+from brickwork.gen.conditioning import coordinate_channels
 from brickwork.gen.operations import count_operations
 
 

@@ -11,9 +11,9 @@ from diffusers import DiTTransformer2DModel
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from brickwork.gen.embeddings import sincos_position_table
+from brickwork.eval.commands.convert import configure_dit
+from brickwork.gen.conditioning import sincos_position_table
 from brickwork.gen.networks.transformer import BlockTransformer2DModel
-from brickwork.gen.original import convert_dit
 from brickwork.gen.presets import TRANSFORMER_PRESETS
 
 DATA = Path(__file__).parents[2] / "data" / "blocks"
@@ -153,7 +153,7 @@ def test_heads_must_be_known(checkpoint, tmp_path):
 
 def run_convert(*arguments):
     parser = argparse.ArgumentParser()
-    convert_dit.configure_parser(parser)
+    configure_dit(parser)
     args = parser.parse_args([str(argument) for argument in arguments])
     args.run(args)
 
@@ -170,8 +170,8 @@ def test_convert(checkpoint, tmp_path, capsys):
         run_convert(checkpoint, folder, "--attention-head-dim", 16)
     run_convert(checkpoint, folder, "--attention-head-dim", 16, "--overwrite")
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="notes.txt"):
-        run_convert(checkpoint, folder, "--attention-head-dim", 16, "--overwrite")
+    run_convert(checkpoint, folder, "--attention-head-dim", 16, "--overwrite")
+    assert (folder / "notes.txt").read_text() == "mine"
     assert sorted(path.name for path in folder.parent.iterdir()) == ["dit"]
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from brickwork.gen.embeddings import sincos_position_table
+from brickwork.gen.conditioning import sincos_position_table
 
 PARITY = Path(__file__).parents[2] / "data" / "lego_parity"
 STACKS = {

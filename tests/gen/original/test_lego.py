@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from brickwork.gen.embeddings import sincos_position_table
+from brickwork.gen.conditioning import sincos_position_table
 from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.original.lego import convert_original_lego, load_original_lego, preset_name
 from brickwork.gen.presets import LEGO_PRESETS

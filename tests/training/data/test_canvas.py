@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from brickwork.gen.embeddings import coordinate_channels, crop_coordinates
+from brickwork.gen.conditioning import coordinate_channels, crop_coordinates
 from brickwork.training.data.canvas import CanvasSettings, CanvasStream, cut, draw_corner, draw_proportions, lay_out
 from brickwork.training.data.stream import PositionBatches, TrainingStream, stream_batches
 

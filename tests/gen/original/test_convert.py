@@ -1,4 +1,4 @@
-"""`brickwork convert lego`."""
+"""`brickwork convert lego`, and loading the authors' files."""
 
 import argparse
 import os
@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 
-from brickwork.gen.embeddings import sincos_position_table
+from brickwork.eval.commands.convert import configure_lego
+from brickwork.gen.conditioning import sincos_position_table
 from brickwork.gen.networks.lego import LegoTransformer2DModel
-from brickwork.gen.original.convert_lego import configure_parser
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def convert():
 
     def run(*arguments):
         parser = argparse.ArgumentParser()
-        configure_parser(parser)
+        configure_lego(parser)
         args = parser.parse_args([str(argument) for argument in arguments])
         return args.run(args)
 
@@ -72,9 +72,9 @@ def test_what_is_no_model_is_never_replaced(convert, snapshot, tmp_path):
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="more than a model.*notes.txt"):
+    with pytest.raises(ValueError, match="OUT.*something else.*notes.txt"):
         convert(snapshot, folder, "--overwrite")
-    with pytest.raises(ValueError, match="tiny.pkl.*more than a model"):
+    with pytest.raises(ValueError, match="tiny.pkl.*is a file"):
         convert(snapshot, snapshot, "--overwrite")
     assert (folder / "notes.txt").read_text() == "mine"
 
@@ -88,7 +88,7 @@ def test_a_bad_file_leaves_nothing_behind(convert, tmp_path):
 
 MEASURE = """
 import resource, sys
-from brickwork.gen.embeddings import sincos_position_table
+from brickwork.gen.conditioning import sincos_position_table
 from brickwork.gen.networks.lego import LegoTransformer2DModel
 unit = 1 if sys.platform == "darwin" else 1024
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

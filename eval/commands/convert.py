@@ -1,0 +1,86 @@
+"""`brickwork convert lego` and `brickwork convert dit`: checkpoints of other authors as model folders."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from brickwork.files import check_folder, new_folder
+
+
+def configure_lego(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `brickwork convert lego`."""
+    parser.description = (
+        "Write a checkpoint of the LEGO authors as a model folder that LegoTransformer2DModel.from_pretrained loads. "
+        "Nothing in the checkpoint is run."
+    )
+    parser.epilog = "example: brickwork convert lego LEGO-L-PG-64.pkl lego-l-pg-64"
+    _add_folders(parser, "the authors' .pkl, or its state dict as .safetensors or .pt")
+    parser.set_defaults(run=_run_lego)
+
+
+def configure_dit(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `brickwork convert dit`."""
+    parser.description = (
+        "Write a DiT checkpoint, of its authors or of diffusers, as a model folder that "
+        "BlockTransformer2DModel.from_pretrained loads. Nothing in the checkpoint is run."
+    )
+    parser.epilog = "example: brickwork convert dit DiT-XL-2-256x256.pt dit-xl-2-256"
+    _add_folders(parser, "the authors' .pt, a .safetensors file, or a folder of diffusers' DiT")
+    parser.add_argument(
+        "--attention-head-dim", type=int, help="channels of a head, where the width is none of the paper's"
+    )
+    parser.set_defaults(run=_run_dit)
+
+
+def _add_folders(parser: argparse.ArgumentParser, source: str) -> None:
+    parser.add_argument("input", metavar="IN", type=Path, help=source)
+    parser.add_argument("output", metavar="OUT", type=Path, help="the folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if this command wrote it")
+
+
+def _run_lego(args: argparse.Namespace) -> None:
+    from brickwork.gen.networks.lego import LegoTransformer2DModel
+
+    _convert(args, "brickwork convert lego", lambda: LegoTransformer2DModel.from_original(args.input), _describe_lego)
+
+
+def _run_dit(args: argparse.Namespace) -> None:
+    from brickwork.gen.networks.transformer import BlockTransformer2DModel
+
+    def load():
+        return BlockTransformer2DModel.from_original(args.input, args.attention_head_dim)
+
+    _convert(args, "brickwork convert dit", load, _describe_dit)
+
+
+def _convert(args: argparse.Namespace, maker: str, load: Callable[[], Any], describe: Callable[[Any], str]) -> None:
+    """Write what `load` gives as the model folder OUT, complete or not at all, and print what it is."""
+    check_folder(args.output, maker, overwrite=args.overwrite, argument="OUT")
+    model = load()
+    dtype = str(model.dtype).removeprefix("torch.")
+    print(f"{describe(model.config)}; {model.num_parameters() / 1e6:.1f}M parameters in {dtype}")
+    with new_folder(args.output, maker, overwrite=args.overwrite, argument="OUT") as folder:
+        model.save_pretrained(folder)
+    print(f"written to {args.output}")
+
+
+def _describe_lego(config: Any) -> str:
+    from brickwork.gen.original.lego import preset_name
+
+    name = preset_name(config) or "a stack of its own"
+    windows = " -> ".join(map(str, config["window_sizes"]))
+    classes = "unconditional" if config["num_classes"] is None else f"{config['num_classes']} classes"
+    return (
+        f"{name}: windows {windows}; patches {tuple(config['patch_sizes'])}; blocks {tuple(config['num_layers'])}; "
+        f"width {config['hidden_sizes']}; heads {config['num_attention_heads']}; {config['in_channels']} channels; "
+        f"{classes}"
+    )
+
+
+def _describe_dit(config: Any) -> str:
+    return (
+        f"DiT: {config.num_layers} blocks; width {config.hidden_size}; heads of {config.attention_head_dim}; patch "
+        f"{config.patch_size}; {config.in_channels} => {config.out_channels} channels at {config.sample_size}×"
+        f"{config.sample_size}; {config.num_classes} classes"
+    )
