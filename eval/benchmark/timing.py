@@ -59,6 +59,10 @@ class Timings:
     seconds: list[list[float]] = field(default_factory=list)
     rates: list[list[float]] = field(default_factory=list)
 
+    def seconds_of(self, number: int) -> Spread:
+        """Seconds of a run."""
+        return Spread.of(self.seconds[number])
+
     def rate_of(self, number: int) -> Spread:
         """Operations a second."""
         return Spread.of([self.cases[number].operations / seconds for seconds in self.seconds[number]])

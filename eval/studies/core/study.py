@@ -56,22 +56,22 @@ def run_study(study: Study, folder: str | Path, jobs: int = 1) -> bool:
             print("Stopped; the same command goes on from there.", flush=True)
             return False
         results |= found
-    write_report(study, kept)
+    write_report(kept, study.report)
     return True
 
 
-def write_report(study: Study, folder: StudyFolder | str | Path) -> None:
+def write_report(folder: StudyFolder, report: Callable[[StudyFolder], tuple[Any, Mapping[str, Any]]]) -> None:
     """Write the report of a study, finished or not, into its folder; an earlier report of it is replaced.
 
-    Raises:
-        ValueError: for a folder without this study.
+    Args:
+        folder: of the study.
+        report: see `Study`.
     """
-    kept = folder if isinstance(folder, StudyFolder) else StudyFolder.read(folder, study.name)
-    report, values = study.report(kept)
-    report.write(kept.path, study.name)
-    everything = {"format": f"brickwork-{study.name}/1", "conditions": kept.conditions, **values}
-    write_json(kept.path / f"{study.name}.json", plain(everything))
-    print(f"The report is in {kept.path}: index.html, {study.name}.md, {study.name}.json.", flush=True)
+    told, values = report(folder)
+    told.write(folder.path, folder.study)
+    everything = {"format": f"brickwork-{folder.study}/1", "conditions": folder.conditions, **values}
+    write_json(folder.path / f"{folder.study}.json", plain(everything))
+    print(f"The report is in {folder.path}: index.html, {folder.study}.md, {folder.study}.json.", flush=True)
 
 
 def table_of(rows: Sequence[Any], columns: Columns, caption: str = "") -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def wait_for_a_stop(folder: Path) -> None:
 def importable(monkeypatch):
     """This file's functions, for processes."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
     return Path(__file__).stem
 
 
@@ -87,9 +89,12 @@ def test_folders_of_other_conditions_and_of_something_else(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_cells_in_processes_of_their_own(tmp_path, importable):
+def test_cells_in_processes_of_their_own(tmp_path, importable, forked_cells, monkeypatch):
     study = StudyFolder(tmp_path, "trial", {})
     cells = [Cell(f"cells/{v}", f"{importable}:note", {"value": v}, alone=v == 2) for v in (1, 2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(core_processes, "Popen", subprocess.Popen)
+        run_cells(study, cells[:1])
     found = run_cells(study, cells, jobs=2, say=lambda *arguments, **options: None)
     assert list(found.values()) == [{"value": v, "over": None} for v in (1, 2)]  # what is no number is a result
     assert (tmp_path / "cells" / "1" / "log.txt").read_text() == "worked on 1\n"
@@ -99,7 +104,7 @@ def test_cells_in_processes_of_their_own(tmp_path, importable):
         run_cells(study, cells, jobs=0)
 
 
-def test_a_stop_reaches_the_cells_and_the_same_call_goes_on(tmp_path, importable, monkeypatch, capsys):
+def test_a_stop_reaches_the_cells_and_the_same_call_goes_on(tmp_path, importable, forked_cells, monkeypatch, capsys):
     stage = [
         Cell("cells/slow", f"{importable}:wait_for_a_stop"),
         Cell("cells/next", f"{importable}:note", {"value": 1}),
@@ -139,7 +144,7 @@ def test_stages_see_what_came_before_and_the_report_tells_it(tmp_path):
     values = json.loads((tmp_path / "trial.json").read_text())
     assert values["count"] == 3 and values["conditions"] == {"seed": 7} and values["format"] == "brickwork-trial/1"
     before = (tmp_path / "index.html").read_text()
-    write_report(study, tmp_path)
+    write_report(StudyFolder.read(tmp_path, "trial"), report)
     assert (tmp_path / "index.html").read_text() == before
 
 

@@ -4,10 +4,7 @@ Cells run in forked processes here, which have everything imported already.
 """
 
 import json
-import multiprocessing
-import os
 import signal
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -17,13 +14,14 @@ import yaml
 
 from brickwork.cli import main
 from brickwork.eval.extractors.features import from_module
+from brickwork.eval.studies.core import StudyFolder
+from brickwork.eval.studies.core import processes as core_processes
 from brickwork.training.config.config import load_config
 from brickwork.training.engine.runlog import Diverged
+from brickwork.training.studies import timed, trained
 from brickwork.training.studies.battle import battle as battle_module
-from brickwork.training.studies.battle import cell as battle_cell
-from brickwork.training.studies.battle import timing as battle_timing
 from brickwork.training.studies.battle.battle import battle
-from brickwork.training.studies.battle.config import CONFIG, BattleConfig, build_networks, differences
+from brickwork.training.studies.battle.config import CONFIG, BattleConfig, build_networks
 
 SAMPLE = Path(__file__).parents[2] / "data" / "emoji" / "sample.parquet"
 NETWORKS = {
@@ -61,40 +59,11 @@ SHORT = {
 }  # fmt: skip
 
 
-class ForkedProcess:
-    """What `Popen` does for a cell, without importing anything anew."""
-
-    def __init__(self, command, stdout, env, **options):
-        self.process = multiprocessing.get_context("fork").Process(target=self.run, args=(command, stdout.fileno()))
-        self.process.start()
-
-    @staticmethod
-    def run(command, log):
-        sys.stdout = sys.stderr = open(log, "a", buffering=1, closefd=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
-        os._exit(battle_cell.main(command[3:]))
-
-    @property
-    def returncode(self):
-        return self.process.exitcode
-
-    def poll(self):
-        return self.process.exitcode
-
-    def send_signal(self, number):
-        os.kill(self.process.pid, number)
-
-    def wait(self):
-        self.process.join()
-
-
 @pytest.fixture
-def in_forks(monkeypatch):
+def in_forks(monkeypatch, forked_cells):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # CUDA does not survive a fork
-    monkeypatch.setattr(battle_module, "Popen", ForkedProcess)
-    monkeypatch.setattr(battle_module, "run_in_child", battle_timing.measure_times)
-    monkeypatch.setattr(battle_timing, "memory_in_child", lambda task, name: 2**20)
+    monkeypatch.setattr(timed, "peak_during", lambda function, device: function() or {"peak": 2**20})
+    return forked_cells
 
 
 @pytest.fixture
@@ -115,7 +84,7 @@ def small_extractor(monkeypatch):
         network = torch.nn.Sequential(
             torch.nn.Conv2d(3, 4, 3, stride=2), torch.nn.Tanh(), torch.nn.AdaptiveAvgPool2d(1)
         )
-    for module in (battle_module, battle_cell):
+    for module in (battle_module, trained):
         monkeypatch.setattr(module, "load_extractor", lambda name: from_module(network, "Small", 16, name="small"))
 
 
@@ -126,24 +95,24 @@ def read(path: Path):
 def test_a_whole_battle_and_again(configured, tmp_path, in_forks, small_extractor, capsys):
     config, folder = configured("scores.extractor=small"), tmp_path / "out"
     assert battle(config, folder, jobs=2)
-    sweep, timing = read(folder / "sweep.json"), read(folder / "timing.json")
+    report = read(folder / "battle.json")
+    sweep, timing = report["sweep"], report["timing"]
     assert set(sweep) == {"lego", "unet"} and all(set(losses) == {"0.01", "0.001"} for losses in sweep.values())
     for network, losses in sweep.items():
         best = float(min(losses, key=losses.get))
         for seed in (0, 1):
-            cell = read(folder / "cells" / f"{network}-seed{seed}" / "cell.json")
+            cell = read(folder / "cells" / f"{network}-seed{seed}" / "cell.json")["result"]
             assert (cell["network"], cell["seed"], cell["images"], cell["batch_size"]) == (network, seed, 32, 8)
             assert cell["label"] == NETWORKS[network]["label"] and cell["learning_rate"] == best
             assert [images for images, _ in cell["curve"]] == [16, 32] and cell["curve"][-1][1] == cell["final_loss"]
             assert (cell["kd"]["samples"], cell["kd"]["steps"], cell["kd"]["name"]) == (12, 2, "KD-Small")
             assert (folder / "cells" / f"{network}-seed{seed}" / cell["samples_png"]).is_file()
-    losses = [read(path)["final_loss"] for path in sorted(folder.glob("cells/lego-*/cell.json"))]
+    losses = [read(path)["result"]["final_loss"] for path in sorted(folder.glob("cells/lego-*/cell.json"))]
     assert losses[0] != losses[1]  # the seed matters
     for cost in timing["networks"].values():
         assert cost["seconds_spread"][0] <= cost["seconds_per_image"] <= cost["seconds_spread"][1]
         assert cost["training_operations"] > 2 * cost["forward_operations"] > 0 and cost["peak_memory"] > 0
-    assert {name: entry["samples"] for name, entry in read(folder / "fd.json").items()} == {"lego": 24, "unet": 24}
-    assert yaml.safe_load((folder / "battle.yaml").read_text())["run"]["output_dir"] == str(folder)
+    assert {name: entry["samples"] for name, entry in report["fd"].items()} == {"lego": 24, "unet": 24}
     assert (folder / "index.html").is_file()
 
     # Nothing of it is done again, but a cell that is gone is.
@@ -155,33 +124,33 @@ def test_a_whole_battle_and_again(configured, tmp_path, in_forks, small_extracto
     assert battle(config, folder)
     assert capsys.readouterr().out.count("held-out loss") == 1
     after = {path: path.stat().st_mtime_ns for path in folder.glob("cells/*/cell.json")}
-    assert read(gone) == kept
+    assert read(gone)["result"] == kept["result"]
     assert {path for path in after if after[path] != before[path]} == {gone}
 
 
 def test_a_stopped_battle_goes_on_to_the_same_end(configured, tmp_path, in_forks, monkeypatch, capsys):
     values = ["battle.networks=[unet]", "battle.seeds=[0]", "battle.learning_rates=[1.0e-3]", "run.total_images=320"]
     config = configured(*values, "run.sample_images=160", "run.checkpoint_images=40")
-    monkeypatch.setattr("brickwork.training.studies.battle.report.write_report", lambda folder: None)
     assert battle(config, tmp_path / "whole")
 
-    class StoppedProcess(ForkedProcess):
+    class StoppedProcess(in_forks):
         def poll(self):
             """Looking at the cell, once it has a checkpoint, asks the battle to stop."""
             if list((tmp_path / "out").rglob("images-*")) and super().poll() is None:
                 signal.raise_signal(signal.SIGTERM)
             return super().poll()
 
-    monkeypatch.setattr(battle_module, "Popen", StoppedProcess)
+    monkeypatch.setattr(core_processes, "Popen", StoppedProcess)
     capsys.readouterr()
     assert not battle(config, tmp_path / "out")
     assert "the same command goes on" in capsys.readouterr().out
-    assert not list((tmp_path / "out").rglob("cell.json"))
-    monkeypatch.setattr(battle_module, "Popen", ForkedProcess)
+    assert not list((tmp_path / "out" / "cells").rglob("cell.json"))
+    monkeypatch.setattr(core_processes, "Popen", in_forks)
     assert battle(config, tmp_path / "out")
     cell = Path("cells", "unet-seed0")
     assert "Going on from" in (tmp_path / "out" / cell / "log.txt").read_text()
-    assert read(tmp_path / "out" / cell / "cell.json") == read(tmp_path / "whole" / cell / "cell.json")
+    first, second = (read(tmp_path / name / cell / "cell.json") for name in ("out", "whole"))
+    assert first["result"] == second["result"] and first["digest"] == second["digest"]
 
 
 @pytest.mark.gpu
@@ -189,7 +158,7 @@ def test_a_stopped_battle_goes_on_to_the_same_end(configured, tmp_path, in_forks
 def test_on_a_gpu(configured, tmp_path):
     """Processes of their own, as a user has them."""
     assert battle(configured("battle.seeds=[0]", "run.mixed_precision=bf16"), tmp_path / "out", jobs=2)
-    timing = read(tmp_path / "out" / "timing.json")
+    timing = read(tmp_path / "out" / "battle.json")["timing"]
     assert timing["unit"] == "GPU s" and timing["device"] == torch.cuda.get_device_name()
     assert all(10**4 < cost["peak_memory"] < 10**9 for cost in timing["networks"].values())
     assert len(list((tmp_path / "out").glob("cells/*/cell.json"))) == 2
@@ -199,41 +168,37 @@ def test_a_cell_that_fails_stops_the_battle_with_its_reason(configured, tmp_path
     def fail(config):
         raise ValueError("the disk is on fire")
 
-    monkeypatch.setattr(battle_cell, "prepare", fail)
+    monkeypatch.setattr(trained, "run_training", fail)
     with pytest.raises(ValueError, match=r"sweep.lego-0\.001 ended with status 2: error: the disk is on fire"):
         battle(configured(), tmp_path / "out")
 
 
 def test_what_diverges_is_a_result(configured, tmp_path, in_forks, monkeypatch, capsys, small_extractor):
-    real_train, out = battle_cell.train, tmp_path / "out"
+    real_train, out = trained.run_training, tmp_path / "out"
 
-    def train(run):
-        settings = run.config
+    def train(settings):
         if settings.optimizer.learning_rate == 0.01 or (
             settings.run.seed and settings.model.config["num_layers"] == [0]
         ):
             raise Diverged("gradients were not finite")
-        return real_train(run)
+        return real_train(settings)
 
-    monkeypatch.setattr(battle_cell, "train", train)
+    monkeypatch.setattr(trained, "run_training", train)
     assert battle(configured("scores.extractor=small"), out)
     assert capsys.readouterr().out.count(": diverged (") == 3
-    assert all(losses["0.01"] is None and losses["0.001"] > 0 for losses in read(out / "sweep.json").values())
-    cells = {path.parent.name: read(path) for path in out.glob("cells/*/cell.json")}
+    assert all(
+        losses["0.01"] is None and losses["0.001"] > 0 for losses in read(out / "battle.json")["sweep"].values()
+    )
+    cells = {path.parent.name: read(path)["result"] for path in out.glob("cells/*/cell.json")}
     assert cells["unet-seed1"]["curve"] == [[32, None]] and {cell["learning_rate"] for cell in cells.values()} == {
         1e-3
     }
-    assert {name: entry["samples"] for name, entry in read(out / "fd.json").items()} == {"lego": 24, "unet": 12}
+    assert {name: entry["samples"] for name, entry in read(out / "battle.json")["fd"].items()} == {
+        "lego": 24,
+        "unet": 12,
+    }
     report = (out / "battle.md").read_text()
     assert "UNet2DModel, seed 1, is left out" in report and "diverged" in report
-
-
-def test_last_words_are_the_error_not_the_progress_bar(tmp_path):
-    log = tmp_path / "log.txt"
-    log.write_text("going\n  0%|  | 0/96\r 22%|# | 20/96error: the disk is full\n 35%|## | 33/96\n")
-    assert battle_timing.last_words(log) == f"error: the disk is full (all of it in {log})"
-    log.write_text("going\n")
-    assert battle_timing.last_words(log) == f"going (all of it in {log})"
 
 
 def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(configured, tmp_path, capsys):
@@ -277,25 +242,28 @@ def test_missing_packages_are_named(configured, tmp_path, monkeypatch):
         battle(configured(), tmp_path / "out")
 
 
+def conditions(config) -> dict:
+    return yaml.safe_load(config.to_yaml())
+
+
 def test_folders_of_another_battle_and_of_something_else(configured, tmp_path):
-    other, strange = tmp_path / "other", tmp_path / "strange"
-    for folder, file in ((other, "battle.yaml"), (strange, "thesis.tex")):
-        folder.mkdir()
-        (folder / file).write_text(configured("run.total_images=64").to_yaml())
+    StudyFolder(tmp_path / "other", "battle", conditions(configured("run.total_images=64")))
+    (tmp_path / "strange").mkdir()
+    (tmp_path / "strange" / "thesis.tex").touch()
     with pytest.raises(ValueError, match="holds another battle: run.total_images was 64 and is 32"):
-        battle(configured(), other)
-    with pytest.raises(ValueError, match="holds no battle"):
-        battle(configured(), strange)
+        battle(configured(), tmp_path / "other")
+    with pytest.raises(ValueError, match="holds something else and no battle"):
+        battle(configured(), tmp_path / "strange")
 
 
-def test_what_may_change_in_a_battle_under_way(configured):
-    saved = configured().to_yaml()
-    assert differences(saved, configured("run.output_dir=elsewhere", "data.source=moved", "data.num_workers=2")) == []
-    changed = differences(saved, configured("networks.unet.config.layers_per_block=2", "battle.seeds=[0]"))
-    assert changed == [
-        "battle.seeds was [0, 1] and is [0]",
-        "networks.unet.config.layers_per_block was 1 and is 2",
-    ]
+def test_what_may_change_in_a_battle_under_way(configured, tmp_path):
+    for changes in ([], ["run.output_dir=elsewhere", "data.source=moved", "data.num_workers=2"]):
+        StudyFolder(tmp_path / "out", "battle", conditions(configured(*changes)), trained.FREE)
+    changed = conditions(configured("networks.unet.config.layers_per_block=2", "battle.seeds=[0]"))
+    with pytest.raises(ValueError) as error:
+        StudyFolder(tmp_path / "out", "battle", changed, trained.FREE)
+    listed = "battle.seeds was [0, 1] and is [0]; networks.unet.config.layers_per_block was 1 and is 2."
+    assert listed in str(error.value)
 
 
 def test_the_networks_of_the_shipped_battle_are_of_one_size():
@@ -313,7 +281,7 @@ def test_the_networks_of_the_shipped_battle_are_of_one_size():
 def test_operations_count_the_backward_pass_of_depthwise_convolutions():
     network = torch.nn.Conv2d(6, 6, 3, padding=1, groups=6)
     sample = torch.zeros(2, 6, 8, 8, requires_grad=True)
-    count = partial(battle_timing.count_operations, lambda: network(sample).sum().backward())
+    count = partial(timed.count_operations, lambda: network(sample).sum().backward())
     forward = 2 * 2 * 6 * 9 * 64
     assert count()[0] == 3 * forward
     sample.requires_grad_(False)  # there is one gradient less to find

@@ -1,17 +1,21 @@
 """The report of a battle says what its files say, finished or not, and says so on one page that needs nothing else."""
 
 import json
+import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
+from brickwork.eval.report.blocks import Picture
+from brickwork.eval.report.numbers import in_units
+from brickwork.eval.studies.core import StudyFolder, write_report
+from brickwork.eval.studies.core.cells import keep
 from brickwork.training.studies.battle import report as battle_report
-from brickwork.training.studies.battle.report import in_units, read_battle, write_report
+from brickwork.training.studies.battle.report import report
 
 IMAGES = (100, 200, 400)
 LABELS = {"quick": "Quick", "slow": "Slow & sure", "even": "Even"}
@@ -24,26 +28,34 @@ NETWORKS = {
 }
 
 
+def write(folder: Path, name: str, result) -> Path:
+    """The file of a finished cell."""
+    keep(folder / name, {"digest": ""}, lambda: result)
+    return folder / name / "cell.json"
+
+
 def make_cell(folder: Path, network: str, seed: int, final: float, **changes) -> Path:
-    path = folder / "cells" / f"{network}-seed{seed}" / "cell.json"
-    path.parent.mkdir(parents=True)
     curve = [[0, 9.0], *([images, final + 0.1 * (2 - k)] for k, images in enumerate(IMAGES))]
-    cell = {
-        "network": network,
-        "label": LABELS.get(network, network.title()),
-        "seed": seed,
-        "learning_rate": 1e-3,
+    cell = {"network": network, "label": LABELS.get(network, network.title()), "seed": seed, "learning_rate": 1e-3}
+    cell |= {
         "images": IMAGES[-1],
+        "batch_size": 8,
+        "curve": curve,
+        "final_loss": final,
+        "kd": KD | {"value": final / 10},
     }
-    cell |= {"batch_size": 8, "curve": curve, "final_loss": final, "kd": KD | {"value": final / 10}}
-    cell |= {"samples_png": "samples.png"} | changes
-    path.write_text(json.dumps(cell))
+    path = write(folder, f"cells/{network}-seed{seed}", cell | {"samples_png": "samples.png"} | changes)
     shade = (int(400 * curve[-1][1]) if final == final else 0, 0, 0)
     Image.new("RGB", (30, 34), shade).save(path.with_name("samples.png"))
     return path
 
 
-def make_battle(folder: Path, seeds=(0, 1, 2), networks=tuple(NETWORKS)) -> Path:
+def make_sweep(folder: Path, network: str, losses: dict) -> None:
+    for rate, loss in losses.items():
+        write(folder, f"sweep/{network}-{rate}", {"network": network, "learning_rate": rate, "final_loss": loss})
+
+
+def make_battle(folder: Path, seeds=(0, 1, 2), networks=tuple(NETWORKS), extractor="tiny") -> Path:
     timing = {"device": "a <machine>", "unit": "CPU s", "networks": {}}
     for network in networks:
         finals, operations, seconds = NETWORKS[network]
@@ -52,25 +64,28 @@ def make_battle(folder: Path, seeds=(0, 1, 2), networks=tuple(NETWORKS)) -> Path
         costs = {"parameters": 1_234_567, "forward_operations": operations / 3, "training_operations": operations}
         costs |= {"seconds_per_image": seconds, "seconds_spread": [0.9 * seconds, 1.2 * seconds]}
         costs |= {"training_images_per_second": 1 / seconds, "sampling_images_per_second": 0.123}
-        timing["networks"][network] = costs | {"peak_memory": 2**29}
-    (folder / "timing.json").write_text(json.dumps(timing))
-    (folder / "sweep.json").write_text(
-        json.dumps({name: {"0.001": 0.7, "0.01": 0.6, "0.1": 0.9} for name in networks})
-    )
+        timing["networks"][network] = costs
+        write(folder, f"memory/{network}", 2**29)
+        make_sweep(folder, network, {0.001: 0.7, 0.01: 0.6, 0.1: 0.9})
+    write(folder, "timing", timing)
     fd = {name: {"name": "FD-Tiny", "value": 100 * NETWORKS[name][0][0], "samples": 1536} for name in networks}
-    (folder / "fd.json").write_text(json.dumps(fd))
+    write(folder, "frechet", fd)
     config = {"networks": {}, "battle": {"networks": None, "seeds": list(seeds)}, "data": {"size": 8}}
-    change_config(folder, config | {"scores": {"extractor": "tiny", "steps": 10}}, networks)
+    change_config(folder, config | {"scores": {"extractor": extractor, "steps": 10}}, networks)
     return folder
 
 
 def change_config(folder: Path, changes: dict, networks=()) -> None:
-    """Write `battle.yaml`, or other values and further networks into it."""
-    file = folder / "battle.yaml"
-    config = (yaml.safe_load(file.read_text()) if file.exists() else {}) | changes
+    """Write `study.json`, or other conditions and further networks into it."""
+    file = folder / "study.json"
+    config = (json.loads(file.read_text())["conditions"] if file.exists() else {"networks": {}}) | changes
     for name in networks:
         config["networks"][name] = {"label": LABELS.get(name, name.title()), "colour": "#ff0000"}
-    file.write_text(yaml.safe_dump(config, sort_keys=False))
+    file.write_text(json.dumps({"study": "battle", "conditions": config}))
+
+
+def tell(folder: Path) -> None:
+    write_report(StudyFolder.read(folder, "battle"), report)
 
 
 class Page(HTMLParser):
@@ -103,16 +118,14 @@ def full(tmp_path_factory) -> Path:
     """A finished battle with its report."""
     pytest.importorskip("matplotlib")
     folder = make_battle(tmp_path_factory.mktemp("battle"))
-    write_report(folder)
+    tell(folder)
     return folder
 
 
 @pytest.fixture
 def no_plot(monkeypatch):
     """No time spent on plots."""
-    monkeypatch.setattr(
-        battle_report, "draw_curves", lambda *arguments: Image.new("RGB", (2, 2)).save(arguments[-1], format="PNG")
-    )
+    monkeypatch.setattr(battle_report, "_curves", lambda *arguments: Picture(Image.new("RGB", (2, 2)), name="battle"))
 
 
 def rows_of(folder: Path, heading: str) -> list[list[str]]:
@@ -181,11 +194,11 @@ def test_the_json_holds_everything_and_nothing_temporary_is_left(full):
     result = json.loads((full / "battle.json").read_text())
     assert result["format"] == "brickwork-battle/1" and result["missing"] == []
     assert [cell["network"] for cell in result["cells"]] == ["quick"] * 3 + ["slow"] * 3 + ["even"] * 3
-    assert result["config"]["data"]["size"] == 8 and result["fd"]["slow"]["value"] == 40
+    assert result["conditions"]["data"]["size"] == 8 and result["fd"]["slow"]["value"] == 40
     assert result["tables"]["images"]["kendall_tau"]["least"] == pytest.approx(1 / 3)
     assert result["timing"]["networks"]["even"]["peak_memory"] == 2**29 and result["sweep"]["even"]["0.01"] == 0.6
     written = {"battle.json", "battle.md", "battle.png", "samples.png", "index.html"}
-    given = {"cells", "timing.json", "sweep.json", "fd.json", "battle.yaml"}
+    given = {"cells", "sweep", "memory", "timing", "frechet", "study.json"}
     assert {path.name for path in full.iterdir()} == written | given
 
 
@@ -211,18 +224,19 @@ def test_the_sheet_shows_two_rows_of_samples_best_network_first(full):
 
 def test_an_unfinished_battle(tmp_path, no_plot):
     folder = make_battle(tmp_path, seeds=(0, 1), networks=("quick", "slow"))
-    for file in ("sweep.json", "fd.json", "cells/slow-seed1/cell.json", "cells/quick-seed0/samples.png"):
+    for file in ("frechet/cell.json", "cells/slow-seed1/cell.json", "cells/quick-seed0/samples.png"):
         (folder / file).unlink()
-    timing = json.loads((folder / "timing.json").read_text())
-    del timing["networks"]["quick"]
-    (folder / "timing.json").write_text(json.dumps(timing))
+    shutil.rmtree(folder / "sweep")
+    timing = json.loads((folder / "timing" / "cell.json").read_text())
+    del timing["result"]["networks"]["quick"]
+    (folder / "timing" / "cell.json").write_text(json.dumps(timing))
     change_config(folder, {}, ["late"])
-    write_report(folder)
+    tell(folder)
     text = (folder / "battle.md").read_text(encoding="utf-8")
     for words in (
         "No result at seed 0 of Late.",
         "No result at seed 1 of Slow & sure, Late.",
-        "timing.json has nothing on Quick, Late. sweep.json has no values. fd.json has no values.",
+        "No costs of Quick, Late. No sweep yet. No Fréchet distances yet.",
         "Quick is left out: its operations were not measured.",
         "Too few seeds in common to say anything of Slow & sure and Quick.",
     ):
@@ -239,13 +253,16 @@ def test_an_unfinished_battle(tmp_path, no_plot):
 
 
 def test_a_run_that_diverged_is_left_out_by_name(tmp_path, no_plot, monkeypatch):
-    sheets = []
-    monkeypatch.setattr(battle_report, "draw_samples", lambda grids, *rest: sheets.append(list(grids)))
-    monkeypatch.setattr(battle_report, "html_figure", lambda *arguments: "")
+    sheets, real = [], battle_report.labelled_sheet
+    monkeypatch.setattr(
+        battle_report,
+        "labelled_sheet",
+        lambda rows, labels, *rest, **options: sheets.append(labels) or real(rows, labels, *rest, **options),
+    )
     folder = make_battle(tmp_path, seeds=(0, 1))
     make_cell(folder, "wild", 0, float("nan"))
     change_config(folder, {}, ["wild"])
-    write_report(folder)
+    tell(folder)
     text = (folder / "battle.md").read_text(encoding="utf-8")
     assert "Wild, seed 0, is left out: its held-out loss is not finite at 100 images." in text
     assert [row[1] for row in rows_of(folder, "At equal images")[1:]] == ["Slow & sure", "Quick", "Even"]
@@ -259,8 +276,8 @@ def test_distances_of_other_kinds_or_other_images_do_not_share_a_column(tmp_path
     make_cell(folder, "long", 0, 0.2, curve=[[100, 0.4], [500, 0.2]])
     make_cell(folder, "none", 0, 0.6, kd=None)
     change_config(folder, {}, ["few", "long", "none"])
-    (folder / "timing.json").unlink()
-    write_report(folder)
+    shutil.rmtree(folder / "timing")
+    tell(folder)
     text = (folder / "battle.md").read_text(encoding="utf-8")
     assert "no machine yet" in text and "At equal counted" not in text and "What the networks cost" not in text
     head, *rows = rows_of(folder, "At equal images: 400")
@@ -276,50 +293,39 @@ def test_distances_of_other_kinds_or_other_images_do_not_share_a_column(tmp_path
 
 
 def test_the_words_for_a_sweep(tmp_path, no_plot):
-    folder = make_battle(tmp_path, seeds=(0,))
-    change_config(folder, {"scores": {"extractor": None, "steps": 10}})
-    (folder / "fd.json").unlink()
-    sweep = {"quick": {"0.001": 0.5, "0.01": 0.6, "0.1": float("nan")}, "slow": {"0.01": 0.4}, "even": {}}
-    (folder / "sweep.json").write_text(json.dumps(sweep))
-    write_report(folder)
+    folder = make_battle(tmp_path, seeds=(0,), extractor=None)
+    shutil.rmtree(folder / "frechet")
+    shutil.rmtree(folder / "sweep")
+    make_sweep(folder, "quick", {0.001: 0.5, 0.01: 0.6, 0.1: float("nan")})
+    make_sweep(folder, "slow", {0.01: 0.4})
+    tell(folder)
     assert rows_of(folder, "Sweep")[1:] == [
         ["Quick", "0.5", "0.6", "diverged", "0.001"],
         ["Slow & sure", "–", "0.4", "–", "0.01"],
-        ["Even", "–", "–", "–", "–"],
     ]
     text = (folder / "battle.md").read_text(encoding="utf-8")
-    assert "a better one may lie beyond, for: Quick." in text and "fd.json" not in text
+    assert "a better one may lie beyond, for: Quick." in text and "Fréchet" not in text
 
 
 def test_folders_that_hold_no_battle_or_a_broken_one(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no battle \(no battle.yaml\); name the folder of one"):
-        read_battle(tmp_path)
-    (tmp_path / "battle.yaml").write_text("networks: {}\ndata: {}\n")
-    with pytest.raises(ValueError, match="battle.yaml lacks battle, scores"):
-        read_battle(tmp_path)
+    with pytest.raises(ValueError, match=r"holds no battle \(no study.json of one\); name the folder of one"):
+        tell(tmp_path)
     change_config(tmp_path, {"battle": {"networks": None, "seeds": [0]}, "scores": {"extractor": None}}, ["one"])
     with pytest.raises(ValueError, match="holds no finished run.*run `brickwork battle`"):
-        read_battle(tmp_path)
-    path = make_cell(tmp_path, "one", 0, 0.5)
-    cell = json.loads(path.read_text())
-    del cell["curve"], cell["kd"]
-    path.write_text(json.dumps(cell))
-    with pytest.raises(ValueError, match="one-seed0/cell.json lacks curve, kd; remove it"):
-        read_battle(tmp_path)
-    path.write_text("{")
-    with pytest.raises(ValueError, match="one-seed0/cell.json cannot be read"):
-        read_battle(tmp_path)
-    path.write_text(json.dumps(cell | {"curve": [[0, 1.0]], "kd": None}))
+        tell(tmp_path)
+    path = make_cell(tmp_path, "one", 0, 0.5, curve=[[0, 1.0]])
     with pytest.raises(ValueError, match="One, seed 0, is left out: its curve has no point"):
-        read_battle(tmp_path)
+        tell(tmp_path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="one-seed0/cell.json' is no result"):
+        tell(tmp_path)
 
 
 def test_without_matplotlib_the_tables_are_there(tmp_path, monkeypatch):
     folder = make_battle(tmp_path, seeds=(0,))
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
-    with pytest.raises(ValueError, match=r"needs matplotlib: pip install 'brickwork\[report\]'"):
-        write_report(folder)
+    tell(folder)
     assert rows_of(folder, "At equal images: 400") and not (folder / "battle.png").exists()
 
 

@@ -5,13 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from brickwork.training.studies.battle.tables import (
-    Curve,
-    agreement_of_seeds,
-    compare_neighbours,
-    kendall_tau,
-    standings,
-)
+from brickwork.eval.studies.core import kendall_tau
+from brickwork.training.studies.battle.tables import Curve, agreement_of_seeds, compare_neighbours, standings
 
 
 def curve(network, seed, losses, operations=1.0, seconds=1.0, images=(100, 200, 400)) -> Curve:

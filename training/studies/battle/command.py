@@ -32,12 +32,15 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Fight, say what would be fought, or report."""
     if args.report_only is not None:
-        from brickwork.training.studies.battle.report import write_report
+        from brickwork.eval.studies.core import StudyFolder, write_report
+        from brickwork.training.studies.battle.report import STUDY, report
 
-        write_report(args.report_only)
+        write_report(StudyFolder.read(args.report_only, STUDY), report)
         return 0
     if args.output is None:
         raise ValueError("`--output` was not given; name the folder of the battle, such as -o runs/battle.")
+    if args.jobs < 1:
+        raise ValueError(f"`--jobs` is {args.jobs}; give at least 1.")
     from brickwork.training.config.config import load_config
     from brickwork.training.studies.battle.battle import battle
     from brickwork.training.studies.battle.config import CONFIG, BattleConfig

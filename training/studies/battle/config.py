@@ -178,7 +178,7 @@ def model_config(network: Network, size: int, channels: int, num_classes: int) -
 
 
 @dataclass(frozen=True)
-class Cell:
+class Entry:
     """One training run of a battle.
 
     Attributes:
@@ -186,7 +186,6 @@ class Cell:
         seed: of initialisation, data order and noise; of the samples too.
         learning_rate: after the warm-up.
         images: to train on.
-        folder: for the run and its results.
         scored: whether samples are drawn and measured at the end.
     """
 
@@ -194,64 +193,53 @@ class Cell:
     seed: int
     learning_rate: float
     images: int
-    folder: Path
     scored: bool
 
+    @property
+    def name(self) -> str:
+        """Of its cell."""
+        if self.scored:
+            return f"cells/{self.network}-seed{self.seed}"
+        return f"sweep/{self.network}-{self.learning_rate:g}"
 
-def sweep_cells(config: BattleConfig, output: Path) -> list[Cell]:
+
+def sweep_entries(config: BattleConfig) -> list[Entry]:
     """The runs that try learning rates, with the first seed; none where there is one rate."""
-    rates = config.rates if len(config.rates) > 1 else []
-    return [
-        Cell(
-            name,
-            config.battle.seeds[0],
-            rate,
-            config.battle.sweep_images,
-            output / "sweep" / f"{name}-{rate:g}",
-            False,
-        )
-        for name in config.fighters
-        for rate in rates
-    ]
+    rates, seed = config.rates if len(config.rates) > 1 else [], config.battle.seeds[0]
+    return [Entry(name, seed, rate, config.battle.sweep_images, False) for name in config.fighters for rate in rates]
 
 
-def seed_cells(config: BattleConfig, output: Path, rates: dict[str, float]) -> list[Cell]:
+def seed_entries(config: BattleConfig, rates: dict[str, float]) -> list[Entry]:
     """The runs of the battle, seed after seed, so that a battle cut short has all networks; `rates` by network."""
     return [
-        Cell(name, seed, rates[name], config.run.total_images, output / "cells" / f"{name}-seed{seed}", True)
+        Entry(name, seed, rates[name], config.run.total_images, True)
         for seed in config.battle.seeds
         for name in config.fighters
     ]
 
 
-def train_config(config: BattleConfig, cell: Cell, source: str, num_classes: int, channels: int = 3) -> TrainConfig:
-    """The ordinary training run of a cell.
+def train_config(config: BattleConfig, entry: Entry, source: str, num_classes: int, channels: int = 3) -> TrainConfig:
+    """The ordinary training run of an entry.
 
     Args:
         config: of the battle.
-        cell: to train.
+        entry: to train.
         source: the pictures, of the battle's size and classes.
         num_classes: of the pictures, 0 for none.
         channels: of the pictures.
     """
     rest = load_config(None, ["samples.count=0"])
-    network, data, settings = config.fighters[cell.network], config.data, config.run
+    network, data, settings = config.fighters[entry.network], config.data, config.run
     # One look at the end is all that a rate is judged by.
-    looks = settings.sample_images if cell.scored else cell.images
+    looks = settings.sample_images if entry.scored else entry.images
     return dataclasses.replace(
         rest,
         model=model_config(network, data.size, channels, num_classes),
         data=dataclasses.replace(data, source=source, split="train", classes=None),
         objective=config.objective,
-        optimizer=dataclasses.replace(config.optimizer, learning_rate=cell.learning_rate),
+        optimizer=dataclasses.replace(config.optimizer, learning_rate=entry.learning_rate),
         ema=config.ema,
-        run=dataclasses.replace(
-            settings,
-            output_dir=str(cell.folder / "run"),
-            total_images=cell.images,
-            seed=cell.seed,
-            sample_images=looks,
-        ),
+        run=dataclasses.replace(settings, total_images=entry.images, seed=entry.seed, sample_images=looks),
     )
 
 
@@ -261,10 +249,12 @@ def build_networks(config: BattleConfig, class_names: list[str], channels: int =
     Raises:
         ValueError: naming the network that does not fit, or is not of the battle's size.
     """
+    from brickwork.training.studies.timed import trained_parameters
+
     built, wanted, share = {}, config.battle.parameters, config.battle.tolerance
     for name in config.fighters:
-        cell = Cell(name, config.battle.seeds[0], config.rates[0], config.run.total_images, Path(name), True)
-        run = train_config(config, cell, config.data.source, len(class_names), channels)
+        entry = Entry(name, config.battle.seeds[0], config.rates[0], config.run.total_images, True)
+        run = train_config(config, entry, config.data.source, len(class_names), channels)
         try:
             built[name] = build_model(run, class_names, config.data.size, channels)
         except ValueError as error:
@@ -278,30 +268,3 @@ def build_networks(config: BattleConfig, class_names: list[str], channels: int =
                 "set these two."
             )
     return built
-
-
-def trained_parameters(network: Any) -> int:
-    """Parameters that learn."""
-    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-
-
-def differences(saved: str, config: BattleConfig) -> list[str]:
-    """What the configuration in a battle's folder says otherwise than another one, one text a key.
-
-    The folder itself, the source of the pictures (the folder has its own copy) and what only speeds things up may
-    change.
-    """
-    before, now = (_leaves(yaml.safe_load(text)) for text in (saved, config.to_yaml()))
-    free = {"run.output_dir", "data.source", "data.num_workers", "run.checkpoint_images", "run.keep_checkpoints"}
-    return [
-        f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if key not in free and before.get(key) != now.get(key)
-    ]
-
-
-def _leaves(values: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict) or not values:
-        return {path: values}
-    parts = [_leaves(value, f"{path}.{key}" if path else str(key)) for key, value in values.items()]
-    return {key: value for part in parts for key, value in part.items()}

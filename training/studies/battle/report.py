@@ -1,48 +1,25 @@
-"""The report of a battle of backbones: tables, plot, sheet of samples and page, from what its cells left behind.
+"""The report of a battle of backbones: tables, curves, a sheet of samples, from what its cells have found so far."""
 
-Reads `cells/*/cell.json`, `timing.json`, `sweep.json`, `fd.json` and `battle.yaml` of a battle's folder, as far as
-they are there; writes `battle.json`, `battle.md`, `samples.png`, `battle.png` and `index.html` beside them.
-"""
-
-import html
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import NamedTuple
+from typing import Any
 
 import yaml
+from PIL import Image
 
-from brickwork.eval.commands.report import html_figure, html_page, html_table
-from brickwork.eval.sets.pictures import write_atomically
-from brickwork.files import write_json
-from brickwork.training.studies.battle.plot import FIRST_SHARE, draw_curves, draw_samples
-from brickwork.training.studies.battle.tables import Curve, kendall_tau, standings
+from brickwork.eval.report.blocks import Code, Panels, Picture, Plot, Report, Table
+from brickwork.eval.report.numbers import between, column, in_units
+from brickwork.eval.report.pictures import GAP, labelled_sheet
+from brickwork.eval.studies.core import StudyFolder, kendall_tau, mean_and_spread, table_of
+from brickwork.training.studies.battle.tables import Curve, standings
 
-FORMAT = "brickwork-battle/1"
-TITLE = "Battle of backbones"
-RESULT, TABLES, PLOT, SHEET, PAGE = "battle.json", "battle.md", "battle.png", "samples.png", "index.html"
-_CELL_KEYS = ("network", "label", "seed", "learning_rate", "batch_size", "curve", "kd", "samples_png")
-_SECTIONS = ("networks", "battle", "scores", "data")
+STUDY, TITLE = "battle", "Battle of backbones"
 _SECONDS = {"CPU s": "process CPU seconds", "GPU s": "GPU seconds"}
-_GIB = 2**30
-
-
-class Heading(NamedTuple):
-    text: str
-
-
-class Table(NamedTuple):
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-class Picture(NamedTuple):
-    path: Path
-    caption: str
-    pixels: bool
+# What is drawn begins at this share of the common budget; before it all curves fall alike, and far.
+FIRST_SHARE = 0.2
+# Rows of samples that the sheet shows of each network, and the most that they may be enlarged to, in pixels.
+_SHEET_ROWS, _SHEET_WIDTH = 2, 640
 
 
 @dataclass(frozen=True)
@@ -52,8 +29,9 @@ class Battle:
     Attributes:
         folder: of the battle.
         cells: the finished runs, in the order of the networks, then of the seeds.
-        timing: of `timing.json`, `{}` if there is none yet; likewise `sweep` and `fd`.
-        config: of `battle.yaml`.
+        timing: what the networks cost, `{}` if that is not known yet; likewise `sweep`, losses by network and rate,
+            and `frechet`, distances by network.
+        config: of the battle.
         missing: what the report has to do without, one line each.
     """
 
@@ -61,7 +39,7 @@ class Battle:
     cells: list[dict]
     timing: dict
     sweep: dict
-    fd: dict
+    frechet: dict
     config: dict
     missing: list[str]
 
@@ -90,53 +68,41 @@ class Battle:
         return found
 
 
-def write_report(folder: Path) -> None:
-    """Write the report of a battle, finished or not, into its folder; an earlier report of it is replaced.
+def report(folder: StudyFolder) -> tuple[Report, dict[str, Any]]:
+    """The report of a battle, finished or not, and its values.
 
     Raises:
-        ValueError: for a folder without a finished run, a file of it that cannot be read, or without matplotlib (the
-            tables are written all the same).
+        ValueError: for a folder without a finished run.
     """
-    folder = Path(folder)
     battle = read_battle(folder)
     curves = battle.curves()
     tables = standings(curves)
-    result = {"format": FORMAT, "config": battle.config, "timing": battle.timing, "sweep": battle.sweep}
-    result |= {"fd": battle.fd, "cells": battle.cells, "tables": tables, "missing": battle.missing}
-    write_json(folder / RESULT, result)
-    strips = _strips(battle, tables)
-    if strips:
-        draw_samples(strips, battle.config["data"]["size"], folder / SHEET)
+    sheet = _sheet(battle, tables)
     blocks = [
         *_lead(battle),
         *_standings_blocks(battle, tables),
-        *_picture_blocks(battle, strips),
+        "## Curves",
+        _curves(battle, curves, tables),
+        *(["## Samples", sheet] if sheet else []),
         *_network_blocks(battle),
         *_sweep_blocks(battle),
+        Code(yaml.safe_dump(battle.config, sort_keys=False, allow_unicode=True), "Configuration"),
     ]
-    _write_text(folder / TABLES, _markdown(blocks))
-    draw_curves(curves, _looks(battle), tables, _axis_titles(battle), folder / PLOT)
-    _write_text(folder / PAGE, html_page(TITLE, [f"<h1>{TITLE}</h1>", *map(_html, blocks), _configuration(battle)]))
-    print(f"The report is in {folder}: {PAGE}, {TABLES}, {PLOT}, {RESULT}.")
+    values = {"cells": battle.cells, "timing": battle.timing, "sweep": battle.sweep, "fd": battle.frechet}
+    return Report(TITLE, blocks), values | {"tables": tables, "missing": battle.missing}
 
 
-def _write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def read_battle(folder: Path) -> Battle:
+def read_battle(folder: StudyFolder) -> Battle:
     """Read a battle's folder.
 
     Raises:
-        ValueError: if no run of it is finished, or for a file that cannot be read or lacks something.
+        ValueError: if no run of it is finished.
     """
-    read = {file.stem: _read_json(file) for file in (folder / f"{name}.json" for name in ("timing", "sweep", "fd"))}
-    config = _read_config(folder / "battle.yaml")
+    config, results = folder.conditions, folder.results()
     cells, missing = [], []
-    for file in sorted(folder.glob("cells/*/cell.json")):
-        cell = _read_json(file, _CELL_KEYS)
+    for cell in [result for name, result in results.items() if name.startswith("cells/")]:
         cell["curve"] = [point for point in cell["curve"] if point[0] > 0]
-        broken = [images for images, loss in cell["curve"] if loss is None or not math.isfinite(loss)]
+        broken = [images for images, loss in cell["curve"] if loss is None]
         if broken or not cell["curve"]:
             where = f"its held-out loss is not finite at {broken[0]:,} images" if broken else "its curve has no point"
             missing.append(f"{cell['label']}, seed {cell['seed']}, is left out: {where}.")
@@ -144,44 +110,24 @@ def read_battle(folder: Path) -> Battle:
             cells.append(cell)
     if not cells:
         raise ValueError(
-            f"battle: {folder} holds no finished run with a finite loss (cells/*/cell.json); run `brickwork battle` "
-            f"on it first.{' '.join(['', *missing])}"
+            f"battle: {folder.path} holds no finished run with a finite loss (cells/*/cell.json); run `brickwork "
+            f"battle` on it first.{' '.join(['', *missing])}"
         )
     networks = list(config["battle"]["networks"] or config["networks"])
     cells.sort(key=lambda cell: (networks.index(cell["network"]), cell["seed"]))
-    missing += _missing(cells, networks, config, **read)
-    return Battle(folder, cells, read["timing"], read["sweep"], read["fd"], config, missing)
-
-
-def _read_json(file: Path, needed: Sequence[str] = ()) -> dict:
-    """A JSON object, `{}` where there is no file."""
-    if not file.exists():
-        return {}
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-        lacking = [key for key in needed if key not in value]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"battle: {file} cannot be read: {error}; remove it and run the battle again.") from error
-    if lacking:
-        raise ValueError(f"battle: {file} lacks {', '.join(lacking)}; remove it and run the battle again.")
-    return value
-
-
-def _read_config(file: Path) -> dict:
-    if not file.is_file():
-        raise ValueError(f"battle: {str(file.parent)!r} holds no battle (no {file.name}); name the folder of one.")
-    try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-        lacking = [section for section in _SECTIONS if section not in config]
-    except (OSError, TypeError, yaml.YAMLError) as error:
-        raise ValueError(f"battle: {file} cannot be read: {error}; name the folder of a battle.") from error
-    if lacking:
-        raise ValueError(f"battle: {file} lacks {', '.join(lacking)}; it is not what `brickwork battle` wrote.")
-    return config
+    timing, sweep, frechet = results.get("timing", {}), {}, results.get("frechet", {})
+    for network, cost in timing.get("networks", {}).items():
+        cost["peak_memory"] = results.get(f"memory/{network}")
+    for name in networks:
+        tried = [r for path, r in results.items() if path.startswith("sweep/") and r["network"] == name]
+        sweep |= {name: {f"{run['learning_rate']:g}": run["final_loss"] for run in tried}} if tried else {}
+    known = {"costs": timing.get("networks", {}), "sweep": sweep, "Fréchet distances": frechet}
+    missing += _missing(cells, networks, config, known)
+    return Battle(folder.path, cells, timing, sweep, frechet, config, missing)
 
 
 def _missing(
-    cells: Sequence[dict], networks: Sequence[str], config: dict, timing: dict, sweep: dict, fd: dict
+    cells: Sequence[dict], networks: Sequence[str], config: dict, known: Mapping[str, Mapping]
 ) -> Iterator[str]:
     """What is not there yet, one line each."""
     done = {(cell["network"], cell["seed"]) for cell in cells}
@@ -190,12 +136,12 @@ def _missing(
         names = [label for network, label in labels.items() if (network, seed) not in done]
         if names:
             yield f"No result at seed {seed} of {', '.join(names)}."
-    measured = config["scores"]["extractor"] is not None
-    files = {"timing": timing.get("networks", {}), "sweep": sweep} | ({"fd": fd} if measured else {})
-    for file, entries in files.items():
+    unwanted = {"Fréchet distances": config["scores"]["extractor"] is None}
+    unwanted["sweep"] = len(config["battle"].get("learning_rates", [0, 0])) < 2
+    for what, entries in known.items():
         names = [label for network, label in labels.items() if network not in entries]
-        if names:
-            yield f"{file}.json has nothing on {', '.join(names)}." if entries else f"{file}.json has no values."
+        if names and not unwanted.get(what):
+            yield f"No {what} of {', '.join(names)}." if entries else f"No {what} yet."
 
 
 def _lead(battle: Battle) -> list[str]:
@@ -227,22 +173,13 @@ def _amount(axis: str, budget: float) -> str:
     return f"{budget:,.{0 if axis == 'images' or budget >= 100 else 1}f}"
 
 
-def in_units(value: float, unit: str) -> str:
-    """`1234567, "FLOP"` => `1.23 MFLOP`."""
-    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= 0.9995 * factor:
-            scaled = value / factor
-            return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f} {prefix}{unit}"
-    return f"{value:.3g} {unit}"
-
-
 def _standings_blocks(battle: Battle, tables: Mapping[str, dict]) -> list:
     blocks = []
     for axis, table in tables.items():
         amount = _amount(axis, table["budget"])
         distances = _distances(battle, table["budget"]) if axis == "images" else {}
         blocks += [
-            Heading(f"At equal {_axis_titles(battle)[axis].removesuffix(' of training')}: {amount}"),
+            f"## At equal {_axis_titles(battle)[axis].removesuffix(' of training')}: {amount}",
             _standings_table(battle, axis, table, distances),
             _firmness(battle, table),
             _distances_text(battle, table, distances),
@@ -255,32 +192,18 @@ def _standings_table(battle: Battle, axis: str, table: dict, distances: Mapping[
     columns = {"": [f"{row['rank']}" for row in rows], "network": [battle.label(row["network"]) for row in rows]}
     if axis != "images":
         columns["images"] = [f"{row['images']:,.0f}" for row in rows]
-    columns["held-out loss"] = _alike([(row["mean"], row["spread"]) for row in rows])
+    columns["held-out loss"] = column([(row["mean"], row["spread"]) for row in rows])
     if len(counts) > 1:
         columns["seeds"] = [f"{len(row['losses'])}" for row in rows]
     if len(rows[0]["ranks"]) > 1:
         columns["by seed"] = [", ".join(map(str, row["ranks"].values())) for row in rows]
     pairs = [pair if pair["seeds"] else None for pair in table["neighbours"]] + [None]
-    columns["lead"] = _alike([(pair["gap"], pair["spread"]) if pair else None for pair in pairs])
+    columns["lead"] = column([(pair["gap"], pair["spread"]) if pair else None for pair in pairs])
     columns["reversed"] = [f"{len(pair['reversed'])} of {len(pair['seeds'])}" if pair else "–" for pair in pairs]
     names = [title.split()[0] for title in distances]
     for name, (title, values) in zip(names, distances.items()):
-        columns[name if names.count(name) == 1 else title] = _alike([values.get(row["network"]) for row in rows])
+        columns[name if names.count(name) == 1 else title] = column([values.get(row["network"]) for row in rows])
     return Table(list(columns), list(zip(*columns.values())))
-
-
-def _alike(values: Sequence[tuple[float, float | None] | None]) -> list[str]:
-    """Values with their spreads, all to one place: of the second digit of the largest spread, or else of the fourth
-    digit of the largest value. `None` is a dash."""
-    known = [value for value in values if value]
-    spread = max((value[1] or 0.0 for value in known), default=0.0)
-    size, digits = (spread, 2) if spread else (max((abs(value[0]) for value in known), default=0.0), 4)
-    places = max(0, digits - 1 - math.floor(math.log10(size))) if size else 0
-
-    def text(value: float, spread: float | None) -> str:
-        return f"{value:.{places}f}" if spread is None else f"{value:.{places}f} ± {spread:.{places}f}"
-
-    return ["–" if value is None else text(*value) for value in values]
 
 
 def _firmness(battle: Battle, table: dict) -> str:
@@ -324,12 +247,12 @@ def _distances(battle: Battle, budget: float) -> dict[str, dict[str, tuple[float
             title = f"{cell['kd']['name']} ({cell['kd']['samples']:,} samples)"
             kernel.setdefault(title, {}).setdefault(cell["network"], []).append(cell["kd"]["value"])
     columns = {
-        title: {name: (fmean(values), stdev(values) if len(values) > 1 else None) for name, values in networks.items()}
+        title: {name: mean_and_spread(values) for name, values in networks.items()}
         for title, networks in kernel.items()
     }
     for network in dict.fromkeys(cell["network"] for cell in whole):
-        if battle.fd.get(network):
-            entry = battle.fd[network]
+        if battle.frechet.get(network):
+            entry = battle.frechet[network]
             columns.setdefault(f"{entry['name']} ({entry['samples']:,} samples)", {})[network] = entry["value"], None
     return columns
 
@@ -353,32 +276,28 @@ def _network_blocks(battle: Battle) -> list:
     timed, unit = battle.timing.get("networks", {}), battle.unit
     if not timed:
         return []
-    head = ["network", "parameters", "operations", "in training", "trained/s", "sampled/s"]
-    head += [unit.replace(" s", " ms"), "memory, GiB", "rate"]
-    rows = []
-    for network, entry in timed.items():
-        median, low, high = (1e3 * value for value in (entry["seconds_per_image"], *entry["seconds_spread"]))
-        rates = sorted({cell["learning_rate"] for cell in battle.cells if cell["network"] == network})
-        rows.append(
-            [
-                battle.label(network),
-                f"{entry['parameters'] / 1e6:.2f} M",
-                in_units(entry["forward_operations"], "FLOP"),
-                in_units(entry["training_operations"], "FLOP"),
-                f"{entry['training_images_per_second']:.3g}",
-                f"{entry['sampling_images_per_second']:.3g}",
-                f"{median:.3g} ({low:.3g}–{high:.3g})",
-                f"{entry['peak_memory'] / _GIB:.2f}",
-                ", ".join(f"{rate:g}" for rate in rates) or "–",
-            ]
-        )
+    rates = {cell["network"]: cell["learning_rate"] for cell in battle.cells}
+    seconds = unit.replace(" s", " ms")
+    columns = {
+        "network": lambda row: battle.label(row[0]),
+        "parameters": lambda row: f"{row[1]['parameters'] / 1e6:.2f} M",
+        "operations": lambda row: in_units(row[1]["forward_operations"], "FLOP"),
+        "in training": lambda row: in_units(row[1]["training_operations"], "FLOP"),
+        "trained/s": lambda row: f"{row[1]['training_images_per_second']:.3g}",
+        "sampled/s": lambda row: f"{row[1]['sampling_images_per_second']:.3g}",
+        seconds: lambda row: between(
+            *(1e3 * value for value in (row[1]["seconds_per_image"], *row[1]["seconds_spread"])), ".3g"
+        ),
+        "memory, GiB": lambda row: row[1]["peak_memory"] and f"{row[1]['peak_memory'] / 2**30:.2f}",
+        "rate": lambda row: f"{rates[row[0]]:g}" if row[0] in rates else None,
+    }
     steps = battle.config["scores"]["steps"]
     text = (
         "Operations are those of the network on one image, and of training on it; images trained and sampled "
-        f"({steps} DPM-Solver++ steps each) per {unit}; {head[6]} of training on one image, median and quartiles; "
+        f"({steps} DPM-Solver++ steps each) per {unit}; {seconds} of training on one image, median and quartiles; "
         "peak memory of training; the learning rate chosen."
     )
-    return [Heading("What the networks cost"), text, Table(head, rows)]
+    return ["## What the networks cost", text, table_of(list(timed.items()), columns)]
 
 
 def _sweep_blocks(battle: Battle) -> list:
@@ -388,7 +307,7 @@ def _sweep_blocks(battle: Battle) -> list:
         return []
     for network, by_rate in battle.sweep.items():
         losses = {float(rate): loss for rate, loss in by_rate.items()}
-        finite = {rate: loss for rate, loss in losses.items() if loss is not None and math.isfinite(loss)}
+        finite = {rate: loss for rate, loss in losses.items() if loss is not None}
         best = min(finite, key=finite.get) if finite else None
         if best is not None and len(rates) > 2 and best in (rates[0], rates[-1]):
             edge.append(battle.label(network))
@@ -398,75 +317,68 @@ def _sweep_blocks(battle: Battle) -> list:
     if edge:
         text += f" The best lies at an end of the sweep, so a better one may lie beyond, for: {', '.join(edge)}."
     head = ["network", *(f"{rate:g}" for rate in rates), "best"]
-    return [Heading("Sweep of learning rates"), text, Table(head, rows)]
+    return ["## Sweep of learning rates", text, Table(head, rows)]
 
 
-def _looks(battle: Battle) -> dict[str, tuple[str, str]]:
-    """Label and colour of each network that has a finished run."""
-    described = battle.config["networks"]
-    return {network: (battle.label(network), described[network]["colour"]) for network in battle.networks}
-
-
-def _picture_blocks(battle: Battle, strips: Mapping) -> list:
+def _curves(battle: Battle, curves: Sequence[Curve], tables: Mapping[str, dict]) -> Panels:
+    """A panel for each table: mean over seeds, a band of one standard deviation to either side."""
+    titles = _axis_titles(battle)
+    plots = [_panel(battle, curves, axis, table["budget"], titles[axis]) for axis, table in tables.items()]
     caption = (
         "Held-out loss over what training has cost: mean over seeds, in a band of one standard deviation to either "
         f"side. Dotted: the budget of the table. The panels begin at {FIRST_SHARE:.0%} of it; both axes are "
         "logarithmic."
     )
-    blocks = [Heading("Curves"), Picture(battle.folder / PLOT, caption, pixels=False)]
-    if strips:
-        caption = (
-            f"Samples of the finished runs of seed {_shown_seed(battle)} in {battle.config['scores']['steps']} "
-            "DPM-Solver++ steps, the first of each, none left out, the network of least loss on top. Pictures at the "
-            "same place have the same class and began with the same noise."
-        )
-        blocks += [Heading("Samples"), Picture(battle.folder / SHEET, caption, pixels=True)]
-    return blocks
+    return Panels(plots, caption=caption, name=STUDY)
 
 
-def _strips(battle: Battle, tables: Mapping[str, dict]) -> dict[str, Path]:
-    """Each network's grid of samples by label and loss, best first; all of one seed, as that gives the noise."""
-    seed, strips = _shown_seed(battle), {}
-    cells = {cell["network"]: cell for cell in battle.cells if cell["seed"] == seed}
-    for row in tables["images"]["networks"]:
-        cell = cells.get(row["network"])
-        if cell is None or not cell["samples_png"]:
+def _panel(battle: Battle, curves: Sequence[Curve], axis: str, budget: float, title: str) -> Plot:
+    series, bands, heights = {}, {}, []
+    for network in battle.networks:
+        course = _course([curve for curve in curves if curve.network == network], axis)
+        if not course:
             continue
-        file = battle.folder / "cells" / f"{cell['network']}-seed{seed}" / cell["samples_png"]
-        if file.is_file():
-            strips[f"{cell['label']}\nloss {cell['curve'][-1][1]:.4g}"] = file
-    return strips
+        spent, means, spreads = zip(*course)
+        lows, highs = ([mean + sign * s for mean, s in zip(means, spreads)] for sign in (-1, 1))
+        series[battle.label(network)], bands[battle.label(network)] = (spent, means), (lows, highs)
+        shown = [i for i, cost in enumerate(spent) if cost >= FIRST_SHARE * budget] or [-1]
+        heights += [line[i] for i in shown for line in (lows, highs)]
+    return Plot(
+        series, title, "paired held-out loss", log_x=True, log_y=True, bands=bands, marks={"": budget},
+        colours={battle.label(name): battle.config["networks"][name]["colour"] for name in battle.networks},
+        x_limits=(FIRST_SHARE * budget, None), y_limits=(0.99 * min(heights), 1.01 * max(heights)),
+    )  # fmt: skip
 
 
-def _shown_seed(battle: Battle) -> int:
-    return min(cell["seed"] for cell in battle.cells)
+def _course(curves: Sequence[Curve], axis: str) -> list[tuple[float, float, float]]:
+    """What was spent, mean loss and spread at every point that lies within all of a network's curves."""
+    if not curves or curves[0].price(axis) is None:
+        return []
+    first, last = max(c.images[0] for c in curves), min(c.images[-1] for c in curves)
+    course = []
+    for images in sorted({n for curve in curves for n in curve.images if first <= n <= last}):
+        mean, spread = mean_and_spread([curve.loss_at(images) for curve in curves])
+        course.append((images * curves[0].price(axis), mean, spread or 0.0))
+    return course
 
 
-def _markdown(blocks: Sequence) -> str:
-    return "\n\n".join(_markdown_block(block) for block in blocks if block) + "\n"
-
-
-def _markdown_block(block: str | Heading | Table | Picture) -> str:
-    if isinstance(block, Heading):
-        return f"## {block.text}"
-    if isinstance(block, Picture):
-        return f"![{block.caption}]({block.path.name})"
-    if isinstance(block, Table):
-        lines = [block.head, ["---"] * len(block.head), *block.rows]
-        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return block
-
-
-def _html(block: str | Heading | Table | Picture) -> str:
-    if isinstance(block, Heading):
-        return f"<h2>{html.escape(block.text)}</h2>"
-    if isinstance(block, Picture):
-        return html_figure(block.path, block.caption, block.pixels)
-    if isinstance(block, Table):
-        return html_table([*map(html.escape, block.head)], [[html.escape(cell) for cell in row] for row in block.rows])
-    return f"<p>{html.escape(block)}</p>" if block else ""
-
-
-def _configuration(battle: Battle) -> str:
-    text = yaml.safe_dump(battle.config, sort_keys=False, allow_unicode=True)
-    return f"<details><summary>Configuration</summary><pre>{html.escape(text)}</pre></details>"
+def _sheet(battle: Battle, tables: Mapping[str, dict]) -> Picture | None:
+    """The first rows of each network's samples, best network first; all of one seed, as that gives the noise."""
+    seed, size = min(cell["seed"] for cell in battle.cells), battle.config["data"]["size"]
+    cells = {cell["network"]: cell for cell in battle.cells if cell["seed"] == seed}
+    rows = {}
+    for network in [row["network"] for row in tables["images"]["networks"]]:
+        cell = cells.get(network) or {"samples_png": None}
+        file = battle.folder / "cells" / f"{network}-seed{seed}" / str(cell["samples_png"])
+        if cell["samples_png"] and file.is_file():
+            with Image.open(file) as picture:
+                height = min(picture.height, _SHEET_ROWS * (size + GAP) - GAP)
+                strip = picture.convert("RGB").crop((0, 0, picture.width, height))
+            rows[f"{cell['label']}\nloss {cell['curve'][-1][1]:.4g}"] = [strip]
+    caption = (
+        f"Samples of the finished runs of seed {seed} in {battle.config['scores']['steps']} "
+        "DPM-Solver++ steps, the first of each, none left out, the network of least loss on top. Pictures at the "
+        "same place have the same class and began with the same noise."
+    )
+    sheet = labelled_sheet(list(rows.values()), list(rows), [""], side=_SHEET_WIDTH) if rows else None
+    return sheet and Picture(sheet, caption, name="samples")

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
-from math import sqrt
-from statistics import fmean, stdev
+from statistics import fmean
 
 import numpy as np
+
+from brickwork.eval.studies.core import compare_pairs, kendall_tau, mean_and_spread
 
 # What a budget can be counted in.
 AXES = ("images", "operations", "seconds")
@@ -90,8 +91,7 @@ def _table(axis: str, curves: Sequence[Curve], unpriced: Sequence[str]) -> dict:
             "rank": place,
             "images": seen[network],
             "losses": losses[network],
-            "mean": fmean(losses[network].values()),
-            "spread": _spread(list(losses[network].values())),
+            **dict(zip(("mean", "spread"), mean_and_spread(list(losses[network].values())))),
             "ranks": {seed: order_of_seed[network] for seed, order_of_seed in ranks.items()},
         }
         for place, network in enumerate(order, 1)
@@ -103,10 +103,6 @@ def _table(axis: str, curves: Sequence[Curve], unpriced: Sequence[str]) -> dict:
         "neighbours": [compare_neighbours(better, worse, losses) for better, worse in pairwise(order)],
         "kendall_tau": agreement_of_seeds(losses),
     }
-
-
-def _spread(values: Sequence[float]) -> float | None:
-    return stdev(values) if len(values) > 1 else None
 
 
 def _ranks(losses: Mapping[str, Mapping[int, float]]) -> dict[int, dict[str, int]]:
@@ -124,23 +120,14 @@ def compare_neighbours(better: str, worse: str, losses: Mapping[str, Mapping[int
 
     Returns:
         `better` and `worse`; `seeds` compared; `gap`, the mean difference of their losses seed by seed, and its
-        `spread` (standard deviation, `None` with fewer than two seeds); `reversed`, the seeds in which the worse one
-        is not behind; `separated`: the gap exceeds its spread and no seed reverses it (`None` where there is no
-        spread).
+        `spread`; `reversed`, the seeds in which the worse one is not behind; `separated`: the gap exceeds its spread
+        and no seed reverses it (`None` where there is no spread).
     """
-    shared = sorted(losses[better].keys() & losses[worse].keys())
-    differences = [losses[worse][seed] - losses[better][seed] for seed in shared]
-    gap, spread = fmean(differences) if shared else None, _spread(differences)
-    turned = [seed for seed, difference in zip(shared, differences) if difference <= 0]
+    found = compare_pairs(losses[better], losses[worse])
     return {
-        "better": better,
-        "worse": worse,
-        "seeds": shared,
-        "gap": gap,
-        "spread": spread,
-        "reversed": turned,
-        "separated": None if spread is None else gap > spread and not turned,
-    }
+        "better": better, "worse": worse, "seeds": found.keys, "gap": found.mean, "spread": found.spread,
+        "reversed": found.reversed, "separated": found.exceeds,
+    }  # fmt: skip
 
 
 def agreement_of_seeds(losses: Mapping[str, Mapping[int, float]]) -> dict | None:
@@ -160,12 +147,3 @@ def agreement_of_seeds(losses: Mapping[str, Mapping[int, float]]) -> dict | None
         return None
     taus = [tau for *_, tau in pairs]
     return {"pairs": pairs, "mean": fmean(taus), "least": min(taus)}
-
-
-def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Agreement of two orders (tau-b, Kendall 1945): 1 for the same, -1 for the reverse; `None` if one is all ties."""
-    signs = [
-        (np.sign(first[i] - first[j]), np.sign(second[i] - second[j])) for i, j in combinations(range(len(first)), 2)
-    ]
-    untied = sqrt(sum(abs(a) for a, _ in signs) * sum(abs(b) for _, b in signs))
-    return float(sum(a * b for a, b in signs) / untied) if untied else None

@@ -1,0 +1,188 @@
+"""Cells that are ordinary training runs: trained, sampled and measured alike, whatever the network.
+
+A cell that was stopped goes on from its checkpoint. One that diverges is a result too: its last loss is `None`.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from diffusers import EDMDPMSolverMultistepScheduler
+from safetensors.torch import save_file
+
+from brickwork.eval.extractors.features import load_extractor
+from brickwork.eval.extractors.protocols import get_protocol
+from brickwork.eval.metrics.distances import kernel_distance
+from brickwork.eval.metrics.feature_sets import extract_features
+from brickwork.eval.metrics.reference import Reference
+from brickwork.eval.report.pictures import grid, save_picture
+from brickwork.eval.sampling.pipelines import load_pipeline, place
+from brickwork.eval.sampling.sample_set import PipelineCall, SamplingSettings, denoiser_of
+from brickwork.eval.sets.pictures import from_arrays
+from brickwork.eval.studies.core import Cell, Stopped
+from brickwork.files import write_file
+from brickwork.training.config.config import TrainConfig, load_config
+from brickwork.training.engine.loop import train
+from brickwork.training.engine.previews import PIPELINE
+from brickwork.training.engine.runlog import LOG, Diverged
+from brickwork.training.train_backbone import prepare
+
+RUN, TRAIN, SAMPLES, FEATURES = "run", "train.yaml", "samples.png", "features.safetensors"
+GRID_ROWS, GRID_COLUMNS = 4, 9
+# Deviations of a kernel distance are over so many subsets of half the samples.
+KD_SUBSETS = 100
+# What changes nothing that is learned: where things lie, how pictures are loaded, what is kept on the way.
+FREE = ("data.source", "data.num_workers", "model.init_from", "run.output_dir", "run.checkpoint_images",
+        "run.keep_checkpoints")  # fmt: skip
+
+
+def training_values(config: TrainConfig) -> tuple[dict, dict[str, Any]]:
+    """A training run as plain values: what its result depends on, and by dotted keys what it does not."""
+    values = yaml.safe_load(config.to_yaml())
+    free = {key: values[section].pop(name) for key in FREE for section, name in [key.split(".")]}
+    return values, free
+
+
+def training_cell(
+    name: str,
+    config: TrainConfig,
+    *,
+    about: Mapping[str, Any] | None = None,
+    scores: Mapping[str, Any] | None = None,
+    reference: Path | None = None,
+    describe: Callable[[Any], str] | None = None,
+) -> Cell:
+    """A cell that trains, in a process of its own (see `train_cell`).
+
+    Args:
+        name: of the cell.
+        config: of the run, whose folder is `run` in the cell's.
+        about: what the result says of the cell: its network, its seed.
+        scores: how samples are drawn and measured, `None` for the loss alone.
+        reference: what they are measured against.
+        describe: a line on its result; by default the loss and the distance.
+    """
+    values, free = training_values(config)
+    identity = {"train": values, "about": about or {}, "scores": scores}
+    settings = {"free": free, "reference": None if reference is None else str(reference)}
+    return Cell(name, f"{__name__}:train_cell", identity, settings, describe=describe or ending)
+
+
+def ending(result: Mapping[str, Any]) -> str:
+    """How a cell ended, in a line."""
+    loss, kernel = result["final_loss"], result["kd"]
+    text = "diverged" if loss is None else f"held-out loss {loss:.4f}"
+    return text + (f", {kernel['name']} {kernel['value']:.4f} ± {kernel['error']:.4f}" if kernel else "")
+
+
+def read_training(folder: Path, train: Mapping[str, Any], free: Mapping[str, Any]) -> TrainConfig:
+    """The run of a cell from `training_values`, put down in its folder as `train.yaml`."""
+    values = {section: dict(keys) if isinstance(keys, Mapping) else keys for section, keys in train.items()}
+    for key, value in {**free, "run.output_dir": str(folder / RUN)}.items():
+        section, name = key.split(".")
+        values[section][name] = value
+    return load_config(write_file(folder / TRAIN, yaml.safe_dump(values, sort_keys=False, allow_unicode=True)))
+
+
+def train_cell(
+    folder: Path, *, train: dict, about: dict, scores: dict | None, free: dict, reference: str | None
+) -> dict[str, Any]:
+    """Train, and if asked for draw and measure samples of the averaged weights.
+
+    Args:
+        folder: of the cell.
+        train, free: see `training_values`.
+        about: goes into the result.
+        scores: `samples`, `steps`, `guidance_scale`, `batch_size`, and for a distance `extractor` and `protocol`.
+        reference: file of a `Reference`, `None` for no distance.
+
+    Returns:
+        `about`, `seed`, `learning_rate`, `images`, `batch_size`, `curve` (`[images, held-out loss]` in turn),
+        `final_loss`, `kd` and `samples_png`, the last three `None` where there is none.
+
+    Raises:
+        Stopped: where the run was asked to stop.
+    """
+    config = read_training(folder, train, free)
+    try:
+        images, diverged = run_training(config), False
+    except Diverged as error:
+        print(f"diverged: {error}", file=sys.stderr)
+        images, diverged = config.run.total_images, True
+    if images < config.run.total_images:
+        raise Stopped
+    points = curve(folder / RUN) + ([[images, None]] if diverged else [])
+    result = {
+        **about,
+        "seed": config.run.seed,
+        "learning_rate": config.optimizer.learning_rate,
+        "images": images,
+        "batch_size": config.run.batch_size,
+        "curve": points,
+        "final_loss": points[-1][1] if points else None,
+        "kd": None,
+        "samples_png": None,
+    }
+    if scores is not None and not diverged:
+        pipeline = load_pipeline(str(folder / RUN / PIPELINE))
+        pictures = draw(sampling_call(pipeline, scores, scores["samples"], config.run.seed), scores["batch_size"])
+        shown = pictures[: GRID_ROWS * GRID_COLUMNS].numpy()
+        save_picture(grid(shown, columns=min(GRID_COLUMNS, len(shown))), folder / SAMPLES)
+        kernel = None if reference is None else measure(pictures, scores, reference, folder)
+        result |= {"kd": kernel, "samples_png": SAMPLES}
+    return result
+
+
+def run_training(config: TrainConfig) -> int:
+    """Images seen when the run ended or was stopped."""
+    return train(prepare(config))
+
+
+def sampling_call(pipeline, scores: Mapping[str, Any], count: int, seed: int) -> PipelineCall:
+    """Calls a network's pipeline with DPM-Solver++ (arXiv 2211.01095) in EDM's noise levels, classes in turn.
+
+    Args:
+        pipeline: of the network, of EDM's objective; its scheduler is replaced.
+        scores: see `train_cell`.
+        count: of pictures.
+        seed: of the set.
+    """
+    sigma_data = pipeline.scheduler.config.sigma_data
+    pipeline.register_modules(scheduler=EDMDPMSolverMultistepScheduler(sigma_data=sigma_data))
+    pipeline.set_progress_bar_config(disable=True)
+    labelled = bool(denoiser_of(pipeline).config.num_classes)
+    call = {"num_inference_steps": scores["steps"], "guidance_scale": scores["guidance_scale"] if labelled else 1.0}
+    return PipelineCall(pipeline, SamplingSettings(count, seed, "balanced" if labelled else "none", call=call))
+
+
+def draw(call: PipelineCall, batch_size: int) -> torch.Tensor:
+    """All pictures of a set, uint8 `(count, H, W, 3)`."""
+    count = call.settings.count
+    batches = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+    return torch.cat([torch.from_numpy(call(batch)) for batch in batches])
+
+
+def curve(run: Path) -> list[list[float]]:
+    """Held-out losses of a run, `[images, loss]` in turn."""
+    if not (run / LOG).is_file():  # it diverged at once
+        return []
+    lines = [json.loads(line) for line in (run / LOG).read_text(encoding="utf-8").splitlines()]
+    return [[line["images"], line["held_out/loss"]] for line in lines if "held_out/loss" in line]
+
+
+def measure(pictures: torch.Tensor, scores: Mapping[str, Any], reference: str, folder: Path) -> dict[str, Any]:
+    """The kernel distance of the pictures to the reference; their features are kept for a distance over seeds."""
+    real = Reference.load(reference)
+    extractor = load_extractor(scores["extractor"])
+    place(extractor.network)
+    images = from_arrays(pictures.numpy(), "samples")
+    found = extract_features(images, extractor, get_protocol(scores["protocol"]), progress=False)
+    features = found.outputs["features"].contiguous()
+    write_file(folder / FEATURES, lambda path: save_file({"features": features}, path))
+    value, error = kernel_distance(real.require_features(), features, KD_SUBSETS, len(features) // 2)
+    name = extractor.metric_name("kd")
+    return {"value": value, "error": error, "samples": len(features), "steps": scores["steps"], "name": name}
