@@ -191,15 +191,22 @@ def guessed_column(table, known: Sequence[str], argument: str) -> str | None:
 
 
 def captions_in(table, column: str) -> list[str | None]:
-    """A column as captions: lists are joined by ", ", what is empty is `None`."""
-    return [_caption(value) for value in table[column]]
+    """A column as captions: lists are joined by ", ", what is empty is `None`.
 
+    Raises:
+        ValueError: for a column that holds something else than text.
+    """
 
-def _caption(value: Any) -> str | None:
-    if isinstance(value, (list, tuple)):
-        value = ", ".join(str(part) for part in value if part is not None)
-    text = "" if value is None else str(value).strip()
-    return text or None
+    def caption(value: Any) -> str | None:
+        if isinstance(value, (list, tuple)):
+            value = ", ".join(part for part in map(caption, value) if part)
+        if value is not None and not isinstance(value, str):
+            raise ValueError(
+                f"The column {column!r} holds {value!r:.100}, which is no text; name the column with the captions."
+            )
+        return value.strip() or None if value else None
+
+    return [caption(value) for value in table[column]]
 
 
 def labels_in(table, column: str) -> list[int | str | None]:

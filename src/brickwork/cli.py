@@ -1,12 +1,12 @@
 """The `brickwork` command: a table of commands, each imported when it is called."""
 
 import argparse
-import difflib
 import importlib
 import os
 import sys
 
 import brickwork
+from brickwork.errors import near_names
 
 # command: (module of this package with `configure_parser(parser)`, or another name behind a colon; what it does)
 COMMANDS = {
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not name:
         return _answer(words)
     longer = [command for command in COMMANDS if rest and command.startswith(f"{name} ")]
-    near = difflib.get_close_matches(f"{name} {rest[0]}", longer) if longer else []
+    near = near_names(f"{name} {rest[0]}", longer, 3) if longer else []
     if near:  # a slip in the second word, which `name` alone would call an unrecognised argument
         print(
             f"error: there is no command {f'{name} {rest[0]}'!r}; did you mean {' or '.join(near)}?", file=sys.stderr
@@ -127,7 +127,7 @@ def _answer(words: list[str]) -> int:
             known = words == group.split() or words[len(group.split())] in ("-h", "--help")
             print(overview(group), file=sys.stdout if known else sys.stderr)
             return 0 if known else 2
-    near = difflib.get_close_matches(given, COMMANDS, n=3) or difflib.get_close_matches(words[0], COMMANDS, n=3)
+    near = near_names(given, COMMANDS, 3) or near_names(words[0], COMMANDS, 3)
     mend = f"did you mean {' or '.join(near)}?" if near else "`brickwork --help` lists them."
     print(f"error: there is no command {given or words[0]!r}; {mend}", file=sys.stderr)
     return 2

@@ -5,14 +5,14 @@ by name, so that Stable Diffusion's one encoder and SDXL's two, with the pooled 
 Kept beside them is what the pipeline hands its network in the place of a caption ("no caption"), for dropout.
 """
 
-import difflib
-import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
+from brickwork.eval.sets.tables import captions_in, find_column
+from brickwork.files import digest
 from brickwork.training.data.cache import TensorCache, build_cache, network_fingerprint
 from brickwork.training.data.images import LabelledImages
 
@@ -78,16 +78,8 @@ def captions_of(images: LabelledImages, column: str) -> list[str]:
     Raises:
         ValueError: for a column that is not there, or holds something else than text.
     """
-    if column not in images.table.column_names:
-        near = difflib.get_close_matches(column, images.table.column_names, n=1) or images.table.column_names
-        raise ValueError(f"The data set has no column {column!r}; did you mean {', '.join(near)}?")
-    captions = [text or "" for text in images.table[column]]
-    other = next((text for text in captions if not isinstance(text, str)), None)
-    if other is not None:
-        raise ValueError(
-            f"The column {column!r} holds {other!r}, which is no text; name the column with the captions."
-        )
-    return captions
+    captions = captions_in(images.table, find_column(images.table, column, "data.caption_column"))
+    return [caption or "" for caption in captions]
 
 
 def encoders_of(pipeline) -> list[torch.nn.Module]:
@@ -123,8 +115,8 @@ def text_fingerprint(pipeline, captions: Sequence[str], dtype: torch.dtype | Non
     ]
     encoders = encoders_of(pipeline)
     return {
-        "captions": hashlib.sha256("\0".join(captions).encode()).hexdigest(),
-        "tokenizer": hashlib.sha256(repr(tokens).encode()).hexdigest(),
+        "captions": digest("\0".join(captions)),
+        "tokenizer": digest(repr(tokens)),
         "text encoder": " ".join(map(network_fingerprint, encoders)),
         "dtype": str(dtype or encoders[0].dtype),
     }

@@ -28,6 +28,8 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from brickwork.files import new_files, write_file
+
 GROUPS = (
     "Smileys & Emotion",
     "People & Body",
@@ -117,7 +119,7 @@ def fetch_package(package: Package, folder: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".npm-") as temporary:
             downloaded = _npm_pack(package, Path(temporary))
             _check_digest(package, downloaded)
-            os.replace(downloaded, path)
+            write_file(path, downloaded.rename)
     else:
         _check_digest(package, path)
     return path
@@ -414,12 +416,9 @@ def build_emoji(
     random.Random(0).shuffle(drawings)  # so that any part of the file is a fair sample
     pictures = draw_all(drawings, size)
 
-    with tempfile.TemporaryDirectory(dir=output, prefix=".building-") as temporary:
-        built, written = Path(temporary) / target.name, Path(temporary) / notice.name
+    with new_files(target, notice) as (built, written):
         write_parquet(built, drawings, pictures)
         written.write_text(attribution(target.name, drawings, size, sources), encoding="utf-8")
-        os.replace(written, notice)
-        os.replace(built, target)
     return target
 
 
