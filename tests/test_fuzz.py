@@ -1,0 +1,21 @@
+"""The short form of `fuzz.py`."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+_SPEC = importlib.util.spec_from_file_location("fuzz", Path(__file__).with_name("fuzz.py"))
+fuzz = importlib.util.module_from_spec(_SPEC)
+sys.modules["fuzz"] = fuzz
+_SPEC.loader.exec_module(fuzz)
+
+
+@pytest.mark.parametrize("kind", fuzz.KINDS)
+def test_damaged_files_never_surprise(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    tally = fuzz.fuzz(fuzz.KINDS[kind], 150, tmp_path)
+    assert not tally.surprises
+    assert tally.read >= 2 and tally.refused >= 2  # whole files are read, damaged ones are told
+    assert tally.slowest < fuzz.SLOWEST
