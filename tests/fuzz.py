@@ -150,7 +150,9 @@ def metadata() -> list[tuple[str, bytes]]:
 def read_pictures(path: Path) -> None:
     from brickwork.eval.sets import open_pictures
 
-    list(open_pictures(path if path.suffix in (".parquet", ".tar") else path.parent))
+    pictures = open_pictures(path if path.suffix in (".parquet", ".tar") else path.parent)
+    if not list(pictures):
+        raise ValueError(f"none can be read: {pictures.skipped}")
 
 
 def read_metadata(path: Path) -> None:
