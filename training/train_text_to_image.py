@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from brickwork.training.commands.train import add_run_arguments, run_script, train_as_asked
+from brickwork.training.config.latent import TextToImageConfig
 from brickwork.training.engine.loop import Run
 from brickwork.training.tasks.latent.stable_diffusion import (
     freeze_encoders,
@@ -27,7 +28,6 @@ from brickwork.training.tasks.latent.text_to_image import (
     Export,
     JointPreviews,
     NumberedStream,
-    TextToImageConfig,
     TokensFirst,
     UNetWithText,
     add_whole_lora,

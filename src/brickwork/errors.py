@@ -5,14 +5,24 @@ what to do. Imports nothing of ours.
 """
 
 import difflib
+import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel, _BRIEF.maxdict, _BRIEF.maxlist, _BRIEF.maxtuple = 3, 6, 12, 12
+_BRIEF.maxstring = _BRIEF.maxother = 200
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it: `repr`, cut short, so that no value makes an error long or slow."""
+    return _BRIEF.repr(value)
 
 
 def near_names(name: object, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
     """Those of `known` that `name` may have been meant to be, the nearest first; case does not matter."""
     by_folded = {str(entry).casefold(): str(entry) for entry in known}
-    found = difflib.get_close_matches(str(name).casefold(), by_folded, n=count, cutoff=cutoff)
+    found = difflib.get_close_matches(str(name)[:200].casefold(), by_folded, n=count, cutoff=cutoff)
     return [by_folded[entry] for entry in found]
 
 
@@ -39,7 +49,7 @@ def one_of(argument: str, value: Any, choices: Collection[str] | Mapping[str, An
     """
     if isinstance(value, str) and value in choices:
         return choices[value] if isinstance(choices, Mapping) else value
-    raise ValueError(f"`{argument}` is {value!r}; {advice(value, choices)}")
+    raise ValueError(f"`{argument}` is {shown(value)}; {advice(value, choices)}")
 
 
 def no_unknown(argument: str, given: Iterable[str], known: Iterable[str], owner: str = "it") -> None:
@@ -55,7 +65,7 @@ def no_unknown(argument: str, given: Iterable[str], known: Iterable[str], owner:
     for key in given:
         if key not in known:
             mend = advice(key, known, f"{owner} takes")
-            raise ValueError(f"`{argument}` has {key!r}, which {owner} does not take; {mend}")
+            raise ValueError(f"`{argument}` has {shown(key)}, which {owner} does not take; {mend}")
 
 
 def count_and_name(items: Sequence[str], limit: int = 5) -> str:

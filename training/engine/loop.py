@@ -12,7 +12,8 @@ from brickwork.eval.metrics.live import LiveMetrics
 from brickwork.gen.conditioning import crop_coordinates
 from brickwork.gen.parameterization import EDMObjective
 from brickwork.gen.taps import tapped
-from brickwork.training.config.config import RunConfig, TrainConfig
+from brickwork.training.config.config import TrainConfig
+from brickwork.training.config.run import RunConfig
 from brickwork.training.data.buckets import STEP, random_numbers
 from brickwork.training.data.images import DataLost
 from brickwork.training.data.stream import PositionBatches, TrainingStream, stream_batches

@@ -17,7 +17,8 @@ from brickwork.eval.report.pictures import grid, save_picture
 from brickwork.eval.sampling.sample_set import SamplingSettings
 from brickwork.files import file_digest
 from brickwork.pipelines.objective_file import save_objective
-from brickwork.training.config.config import ObjectiveConfig, TrainConfig
+from brickwork.training.config.config import TrainConfig
+from brickwork.training.config.objective import ObjectiveConfig
 from brickwork.training.engine.checkpoints import whole
 from brickwork.training.engine.guards import write_text
 from brickwork.training.engine.page import run_page

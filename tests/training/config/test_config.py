@@ -1,6 +1,6 @@
 """Configurations: one file over the defaults, strict keys, and what may change when a run goes on."""
 
-import dataclasses
+import time
 
 import pytest
 import yaml
@@ -10,10 +10,10 @@ from brickwork.training.config.config import DEFAULTS, TrainConfig, changed_keys
 
 def test_defaults_name_every_field_and_nothing_else():
     values = yaml.safe_load(DEFAULTS.read_text())
-    sections = {field.name: field.type for field in dataclasses.fields(TrainConfig)}
-    assert set(values) == set(sections)
-    for name, cls in sections.items():
-        assert set(values[name]) == {field.name for field in dataclasses.fields(cls)}
+    assert set(values) == set(TrainConfig.model_fields)
+    for name, field in TrainConfig.model_fields.items():
+        if name != "objectives":
+            assert set(values[name]) == set(field.annotation.model_fields)
 
 
 def test_file_over_defaults_and_overrides_over_file(tmp_path):
@@ -42,15 +42,21 @@ def test_a_number_that_yaml_takes_for_text_is_a_number():
         ("run.compile=1", "`run.compile` is 1"),
         ("run.seed", "no `section.key=value`"),
         ("run.seed=[1", "not YAML"),
-        ("run=3", "`run.` is 3; give a mapping"),
+        ("run=3", "`run` is 3; give a mapping"),
         ("data.size=0", "`data.size` is 0"),
         ("data.held_out=1.0", "`data.held_out` is 1.0"),
         ("run.mixed_precision=fp8", "choose one of"),
         ("run.batch_size=7 run.gradient_accumulation_steps=2", "multiple of run.gradient_accumulation_steps = 2"),
-        ("optimizer.schedule=cosin", "choose one of"),
+        ("optimizer.schedule=cosin", "did you mean 'cosine'"),
         ("optimizer.schedule=inverse_sqrt", "decay_images"),
         ("objective.label_dropout=1.5", "`objective.label_dropout` is 1.5"),
         ("samples.steps=0", "`samples.steps` is 0"),
+        ("total_images=5", "did you mean `run.total_images`"),
+        ("data.total_images=5", "did you mean `run.total_images`"),
+        ("model.config=3", "`model.config` is 3; give a mapping"),
+        ("optimizer.betas=[1,0.5]", r"`optimizer.betas` is \[1, 0.5\]; give two numbers below 1"),
+        ("optimizer.learning_rate=.inf", "`optimizer.learning_rate` is inf"),
+        ("objectives=[3]", r"`objectives` is \[3\]; give a list of mappings"),
     ],
 )
 def test_bad_values_are_named(override, message):
@@ -98,3 +104,56 @@ def test_a_key_that_an_older_run_did_not_know_had_its_default():
     assert list(changed_keys(yaml.safe_dump(values), load_config(None, ["optimizer.schedule=cosine"]))) == [
         "optimizer.schedule"
     ]
+
+
+def test_further_objectives_are_a_list_of_names_with_weights():
+    text = "objectives=[{type: features, layers: [1, 2]}, {type: teacher, weight: 5e-1}]"
+    features, teacher = load_config(None, [text]).objectives
+    assert features == {"type": "features", "weight": 1.0, "layers": [1, 2]}
+    assert teacher == {"type": "teacher", "weight": 0.5}
+    assert len(load_config(None, ["objectives=[{type: a}, {type: a, name: b}]"]).objectives) == 2
+    saved = load_config(None, [text]).to_yaml()
+    assert changed_keys(saved, load_config(None, [text])) == {}
+    assert list(changed_keys(saved, load_config())) == ["objectives"]
+    for wrong, message in {
+        "[{weight: 1}]": r"`objectives\[0\]` is .*name its `type`",
+        "[{type: a}, {type: b, weight: much}]": r"`objectives\[1\]\.weight` is 'much'",
+        "[{type: a}, {type: a}]": "'a' is there twice",
+        "a": "`objectives` is 'a'; give a list of mappings",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            load_config(None, [f"objectives={wrong}"])
+
+
+def test_no_small_file_makes_a_long_error_or_much_work(tmp_path):
+    laughs = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))
+    merges = "\n".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 12))
+    chain = "\n".join(f"a{n}: &a{n} {'[' * 30}*a{n - 1}{']' * 30}" for n in range(1, 12))
+    for text, message in {
+        "a0: &a0 lol\n" + laughs: "more than 100,000 values",
+        "a0: &a0 {x: 1}\n" + merges: "more than 100,000 values",
+        "a0: &a0 1\n" + chain: "nests deeper than 40 levels",
+        "run: " + "[" * 500 + "]" * 500: "nests deeper than 40 levels",
+        "run: " + "[" * 1_000: "nests deeper than 40 levels",
+        "run: &r {seed: *r}": "line 1 to what it is part of",
+        "run: {seed: " + "x" * 20_000 + "}": "`run.seed` is 'xxx",
+        "run: {seed: [" + "1, " * 3_000 + "]}": r"`run.seed` is \[1, 1",
+        "x" * 2_000_000: "at most 1,048,576",
+        "run: {seed: 1}\nrun: {seed: 2}": "has 'run' twice",
+        "run: {seed: 1, seed: 2}": "has 'seed' twice",
+        "run: {output_dir: 2024-99-99}": "has a value that is none",
+        "run: {seed: " + "9" * 5000 + "}": "has a value that is none",
+        "run: !!python/name:os.system x": "has a value that is none: could not determine",
+        "run: \x00": "is not YAML",
+        "? [1, 2]\n: 3": "unhashable",
+    }.items():
+        (tmp_path / "run.yaml").write_text(text)
+        start = time.perf_counter()
+        with pytest.raises(ValueError, match=message) as caught:
+            load_config(tmp_path / "run.yaml")
+        assert len(str(caught.value)) < 1000
+        assert time.perf_counter() - start < 3, text[:50]
+    for override in (".".join("a" * 5000) + "=1", "run.seed=" + "[" * 5000, "model.config." * 2000 + "=1"):
+        with pytest.raises(ValueError) as caught:
+            load_config(None, [override])
+        assert len(str(caught.value)) < 1000

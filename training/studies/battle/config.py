@@ -8,22 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from pydantic import Field, model_validator
 
 from brickwork.gen.networks.wrapped import DENOISERS, brick_sizes
-from brickwork.training.config.config import (
-    DEFAULTS,
-    DataConfig,
-    EMAConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-    RunConfig,
-    TrainConfig,
-    fits,
-    load_config,
-    require,
-)
+from brickwork.training.config.config import Configuration, TrainConfig, load_config
+from brickwork.training.config.data import DataConfig
+from brickwork.training.config.ema import EMAConfig
+from brickwork.training.config.model import ModelConfig
+from brickwork.training.config.objective import ObjectiveConfig
+from brickwork.training.config.optimizer import OptimizerConfig
+from brickwork.training.config.run import RunConfig
+from brickwork.training.config.section import Number, Positive, Section, require
 from brickwork.training.tasks.backbones import BACKBONES, build_model
 
 CONFIG = Path(__file__).parents[2] / "configs" / "battle.yaml"
@@ -47,48 +42,38 @@ class Network:
     config: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class BattleSettings:
+class BattleSettings(Section):
     """Who takes part, and how often."""
 
     networks: list[str] | None
-    parameters: int
-    tolerance: float
+    parameters: Positive
+    tolerance: Number = Field(ge=0, description="a share of 0 or more")
     seeds: list[int]
-    learning_rates: list[float]
-    sweep_images: int
-    timing_rounds: int
+    learning_rates: list[Number]
+    sweep_images: Positive
+    timing_rounds: Positive
 
-    def __post_init__(self):
-        for name in ("parameters", "sweep_images", "timing_rounds"):
-            require(getattr(self, name) >= 1, f"battle.{name}", getattr(self, name), "give at least 1")
-        require(self.tolerance >= 0, "battle.tolerance", self.tolerance, "give a share of 0 or more")
+    @model_validator(mode="after")
+    def _different_cells(self):
         seeds, rates = self.seeds, self.learning_rates
-        whole = all(fits(seed, int) and seed >= 0 for seed in seeds)
-        require(_distinct(seeds) and whole, "battle.seeds", seeds, "give different whole numbers from 0")
-        positive = all(fits(rate, float) and float(rate) > 0 for rate in rates)
-        require(_distinct(rates) and positive, "battle.learning_rates", rates, "give different positive numbers")
+        positive = _distinct(seeds) and min(seeds) >= 0
+        require(positive, "battle.seeds", seeds, "give different whole numbers from 0")
+        require(_distinct(rates) and min(rates) > 0, "battle.learning_rates", rates, "give different positive numbers")
+        return self
 
 
-@dataclass(frozen=True)
-class ScoreSettings:
+class ScoreSettings(Section):
     """How the samples of a finished cell are drawn and measured."""
 
     extractor: str | None
     protocol: str
-    samples: int
-    steps: int
-    guidance_scale: float
-    batch_size: int
-
-    def __post_init__(self):
-        require(self.samples >= 4, "scores.samples", self.samples, "give at least 4, hundreds to be of use")
-        for name in ("steps", "batch_size"):
-            require(getattr(self, name) >= 1, f"scores.{name}", getattr(self, name), "give at least 1")
+    samples: int = Field(ge=4, description="at least 4, hundreds to be of use")
+    steps: Positive
+    guidance_scale: Number
+    batch_size: Positive
 
 
-@dataclass(frozen=True)
-class BattleConfig:
+class BattleConfig(Configuration):
     """A whole battle; the sections from `data` on are those of a training run, and alike for all networks."""
 
     networks: dict[str, Any]
@@ -100,9 +85,8 @@ class BattleConfig:
     ema: EMAConfig
     run: RunConfig
 
-    defaults = (DEFAULTS,)
-
-    def __post_init__(self):
+    @model_validator(mode="after")
+    def _fair(self):
         require(self.objective.type == "edm", "objective.type", self.objective.type, "a battle is fought with 'edm'")
         accumulated = self.run.gradient_accumulation_steps
         require(accumulated == 1, "run.gradient_accumulation_steps", accumulated, "leave it at 1")
@@ -117,6 +101,7 @@ class BattleConfig:
                 mend = f"did you mean {near[0]}?" if near else f"choose of {', '.join(self.networks)}."
                 raise ValueError(f"`battle.networks` has {name!r}; {mend}")
         require(bool(self.fighters), "networks", self.networks, "name at least one")
+        return self
 
     @property
     def fighters(self) -> dict[str, Network]:
@@ -128,9 +113,6 @@ class BattleConfig:
     def rates(self) -> list[float]:
         """The learning rates to try, rising."""
         return sorted(float(rate) for rate in self.battle.learning_rates)
-
-    def to_yaml(self) -> str:
-        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
 
 
 def _distinct(values: list) -> bool:
@@ -174,7 +156,7 @@ def model_config(network: Network, size: int, channels: int, num_classes: int) -
         patch = brick_sizes(kind, defaults | own)[1]
         config = {"pretrained_brick": described, "window_sizes": [size], "patch_sizes": [patch], "num_layers": [0]}
         kind = "LegoTransformer2DModel"
-    return ModelConfig(kind, None, config, None, None, None)
+    return load_config().model.replace(type=kind, config=config)
 
 
 @dataclass(frozen=True)
@@ -232,14 +214,13 @@ def train_config(config: BattleConfig, entry: Entry, source: str, num_classes: i
     network, data, settings = config.fighters[entry.network], config.data, config.run
     # One look at the end is all that a rate is judged by.
     looks = settings.sample_images if entry.scored else entry.images
-    return dataclasses.replace(
-        rest,
+    return rest.replace(
         model=model_config(network, data.size, channels, num_classes),
-        data=dataclasses.replace(data, source=source, split="train", classes=None),
+        data=data.replace(source=source, split="train", classes=None),
         objective=config.objective,
-        optimizer=dataclasses.replace(config.optimizer, learning_rate=entry.learning_rate),
+        optimizer=config.optimizer.replace(learning_rate=entry.learning_rate),
         ema=config.ema,
-        run=dataclasses.replace(settings, total_images=entry.images, seed=entry.seed, sample_images=looks),
+        run=settings.replace(total_images=entry.images, seed=entry.seed, sample_images=looks),
     )
 
 

@@ -21,7 +21,8 @@ from brickwork.adapters.resadapter.formats import to_differences, write_adapter
 from brickwork.adapters.resadapter.functions import family_of, load_resadapter, unload_resadapter
 from brickwork.adapters.resadapter.inject import adaptable_shapes
 from brickwork.adapters.resadapter.transaction import loaded_adapters
-from brickwork.training.config.latent import AdapterConfig, ResAdapterConfig
+from brickwork.training.config.adapter import AdapterConfig
+from brickwork.training.config.latent import ResAdapterConfig
 from brickwork.training.engine.checkpoints import trained_tensors, whole
 
 NAME, FOLDER, OFFICIAL = "resadapter", "adapter", "official"

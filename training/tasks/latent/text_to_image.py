@@ -13,39 +13,13 @@ from accelerate import Accelerator
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
-from brickwork.training.config.config import DEFAULTS, require
-from brickwork.training.config.latent import LATENT_DEFAULTS, LatentConfig
+from brickwork.training.config.adapter import PartsConfig
 from brickwork.training.data.captioned import CaptionedStream
 from brickwork.training.data.text_cache import encode_captions, encode_no_caption
 from brickwork.training.engine.checkpoints import load_trained_tensors
 from brickwork.training.engine.previews import export_pipeline
 from brickwork.training.tasks.latent.stable_diffusion import EncodeFirst, latent_loss
 from brickwork.training.tasks.latent.task import SizePreviews
-
-PARTS = ("unet", "unet_and_text", "lora")
-
-
-@dataclass(frozen=True)
-class PartsConfig:
-    """What of the pipeline is trained: the UNet, the UNet and the text encoder, or a LoRA over the whole UNet."""
-
-    train: str
-    rank: int
-    alpha: float
-
-    def __post_init__(self):
-        require(self.train in PARTS, "parts.train", self.train, f"choose one of {PARTS}")
-        require(self.rank >= 1, "parts.rank", self.rank, "give at least 1")
-        require(self.alpha > 0, "parts.alpha", self.alpha, "give a positive number")
-
-
-@dataclass(frozen=True)
-class TextToImageConfig(LatentConfig):
-    """A text-to-image run."""
-
-    parts: PartsConfig
-
-    defaults = (DEFAULTS, LATENT_DEFAULTS, DEFAULTS.parent / "text_to_image_defaults.yaml")
 
 
 class UNetWithText(torch.nn.Module):

@@ -7,9 +7,9 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from diffusers import StableDiffusionPipeline
 
 from brickwork.training.config.config import load_config
+from brickwork.training.config.latent import TextToImageConfig
 from brickwork.training.engine.checkpoints import trained_tensors
 from brickwork.training.engine.loop import train
-from brickwork.training.tasks.latent.text_to_image import TextToImageConfig
 from brickwork.training.train_text_to_image import main, prepare
 
 
@@ -112,7 +112,7 @@ def test_sdxl_trains_its_unet_and_refuses_to_train_two_text_encoders(text_run, c
     ("override", "message"),
     [
         ("parts.train=vae", "`parts.train` is 'vae'; choose one of"),
-        ("parts.rank=0", "`parts.rank` is 0; give at least 1"),
+        ("parts.rank=0", "`parts.rank` is 0; give a whole number, at least 1"),
         ("parts.ranks=4", "did you mean `rank`"),
         ("adapter.rank=4", "Unknown key `adapter`"),
     ],

@@ -1,0 +1,45 @@
+"""`data`: which images, and how they are prepared."""
+
+from pydantic import Field, model_validator
+
+from brickwork.training.config.section import Count, Number, Section, Share, require
+
+
+class SourceConfig(Section):
+    """Which images: a folder, a Parquet file or a data set of the hub, and which of its rows."""
+
+    source: str
+    split: str
+    image_column: str
+    label_column: str | None
+    group_column: str | None
+    classes: list[str] | None = Field(description="a list of names, or null")
+    held_out: Number = Field(ge=0, lt=1, description="a share from 0 to below 1")
+    max_broken_images: Count
+    num_workers: Count
+
+
+class DataConfig(SourceConfig):
+    """How images with class labels are prepared."""
+
+    size: int = Field(ge=1, description="the side of the training images in pixels")
+    bucket_step: Count
+    bucket_max_aspect: Number = Field(ge=1, description="at least 1")
+    latents: str | None
+    horizontal_flip: bool
+    crop_share: Share
+    crop_scale: Number = Field(ge=1, description="at least 1")
+    crop_aspect: Number = Field(ge=1, description="at least 1")
+
+    @model_validator(mode="after")
+    def _steps_within_the_size(self):
+        require(self.bucket_step <= self.size, "data.bucket_step", self.bucket_step, "give 0 to data.size")
+        return self
+
+
+class CaptionedDataConfig(SourceConfig):
+    """How images with captions are prepared; `label_column` and `classes` choose rows, and nothing else."""
+
+    caption_column: str
+    cache: str | None
+    max_upscale: Number = Field(ge=1, description="1 (never) or more")
