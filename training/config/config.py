@@ -100,8 +100,8 @@ def changed_keys(saved: str, config: TrainConfig, bound: Collection[str] = ()) -
     Returns:
         `{"section.key": (saved value, new value)}`, empty where the run may go on.
     """
-    before = _flat(_merge(_defaults(type(config)), parse_yaml(saved, "The configuration that the run began with")))
-    now = _flat(config.model_dump())
+    before = flat(_merge(_defaults(type(config)), parse_yaml(saved, "The configuration that the run began with")))
+    now = flat(config.model_dump())
     # A cosine course ends with the run: its length is part of what is learned.
     free = _FREE_KEYS - ({"run.total_images"} if config.optimizer.schedule == "cosine" else set()) - set(bound)
     return {
@@ -145,7 +145,7 @@ def _merge(base: dict, over: dict) -> dict:
     return merged
 
 
-def _flat(values: dict) -> dict[str, Any]:
+def flat(values: dict) -> dict[str, Any]:
     """`{"run": {"seed": 0}}` => `{"run.seed": 0}`; two levels, so that a network's own configuration is one value."""
     flat: dict[str, Any] = {}
     for section, keys in values.items():

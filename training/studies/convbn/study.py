@@ -201,16 +201,15 @@ def measure(name: str, settings: dict, rounds: int, cells) -> dict[str, dict]:
 
 def begin_fine_tuning(args: argparse.Namespace, settings: dict):
     """What is learned, and the cells of the results; the pictures are read, nothing is trained yet."""
-    from dataclasses import asdict
-
     from brickwork.eval.studies.cells import Cells
+    from brickwork.training.config.config import flat
     from brickwork.training.studies.convbn import curves
 
     if args.pretrained:
         curves.load_network(args.pretrained)  # what is wrong with it is said before anything is measured
     config, images = curves.target_images(args.overrides, args.target)
     task = curves.make_task(images, config, args.steps)
-    identity = {f"{section}.{key}": value for section, keys in asdict(config).items() for key, value in keys.items()}
+    identity = flat(config.model_dump())
     del identity["data.source"], identity["run.output_dir"]  # data may move; its pictures are looked at
     identity |= {"--target": args.target, "pictures": images.fingerprint[:16], "--steps": args.steps}
     identity |= {"--device": settings["device"]}
