@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from brickwork.gen.conditioning import coordinate_channels
+from brickwork.pipelines.sampling import Evaluation, Hook
 
 WINDOWS = ("shifted", "fixed", "tiled")
 # Steps through the unit square that leave no gaps: 1/g and 1/g² for the g of g³ = g + 1 (Roberts' R2 sequence).
@@ -20,7 +21,7 @@ def check_windows(kind: str | None) -> None:
 
 
 @dataclass(frozen=True)
-class WindowPlan:
+class WindowPlan(Hook):
     """The places of the windows in one call of a pipeline. A side up to the training size is left as it is.
 
     Attributes:
@@ -61,11 +62,11 @@ class WindowPlan:
             for side, stride, shifts in zip((self.height, self.width), _STRIDES, self.cyclic)
         )
 
-    def enter(self, sample: torch.Tensor, evaluation: int) -> tuple[torch.Tensor, dict]:
+    def before(self, sample: torch.Tensor, evaluation: Evaluation) -> tuple[torch.Tensor, dict]:
         """`sample (B, C, H, W)` as the network is to see it, and what the network is told besides."""
         height, width = sample.shape[-2:]
         if any(self.cyclic):
-            down, across = self.offset(evaluation)
+            down, across = self.offset(evaluation.number)
             coordinates = coordinate_channels(height, width, sample.device, torch.float32)
             coordinates, sample = (torch.roll(x, (-down, -across), (2, 3)) for x in (coordinates, sample))
             return sample, {"coordinates": coordinates, "cyclic": self.cyclic}
@@ -76,6 +77,6 @@ class WindowPlan:
             return sample, {"coordinates": coordinates.repeat(repeats)[..., :height, :width]}
         return sample, {}
 
-    def leave(self, output: torch.Tensor, evaluation: int) -> torch.Tensor:
+    def after(self, output: torch.Tensor, evaluation: Evaluation) -> torch.Tensor:
         """What the network returned `(B, C, H, W)`, back in its place."""
-        return torch.roll(output, self.offset(evaluation), (2, 3)) if any(self.cyclic) else output
+        return torch.roll(output, self.offset(evaluation.number), (2, 3)) if any(self.cyclic) else output

@@ -4,7 +4,7 @@ A network works on latents of about unit variance, `(raw - shift_factor - latent
 scaling_factor`, as diffusers' pipelines have them; a VAE's configuration holds some of the four, or none.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -65,6 +65,8 @@ def encode(vae: nn.Module | None, pixels: torch.Tensor, generator: torch.Generat
     """
     if vae is None:
         return pixels
+    if _takes_frames_apart(vae, pixels):
+        return _by_frame(lambda part: encode(vae, part, generator), pixels)
     output = _encoded(vae, pixels)
     if hasattr(output, "latent_dist"):
         distribution = output.latent_dist
@@ -78,12 +80,23 @@ def encode(vae: nn.Module | None, pixels: torch.Tensor, generator: torch.Generat
 def decode(vae: nn.Module | None, latents: torch.Tensor) -> torch.Tensor:
     """What a network works on `(B, C, h, w)` => pixels `(B, 3, H, W)` about [-1, 1], in the VAE's dtype.
 
-    Without a VAE they are the pixels already.
+    Without a VAE they are the pixels already. A VAE of pictures codes and decodes frames `(B, C, F, h, w)` one by one.
     """
     if vae is None:
         return latents
+    if _takes_frames_apart(vae, latents):
+        return _by_frame(lambda part: decode(vae, part), latents)
     with _precise(vae):
         return vae.decode(unscale(vae, latents).to(vae.dtype), return_dict=False)[0]
+
+
+def _takes_frames_apart(vae: nn.Module, tensor: torch.Tensor) -> bool:
+    return tensor.ndim == 5 and not any(isinstance(module, nn.Conv3d) for module in vae.modules())
+
+
+def _by_frame(function: Callable[[torch.Tensor], torch.Tensor], frames: torch.Tensor) -> torch.Tensor:
+    """A function of pictures on every frame of `(B, C, F, H, W)`."""
+    return torch.stack([function(part) for part in frames.unbind(2)], dim=2)
 
 
 def _encoded(vae: nn.Module, pixels: torch.Tensor):

@@ -3,9 +3,9 @@
 import torch
 from diffusers import ImagePipelineOutput, ModelMixin
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.utils.torch_utils import randn_tensor
 
-from brickwork.pipelines.sampling import OUTPUT_TYPES
+from brickwork.errors import one_of
+from brickwork.pipelines.sampling import OUTPUT_TYPES, first_noise
 from brickwork.pipelines.saving import BrickworkPipeline
 from brickwork.pipelines.seeds import generators_per_image
 
@@ -50,16 +50,15 @@ class OneStepPipeline(BrickworkPipeline):
         """
         if type(batch_size) is not int or batch_size < 1:
             raise ValueError(f"`batch_size` is {batch_size!r}; give a whole number from 1 up.")
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` is {output_type!r}; choose one of {', '.join(OUTPUT_TYPES)}.")
+        one_of("output_type", output_type, OUTPUT_TYPES)
         if not 0 < truncation <= 1:
             raise ValueError(f"`truncation` is {truncation!r}; give a number above 0, at most 1.")
-        shape, device = (batch_size, self.transformer.config.latent_dim), self._execution_device
-        if latents is None:
-            latents = randn_tensor(shape, generators_per_image(generator, batch_size), device, torch.float32)
-        if tuple(latents.shape) != shape:
-            raise ValueError(f"`latents` has shape {tuple(latents.shape)}; this call needs {shape}.")
-        images = self.transformer(latents.to(device) * truncation, return_dict=False)[0].float()
+        shape, generators = (
+            (batch_size, self.transformer.config.latent_dim),
+            generators_per_image(generator, batch_size),
+        )
+        noise = first_noise(latents, shape, generators, self._execution_device)
+        images = self.transformer(noise * truncation, return_dict=False)[0].float()
         if output_type != "latent":
             images = self.image_processor.postprocess(images, output_type=output_type)
         self.maybe_free_model_hooks()

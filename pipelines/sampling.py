@@ -1,26 +1,142 @@
-"""What sampling pipelines share: their checks, sizes, first latents, and the way from latents to pictures."""
+"""The one sampling loop of all pipelines, with hooks round the network's calls, and what else their calls share.
 
+A pipeline's `__call__` checks its arguments, sets the scheduler's steps, draws the first noise, lets `_denoise` run
+and hands the result to `_decode`; what is particular to it lies in its conditions, in its hooks and in the shape of
+its latents, which may have any axes behind the batch and the channels.
+"""
+
+import inspect
 import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import torch
 from diffusers.utils.torch_utils import randn_tensor
+from diffusers.video_processor import VideoProcessor
 
+from brickwork.errors import one_of
 from brickwork.gen.blocks.windowed import check_maps
+from brickwork.gen.subnets import FULL
+from brickwork.pipelines.labels import resolve_class_labels
 from brickwork.pipelines.latents import decode, encode, pixels_per_latent
 from brickwork.pipelines.saving import BrickworkPipeline
+from brickwork.pipelines.schedules import Schedule, read_schedule
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+Conditions = Mapping[str, tuple[torch.Tensor | None, torch.Tensor | None]]
+
+# What the calls of all pipelines take; `documented` puts it into their docstrings.
+SHARED_ARGUMENTS = """class_labels: one label an image: a number, a name of the network's `id2label` (case does not
+                matter), or `None` for no class; or a list of them.
+            height: of the images in pixels, any number from one patch up (for latent models a multiple of the VAE's
+                scale factor); by default the training size.
+            width: likewise.
+            num_inference_steps: steps of the sampler; one of a second-order sampler evaluates the network twice. By
+                default what is saved with the pipeline, else {steps}.
+            guidance_scale: classifier-free guidance, `uncond + scale * (cond - uncond)`. 1 switches it off; otherwise
+                classes and no-class go through the network as one batch. By default what is saved, else 1.
+            num_images_per_label: images of each label, next to one another in the result.
+            generator: one generator, from which a seed is drawn for each image in turn, or a list with one an image.
+                Either way the noise of an image does not depend on the others in the batch (the network's rounding,
+                about 1e-6, does).
+            latents: noise of unit variance `(B, C, h, w)` to start from instead of drawing it.
+            output_type: `"pil"`, `"np"` for `(B, H, W, C)` and `"pt"` for `(B, C, H, W)` in [0, 1], or `"latent"` for
+                the sampler's result, which for models of pixels lies about [-1, 1].
+            return_dict: return an output with `.images` rather than a tuple.
+            callback_on_step_end: called as `callback(pipeline, step, timestep, {"latents": …})` after each {unit};
+                may return a dictionary with other latents.
+            callback_on_step_end_tensor_inputs: what the callback gets; `"latents"` is all there is.
+            num_images_per_prompt: diffusers' name for `num_images_per_label`."""
+
+
+def documented(steps: int, unit: str) -> Callable[[Callable], Callable]:
+    """A decorator that puts the arguments all calls share in the place of `SHARED` in a call's docstring."""
+
+    def fill(call: Callable) -> Callable:
+        if call.__doc__:  # python -OO leaves none
+            shared = SHARED_ARGUMENTS.replace("{steps}", str(steps)).replace("{unit}", unit)
+            call.__doc__ = call.__doc__.replace("SHARED", shared)
+        return call
+
+    return fill
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of the network in a call of a pipeline.
+
+    Attributes:
+        number: counted from 0.
+        timestep: as the scheduler says it.
+        subnet: that runs; `None` for the network itself.
+    """
+
+    number: int
+    timestep: torch.Tensor
+    subnet: str | None = None
+
+
+class Hook:
+    """What a pipeline or an extension does round the network's calls; each method may be left as it is.
+
+    Hooks of a call come from its pipeline; those in `pipeline.hooks` are called besides, in every call.
+    """
+
+    def before(self, latents: torch.Tensor, evaluation: Evaluation) -> tuple[torch.Tensor, dict[str, Any]]:
+        """The latents `(B, C, …)` as the network is to see them, and further arguments of the network."""
+        return latents, {}
+
+    def at(self, network: Callable[..., torch.Tensor], sample: torch.Tensor, timestep: torch.Tensor, **arguments):
+        """In place of the network's call, whose result is a tensor; with guidance the batch is twice as long."""
+        return network(sample, timestep, **arguments)
+
+    def after(self, output: torch.Tensor, evaluation: Evaluation) -> torch.Tensor:
+        """The guided output `(B, C, …)` as the scheduler is to see it; called in the reverse order of `before`."""
+        return output
+
+    def after_step(self, latents: torch.Tensor, evaluation: Evaluation) -> torch.Tensor:
+        """The latents to go on with, once the scheduler has used an evaluation."""
+        return latents
+
+
+def first_noise(
+    latents: Any,
+    shape: Sequence[int],
+    generators: list[torch.Generator],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Noise of unit variance `(B, …)` of any shape, drawn image by image in float32, or given and checked."""
+    if latents is None:
+        latents = randn_tensor(tuple(shape), generators, device, torch.float32)
+    if not isinstance(latents, torch.Tensor):
+        raise ValueError(f"`latents` is a {type(latents).__name__}; give a tensor of the shape {tuple(shape)}.")
+    if tuple(latents.shape) != tuple(shape):
+        raise ValueError(f"`latents` has shape {tuple(latents.shape)}; this call needs {tuple(shape)}.")
+    return latents.to(device, dtype)
 
 
 class SamplingPipeline(BrickworkPipeline):
-    """A pipeline of a `transformer`, a `scheduler` and an optional `vae`, with an `image_processor`."""
+    """A pipeline of a `transformer`, a `scheduler` and an optional `vae`.
+
+    Attributes:
+        hooks: called round the network in every call (see `Hook`).
+    """
 
     model_cpu_offload_seq = "transformer->vae"
     _optional_components = ["vae"]
     _callback_tensor_inputs = ["latents"]
+    _axes = ("batch", "channels", "height", "width")  # of the latents
+    _schedule_name = "subnet_schedule"  # of the schedule, as an argument and in the saved configuration
+
+    def __init__(self):
+        super().__init__()
+        self.hooks: list[Hook] = []
+        self.image_processor = VideoProcessor()  # of pictures too
+        self._others: Mapping[str, torch.nn.Module] = {}
 
     @property
     def vae_scale_factor(self) -> int:
@@ -42,51 +158,140 @@ class SamplingPipeline(BrickworkPipeline):
         """Whether the running call stops before its next step; a callback may set `_interrupt`."""
         return self._interrupt
 
-    def _initial_latents(
-        self,
-        latents: torch.Tensor | None,
-        shape: tuple[int, ...],
-        generators: list[torch.Generator],
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-    ) -> torch.Tensor:
-        """Noise of unit variance, given or drawn, scaled to where the scheduler starts."""
-        if latents is None:
-            latents = randn_tensor(shape, generators, device, torch.float32)
-        if tuple(latents.shape) != shape:
-            raise ValueError(f"`latents` has shape {tuple(latents.shape)}; this call needs {shape}.")
-        return latents.to(device, dtype) * getattr(self.scheduler, "init_noise_sigma", 1.0)
-
-    def _after_step(self, callback: Any, tensor_inputs: Any, step: int, timestep: Any, latents: Any) -> torch.Tensor:
-        """Call the user's callback, if any; the latents to go on with."""
-        if callback is None:
-            return latents
-        changed = callback(self, step, timestep, dict.fromkeys(tensor_inputs or (), latents)) or {}
-        return changed.get("latents", latents).to(latents)
-
-    def _decode(self, latents: torch.Tensor, output_type: str) -> list[PIL.Image.Image] | np.ndarray | torch.Tensor:
-        """Sampler's result => pixels, [-1, 1] => the type asked for."""
-        latents = latents.float()
-        if output_type == "latent":
-            return latents
-        images = decode(self.vae, latents)
-        return self.image_processor.postprocess(images.float(), output_type=output_type)
-
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Pixels `(B, 3, H, W)` in [-1, 1] => what the network sees: themselves, or the mean of the VAE's latents."""
         return encode(self.vae, images)
 
-    def _sample_size(
-        self, height: int | None, width: int | None, latents: torch.Tensor | None, patch: int
-    ) -> tuple[int, int]:
+    def _denoise(
+        self,
+        noise: torch.Tensor,
+        conditions: Conditions,
+        generators: list[torch.Generator],
+        subnets: Sequence[str | None],
+        hooks: Iterable[Hook] = (),
+        callback: Callable | None = None,
+        tensor_inputs: Sequence[str] = (),
+        evaluations: int = 1,
+    ) -> tuple[torch.Tensor, int]:
+        """The loop of all pipelines, once `scheduler.set_timesteps` was called and `_guidance_scale` is set.
+
+        Args:
+            noise: of unit variance `(B, C, …)`, in the dtype to compute the latents in.
+            conditions: arguments of the network with a batch axis: with the condition, and without it for guidance
+                (`None` where guidance would change nothing).
+            generators: one an image, for schedulers that draw.
+            subnets: of each step.
+            hooks: called after those in `self.hooks`.
+            callback: called after every so many evaluations.
+            tensor_inputs: what the callback gets.
+            evaluations: of the network from one callback to the next.
+
+        Returns:
+            The latents, and the number of callbacks' worth of evaluations that ran.
+        """
+        timesteps, order, hooks = self.scheduler.timesteps, self.scheduler.order, [*self.hooks, *hooks]
+        extra = {"generator": generators} if _takes(self.scheduler.step, "generator") else {}
+        latents = noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        self._num_timesteps, self._interrupt = math.ceil(len(timesteps) / evaluations), False
+        with self.progress_bar(total=self.num_timesteps) as progress_bar:
+            for step in range(self.num_timesteps):
+                if self.interrupt:
+                    return latents, step
+                first = step * evaluations
+                for number, timestep in enumerate(timesteps[first : first + evaluations], first):
+                    evaluation = Evaluation(number, timestep, subnets[number // order])
+                    output = self._predict(latents, evaluation, conditions, hooks)
+                    latents = self.scheduler.step(output, timestep, latents, return_dict=False, **extra)[0]
+                    for hook in hooks:
+                        latents = hook.after_step(latents, evaluation)
+                if callback is not None:
+                    given = dict.fromkeys(tensor_inputs or (), latents)
+                    latents = (callback(self, step, timesteps[first], given) or {}).get("latents", latents).to(latents)
+                progress_bar.update()
+        return latents, self.num_timesteps
+
+    def _predict(
+        self, latents: torch.Tensor, evaluation: Evaluation, conditions: Conditions, hooks: Sequence[Hook]
+    ) -> torch.Tensor:
+        """What the scheduler's step takes: the guided estimate, and behind it a learned variance if it wants one."""
+        sample, network, arguments = latents, *self._network(evaluation.subnet)
+        for hook in hooks:
+            sample, further = hook.before(sample, evaluation)
+            arguments |= further
+        if hasattr(self.scheduler, "scale_model_input"):  # flow-matching schedulers have none
+            sample = self.scheduler.scale_model_input(sample, evaluation.timestep)
+        sample = sample.to(network.dtype)
+        guided = self.guidance_scale != 1 and any(without is not None for _, without in conditions.values())
+        for name, (condition, without) in conditions.items():
+            double = guided and condition is not None
+            arguments[name] = (
+                torch.cat([condition, condition if without is None else without]) if double else condition
+            )
+        sample = torch.cat([sample, sample]) if guided else sample
+
+        def call(sample: torch.Tensor, timestep: torch.Tensor, **arguments) -> torch.Tensor:
+            return network(sample, timestep, return_dict=False, **arguments)[0]
+
+        for hook in hooks:
+            call = partial(hook.at, call)
+        timestep = evaluation.timestep.to(sample.device).expand(len(sample))
+        output = call(sample, timestep, **arguments).to(latents.dtype)
+        estimate, variance = output[:, : latents.shape[1]], output[:, latents.shape[1] :]
+        if guided:  # a learned variance is not guided
+            conditional, unconditional = estimate.chunk(2)
+            estimate = unconditional + self.guidance_scale * (conditional - unconditional)
+            variance = variance.chunk(2)[0]
+        for hook in reversed(hooks):
+            estimate = hook.after(estimate, evaluation)
+        return torch.cat([estimate, variance], dim=1) if self._learns_variance else estimate
+
+    @property
+    def _learns_variance(self) -> bool:
+        return self.scheduler.config.get("variance_type") in ("learned", "learned_range")
+
+    def _network(self, subnet: str | None) -> tuple[torch.nn.Module, dict[str, Any]]:
+        """The network that an evaluation calls, and the arguments that choose its subnet."""
+        if subnet in self._others:
+            return self._others[subnet], {}
+        return self.transformer, {} if subnet is None else {"subnet": subnet}
+
+    def _decode(self, latents: torch.Tensor, output_type: str) -> list | np.ndarray | torch.Tensor:
+        """Sampler's result => pixels, [-1, 1] => the type asked for; the end of a call.
+
+        Frames `(B, C, F, H, W)` become lists of PIL images, an array `(B, F, H, W, C)` or a tensor `(B, F, C, H, W)`.
+        """
+        result = latents.float()
+        if output_type != "latent":
+            pixels, processor = decode(self.vae, result).float(), self.image_processor
+            convert = processor.postprocess_video if pixels.ndim == 5 else processor.postprocess
+            result = convert(pixels, output_type=output_type)
+        self.maybe_free_model_hooks()
+        return result
+
+    def _labels(self, class_labels: Any, number: int) -> list[int] | list[None]:
+        """One label an image, `number` of each."""
+        config = self.transformer.config
+        labels = resolve_class_labels(class_labels, config.num_classes, config.id2label)
+        return [label for label in labels for _ in range(number)]
+
+    def _class_conditions(self, labels: list[int] | list[None], device: torch.device) -> Conditions:
+        """The labels `(B,)` and as many of "no class", `None` where the network or guidance has no use for them."""
+        num_classes = self.transformer.config.num_classes
+        if num_classes is None:
+            return {"class_labels": (None, None)}
+        with_class = torch.tensor(labels, device=device)
+        # Guidance away from "no class" to "no class" changes nothing.
+        guides = any(label != num_classes for label in labels)
+        return {"class_labels": (with_class, torch.full_like(with_class, num_classes) if guides else None)}
+
+    def _sample_size(self, height: int | None, width: int | None, latents: Any, patch: int) -> tuple[int, int]:
         """Height and width of what the network sees, from those of the image; `patch` is the smallest it can see."""
         config, factor = self.transformer.config, self.vae_scale_factor
-        if latents is not None and not isinstance(latents, torch.Tensor):
-            raise ValueError(
-                f"`latents` is a {type(latents).__name__}; give a tensor (batch, channels, height, width)."
+        if latents is not None and getattr(latents, "ndim", 0) != len(self._axes):
+            found = (
+                f"has shape {tuple(latents.shape)}" if hasattr(latents, "shape") else f"is a {type(latents).__name__}"
             )
-        if latents is not None and latents.ndim != 4:
-            raise ValueError(f"`latents` has shape {tuple(latents.shape)}; give (batch, channels, height, width).")
+            raise ValueError(f"`latents` {found}; give a tensor ({', '.join(self._axes)}).")
         defaults = (config.sample_size,) * 2 if latents is None else latents.shape[-2:]
         size = []
         for name, value, default in zip(("height", "width"), (height, width), defaults):
@@ -102,13 +307,51 @@ class SamplingPipeline(BrickworkPipeline):
         check_maps(*size, getattr(self.transformer, "maps", {}), "the network's sample has")
         return size[0], size[1]
 
+    def _set_steps(self, num_inference_steps: int, schedule: Schedule | None) -> list[str | None]:
+        """Lay out the scheduler's steps; the subnet of each by a schedule, or by the one saved with the pipeline."""
+        schedule = self._saved_schedule() if schedule is None else schedule
+        if schedule is not None:
+            self._check_schedule(schedule)
+        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        if schedule is None:
+            return [None] * math.ceil(len(self.scheduler.timesteps) / self.scheduler.order)
+        return schedule.subnet_steps(self.scheduler)
+
+    def _saved_schedule(self) -> Schedule | None:
+        """The schedule that is saved with the pipeline; assigning one checks it against the network."""
+        saved = self.config.get(self._schedule_name)
+        return None if saved is None else read_schedule(saved)
+
+    def _save_schedule(self, schedule: Schedule | dict | None) -> None:
+        schedule = read_schedule(schedule) if isinstance(schedule, dict) else schedule
+        if schedule is not None:
+            self._check_schedule(schedule)
+        self.register_to_config(**{self._schedule_name: None if schedule is None else schedule.to_dict()})
+
+    def _check_schedule(self, schedule: Schedule) -> None:
+        if not isinstance(schedule, Schedule):
+            kind = "BrickSchedule" if self._schedule_name == "brick_schedule" else "SubnetSchedule"
+            raise ValueError(
+                f"`{self._schedule_name}` is {schedule!r}; give a {kind}, or None for the pipeline's own."
+            )
+        schedule.validate({**self._others, FULL: self.transformer} if self._others else self.transformer)
+
+    def _recommended(self, name: str, value: Any, default: Any) -> Any:
+        """An argument of a call: as given, else as saved with the pipeline, else the pipeline's default."""
+        value = self.config.get(name) if value is None else value
+        return default if value is None else value
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """What another pipeline of the class is made of, with what is saved beside networks and scheduler."""
+        components = super().components
+        taken = inspect.signature(type(self).__init__).parameters
+        return components | {
+            name: self.config[name] for name in taken if name in self.config and name not in components
+        }
+
     def _check_arguments(
-        self,
-        num_inference_steps: int,
-        num_images_per_label: int,
-        guidance_scale: float,
-        output_type: str,
-        callback_inputs: list[str] | tuple[str, ...],
+        self, steps: int, guidance_scale: float, output_type: str, callback_inputs: Sequence[str], **counts: int
     ) -> None:
         config = self.transformer.config
         if self.vae is not None and self.vae.config.latent_channels != config.in_channels:
@@ -116,10 +359,7 @@ class SamplingPipeline(BrickworkPipeline):
                 f"`vae` has {self.vae.config.latent_channels} latent channels and `transformer` {config.in_channels}; "
                 "they must be the same."
             )
-        for name, value in (
-            ("num_inference_steps", num_inference_steps),
-            ("num_images_per_label", num_images_per_label),
-        ):
+        for name, value in {"num_inference_steps": steps, **counts}.items():
             if type(value) is not int or value < 1:
                 raise ValueError(f"`{name}` is {value!r}; give a whole number from 1 up.")
         number = isinstance(guidance_scale, (int, float)) and not isinstance(guidance_scale, bool)
@@ -129,8 +369,7 @@ class SamplingPipeline(BrickworkPipeline):
             raise ValueError(
                 f"`guidance_scale` is {guidance_scale}, but this network is unconditional; leave it at 1."
             )
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` is {output_type!r}; choose one of {', '.join(OUTPUT_TYPES)}.")
+        one_of("output_type", output_type, OUTPUT_TYPES)
         if output_type == "pil" and self.vae is None and config.in_channels not in (1, 3, 4):
             raise ValueError(
                 f"`output_type` is 'pil', but images of {config.in_channels} channels are no pictures; choose 'np', "
@@ -141,3 +380,8 @@ class SamplingPipeline(BrickworkPipeline):
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` has {unknown}; allowed are {self._callback_tensor_inputs}."
             )
+        self._guidance_scale = guidance_scale
+
+
+def _takes(function: Callable, argument: str) -> bool:
+    return argument in inspect.signature(function).parameters

@@ -7,6 +7,7 @@ from brickwork import LegoPipeline
 from brickwork.gen.conditioning import coordinate_channels
 from brickwork.gen.operations import count_operations
 from brickwork.pipelines.canvas import WindowPlan
+from brickwork.pipelines.sampling import Evaluation
 from brickwork.pipelines.schedules import BrickSchedule
 
 SIZES = [(8, 24), (24, 8), (16, 16), (9, 21), (17, 4), (8, 9)]
@@ -79,9 +80,9 @@ def test_what_enters_leaves_in_its_place_and_knows_where_it_is(make_model, heigh
     plan = WindowPlan.of("shifted", (height, width), make_model().config)
     places = coordinate_channels(height, width, torch.device("cpu"), torch.float32)
     for evaluation in range(7):
-        rolled, told = plan.enter(places, evaluation)
+        rolled, told = plan.before(places, Evaluation(evaluation, torch.tensor(0.0)))
         assert torch.equal(told["coordinates"], rolled)
-        assert torch.equal(plan.leave(rolled, evaluation), places)
+        assert torch.equal(plan.after(rolled, Evaluation(evaluation, torch.tensor(0.0))), places)
     assert plan.cyclic == (height > 8, width > 8)
 
 

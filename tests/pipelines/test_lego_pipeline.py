@@ -10,6 +10,7 @@ import torch
 from diffusers import DDIMScheduler, EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
+from brickwork.gen.subnets import bricks_of
 from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
 from brickwork.pipelines.schedules import BrickSchedule
 
@@ -44,9 +45,9 @@ def calls(monkeypatch):
     def watch(pipe):
         seen, forward = [], pipe.transformer.forward
 
-        def record(sample, timestep, class_labels=None, bricks=None, **rest):
-            seen.append((sample, timestep, class_labels, bricks))
-            return forward(sample, timestep, class_labels=class_labels, bricks=bricks, **rest)
+        def record(sample, timestep, class_labels=None, subnet=None, **rest):
+            seen.append((sample, timestep, class_labels, bricks_of(subnet, pipe.transformer.num_bricks)))
+            return forward(sample, timestep, class_labels=class_labels, subnet=subnet, **rest)
 
         monkeypatch.setattr(pipe.transformer, "forward", record)
         return seen
