@@ -1,5 +1,6 @@
 """The sampling loop itself: hooks, subnets, several networks, further axes, what is saved beside the networks."""
 
+import inspect
 from types import SimpleNamespace
 
 import numpy as np
@@ -182,11 +183,9 @@ def test_num_images_per_prompt_is_another_name(make_pipe):
 def test_every_argument_is_documented():
     for pipeline, steps in ((LegoPipeline, 18), (ClassToImagePipeline, 50)):
         text = pipeline.__call__.__doc__
-        names = [
-            name for name in pipeline.__call__.__wrapped__.__code__.co_varnames[1:] if f"            {name}:" in text
-        ]
+        taken = [name for name in inspect.signature(pipeline.__call__).parameters if name != "self"]
+        assert [name for name in taken if f"            {name}:" not in text] == []
         assert "SHARED" not in text and f"else {steps}." in text and "{" + "unit}" not in text
-        assert len(names) >= 15
 
 
 class FrameMeans(ModelMixin, ConfigMixin):
