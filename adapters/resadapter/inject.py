@@ -52,7 +52,7 @@ def layer_tensors(unet: nn.Module, state: State) -> Iterator[tuple[nn.Module, La
 def refresh(unet: nn.Module, state: State) -> None:
     """Bring every layer in line with a state."""
     for module, tensors in layer_tensors(unet, state):
-        adapt(module, tensors, ready=state.blocks > 0)
+        adapt(module, tensors, ready=bool(state.blocks))
 
 
 @torch.inference_mode(False)

@@ -23,9 +23,16 @@ IN_THREAD: ContextVar[Mapping] = ContextVar("in_thread", default=MappingProxyTyp
 _PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+def _added(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The pair of tensors in force in this thread; a compiled graph knows those of all threads alone."""
+    for_all = getattr(module, "adapter_tensors", None)
+    return for_all if torch.compiler.is_compiling() else IN_THREAD.get().get(id(module), for_all)
+
+
 class _Adapted:
     """Keeps the two added tensors, plain attributes outside the state dict, beside the module's own weight.
 
+    Another thread may take it off in mid-call, so the base's `__call__` is named rather than found by `super()`.
     Modules become adapted by `adapt`, never by construction: PEFT builds its own layers from the class of the one it
     wraps, and gets plain ones.
     """
@@ -38,33 +45,27 @@ class _Adapted:
         _place(self)
         return module
 
-    def added(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The pair of tensors in force in this thread; a compiled graph knows those of all threads alone."""
-        if torch.compiler.is_compiling():
-            return self.adapter_tensors
-        return IN_THREAD.get().get(id(self), self.adapter_tensors)
-
 
 class AdaptedConv2d(_Adapted, nn.Conv2d):
     """A convolution plus a low-rank one beside it."""
 
     def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if (added := self.added()) is None:
-            return super().__call__(hidden_states)
+        if (added := _added(self)) is None:
+            return nn.Conv2d.__call__(self, hidden_states)
         down, up = added
         low_rank = F.conv2d(hidden_states, down.to(hidden_states), None, self.stride, self.padding, self.dilation)
-        return super().__call__(hidden_states) + F.conv2d(low_rank, up.to(hidden_states))
+        return nn.Conv2d.__call__(self, hidden_states) + F.conv2d(low_rank, up.to(hidden_states))
 
 
 class AdaptedGroupNorm(_Adapted, nn.GroupNorm):
     """A group norm plus the same normalised input under another weight and bias: n(w + dw) + b + db in two parts."""
 
     def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if (added := self.added()) is None:
-            return super().__call__(hidden_states)
+        if (added := _added(self)) is None:
+            return nn.GroupNorm.__call__(self, hidden_states)
         weight, bias = (tensor.to(hidden_states) for tensor in added)
         added = F.group_norm(hidden_states, self.num_groups, weight, bias, self.eps)
-        return super().__call__(hidden_states) + added
+        return nn.GroupNorm.__call__(self, hidden_states) + added
 
 
 _ADAPTED = {nn.Conv2d: AdaptedConv2d, nn.GroupNorm: AdaptedGroupNorm}

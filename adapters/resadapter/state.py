@@ -4,6 +4,7 @@ The state hangs on the UNet as a plain attribute, so that it is copied and goes 
 tensors, never modules, so that wrappers put around a layer later do not matter.
 """
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,13 +61,13 @@ class State:
 
     adapters: by name, in the order they were loaded.
     fused: the fused ones' records, oldest first.
-    blocks: how many `with` blocks of strengths for one thread are open.
+    blocks: weak references to the open `with` blocks of strengths for one thread.
     watch: the hooks on the UNet, a `transaction.Watch`.
     """
 
     adapters: Mapping[str, Loaded] = field(default_factory=dict)
     fused: tuple[Fused, ...] = ()
-    blocks: int = 0
+    blocks: tuple[weakref.ref, ...] = ()
     watch: Any = None
 
     def acting(self) -> list[Loaded]:

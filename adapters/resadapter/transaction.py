@@ -79,6 +79,10 @@ def _recover(unet: nn.Module) -> None:
             before.watch.note(before)
         _make(unet, before, kept, where)
         delattr(unet, _UNDO)
+    state = stored(unet)
+    alive = tuple(block for block in state.blocks if block() is not None)
+    if len(alive) < len(state.blocks):  # one was broken off while it ended
+        _make(unet, replace(state, blocks=alive), {}, (unet, state.watch.pixels_per_latent))
 
 
 def _make(unet: nn.Module, state: State, weights: Mapping[str, torch.Tensor], where: tuple[nn.Module, int]) -> None:
@@ -269,19 +273,17 @@ def _hooks(module: nn.Module) -> list[tuple[dict, dict, int]]:
     ]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class PerThread:
-    """Strengths of adapters in one thread's `with` blocks; nothing that other threads set reaches them.
+    """Strengths of adapters in one thread's `with` block; nothing that other threads set reaches them.
 
     Attributes:
-        watch: of the UNet.
-        names: of its adapters when the block began.
+        names: of the UNet's adapters when the block began.
         strengths: by name.
     """
 
-    watch: Watch
     names: tuple
-    strengths: Mapping[str, float]
+    strengths: dict[str, float]
 
     @staticmethod
     def holds(watch: Watch) -> bool:
@@ -308,7 +310,8 @@ def strengths_in_thread(pipe_or_unet, strengths: Mapping[str, float]) -> Iterato
         raise ValueError("a compiled UNet knows one strength for all threads; use set_resadapter_scale")
     with LOCK:
         state = state_of(unet)
-        commit(pipe_or_unet, replace(state, blocks=state.blocks + 1))
+        block = PerThread(_names(state), {})
+        commit(pipe_or_unet, replace(state, blocks=(*state.blocks, weakref.ref(block))))
     try:
         watch, present = stored(unet).watch, IN_THREAD.get()
         blocks = present.get("blocks", {})
@@ -316,7 +319,7 @@ def strengths_in_thread(pipe_or_unet, strengths: Mapping[str, float]) -> Iterato
         wanted = replace(state, adapters={**state.adapters, **_at(state, merged)})
         with torch.inference_mode(False), torch.no_grad():
             tensors = {id(module): placed(module, pair) for module, pair in layer_tensors(unet, wanted)}
-        block = PerThread(watch, _names(state), merged)
+        block.strengths.update(merged)
         token = IN_THREAD.set({**present, **tensors, "blocks": {**blocks, id(watch): block}})
         try:
             yield
@@ -325,7 +328,7 @@ def strengths_in_thread(pipe_or_unet, strengths: Mapping[str, float]) -> Iterato
     finally:
         with LOCK:
             state = state_of(unet)
-            commit(pipe_or_unet, replace(state, blocks=state.blocks - 1))
+            commit(pipe_or_unet, replace(state, blocks=tuple(one for one in state.blocks if one() is not block)))
 
 
 def _at(state: State, strengths: Mapping[str, float]) -> dict[str, Loaded]:
