@@ -218,3 +218,15 @@ def heads_of(dim: int, attention_head_dim: int) -> int:
             f"of it, such as {', '.join(map(str, divisors[:4])) or dim}."
         )
     return dim // attention_head_dim
+
+
+def head_dim_of(dim: int, num_attention_heads: int, attention_head_dim: int | None = None) -> int:
+    """Channels of a head of a width that so many heads share; `attention_head_dim` is `None`, or says the same."""
+    check_heads(dim, num_attention_heads)
+    head_dim = dim // num_attention_heads
+    if attention_head_dim not in (None, head_dim):
+        raise ValueError(
+            f"`num_attention_heads` is {num_attention_heads} and `attention_head_dim` {attention_head_dim}, where the "
+            f"width is {dim}; give one of them."
+        )
+    return head_dim

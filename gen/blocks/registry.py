@@ -4,43 +4,60 @@ A new block is one file in this folder: a subclass of `Block` under `@register_b
 file in `__init__.py`.
 """
 
-import difflib
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from brickwork.gen.blocks.attention import TextAttention, heads_of
+from brickwork.gen.blocks.norms import constant
+from brickwork.gen.registry import Registry
 
-_BLOCKS: dict[str, type["Block"]] = {}
+BLOCKS = Registry("block")
+register_block = BLOCKS.register
+list_blocks = BLOCKS.names
+find_block = BLOCKS.find
 
 
 class Block(nn.Module, ABC):
-    """A block keeps the shape of a feature map: `forward(hidden_states, temb, encoder_hidden_states=None)`.
+    """A block works on a feature map: `forward(hidden_states, temb, encoder_hidden_states=None)`.
 
-    A subclass writes `mix`. Attention to a text is the same for all of them and comes after it.
+    A subclass writes `mix`. Attention to a text is the same for all of them and comes after it. A block keeps the
+    shape of its map; one that can change it takes `out_dim` and `stride` by keyword and hands them on.
 
     Args:
         dim: channels of the feature map.
         cond_dim: width of the condition.
+        out_dim: channels of the output, `None` for `dim`.
+        stride: pixels of the input along one of the output, rounded up.
         cross_attention_dim: width of the text's tokens, `None` for a block that reads no text.
         attention_head_dim: channels of a head of the attention to the text.
 
     Attributes:
         window_size: side of the windows that a map is cut into and must hold one of; `None` for a block without.
+        drop_path: share of the images for which training leaves the block out; 0 for none.
     """
 
     window_size: int | None = None
+    drop_path = constant("drop_path")
 
     def __init__(
-        self, dim: int, cond_dim: int, *, cross_attention_dim: int | None = None, attention_head_dim: int = 32
+        self,
+        dim: int,
+        cond_dim: int,
+        out_dim: int | None = None,
+        stride: int = 1,
+        *,
+        cross_attention_dim: int | None = None,
+        attention_head_dim: int = 32,
     ):
         super().__init__()
+        self.out_dim, self.stride, self.drop_path = out_dim or dim, stride, 0.0
         self.text_attn = None
         if cross_attention_dim is not None:
-            self.text_attn = TextAttention(dim, cross_attention_dim, heads_of(dim, attention_head_dim))
+            heads = heads_of(self.out_dim, attention_head_dim)
+            self.text_attn = TextAttention(self.out_dim, cross_attention_dim, heads)
 
     @abstractmethod
     def mix(self, hidden_states: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
@@ -59,36 +76,13 @@ class Block(nn.Module, ABC):
         Returns:
             `(B, C, H, W)`.
         """
-        hidden_states = self.mix(hidden_states, temb)
+        updated = self.mix(hidden_states, temb)
         if self.text_attn is not None and encoder_hidden_states is not None:
-            hidden_states = hidden_states + self.text_attn(hidden_states, encoder_hidden_states)
-        return hidden_states
-
-
-def register_block(name: str) -> Callable[[type[Block]], type[Block]]:
-    """Class decorator that makes a block known under a name."""
-
-    def register(block_class: type[Block]) -> type[Block]:
-        if name in _BLOCKS:
-            raise ValueError(f"`name` is {name!r}, which {_BLOCKS[name].__name__} has already; choose another.")
-        _BLOCKS[name] = block_class
-        return block_class
-
-    return register
-
-
-def list_blocks() -> list[str]:
-    """The names of all blocks, sorted."""
-    return sorted(_BLOCKS)
-
-
-def find_block(name: str) -> type[Block]:
-    """The block of a name, or a `ValueError` with the names that come near."""
-    if name in _BLOCKS:
-        return _BLOCKS[name]
-    near = difflib.get_close_matches(str(name), _BLOCKS, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"There is no block {name!r}; {hint}All: {', '.join(list_blocks())}.")
+            updated = updated + self.text_attn(updated, encoder_hidden_states)
+        if self.training and self.drop_path and updated.shape == hidden_states.shape:
+            kept = torch.rand(len(updated), 1, 1, 1, device=updated.device) >= self.drop_path
+            return hidden_states + (updated - hidden_states) * (kept / (1 - self.drop_path)).to(updated.dtype)
+        return updated
 
 
 def build_block(name: str, dim: int, cond_dim: int, shared: dict | None = None, own: dict | None = None) -> Block:
@@ -101,18 +95,8 @@ def build_block(name: str, dim: int, cond_dim: int, shared: dict | None = None, 
         shared: settings of the whole network; a block takes those it knows, and its default where one is `None`.
         own: settings of this kind of block; one that it does not know is an error.
     """
-    block_class = find_block(name)
-    known = _keywords(block_class)
-    unknown = sorted(set(own or {}) - known)
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(
-            f"`block_options` has {unknown[0]!r}, which the block {name!r} does not take; {hint}It takes "
-            f"{', '.join(sorted(known))}."
-        )
-    settings = {key: value for key, value in (shared or {}).items() if key in known and value is not None}
-    return block_class(dim, cond_dim, **(settings | (own or {})))
+    options = BLOCKS.known_options(name, shared or {}) | BLOCKS.check_options(name, own, "block_options")
+    return find_block(name)(dim, cond_dim, **options)
 
 
 def check_block_options(block_options: dict[str, dict] | None, names: Sequence[str]) -> dict[str, dict]:
@@ -143,14 +127,3 @@ def parse_block_types(block_types: str | Sequence[str], count: int | None = None
     if count is not None and len(names) != count:
         raise ValueError(f"`block_types` has {len(names)} entries for {count} {places}; give one name, or one each.")
     return names
-
-
-def _keywords(block_class: type[Block]) -> set[str]:
-    """Keyword-only arguments of a block's constructor and of those that it hands them on to."""
-    known: set[str] = set()
-    for cls in block_class.__mro__:
-        if cls is nn.Module:
-            break
-        parameters = inspect.signature(cls.__init__).parameters.values()
-        known |= {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
-    return known

@@ -57,24 +57,37 @@ def check_class_labels(class_labels: torch.Tensor | None, batch: int, num_classe
     return class_labels.long()
 
 
-def check_tokens(
-    name: str, tokens: torch.Tensor | None, batch: int, cross_attention_dim: int | None, required: bool = False
-) -> None:
-    """Raise a `ValueError` unless a text, or another sequence that blocks attend to, fits the network.
+def join_tokens(
+    text: torch.Tensor | None,
+    further: torch.Tensor | None,
+    batch: int,
+    cross_attention_dim: int | None,
+    required: bool = False,
+) -> torch.Tensor | None:
+    """What the blocks of a network attend to: a text, further tokens behind it, either, or `None`.
 
     Args:
-        name: of the argument.
-        tokens: `(B, length, cross_attention_dim)`.
+        text: `encoder_hidden_states (B, length, cross_attention_dim)`.
+        further: `additional_context_tokens (B, length, cross_attention_dim)`.
         batch: images.
         cross_attention_dim: of the network, `None` for one that reads no text.
         required: whether a network that reads a text must get one.
+
+    Raises:
+        ValueError: for tokens of another shape, or where the network reads none.
     """
-    if cross_attention_dim is None and tokens is not None:
-        raise ValueError(f"`{name}` were given, but this network reads no text; build it with `cross_attention_dim`.")
-    if tokens is None:
-        if required and cross_attention_dim is not None:
-            raise ValueError(f"`{name}` is None, but this network reads a text; give its embedding.")
-        return
-    shape = tuple(getattr(tokens, "shape", ()))
-    if len(shape) != 3 or shape[0] != batch or shape[2] != cross_attention_dim:
-        raise ValueError(f"`{name}` has shape {shape}; give ({batch}, length, {cross_attention_dim}).")
+    found = []
+    for name, tokens in (("encoder_hidden_states", text), ("additional_context_tokens", further)):
+        if tokens is None:
+            continue
+        if cross_attention_dim is None:
+            raise ValueError(
+                f"`{name}` were given, but this network reads no text; build it with `cross_attention_dim`."
+            )
+        shape = tuple(getattr(tokens, "shape", ()))
+        if len(shape) != 3 or shape[0] != batch or shape[2] != cross_attention_dim:
+            raise ValueError(f"`{name}` has shape {shape}; give ({batch}, length, {cross_attention_dim}).")
+        found.append(tokens)
+    if required and cross_attention_dim is not None and text is None:
+        raise ValueError("`encoder_hidden_states` is None, but this network reads a text; give its embedding.")
+    return torch.cat([tokens.to(found[0]) for tokens in found], dim=1) if len(found) > 1 else next(iter(found), None)

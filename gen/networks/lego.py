@@ -38,6 +38,7 @@ from brickwork.gen.networks.wrapped import (
     with_row_for_no_class,
 )
 from brickwork.gen.original.lego import load_original_lego
+from brickwork.gen.ports import ResidualPorts, as_map
 from brickwork.gen.presets import LEGO_PRESETS
 from brickwork.gen.subnets import Subnets, brick_subsets, bricks_of, name_of
 
@@ -83,7 +84,7 @@ class LegoBrick(nn.Module):
         cond_dim: int,
     ):
         super().__init__()
-        self.out_channels = out_channels
+        self.dim, self.out_channels = dim, out_channels
         self.window_size = window_size
         self.patch_size = patch_size
         self.window_tokens = window_size // patch_size
@@ -123,12 +124,17 @@ class LegoBrick(nn.Module):
         return 2 * count
 
     def forward(
-        self, sample: torch.Tensor, temb: torch.Tensor, cyclic: tuple[bool, bool] = (False, False)
+        self,
+        sample: torch.Tensor,
+        temb: torch.Tensor,
+        cyclic: tuple[bool, bool] = (False, False),
+        residuals: Sequence[torch.Tensor | None] | None = None,
     ) -> torch.Tensor:
         """`sample (B, in_channels, H, W)`, `temb (B, cond_dim)` => `(B, out_channels, H, W)`.
 
         A window that reaches over the end is padded and masked, or where rows or columns are `cyclic` filled from the
-        beginning, which costs the same.
+        beginning, which costs the same. `residuals` are maps `(B, dim, rows, columns)` of tokens, added to the blocks'
+        outputs.
         """
         height, width = sample.shape[-2:]
         patch, window = self.patch_size, self.window_of(height, width)
@@ -144,19 +150,28 @@ class LegoBrick(nn.Module):
         positions = self.position_table.view(self.window_tokens, self.window_tokens, -1)
         positions = positions[: window[0], : window[1]].flatten(0, 1).to(hidden_states.dtype)
         hidden_states = hidden_states + positions  # (B, windows, tokens, D)
-        for block in self.blocks:
+        for block, residual in zip(self.blocks, residuals or [None] * len(self.blocks)):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 hidden_states = self._gradient_checkpointing_func(block, hidden_states, temb, token_mask)
             else:
                 hidden_states = block(hidden_states, temb, token_mask)
+            if residual is not None:
+                hidden_states = hidden_states + self._cut(residual, window, cyclic).to(hidden_states.dtype)
         hidden_states = recomputed(modulated_norm, hidden_states, *self.final_modulation(temb))
         with not_kept(hidden_states):
             hidden_states = self.proj_out(hidden_states)
         sample = window_reverse(hidden_states, window, padded_height, padded_width, patch_size=patch)
         return sample[..., :height, :width]
 
+    def _cut(self, tokens: torch.Tensor, window: tuple[int, int], cyclic: tuple[bool, bool]) -> torch.Tensor:
+        """A map of tokens `(B, dim, rows, columns)` in windows, filled up as the image is."""
+        down, across = (-side % length * goes for side, length, goes in zip(tokens.shape[-2:], window, cyclic))
+        if down or across:
+            tokens = nn.functional.pad(tokens, (0, across, 0, down), mode="circular")
+        return window_partition(pad_to_multiple(tokens, window), window)
 
-class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin):
+
+class LegoTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, PeftAdapterMixin):
     """A stack of LEGO bricks that denoises images of any height and width.
 
     Lists with one entry a brick describe the stack; a single number for `hidden_sizes` or `num_attention_heads` holds
@@ -237,6 +252,8 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
             brick = build_pretrained_brick(pretrained_brick, in_channels, num_classes, sample_size, firsts)
             bricks.insert(0, brick)
         self.bricks = nn.ModuleList(bricks)
+        sites = [f"bricks.{i}.blocks.{j}" for i, brick in enumerate(bricks) for j in range(len(brick.blocks))]
+        self.ports = {"block_additional_residuals": sites}
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -346,6 +363,26 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
     def subnet_names(self) -> list[str]:
         return [name_of(bricks) for bricks in brick_subsets(self.num_bricks, self.config.trained_subsets)]
 
+    def residual_sites(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
+        found = {}
+        for i, brick in enumerate(self.bricks):
+            shape = (brick.dim, -(-height // brick.patch_size), -(-width // brick.patch_size)) if brick.blocks else ()
+            found |= {f"bricks.{i}.blocks.{j}": shape for j in range(len(brick.blocks))}
+        return found
+
+    def _brick_residuals(
+        self, given: Sequence[torch.Tensor | None] | None, sample: torch.Tensor
+    ) -> list[list[torch.Tensor | None] | None]:
+        """For each brick the residuals of its blocks, as maps of its tokens; `None` where none are given."""
+        if given is None:
+            return [None] * self.num_bricks
+        name, sites = "block_additional_residuals", self.residual_sites(*sample.shape[-2:])
+        maps = [
+            residual if residual is None else as_map(residual, (sample.shape[0], *shape), name, site)
+            for (site, shape), residual in zip(sites.items(), self._residuals(name, given))
+        ]
+        return [[maps.pop(0) for _ in brick.blocks] for brick in self.bricks]
+
     def _needs_condition(self, bricks: Sequence[int]) -> bool:
         return any(isinstance(self.bricks[brick], LegoBrick) for brick in bricks)
 
@@ -360,6 +397,7 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
         coordinates: torch.Tensor | None = None,
         cyclic: tuple[bool, bool] = (False, False),
         subnet: str | None = None,
+        block_additional_residuals: Sequence[torch.Tensor | None] | None = None,
     ) -> LegoTransformer2DModelOutput | tuple:
         """Estimate what the network was trained for (EDM's F for the authors' weights).
 
@@ -376,6 +414,9 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
             cyclic: whether rows, and columns, go on at the opposite side, so that windows that reach over the end are
                 filled from the beginning rather than with masked padding.
             subnet: the bricks to run by name, such as `"0+2"` or `"full"`, in place of `bricks`.
+            block_additional_residuals: for each block of every brick but a pretrained one, in order, what is added to
+                its output (see `gen.ports`): a map `(B, width, H / patch, W / patch)`, sides rounded up, or its tokens
+                `(B, tokens, width)`. Those of bricks that do not run add nothing.
 
         Returns:
             `LegoTransformer2DModelOutput`, or `(sample,)`, or `(sample, intermediates)` if those are asked for.
@@ -405,6 +446,7 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
             )
         coordinates = coordinates.to(dtype).expand(batch, -1, -1, -1)
 
+        residuals = self._brick_residuals(block_additional_residuals, sample)
         estimate, estimates = None, []
         for brick in bricks:
             if isinstance(self.bricks[brick], PretrainedBrick):
@@ -413,7 +455,7 @@ class LegoTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin
                 inputs = [image, coordinates]
                 if brick > 0:
                     inputs.insert(0, torch.zeros_like(image) if estimate is None else estimate.to(dtype))
-                estimate = self.bricks[brick](torch.cat(inputs, dim=1), temb, cyclic)
+                estimate = self.bricks[brick](torch.cat(inputs, dim=1), temb, cyclic, residuals[brick])
             estimates.append(estimate)
 
         intermediates = estimates if return_intermediates else None

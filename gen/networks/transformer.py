@@ -11,16 +11,17 @@ from torch import nn
 
 from brickwork.gen.blocks.modulation import Modulation, modulate
 from brickwork.gen.blocks.norms import LayerNorm
-from brickwork.gen.blocks.registry import build_block, check_block_options, parse_block_types
 from brickwork.gen.blocks.windows import pad_to_multiple, static_size, window_partition, window_reverse
 from brickwork.gen.conditioning import ClassTimeEmbedding, sincos_position_table
 from brickwork.gen.networks.base import Denoiser, SampleOutput, largest_window
-from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep, check_tokens
+from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep, join_tokens
 from brickwork.gen.original.dit import load_original_dit
+from brickwork.gen.ports import ResidualPorts
 from brickwork.gen.presets import TRANSFORMER_PRESETS
+from brickwork.gen.stages import resolve_stages, set_drop_path
 
 
-class BlockTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin):
+class BlockTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Patches of an image go through a stack of blocks, any of `brickwork.gen.blocks.list_blocks()`.
 
     Positions are a fixed sine-cosine table of the patch's row and column, counted from the top left corner. A larger
@@ -36,7 +37,8 @@ class BlockTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixi
         block_types: a block name for all layers, or one for each layer.
         num_layers: number of blocks.
         hidden_size: width, a multiple of 4.
-        attention_head_dim: channels of a head; divides the width. `None` for each block's own default, as below.
+        attention_head_dim: channels of a head; divides the width. One for all layers or one each; `None` for each
+            block's own default, as the two that follow.
         mlp_ratio: hidden width of the blocks' MLPs over the width.
         window_size: side of the blocks' windows, in patches; an image is at least as large.
         block_options: further settings by block name, such as `{"i2rmb": {"kernel_size": 3}}`.
@@ -46,6 +48,8 @@ class BlockTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixi
         convbn_folded: whether BatchNorms are in the convolutions before them, as `set_convbn_mode(model, "deploy")`
             leaves them.
         id2label: class names by number, for pipelines.
+        layer_options: further settings for each layer, which go before those of its kind of block.
+        drop_path: how often training leaves the last block out of an image; earlier ones less, the first never.
     """
 
     presets = TRANSFORMER_PRESETS
@@ -62,15 +66,17 @@ class BlockTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixi
         block_types: str | Sequence[str] = "dit",
         num_layers: int = 12,
         hidden_size: int = 384,
-        attention_head_dim: int | None = None,
-        mlp_ratio: float | None = None,
-        window_size: int | None = None,
+        attention_head_dim: int | Sequence[int] | None = None,
+        mlp_ratio: float | Sequence[float] | None = None,
+        window_size: int | Sequence[int] | None = None,
         block_options: dict[str, dict] | None = None,
         cross_attention_dim: int | None = None,
         norm_elementwise_affine: bool = False,
         freq_shift: int = 0,
         convbn_folded: bool = False,
         id2label: dict[int, str] | None = None,
+        layer_options: Sequence[dict] | None = None,
+        drop_path: float = 0.0,
     ):
         super().__init__()
         if patch_size < 1 or num_layers < 1 or sample_size < patch_size:
@@ -78,23 +84,23 @@ class BlockTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixi
                 f"`sample_size`, `patch_size` and `num_layers` are {sample_size}, {patch_size} and {num_layers}; give "
                 "a patch of at least 1, an image of at least one patch, and at least 1 layer."
             )
-        names = parse_block_types(block_types, num_layers, "layers")
-        options = check_block_options(block_options, names)
         shared = {
             "attention_head_dim": attention_head_dim,
             "mlp_ratio": mlp_ratio,
             "window_size": window_size,
             "cross_attention_dim": cross_attention_dim,
         }
+        counts = ([hidden_size] * num_layers, [1] * num_layers)
+        layers = resolve_stages(block_types, *counts, shared, block_options, layer_options, "layers")
         self.out_channels = out_channels or in_channels
         self.condition = ClassTimeEmbedding(hidden_size, num_classes, freq_shift)
         self.patch_embed = nn.Linear(in_channels * patch_size**2, hidden_size)
         # The training grid's part of the formula, stored as in the authors' checkpoints. Never trained.
         side = -(-sample_size // patch_size)
         self.pos_embed = nn.Parameter(sincos_position_table(hidden_size, side, side), requires_grad=False)
-        self.blocks = nn.ModuleList(
-            build_block(name, hidden_size, hidden_size, shared, options.get(name)) for name in names
-        )
+        self.blocks = nn.ModuleList(layer.build(hidden_size) for layer in layers)
+        set_drop_path(self.blocks, drop_path)
+        self.ports = {"block_additional_residuals": [f"blocks.{number}" for number in range(num_layers)]}
         self.norm_out = LayerNorm(hidden_size, eps=1e-6, elementwise_affine=norm_elementwise_affine)
         self.final_modulation = Modulation(hidden_size, hidden_size, 2)
         self.proj_out = nn.Linear(hidden_size, self.out_channels * patch_size**2)
@@ -150,6 +156,11 @@ class BlockTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixi
             return self.pos_embed
         return sincos_position_table(self.config.hidden_size, rows, columns).to(self.pos_embed)
 
+    def residual_sites(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
+        patch = self.config.patch_size
+        shape = (self.config.hidden_size, -(-height // patch), -(-width // patch))
+        return dict.fromkeys(self.ports["block_additional_residuals"], shape)
+
     def forward(
         self,
         sample: torch.Tensor,
@@ -158,6 +169,8 @@ class BlockTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixi
         encoder_hidden_states: torch.Tensor | None = None,
         return_dict: bool = True,
         subnet: str | None = None,
+        block_additional_residuals: Sequence[torch.Tensor | None] | None = None,
+        additional_context_tokens: torch.Tensor | None = None,
     ) -> SampleOutput | tuple:
         """Estimate what the network was trained for (the noise, for DiT's weights).
 
@@ -170,6 +183,10 @@ class BlockTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixi
             encoder_hidden_states: `(B, length, cross_attention_dim)`, a text.
             return_dict: return an output object rather than a tuple.
             subnet: `"full"`, which `None` means too: the network has no cheaper version of itself inside it.
+            block_additional_residuals: for each block what is added to its output (see `gen.ports`), a map
+                `(B, hidden_size, H / patch, W / patch)`, sides rounded up, or its tokens `(B, tokens, hidden_size)`.
+            additional_context_tokens: `(B, length, cross_attention_dim)`, what the blocks attend to beside the text,
+                or in its place.
 
         Raises:
             ValueError: for wrong channels, sizes below a patch or a window, labels out of range, or a text that
@@ -180,7 +197,8 @@ class BlockTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixi
         check_sample(sample, self.config.in_channels, patch)
         batch, (height, width) = sample.shape[0], static_size(sample)
         self._check_maps(sample)
-        check_tokens("encoder_hidden_states", encoder_hidden_states, batch, self.config.cross_attention_dim)
+        context = join_tokens(encoder_hidden_states, additional_context_tokens, batch, self.config.cross_attention_dim)
+        residuals = self._residuals("block_additional_residuals", block_additional_residuals)
         dtype = self.dtype
         timestep = check_timestep(timestep, batch, sample.device)
         labels = check_class_labels(class_labels, batch, self.config.num_classes)
@@ -191,8 +209,9 @@ class BlockTransformer2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixi
         patches = window_partition(pad_to_multiple(sample.to(dtype), patch), grid, patch_size=patch)
         tokens = self.patch_embed(patches)[:, 0] + self.positions(*grid).to(dtype)  # (B, tokens, D)
         hidden_states = tokens.transpose(1, 2).unflatten(2, grid)
-        for block in self.blocks:
-            hidden_states = self._run(block, hidden_states, temb, encoder_hidden_states)
+        for number, (block, residual) in enumerate(zip(self.blocks, residuals)):
+            hidden_states = self._run(block, hidden_states, temb, context)
+            hidden_states = self._add(hidden_states, residual, "block_additional_residuals", number)
         shift, scale = self.final_modulation(temb)
         tokens = self.norm_out(hidden_states.flatten(2).transpose(1, 2)[:, None])
         tokens = self.proj_out(modulate(tokens, shift, scale))

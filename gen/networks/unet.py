@@ -1,4 +1,4 @@
-"""A U-shaped denoiser whose stages are made of any of the blocks."""
+"""A U-shaped denoiser: a stem, an encoder whose stages are made of any of the blocks, and a neck that fuses them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,12 +10,18 @@ from diffusers.loaders import PeftAdapterMixin
 from diffusers.utils import apply_lora_scale
 from torch import nn
 
+from brickwork.errors import one_of
 from brickwork.gen.blocks.norms import make_norm
-from brickwork.gen.blocks.registry import build_block, check_block_options, parse_block_types
+from brickwork.gen.blocks.registry import Block, parse_block_types
+from brickwork.gen.blocks.windows import static_size
 from brickwork.gen.conditioning import ClassTimeEmbedding
+from brickwork.gen.necks.registry import NECKS
 from brickwork.gen.networks.base import Denoiser, SampleOutput, largest_window
-from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep, check_tokens
+from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep, join_tokens
+from brickwork.gen.ports import ResidualPorts
 from brickwork.gen.presets import UNET_PRESETS
+from brickwork.gen.stages import StageSpec, per_stage, resolve_stages, set_drop_path
+from brickwork.gen.stems.registry import STEMS, stem_shape
 
 BASE_CHANNELS = 128  # of the first stage, where a configuration does not say
 
@@ -23,23 +29,13 @@ BASE_CHANNELS = 128  # of the first stage, where a configuration does not say
 class DownStage(nn.Module):
     """Blocks of the encoder at one resolution, and the way to the next, with half the sides, rounded up."""
 
-    def __init__(self, blocks: list[nn.Module], dim: int, next_dim: int | None):
+    def __init__(self, blocks: list[nn.Module], downsample: nn.Module | None):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
-        self.downsample = None if next_dim is None else nn.Conv2d(dim, next_dim, 3, stride=2, padding=1)
+        self.downsample = downsample
 
 
-class UpStage(nn.Module):
-    """Blocks of the decoder at one resolution, each after what its twin of the encoder saw, and the way up."""
-
-    def __init__(self, blocks: list[nn.Module], dim: int, next_dim: int | None):
-        super().__init__()
-        self.fuse = nn.ModuleList(nn.Conv2d(2 * dim, dim, 1) for _ in blocks)
-        self.blocks = nn.ModuleList(blocks)
-        self.upsample = None if next_dim is None else nn.Conv2d(dim, next_dim, 3, padding=1)
-
-
-class BlockUNet2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin):
+class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, PeftAdapterMixin):
     """A UNet of any blocks of `brickwork.gen.blocks.list_blocks()`, for images of any height and width.
 
     It stands where diffusers' pipelines expect a UNet: `StableDiffusionPipeline(unet=BlockUNet2DModel(...), ...)`.
@@ -53,14 +49,24 @@ class BlockUNet2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin):
             commas; one name stands for all stages. The decoder mirrors the encoder.
         block_out_channels: channels of each stage; `None` for 128, 256, 512, 512 …
         layers_per_block: blocks of each stage of the encoder, and as many of the decoder; one number for all stages.
-        attention_head_dim: channels of a head; divides the channels. `None` for each block's own default, as below.
+        attention_head_dim: channels of a head; divides the channels. One for all stages or one each; `None` for each
+            block's own default, as the three that follow.
         mlp_ratio: hidden width of the blocks' MLPs over the width.
         window_size: side of the blocks' windows, in pixels of the stage; a stage's map is at least as large.
+        num_attention_heads: in place of `attention_head_dim`.
         block_options: further settings by block name, such as `{"i2rmb": {"expand_ratio": 2.0}}`.
+        stage_options: further settings for each stage, which go before those of its kind of block.
         cross_attention_dim: width of a text's tokens, `None` for a network that reads no text.
         time_embed_dim: width of the condition, `None` for four times the first stage's channels.
         time_cond_proj_dim: width of `timestep_cond`, such as an embedded guidance scale; `None` for none.
         freq_shift: see `ClassTimeEmbedding`.
+        stem: the way from the sample to the first map, one of `brickwork.gen.stems.list_stems()`.
+        neck: the way from the stages' maps back to the first one's size, one of `brickwork.gen.necks.list_necks()`.
+        stem_options: settings of the stem.
+        neck_options: settings of the neck.
+        downsample: `"conv"` for a strided convolution between stages, `"block"` for a block of the stage above, of a
+            kind that can change the shape.
+        drop_path: how often training leaves the last block out of an image; earlier ones less, the first never.
         convbn_folded: whether BatchNorms are in the convolutions before them, as `set_convbn_mode(model, "deploy")`
             leaves them.
         id2label: class names by number, for pipelines.
@@ -79,9 +85,9 @@ class BlockUNet2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin):
         block_types: str | Sequence[str] = "resnet",
         block_out_channels: Sequence[int] | None = None,
         layers_per_block: int | Sequence[int] = 2,
-        attention_head_dim: int | None = None,
-        mlp_ratio: float | None = None,
-        window_size: int | None = None,
+        attention_head_dim: int | Sequence[int] | None = None,
+        mlp_ratio: float | Sequence[float] | None = None,
+        window_size: int | Sequence[int] | None = None,
         block_options: dict[str, dict] | None = None,
         cross_attention_dim: int | None = None,
         time_embed_dim: int | None = None,
@@ -89,48 +95,96 @@ class BlockUNet2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin):
         freq_shift: int = 0,
         convbn_folded: bool = False,
         id2label: dict[int, str] | None = None,
+        stem: str = "conv",
+        neck: str = "skip",
+        stem_options: dict | None = None,
+        neck_options: dict | None = None,
+        stage_options: Sequence[dict] | None = None,
+        num_attention_heads: int | Sequence[int] | None = None,
+        downsample: str = "conv",
+        drop_path: float = 0.0,
     ):
         super().__init__()
-        widths = _stage_widths(block_types, block_out_channels)
-        names = parse_block_types(block_types, len(widths))
-        layers = _per_stage("layers_per_block", layers_per_block, len(widths))
-        options = check_block_options(block_options, names)
-        cond_dim = time_embed_dim or 4 * widths[0]
+        self.widths = widths = _stage_widths(block_types, block_out_channels)
         shared = {
             "attention_head_dim": attention_head_dim,
+            "num_attention_heads": num_attention_heads,
             "mlp_ratio": mlp_ratio,
             "window_size": window_size,
             "cross_attention_dim": cross_attention_dim,
         }
+        neck_class, lowest = NECKS.find(neck), len(widths) - 1
+        layers = _layers(layers_per_block, len(widths), 1 if neck_class.reads_every_block else 0)
+        stages = resolve_stages(block_types, widths, layers, shared, block_options, stage_options)
+        cond_dim = time_embed_dim or 4 * widths[0]
+        one_of("downsample", downsample, ("conv", "block"))
 
-        def blocks(stage: int, count: int, decoder: bool = False) -> list[nn.Module]:
-            settings, own = shared | {"decoder": decoder or None}, options.get(names[stage])
-            return [build_block(names[stage], widths[stage], cond_dim, settings, own) for _ in range(count)]
-
-        stages = range(len(widths))
         self.condition = ClassTimeEmbedding(cond_dim, num_classes, freq_shift, time_cond_proj_dim)
-        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
-        self.down_blocks = nn.ModuleList(
-            DownStage(blocks(stage, layers[stage]), widths[stage], next_width)
-            for stage, next_width in zip(stages, [*widths[1:], None])
-        )
-        self.mid_block = nn.ModuleList(blocks(stages[-1], 1))
-        self.up_blocks = nn.ModuleList(
-            UpStage(blocks(stage, layers[stage], decoder=True), widths[stage], next_width)
-            for stage, next_width in zip(reversed(stages), [*widths[-2::-1], None])
-        )
+        self.conv_in = _build_stem(stem, in_channels, widths, stem_options)
+        self.reduction, self.stem_levels = stem_shape(self.conv_in)
+        self.down_blocks = nn.ModuleList()
+        for number, stage in enumerate(stages):
+            blocks = [stage.build(cond_dim) for _ in range(stage.layers)]
+            down = None
+            if number < lowest and self.stem_levels == 1:
+                down = _way_down(stage, widths[number + 1], cond_dim, downsample)
+            self.down_blocks.append(DownStage(blocks, down))
+        self.mid_block = nn.ModuleList(stages[-1].build(cond_dim) for _ in range(neck_class.mid_layers))
+        self.up_blocks = neck_class(stages, cond_dim, **NECKS.check_options(neck, neck_options, "neck_options"))
+        self.reads_every_block = neck_class.reads_every_block
         self.norm_out = make_norm("group", widths[0])
-        self.conv_out = nn.Conv2d(widths[0], out_channels or in_channels, 3, padding=1)
+        # A stem that reduces the sides is answered by a head that shuffles channels into pixels.
+        self.conv_out = nn.Conv2d(widths[0], (out_channels or in_channels) * self.reduction**2, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
+        self._set_ports(layers)
         self._set_maps(
             {
-                f"stage {number + 1} of {len(widths)}": (2**number, largest_window(stage.blocks))
+                f"stage {number + 1} of {len(widths)}": (self.reduction * 2**number, largest_window(stage.blocks))
                 for number, stage in enumerate(self.down_blocks)
             }
         )
+        set_drop_path([module for module in self.modules() if isinstance(module, Block)], drop_path)
         if convbn_folded:
             self._fold_norms()
+
+    @classmethod
+    def from_stages(cls, stages: Sequence[StageSpec], **config) -> "BlockUNet2DModel":
+        """A freshly initialised network of these stages, from the highest resolution down.
+
+        Args:
+            stages: block, channels, layers and options of each.
+            config: what the constructor takes beside them.
+        """
+        return cls(
+            block_types=[stage.block for stage in stages],
+            block_out_channels=[stage.channels for stage in stages],
+            layers_per_block=[stage.layers for stage in stages],
+            stage_options=[dict(stage.options) for stage in stages],
+            **config,
+        )
+
+    def _set_ports(self, layers: Sequence[int]) -> None:
+        """Skips are added to behind the whole encoder, stages within it."""
+        skips = []
+        for stage, count in enumerate(layers):
+            names = [f"down_blocks.{stage}.blocks.{number}" for number in range(count)] or [f"conv_in.{stage}"]
+            if self.reads_every_block:
+                skips += names
+            elif stage < len(layers) - 1:
+                skips.append(names[-1])
+        self.ports = {
+            "down_block_additional_residuals": skips,
+            "down_intrablock_additional_residuals": [f"down_blocks.{stage}" for stage in range(len(layers))],
+            "mid_block_additional_residual": ["mid_block"],
+        }
+
+    def residual_sites(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
+        shapes = []
+        for stage, (stride, _) in enumerate(self.maps.values()):
+            shapes.append((self.widths[stage], -(-height // stride), -(-width // stride)))
+        sites = [site for argument in self.ports.values() for site in argument]
+        return {site: shapes[-1] if site == "mid_block" else shapes[int(site.split(".")[1])] for site in sites}
 
     @apply_lora_scale("cross_attention_kwargs")
     def forward(
@@ -144,6 +198,10 @@ class BlockUNet2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin):
         added_cond_kwargs: dict[str, torch.Tensor] | None = None,
         return_dict: bool = True,
         subnet: str | None = None,
+        down_block_additional_residuals: Sequence[torch.Tensor | None] | None = None,
+        mid_block_additional_residual: torch.Tensor | None = None,
+        down_intrablock_additional_residuals: Sequence[torch.Tensor | None] | None = None,
+        additional_context_tokens: torch.Tensor | None = None,
     ) -> SampleOutput | tuple:
         """Estimate what the network was trained for.
 
@@ -158,6 +216,12 @@ class BlockUNet2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin):
             added_cond_kwargs: what other UNets of diffusers read beside the text; must be empty here.
             return_dict: return an output object rather than a tuple.
             subnet: `"full"`, which `None` means too: the network has no cheaper version of itself inside it.
+            down_block_additional_residuals: for each map that the neck reads of the encoder what is added to it behind
+                the encoder, as ControlNet does; see `residual_sites` and `gen.ports`.
+            mid_block_additional_residual: what is added behind the blocks in the middle.
+            down_intrablock_additional_residuals: for each stage of the encoder what is added to its last block's
+                output, before the next stage reads it, as T2I-Adapter does.
+            additional_context_tokens: `(B, length, cross_attention_dim)`, what the blocks attend to beside the text.
 
         Raises:
             ValueError: for wrong channels, sizes below a window, labels out of range, or conditions that do not fit
@@ -168,33 +232,60 @@ class BlockUNet2DModel(Denoiser, ModelMixin, ConfigMixin, PeftAdapterMixin):
         check_sample(sample, self.config.in_channels)
         self._check_maps(sample)
         batch, dtype = sample.shape[0], self.dtype
-        width_of_text = self.config.cross_attention_dim
-        check_tokens("encoder_hidden_states", encoder_hidden_states, batch, width_of_text, required=True)
+        context = join_tokens(
+            encoder_hidden_states, additional_context_tokens, batch, self.config.cross_attention_dim, required=True
+        )
         timestep = check_timestep(timestep, batch, sample.device)
         labels = check_class_labels(class_labels, batch, self.config.num_classes)
         temb = self.condition(timestep, labels, dtype, timestep_cond)
 
-        hidden_states, skips = self.conv_in(sample.to(dtype, memory_format=torch.channels_last)), []
-        for stage in self.down_blocks:
-            for block in stage.blocks:
-                hidden_states = self._run(block, hidden_states, temb, encoder_hidden_states)
-                skips.append(hidden_states)
-            if stage.downsample is not None:
-                hidden_states = stage.downsample(hidden_states)
+        inner = self._residuals("down_intrablock_additional_residuals", down_intrablock_additional_residuals)
+        features = self._encode(sample.to(dtype, memory_format=torch.channels_last), temb, context, inner)
+        hidden_states = features[-1]
         for block in self.mid_block:
-            hidden_states = self._run(block, hidden_states, temb, encoder_hidden_states)
-        for stage in self.up_blocks:
-            for fuse, block in zip(stage.fuse, stage.blocks):
-                hidden_states = fuse(torch.cat([hidden_states, skips.pop()], dim=1))
-                hidden_states = self._run(block, hidden_states, temb, encoder_hidden_states)
-            if stage.upsample is not None:
-                # To the size of the encoder's map, which odd sides made larger than half.
-                hidden_states = nn.functional.interpolate(hidden_states, size=skips[-1].shape[-2:], mode="nearest")
-                hidden_states = stage.upsample(hidden_states)
+            hidden_states = self._run(block, hidden_states, temb, context)
+        hidden_states = self._add(hidden_states, mid_block_additional_residual, "mid_block_additional_residual")
+        name = "down_block_additional_residuals"
+        outer = self._residuals(name, down_block_additional_residuals)
+        skips = [
+            self._add(feature, residual, name, number)
+            for number, (feature, residual) in enumerate(zip(features, outer))
+        ]
+        hidden_states = self.up_blocks([*skips, hidden_states], temb, context, self._run)
         output = self.conv_out(nn.functional.silu(self.norm_out(hidden_states)))
+        if self.reduction > 1:
+            height, width = static_size(sample)
+            output = nn.functional.pixel_shuffle(output, self.reduction)[..., :height, :width]
         if not return_dict:
             return (output,)
         return SampleOutput(sample=output)
+
+    def _encode(
+        self,
+        sample: torch.Tensor,
+        temb: torch.Tensor,
+        context: torch.Tensor | None,
+        residuals: Sequence[torch.Tensor | None],
+    ) -> list[torch.Tensor]:
+        """What the neck reads of the encoder: of each block, or of each stage; the last is the lowest map."""
+        maps = self.conv_in(sample)
+        maps = [maps] if isinstance(maps, torch.Tensor) else list(maps)
+        features, hidden_states = [], maps[0]
+        for number, (stage, residual) in enumerate(zip(self.down_blocks, residuals)):
+            if self.stem_levels > 1:
+                hidden_states = maps[number]
+            outputs = []
+            for block in stage.blocks:
+                hidden_states = self._run(block, hidden_states, temb, context)
+                outputs.append(hidden_states)
+            hidden_states = self._add(hidden_states, residual, "down_intrablock_additional_residuals", number)
+            outputs = [*outputs[:-1], hidden_states]
+            features += outputs if self.reads_every_block else outputs[-1:]
+            if isinstance(stage.downsample, Block):
+                hidden_states = self._run(stage.downsample, hidden_states, temb, context)
+            elif stage.downsample is not None:
+                hidden_states = stage.downsample(hidden_states)
+        return features
 
     def _check_conditions(
         self, timestep_cond: torch.Tensor | None, cross_attention_kwargs: dict | None, added_cond_kwargs: dict | None
@@ -220,10 +311,24 @@ def _stage_widths(block_types: str | Sequence[str], block_out_channels: Sequence
     return [BASE_CHANNELS * min(2**stage, 4) for stage in range(3 if count == 1 else count)]
 
 
-def _per_stage(name: str, value: int | Sequence[int], count: int) -> list[int]:
-    values = [value] * count if isinstance(value, int) else list(value)
-    if len(values) != count:
-        raise ValueError(f"`{name}` has {len(values)} entries for {count} stages; give one number, or one each.")
-    if any(entry < 1 for entry in values):
-        raise ValueError(f"`{name}` is {values}; give at least 1 for each stage.")
-    return values
+def _layers(layers_per_block: int | Sequence[int], count: int, least: int) -> list[int]:
+    layers = per_stage("layers_per_block", layers_per_block, count)
+    if any(not isinstance(entry, int) or entry < least for entry in layers):
+        raise ValueError(f"`layers_per_block` is {layers}; give at least {least} for each stage.")
+    return layers
+
+
+def _build_stem(name: str, in_channels: int, widths: Sequence[int], options: dict | None) -> nn.Module:
+    stem = STEMS.find(name)(in_channels, widths, **STEMS.check_options(name, options, "stem_options"))
+    _, levels = stem_shape(stem)
+    if levels not in (1, len(widths)):
+        raise ValueError(
+            f"`stem` is {name!r}, which makes {levels} maps for {len(widths)} stages; give as many stages."
+        )
+    return stem
+
+
+def _way_down(stage: StageSpec, next_dim: int, cond_dim: int, kind: str) -> nn.Module:
+    if kind == "block":
+        return stage.build(cond_dim, out_dim=next_dim, stride=2)
+    return nn.Conv2d(stage.channels, next_dim, 3, stride=2, padding=1)

@@ -23,10 +23,10 @@ def test_the_registry_by_name():
 
 
 def test_a_new_block_is_one_class(monkeypatch):
-    from brickwork.gen.blocks import registry
+    from brickwork.gen.blocks.registry import BLOCKS
     from brickwork.gen.networks.unet import BlockUNet2DModel
 
-    monkeypatch.setattr(registry, "_BLOCKS", dict(registry._BLOCKS))
+    monkeypatch.setattr(BLOCKS, "classes", dict(BLOCKS.classes))
 
     @register_block("half")
     class Half(Block):

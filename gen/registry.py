@@ -1,0 +1,74 @@
+"""Classes of one kind by name: building blocks, stems, necks."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from brickwork.errors import near_names
+
+
+class Registry:
+    """Names of classes, and what their constructors take by keyword.
+
+    Args:
+        kind: what the classes are, for errors: `"block"`.
+    """
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self.classes: dict[str, Callable[..., nn.Module]] = {}
+
+    def register(self, name: str) -> Callable:
+        """Decorator that makes a class, or a function that builds a module, known under a name."""
+
+        def add(cls: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+            if name in self.classes:
+                holder = self.classes[name].__name__
+                raise ValueError(f"`name` is {name!r}, which {holder} has already; choose another.")
+            self.classes[name] = cls
+            return cls
+
+        return add
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        return sorted(self.classes)
+
+    def find(self, name: str) -> Any:
+        """The class of a name, or a `ValueError` with the names that come near."""
+        if isinstance(name, str) and name in self.classes:
+            return self.classes[name]
+        raise ValueError(f"There is no {self.kind} {name!r}; {self._hint(name, self.names())}")
+
+    def keywords(self, name: str) -> set[str]:
+        """Keyword-only arguments of a class's constructor and of those that it hands them on to, or of a function."""
+        known: set[str] = set()
+        found = self.find(name)
+        for part in found.__mro__ if isinstance(found, type) else [found]:
+            if part.__module__.startswith("torch."):
+                break
+            constructor = part.__init__ if isinstance(part, type) else part
+            parameters = inspect.signature(constructor).parameters.values()
+            known |= {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+        return known
+
+    def check_options(self, name: str, options: Mapping[str, Any] | None, argument: str) -> dict[str, Any]:
+        """The options as a dictionary, or a `ValueError` for one that the class does not take."""
+        known = self.keywords(name)
+        for key in options or {}:
+            if key not in known:
+                hint = self._hint(key, sorted(known), "It takes")
+                raise ValueError(f"`{argument}` has {key!r}, which the {self.kind} {name!r} does not take; {hint}")
+        return dict(options or {})
+
+    def known_options(self, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of a whole network's settings that the class takes and that are not `None`."""
+        known = self.keywords(name)
+        return {key: value for key, value in settings.items() if key in known and value is not None}
+
+    @staticmethod
+    def _hint(name: object, known: list[str], all_of: str = "All:") -> str:
+        near = near_names(name, known, cutoff=0.4)
+        return f"{f'did you mean {near[0]!r}? ' if near else ''}{all_of} {', '.join(known)}."
