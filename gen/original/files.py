@@ -7,6 +7,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from brickwork.files import read_tensors
 from brickwork.gen.original.pickles import LEGACY_MAGIC, load_pickled_module
 
 _TORCH_FILES = (b"PK\x03\x04", pickle.dumps(LEGACY_MAGIC, protocol=2))
@@ -30,23 +31,11 @@ def load_original_file(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[
         raise ValueError(f"`path` is {str(path)!r}, which is not a file; give the checkpoint itself.")
     with path.open("rb") as file:
         head = file.read(16)
+    if path.suffix != ".safetensors" and head.startswith(_TORCH_FILES):
+        return read_tensors(path), {}
     try:
         if path.suffix == ".safetensors":
             return load_file(path), {}
-        if head.startswith(_TORCH_FILES):
-            return _load_state_dict(path), {}
         return load_pickled_module(path)
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{str(path)!r} cannot be read: {error}") from None
-
-
-def _load_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        state_dict = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's reader fails in many ways on a damaged file
-        raise ValueError(f"torch does not read it as plain tensors ({str(error).splitlines()[0]}).") from None
-    if not isinstance(state_dict, dict) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state_dict.items()
-    ):
-        raise ValueError("it is not a plain state dict of tensors; save `module.state_dict()`.")
-    return state_dict

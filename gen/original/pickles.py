@@ -358,18 +358,26 @@ _INSTRUCTIONS: dict[bytes, Callable[[Machine], object]] = {
 }
 
 
+_HELD = ("_modules", "_parameters", "_buffers")
+
+
 def walk_modules(root: Record) -> Iterator[tuple[str, Record]]:
     """The modules of a tree with their dotted names, parents first.
 
     Raises:
-        ValueError: if the tree is no tree (a module twice, or inside itself), or deeper than any network.
+        ValueError: if the tree is no tree (a module twice, or inside itself), or deeper than any network. Nor may two
+            modules share what they hold, or a small file would be walked for hours.
     """
     waiting, seen = [("", 0, root)], set()
     while waiting:
         prefix, depth, module = waiting.pop()
-        if not isinstance(module, Record) or module.state is None or id(module) in seen or depth > MAX_DEPTH:
-            raise ValueError(f"the module {prefix[:120]!r} is empty, nested too deeply, or there more than once.")
-        seen.add(id(module))
+        if not isinstance(module, Record) or module.state is None or depth > MAX_DEPTH:
+            raise ValueError(f"the module {prefix[:120]!r} is empty, nested too deeply, or no module.")
+        held = [module, module.state, *(module.state.get(kind) for kind in _HELD)]
+        parts = {id(part) for part in held if part}
+        if len(parts) < sum(bool(part) for part in held) or parts & seen:
+            raise ValueError(f"the module {prefix[:120]!r}, or something that it holds, is there more than once.")
+        seen |= parts
         yield prefix, module
         for name, child in reversed(_entries(module, "_modules")):
             waiting.append((f"{prefix}.{name}".lstrip("."), depth + 1, child))

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import socket
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,35 @@ def tensor_digest(tensors: Iterable[tuple[str, Any]]) -> str:
         total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return total.hexdigest()
+
+
+def read_tensors(path: str | Path) -> dict[str, Any]:
+    """The tensors of a state dict saved by `torch.save`, on the CPU; nothing of the file is run.
+
+    Raises:
+        ValueError: naming the file, for one that is damaged or holds something else, and for one that claims more
+            memory than it has bytes, by compression or by tensors over one another.
+    """
+    import torch
+
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > size:
+                    raise ValueError("its parts claim more bytes than it has; torch never compresses them")
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's reader fails in many ways on a damaged file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{str(path)!r} cannot be read as plain tensors: {reason}") from None
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in tensors.items()
+    ):
+        raise ValueError(f"{str(path)!r} is not a plain state dict of tensors; save `module.state_dict()`.")
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > size:
+        raise ValueError(f"{str(path)!r} is refused: its tensors claim more bytes than it has.")
+    return tensors
 
 
 @contextmanager

@@ -44,8 +44,8 @@ def payloads(marker: Path) -> dict[str, object]:
 
 
 def _strangers(before: set[str]) -> set[str]:
-    """Modules imported since, but for those that torch loads when it first needs them."""
-    return {name for name in set(sys.modules) - before if not name.startswith("torch.")}
+    """Modules imported since, but for those that torch and zipfile load when they first need them."""
+    return {name for name in set(sys.modules) - before if not name.startswith(("torch.", "encodings."))}
 
 
 @pytest.fixture
@@ -410,3 +410,43 @@ def test_moved_pieces_never_surprise(maker, tiny, survives, data):
 )
 def test_random_programs_never_surprise(survives, program):
     survives(b"\x80\x04" + b"".join(program) + b".")
+
+
+def test_what_modules_share_is_not_walked_again_and_again(maker, refused):
+    """A dictionary of many entries, recalled for each of many modules: a small file, and a walk of hours."""
+    shared = {f"p{number}": None for number in range(2000)}
+    modules = {f"m{number}": maker.persistent("Net", {"_parameters": shared}) for number in range(2000)}
+    content = pickle.dumps({"ema": maker.persistent("Net", {"_modules": modules})}, protocol=4)
+    assert len(content) < 400_000
+    assert "there more than once" in refused(content)
+
+
+def test_a_state_shared_by_modules_is_refused(maker, refused):
+    state = {"_parameters": {}, "text": "x" * 1000}
+    modules = {f"m{number}": maker.persistent("Net", state) for number in range(10)}
+    assert "there more than once" in refused(pickle.dumps({"ema": maker.persistent("Net", {"_modules": modules})}))
+
+
+def torch_bytes(value) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def test_compressed_parts_are_refused(refused):
+    packed = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(torch_bytes({"a": torch.zeros(1_000_000)}))) as plain,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as small,
+    ):
+        for entry in plain.infolist():
+            small.writestr(entry.filename, plain.read(entry))
+    assert len(packed.getvalue()) < 20_000
+    assert "claim more bytes than it has" in refused(packed.getvalue(), "snapshot.pt")
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.zeros(1).expand(1 << 30), torch.zeros(8, 8).as_strided((1000, 1000), (0, 0))]
+)
+def test_tensors_over_one_another_are_refused(refused, tensor):
+    assert "claim more bytes than it has" in refused(torch_bytes({"x_embedder.proj.weight": tensor}), "snapshot.pt")
