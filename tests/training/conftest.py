@@ -32,6 +32,7 @@ TINY = {
         "log_images": 16,
         "sample_images": 0,
         "checkpoint_images": 16,
+        "mixed_precision": "no",
     },
 }
 

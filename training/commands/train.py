@@ -8,7 +8,7 @@ from pathlib import Path
 
 def add_run_arguments(parser: argparse.ArgumentParser, defaults: str = "training/configs/defaults.yaml") -> None:
     """Add what every training script takes; `defaults` is the file that names every value."""
-    parser.add_argument("--config", type=Path, help=f"YAML file over {defaults}")
+    parser.add_argument("--config", type=Path, help=f"YAML file over {defaults}, or the name of one that ships")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, train nothing")
     parser.add_argument(
         "--accept-changes", action="store_true", help="go on with a configuration or data other than the run's so far"
@@ -57,12 +57,15 @@ def train_as_asked(args: argparse.Namespace, prepare: Callable, kind: type | Non
         kind: the task's configuration, by default `TrainConfig`.
     """
     from brickwork.training.config.config import TrainConfig, load_config
+    from brickwork.training.config.precision import precision_warning
     from brickwork.training.engine.guards import check_folder
     from brickwork.training.engine.loop import train
 
     config = load_config(args.config, args.overrides, kind or TrainConfig)
     check_folder(Path(config.run.output_dir))
     run = prepare(config, args.accept_changes)
+    if warning := precision_warning(config.run.mixed_precision, run.accelerator.device.type == "cpu"):
+        run.accelerator.print(warning)
     if args.dry_run:
         run.accelerator.print(config.to_yaml())
     else:

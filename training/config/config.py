@@ -1,22 +1,25 @@
 """The configuration of a training run: one YAML file over the defaults, single values over that."""
 
 from collections.abc import Collection
+from functools import reduce
 from pathlib import Path
 from typing import Any, ClassVar
 
 from brickwork.errors import shown
 from brickwork.training.config.data import DataConfig
 from brickwork.training.config.ema import EMAConfig
+from brickwork.training.config.library import CONFIGS, apply_data_set, find_config
 from brickwork.training.config.metrics import MetricsConfig
 from brickwork.training.config.model import ModelConfig
 from brickwork.training.config.objective import FurtherObjectives, ObjectiveConfig
 from brickwork.training.config.optimizer import OptimizerConfig
+from brickwork.training.config.precision import choose_precision
 from brickwork.training.config.reading import MAX_DEPTH, parse_yaml, read_yaml
 from brickwork.training.config.run import RunConfig
 from brickwork.training.config.samples import SamplesConfig
 from brickwork.training.config.section import Section, build, require
 
-DEFAULTS = Path(__file__).parents[1] / "configs" / "defaults.yaml"
+DEFAULTS = CONFIGS / "defaults.yaml"
 
 # What may change when a run goes on: how long, how fast, and what is shown, but nothing that changes what is learned.
 # `data.source` is judged by what is in it (see `LabelledImages.fingerprint`): a data set may move.
@@ -73,20 +76,25 @@ def require_task(config: TrainConfig, model_type: str, objective_type: str) -> N
 
 
 def load_config(path: str | Path | None = None, overrides: list[str] | None = None, kind: type = TrainConfig):
-    """Read a run's configuration.
+    """Read a run's configuration; `run.mixed_precision: auto` becomes what it stands for on this machine.
 
     Args:
-        path: YAML file with the values that differ from the defaults.
+        path: YAML file with the values that differ from the defaults, or the name of one that ships.
         overrides: `section.key=value` strings, values in YAML, applied last.
         kind: `TrainConfig`, or another task's, whose `defaults` names its files of defaults.
 
     Raises:
         ValueError: for unknown or missing keys (the nearest key is named), values of the wrong type or range.
     """
-    values = _merge(_defaults(kind), read_yaml(Path(path)) if path is not None else {})
+    given: dict = {}
     for override in overrides or []:
-        values = _merge(values, _parse_override(override))
-    return build(kind, values)
+        given = _merge(given, _parse_override(override))
+    levels = [_defaults(kind), *apply_data_set([read_yaml(find_config(path)) if path is not None else {}, given])]
+    config = build(kind, reduce(_merge, levels))
+    if config.run.mixed_precision != "auto":
+        return config
+    precision = choose_precision(config.run.output_dir)
+    return config.replace(run=config.run.replace(mixed_precision=precision))
 
 
 def changed_keys(saved: str, config: TrainConfig, bound: Collection[str] = ()) -> dict[str, tuple[Any, Any]]:

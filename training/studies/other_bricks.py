@@ -99,7 +99,7 @@ def overrides_of(name: str, data: str, output: Path) -> list[str]:
     """The values of a run over `configs/other_bricks.yaml`."""
     run = RUNS[name]
     start = [f"model.init_from={output / run.base / 'pipeline'}"] if run.base else []
-    return [f"data.source={data}", f"run.output_dir={output / name}", *start, *run.overrides]
+    return ["data.set=smileys", f"data.source={data}", f"run.output_dir={output / name}", *start, *run.overrides]
 
 
 def training_operations(name: str, costs: Sequence[int], images: int | None = None) -> int:
@@ -139,7 +139,7 @@ def score(data: str, output: Path) -> dict:
         denoiser alone with the standard error over images, the loss at each noise level, and the loss on as many of
         the training images.
     """
-    config = load_config(CONFIG, [f"data.source={data}"])
+    config = load_config(CONFIG, ["data.set=smileys", f"data.source={data}"])
     objective, (pairs, training) = build_objective(config), _pairs(config)
     sigmas = objective.noise_levels(torch.tensor(pairs.levels)).tolist()
     networks = {

@@ -5,7 +5,9 @@ import time
 import pytest
 import yaml
 
+from brickwork.training.config import precision
 from brickwork.training.config.config import DEFAULTS, TrainConfig, changed_keys, load_config
+from brickwork.training.config.library import CONFIGS
 
 
 def test_defaults_name_every_field_and_nothing_else():
@@ -69,7 +71,7 @@ def test_no_means_no():
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere\.yaml cannot be read"):
+    with pytest.raises(ValueError, match=r"nowhere\.yaml', which is not there"):
         load_config(tmp_path / "nowhere.yaml")
     (tmp_path / "list.yaml").write_text("[1, 2]")
     with pytest.raises(ValueError, match="holds no mapping"):
@@ -123,6 +125,83 @@ def test_further_objectives_are_a_list_of_names_with_weights():
     }.items():
         with pytest.raises(ValueError, match=message):
             load_config(None, [f"objectives={wrong}"])
+
+
+def test_configurations_that_ship_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("lego_emoji_64", "lego-emoji-64", "lego_emoji_64.yaml", "training/configs/lego_emoji_64.yaml"):
+        assert load_config(name).run.output_dir == "runs/lego-emoji-64"
+    (tmp_path / "lego_emoji_64.yaml").write_text("run: {output_dir: mine}")
+    assert load_config("lego_emoji_64.yaml").run.output_dir == "mine"
+    for name, message in {
+        "maxvit_gna": "did you mean 'maxvit_gan'",
+        "lego_emoij_64.yaml": "did you mean 'lego_emoji_64.yaml'",
+        "xyz": "name a file, or one of those that ship: battle",
+        "elsewhere/maxvit_gan.yaml": "is not there",
+        str(tmp_path): "is a folder",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            load_config(name)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("**/*.yaml")), ids=lambda path: path.stem)
+def test_nothing_that_ships_holds_what_belongs_to_one_data_set(path):
+    data = yaml.safe_load(path.read_text()).get("data", {})
+    if path.parent.name != "data_sets" and not path.stem.endswith("defaults"):
+        assert not set(data) & {"classes", "group_column"}
+        assert data.get("source") in (None, "", "data/my-pictures")
+        assert "set" not in data or load_config(None, [f"data.set={data['set']}"]).data.source
+
+
+def test_other_pictures_do_not_take_the_classes_of_a_data_set(tmp_path):
+    config = load_config("lego_emoji_64")
+    assert config.data.classes == ["Smileys & Emotion", "Symbols", "Flags"]
+    assert (config.data.group_column, config.data.size) == ("codepoints", 64)
+    assert load_config("lego_emoji_64", ["data.source=data/emoji/train.parquet"]).data == config.data
+    other = load_config("lego_emoji_64", ["data.source=pics"]).data
+    assert (other.source, other.classes, other.group_column, other.crop_share) == ("pics", None, None, 0.3)
+    moved = load_config("lego_emoji_64", ["data.set=emoji_three_groups", "data.source=moved.parquet"]).data
+    assert (moved.source, moved.classes) == ("moved.parquet", config.data.classes)
+    assert load_config("lego_emoji_64", ["data.classes=[Flags]"]).data.classes == ["Flags"]
+    assert load_config("lego_emoji_64", ["data.set=null"]).data.source == ""
+    (tmp_path / "mine.yaml").write_text("source: here\ngroup_column: artist")
+    assert load_config(None, [f"data.set={tmp_path / 'mine.yaml'}"]).data.group_column == "artist"
+    (tmp_path / "mine.yaml").write_text("source: here\ngroup: artist")
+    for name, message in {
+        f"{tmp_path / 'mine.yaml'}": "Unknown key `data.group`",
+        "smilies": "`data.set` is 'smilies'.*did you mean 'smileys'",
+        "3": "`data.set` is 3; name a data set",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            load_config(None, [f"data.set={name}"])
+
+
+def test_precision_is_that_of_the_device_until_the_run_has_begun(tmp_path, monkeypatch):
+    folder = f"run.output_dir={tmp_path / 'run'}"
+    for units, chosen in ((False, "no"), (True, "bf16")):
+        monkeypatch.setattr(precision, "device_has_bf16", lambda units=units: units)
+        config = load_config(None, [folder])
+        assert config.run.mixed_precision == chosen
+        assert "mixed_precision: auto" not in config.to_yaml()
+    assert load_config(None, [folder, "run.mixed_precision=no"]).run.mixed_precision == "no"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(load_config(None, ["run.mixed_precision=no"]).to_yaml())
+    assert load_config(None, [folder]).run.mixed_precision == "no"  # on another machine it goes on as it began
+    (tmp_path / "run" / "config.yaml").write_text("run: [torn")
+    assert load_config(None, [folder]).run.mixed_precision == "bf16"
+
+
+def test_bf16_without_units_is_warned_of_with_a_figure(monkeypatch):
+    monkeypatch.setattr(precision, "device_has_bf16", lambda: False)
+    monkeypatch.setattr(precision, "bf16_speed", lambda: 0.0123)
+    assert "0.012 times as fast" in precision.precision_warning("bf16", on_cpu=True)
+    assert precision.precision_warning("bf16", on_cpu=False) is None
+    assert precision.precision_warning("no", on_cpu=True) is None
+    monkeypatch.undo()
+    assert 0 < precision.bf16_speed() < 100
+    monkeypatch.setattr(precision, "processor_features", lambda: ["avx512_bf16"])
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert precision.device_has_bf16()
 
 
 def test_no_small_file_makes_a_long_error_or_much_work(tmp_path):
