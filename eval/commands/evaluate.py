@@ -277,17 +277,21 @@ def run_calc(args: argparse.Namespace) -> None:
     """Measure samples and write the result with its pictures."""
     from accelerate import PartialState
 
-    from brickwork.eval.metrics.calculate import MetricSettings, calculate, memorisation, write_pictures
+    from brickwork.eval.metrics.calculate import calculate, memorisation, write_pictures
     from brickwork.eval.metrics.reference import Reference
+    from brickwork.eval.metrics.registry import MetricSettings
     from brickwork.eval.report.numbers import number
     from brickwork.files import write_json
 
     output = _check_output(args.output, ".json")
-    metrics = tuple(metric.strip() for metric in args.metrics.split(",") if metric.strip())
-    settings = MetricSettings(metrics, args.subsets, args.subset_size, splits=args.splits, seed=args.metric_seed)
+    metrics = [metric.strip() for metric in args.metrics.split(",") if metric.strip()]
+    metrics += ["clip"] * (args.clip is not None) + ["paired"] * (args.paired is not None)
+    settings = MetricSettings(
+        tuple(dict.fromkeys(metrics)), args.subsets, args.subset_size, splits=args.splits, seed=args.metric_seed
+    )
     reference, preparation = Reference.load(args.reference), _preparation(args)
     _require_image_sets(args.samples, args.limit)
-    _require_image_sets(args.paired[1:] if args.paired else [])
+    held_out = _held_out(args)
     extractor = _placed_extractor(reference.info["extractor"]["name"], args)
     first = []
     result = calculate(
@@ -300,11 +304,12 @@ def run_calc(args: argparse.Namespace) -> None:
         name=args.name,
         tags=_tags(args.tag),
         on_features=lambda number, images, measured: first.append((images, measured)) if not number else None,
+        clip=args.clip,
+        held_out=held_out,
     )
     if not PartialState().is_main_process:
         return
     ((images, measured),) = first
-    result["metrics"] |= _further_metrics(args, images, preparation)
     if reference.features is not None:
         result["memorisation"] = memorisation(reference, measured.outputs["features"])
     result["pictures"] = write_pictures(
@@ -317,24 +322,16 @@ def run_calc(args: argparse.Namespace) -> None:
     print(f"{output}: protocol {result['protocol']['name']}, N = {result['count']}")
 
 
-def _further_metrics(args: argparse.Namespace, images, preparation) -> dict:
-    """Metrics that need no reference: of pictures with their captions, and of the network itself."""
+def _held_out(args: argparse.Namespace):
+    """What `calc --paired` scores, opened; the pipeline is loaded when it is needed."""
+    from brickwork.eval.metrics.registry import HeldOut
+    from brickwork.eval.sampling.pipelines import load_pipeline
     from brickwork.eval.sets.pictures import open_image_set
 
-    metrics = {}
-    if args.clip is not None:
-        from brickwork.eval.extractors.clip import measure_clip
-
-        metrics["CLIP score"] = measure_clip(images, preparation, args.clip)
-    if args.paired is not None:
-        from brickwork.eval.held_out.pictures import measure_paired_loss
-        from brickwork.eval.sampling.pipelines import load_pipeline
-
-        pipeline = load_pipeline(args.paired[0], device=args.device)
-        held_out = open_image_set(args.paired[1])
-        name, options = _trained_for(args)
-        metrics["paired loss"] = measure_paired_loss(pipeline, held_out, preparation, name, options=options)
-    return metrics
+    if args.paired is None:
+        return None
+    pipeline, data = args.paired
+    return HeldOut(lambda: load_pipeline(pipeline, device=args.device), open_image_set(data), *_trained_for(args))
 
 
 def _trained_for(args: argparse.Namespace) -> tuple[str, dict]:

@@ -134,9 +134,10 @@ def _measure_samples(args: argparse.Namespace, pipeline, search, schedules: Mapp
     import torch
 
     from brickwork.eval.extractors.features import load_extractor
-    from brickwork.eval.metrics.calculate import MetricSettings, calculate
+    from brickwork.eval.metrics.calculate import calculate
+    from brickwork.eval.metrics.registry import MetricSettings
     from brickwork.eval.report.numbers import number
-    from brickwork.eval.report.results import MetricValues
+    from brickwork.eval.report.results import Score, metric_entry
     from brickwork.eval.sampling.pipelines import place
     from brickwork.eval.sampling.sample_set import SamplingSettings, sample_set
     from brickwork.files import write_json
@@ -157,7 +158,7 @@ def _measure_samples(args: argparse.Namespace, pipeline, search, schedules: Mapp
         score = search.score_of(schedule)
         tags = {"share": score.share, "gflops": score.operations / 1e9, "kind": title.split()[0]}
         result = calculate([folder], reference, extractor, MetricSettings(("kd",)), name=title, tags=tags)
-        result["metrics"]["paired loss"] = MetricValues(search.settings, values=[score.loss]).to_dict()
+        result["metrics"]["paired loss"] = metric_entry([Score(score.loss, settings=search.settings)])
         write_json(args.output / "results" / f"{part}.json", result)
         values[title] = result["metrics"][name]
         print(f"{title:15} {name} {number(values[title]['mean'], values[title]['spread'])}")

@@ -1,15 +1,14 @@
 """Held-out pictures as networks are scored on them, and their paired loss as an entry of a result."""
 
-import hashlib
 import inspect
 
 import numpy as np
 import torch
 
+from brickwork.errors import count_and_name, no_unknown, one_of
 from brickwork.eval.extractors.features import weights_digest
 from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
-from brickwork.eval.messages import choice_error, count_and_name
-from brickwork.eval.report.results import MetricValues
+from brickwork.eval.report.results import Score
 from brickwork.eval.sampling.sample_set import denoiser_of
 from brickwork.eval.sets.pictures import (
     ImageSet,
@@ -19,6 +18,7 @@ from brickwork.eval.sets.pictures import (
     open_image_set,
     refuse_corrupt,
 )
+from brickwork.files import digest
 from brickwork.gen.parameterization import OBJECTIVES
 from brickwork.pipelines.labels import resolve_class_labels
 
@@ -33,7 +33,7 @@ def measure_paired_loss(
     num_levels: int = 8,
     seed: int = 0,
     options: dict | None = None,
-) -> dict:
+) -> Score:
     """Score a pipeline's network on held-out pictures with frozen noise.
 
     Args:
@@ -47,7 +47,7 @@ def measure_paired_loss(
         options: Of the objective, such as EDM's `p_mean`, which decide the noise levels.
 
     Returns:
-        The entry; its settings carry the hash of the pictures, so that losses on other pictures are not compared.
+        The loss; its settings carry the hash of the pictures, so that losses on other pictures are not compared.
     """
     trained_for = _objective(objective, options or {})
     network = denoiser_of(pipeline)
@@ -56,25 +56,20 @@ def measure_paired_loss(
     samples = _samples(pipeline, batch.pixels / 127.5 - 1)
     pairs = PairedSet.from_images(samples, _labels(network, images), num_levels, seed)
     scores = paired_loss(network.eval(), pairs, trained_for)
-    data_sha256 = hashlib.sha256(batch.digests.numpy().tobytes()).hexdigest()
+    data_sha256 = digest(batch.digests.numpy().tobytes())
     settings = {"objective": objective, "levels": num_levels, "seed": seed, "count": len(images), "data": data_sha256}
     if options:
         settings["options"] = options
     if getattr(pipeline, "vae", None) is not None:
         settings["vae"] = weights_digest(pipeline.vae)
-    details = {key: scores[key] for key in ("per_brick", "per_level")}
-    return MetricValues(settings, values=[scores["loss"]]).to_dict() | details
+    return Score(scores["loss"], settings=settings, details={key: scores[key] for key in ("per_brick", "per_level")})
 
 
 def _objective(name: str, options: dict):
-    if name not in OBJECTIVES:
-        raise choice_error("objective", name, OBJECTIVES)
-    known = list(inspect.signature(OBJECTIVES[name]).parameters)
-    for option in options:
-        if option not in known:
-            raise choice_error(f"options of the objective {name}", option, known)
+    objective = one_of("objective", name, OBJECTIVES)
+    no_unknown("objective options", options, inspect.signature(objective).parameters, f"the objective {name}")
     try:
-        return OBJECTIVES[name](**options)
+        return objective(**options)
     except TypeError as error:
         raise ValueError(f"objective: {name} with {options}: a value is of the wrong kind ({error})") from None
 

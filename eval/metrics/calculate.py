@@ -5,62 +5,23 @@ pictures, since most metrics depend on it.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from brickwork.eval.extractors.features import Extractor
 from brickwork.eval.extractors.protocols import get_protocol
-from brickwork.eval.messages import choice_error
-from brickwork.eval.metrics.distances import (
-    frechet_distance,
-    inception_score,
-    kernel_distance,
-    manifold_scores,
-    nearest_neighbours,
-    require_samples,
-)
+from brickwork.eval.metrics.distances import nearest_neighbours
 from brickwork.eval.metrics.feature_sets import FeatureSet, extract_features
 from brickwork.eval.metrics.reference import Reference, describe
-from brickwork.eval.report.pictures import grid, neighbour_sheet
-from brickwork.eval.report.results import RESULT_FORMAT, MetricValues, generation_of
+from brickwork.eval.metrics.registry import METRICS, Given, HeldOut, MetricSettings
+from brickwork.eval.report.pictures import grid, neighbour_sheet, save_picture
+from brickwork.eval.report.results import RESULT_FORMAT, generation_of, metric_entry
 from brickwork.eval.report.versions import library_versions
 from brickwork.eval.sets.pictures import ImageSet, Preparation, decode, open_image_set
-from brickwork.files import write_file
 
-METRICS = ("fd", "kd", "prdc", "is", "sfd")
 GRID_PICTURES = 64
 NEIGHBOUR_SAMPLES, NEIGHBOURS = 12, 3
-
-
-@dataclass(frozen=True)
-class MetricSettings:
-    """Settings that metrics depend on; stored with them, and compared before two numbers are.
-
-    Attributes:
-        metrics: Which of `METRICS` to compute.
-        subsets, subset_size: Of the kernel distance.
-        splits: Of the Inception Score.
-        precision_k, density_k: Neighbours of precision and recall, and of density and coverage.
-        seed: Of the draws of subsets and splits.
-    """
-
-    metrics: tuple[str, ...] = ("fd", "kd", "prdc")
-    subsets: int = 100
-    subset_size: int = 1000
-    splits: int = 10
-    precision_k: int = 3
-    density_k: int = 5
-    seed: int = 0
-
-    def __post_init__(self):
-        for metric in self.metrics:
-            if metric not in METRICS:
-                raise choice_error("metrics", metric, METRICS)
-        for name in ("subsets", "subset_size", "splits", "precision_k", "density_k"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, need at least 1")
 
 
 def calculate(
@@ -75,6 +36,8 @@ def calculate(
     tags: dict | None = None,
     progress: bool = True,
     on_features: Callable[[int, ImageSet, FeatureSet], None] | None = None,
+    clip: str | None = None,
+    held_out: HeldOut | None = None,
 ) -> dict:
     """Measure sets of samples against a reference, by the reference's own protocol.
 
@@ -89,6 +52,7 @@ def calculate(
         tags: Numbers or names that a report can draw curves over (`{"images": 43000, "gflops": 1.2}`).
         progress: Show a bar.
         on_features: Called with `(set number, pictures, features)` for every set.
+        clip, held_out: What those of these names need, see `Given`.
 
     Returns:
         The result, ready to be stored as JSON.
@@ -96,7 +60,8 @@ def calculate(
     settings, preparation = settings or MetricSettings(), preparation or Preparation()
     require_same_extractor(reference, extractor)
     protocol = get_protocol(reference.info["protocol"]["name"])
-    keep = ("features", "logits") if "is" in settings.metrics else ("features",)
+    metrics = [METRICS[metric] for metric in settings.metrics]
+    keep = ("features", "logits") if any("logits" in metric.needs for metric in metrics) else ("features",)
     table, sets = {}, []
     for number, source in enumerate(samples):
         images = open_image_set(source, limit)
@@ -105,11 +70,18 @@ def calculate(
                 f"samples: {source} has {len(images)} pictures and {samples[0]} {sets[0]['count']}; need one number,"
                 " pass --limit"
             )
+        given = Given(settings, len(images), extractor, reference, {}, {}, images, preparation, clip, held_out)
+        for metric in metrics:
+            metric.require(given)
         measured = extract_features(images, extractor, protocol, preparation, keep, progress)
         _require_same_size(measured, reference, source)
         _require_other_pictures(measured, sets, source)
-        for metric in settings.metrics:
-            _MEASURES[metric](table, measured, reference, extractor, settings)
+        given.outputs, given.statistics = measured.outputs, measured.statistics
+        for metric in metrics:
+            if metric.of_samples or not number:
+                metric.require(given, measured=True)
+                for title, score in metric.measure(given).items():
+                    table.setdefault(title, []).append(score)
         sets.append({"source": str(source), **describe(measured), "generation": generation_of(source)})
         if on_features is not None:
             on_features(number, images, measured)
@@ -118,7 +90,7 @@ def calculate(
         "name": name or Path(str(samples[0])).name,
         "tags": _tags_of(sets[0]) | (tags or {}),
         **_origin(reference, extractor, preparation, sets),
-        "metrics": {key: values.to_dict() for key, values in table.items()},
+        "metrics": {title: metric_entry(scores) for title, scores in table.items()},
         "versions": library_versions(),
     }
 
@@ -178,65 +150,6 @@ def _require_other_pictures(measured: FeatureSet, sets: list[dict], source: str 
             )
 
 
-def _frechet(table: dict, name: str, output: str, measured: FeatureSet, reference: Reference) -> None:
-    for title, statistics in (("reference", reference.statistics), ("samples", measured.statistics)):
-        if output not in statistics:
-            raise ValueError(
-                f"metrics: {title} have no {output} features, which only inception-v3 gives; leave out sfd"
-            )
-        count, mean, _ = statistics[output]
-        require_samples(count, len(mean), title)
-    (_, *ours), (_, *theirs) = measured.statistics[output], reference.statistics[output]
-    table.setdefault(name, MetricValues({"features": len(ours[0])})).values.append(frechet_distance(*ours, *theirs))
-
-
-def _measure_fd(table, measured, reference, extractor, settings) -> None:
-    _frechet(table, extractor.metric_name("fd"), "features", measured, reference)
-
-
-def _measure_sfd(table, measured, reference, extractor, settings) -> None:
-    _frechet(table, extractor.metric_name("sfd"), "spatial", measured, reference)
-
-
-def _measure_kd(table, measured, reference, extractor, settings) -> None:
-    real, generated = reference.require_features(), measured.outputs["features"]
-    size = min(settings.subset_size, len(real), len(generated))
-    mean, spread = kernel_distance(real, generated, settings.subsets, size, settings.seed)
-    details = {"subsets": settings.subsets, "subset_size": size, "seed": settings.seed}
-    values = table.setdefault(extractor.metric_name("kd"), MetricValues(details, f"{settings.subsets} subsets"))
-    values.values.append(mean)
-    values.inner_spread.append(spread)
-
-
-def _measure_is(table, measured, reference, extractor, settings) -> None:
-    if "logits" not in measured.outputs:
-        raise ValueError(f"metrics: {extractor.name} has no class logits for an Inception Score; leave out is")
-    mean, spread = inception_score(measured.outputs["logits"], settings.splits, settings.seed)
-    details = {"splits": settings.splits, "seed": settings.seed}
-    values = table.setdefault(extractor.metric_name("is"), MetricValues(details, f"{settings.splits} splits"))
-    values.values.append(mean)
-    if spread is not None:
-        values.inner_spread.append(spread)
-
-
-def _measure_prdc(table, measured, reference, extractor, settings) -> None:
-    ks = settings.precision_k, settings.density_k
-    generated = measured.outputs["features"]
-    scores = manifold_scores(reference.require_features(), generated, *ks, real_radii=reference.radii(*ks))
-    for name, value in scores.items():
-        k = settings.precision_k if name in ("precision", "recall") else settings.density_k
-        table.setdefault(name, MetricValues({"k": k})).values.append(value)
-
-
-_MEASURES = {
-    "fd": _measure_fd,
-    "kd": _measure_kd,
-    "is": _measure_is,
-    "prdc": _measure_prdc,
-    "sfd": _measure_sfd,
-}
-
-
 def memorisation(reference: Reference, features: torch.Tensor) -> dict:
     """How near samples come to the training pictures, beside how near these come to one another.
 
@@ -282,7 +195,7 @@ def write_pictures(
     names = {}
     for kind, sheet in sheets.items():
         path = stem.with_name(f"{stem.name}.{kind}.png")
-        write_file(path, lambda temporary, sheet=sheet: sheet.save(temporary, format="PNG"))
+        save_picture(sheet, path)
         names[kind] = path.name
     return names
 

@@ -13,6 +13,8 @@ from torchmetrics import Metric
 from torchmetrics.image.inception import InceptionScore as _InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
+# Count, mean `(dimension,)` and unbiased covariance `(dimension, dimension)` of features, float64.
+Statistics = tuple[int, torch.Tensor, torch.Tensor]
 BLOCK = 256  # columns of the second moment computed at once: only blocks on and above the diagonal are needed
 ROWS = 2048  # rows that distances are computed for at once
 
@@ -47,7 +49,7 @@ class FeatureStatistics(Metric):
             rows = slice(start, start + BLOCK)
             self.second_moment[rows, start:] += features[:, rows].T @ features[:, start:]
 
-    def compute(self) -> tuple[int, torch.Tensor, torch.Tensor]:
+    def compute(self) -> Statistics:
         """Count, mean `(dimension,)` and unbiased covariance `(dimension, dimension)`, float64."""
         if self.count < 2:
             raise ValueError(f"features: got {int(self.count)} rows, need at least 2 for a covariance")
@@ -57,7 +59,7 @@ class FeatureStatistics(Metric):
         return int(self.count), mean, covariance
 
 
-def feature_statistics(features: torch.Tensor) -> tuple[int, torch.Tensor, torch.Tensor]:
+def feature_statistics(features: torch.Tensor) -> Statistics:
     """Count, mean and covariance of features that are all there."""
     statistics = FeatureStatistics(features.shape[1], sync_on_compute=False)
     for rows in features.split(ROWS):

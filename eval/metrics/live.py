@@ -13,15 +13,14 @@ import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
+from brickwork.errors import one_of
 from brickwork.eval.extractors.features import Extractor, FeatureStream
 from brickwork.eval.extractors.protocols import get_protocol, to_uint8
 from brickwork.eval.metrics.calculate import require_same_extractor
-from brickwork.eval.metrics.distances import feature_statistics, frechet_distance, kernel_distance
 from brickwork.eval.metrics.feature_sets import in_order
 from brickwork.eval.metrics.reference import Reference
+from brickwork.eval.metrics.registry import METRICS, Given, MetricSettings
 from brickwork.eval.sampling.sample_set import PipelineCall, SamplingSettings
-
-KD_SUBSETS, KD_SUBSET_SIZE = 100, 1000
 
 
 @dataclass
@@ -33,40 +32,51 @@ class LiveMetrics:
         extractor: The reference's, on its device.
         settings: Which pictures; `height` and `width` of their call are the reference's.
         batch_size: Pictures at once in each process.
+        names: Metrics of features; those are left out that would mean nothing with so many pictures, or need what the
+            reference does not hold.
 
     Raises:
-        ValueError: for another extractor than the reference's, or where neither distance could mean anything.
+        ValueError: for another extractor than the reference's, or where no metric is left.
     """
 
     reference: Reference
     extractor: Extractor
     settings: SamplingSettings
     batch_size: int = 16
+    names: tuple[str, ...] = ("fd", "kd")
 
     def __post_init__(self):
         require_same_extractor(self.reference, self.extractor)
-        if not self.distances:
+        refusals = {name: self._refusal(name) for name in self.names}
+        self.names = tuple(name for name, refusal in refusals.items() if refusal is None)
+        if not self.names:
             raise ValueError(
-                f"metrics: {self.settings.count} samples and a reference of {len(self.reference)} pictures without"
-                f" their features allow no distance; draw more than the {self._dimension} features of"
-                f" {self.extractor.name} for a Fréchet distance, or make the reference with features for a kernel"
-                " distance"
+                f"metrics: {self.settings.count} samples and a reference of {len(self.reference)} pictures allow none "
+                f"of {', '.join(refusals)}: {'; '.join(map(str, refusals.values()))}"
             )
 
-    @property
-    def _dimension(self) -> int:
-        return len(self.reference.statistics["features"][1])
+    def _given(self, outputs: dict[str, torch.Tensor] | None = None) -> Given:
+        settings = MetricSettings(self.names)
+        return Given(settings, self.settings.count, self.extractor, self.reference, outputs or {})
+
+    def _refusal(self, name: str) -> ValueError | None:
+        """Why a metric cannot be measured."""
+        try:
+            one_of("metrics", name, METRICS).require(self._given())
+        except ValueError as error:
+            return error
+        return None
 
     @property
-    def distances(self) -> tuple[str, ...]:
-        """Which can be measured: `fd` needs more pictures than features on both sides, `kd` the features."""
-        enough = min(self.settings.count, len(self.reference)) > self._dimension
-        return ("fd",) * enough + ("kd",) * (self.reference.features is not None)
+    def titles(self) -> list[str]:
+        """What the values are called."""
+        return [title for name in self.names for title in METRICS[name].titles(self.extractor)]
 
-    def name(self, distance: str) -> str:
-        """The distance with all that it may not be compared without: protocol, number, reference."""
-        label, protocol = self.extractor.metric_name(distance), self.reference.info["protocol"]["name"]
-        return f"{label}.{protocol}.N{self.settings.count}.{self.reference.identity[:8]}"
+    @property
+    def conditions(self) -> str:
+        """What no value may be compared without: protocol, number, reference."""
+        protocol = self.reference.info["protocol"]["name"]
+        return f"{protocol}.N{self.settings.count}.{self.reference.identity[:8]}"
 
     def measure(self, pipeline, cancelled: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
         """Draw and measure; all processes take part, each with its share of the batches, and get the same answer.
@@ -76,24 +86,21 @@ class LiveMetrics:
             cancelled: Asked before every batch, in all processes alike.
 
         Returns:
-            Distances by `name`, not a number where a picture was not finite; `None` if cancelled.
+            Values by name and `conditions`, not a number where a picture was not finite; `None` if cancelled.
         """
-        features = self._features(pipeline, cancelled)
-        if features is None:
+        outputs = self._outputs(pipeline, cancelled)
+        if outputs is None:
             return None
-        if not bool(torch.isfinite(features).all()):
-            return {self.name(distance): float("nan") for distance in self.distances}
-        values = {}
-        if "fd" in self.distances:
-            (_, *real), (_, *drawn) = self.reference.statistics["features"], feature_statistics(features)
-            values[self.name("fd")] = frechet_distance(*real, *drawn)
-        if "kd" in self.distances:
-            real = self.reference.require_features()
-            values[self.name("kd")], _ = kernel_distance(real, features, KD_SUBSETS, KD_SUBSET_SIZE)
-        return values
+        if not bool(torch.isfinite(outputs["features"]).all()):
+            return {f"{title}.{self.conditions}": float("nan") for title in self.titles}
+        scores = {}
+        for name in self.names:
+            METRICS[name].require(self._given(outputs), measured=True)
+            scores |= METRICS[name].measure(self._given(outputs))
+        return {f"{title}.{self.conditions}": score.value for title, score in scores.items()}
 
-    def _features(self, pipeline, cancelled: Callable[[], bool]) -> torch.Tensor | None:
-        """Features `(count, dimension)` of all pictures, in every process."""
+    def _outputs(self, pipeline, cancelled: Callable[[], bool]) -> dict[str, torch.Tensor] | None:
+        """Features and logits `(count, dimension)` of all pictures, in every process."""
         state, count = PartialState(), self.settings.count
         call = PipelineCall(pipeline, self.settings)
         pipeline.set_progress_bar_config(disable=True)
@@ -101,24 +108,27 @@ class LiveMetrics:
         mine = batches[state.process_index :: state.num_processes]
         # Sharded networks run in all processes at once: who has a batch less draws one more, and drops it.
         rounds = -(-len(batches) // state.num_processes)
-        rows, places = [], []
+        found: dict[str, list[torch.Tensor]] = {}
+        places = []
         for round in tqdm(range(rounds), desc="metrics", leave=False, disable=not state.is_main_process):
             if cancelled():
                 return None
             batch = mine[round] if round < len(mine) else batches[0]
-            found = self._batch_features(call, batch)
-            rows.append(found)
+            for name, rows in self._batch_outputs(call, batch).items():
+                found.setdefault(name, []).append(rows)
             places += batch if round < len(mine) else []
-        return in_order(torch.cat(rows), places, count, state)
+        return {name: in_order(torch.cat(rows), places, count, state) for name, rows in found.items()}
 
-    def _batch_features(self, call: PipelineCall, batch: range) -> torch.Tensor:
+    def _batch_outputs(self, call: PipelineCall, batch: range) -> dict[str, torch.Tensor]:
+        """Rows of a batch, not numbers where a picture is none: the run decides what becomes of such weights."""
         pixels = call.floats(batch)
-        if not np.isfinite(pixels).all():  # weights that have diverged; the run decides what becomes of it
-            return torch.full((len(batch), self._dimension), torch.nan)
-        rows: list[torch.Tensor] = []
-        stream = FeatureStream(
-            self.extractor, get_protocol(self.reference.info["protocol"]["name"]), lambda o: rows.append(o["features"])
-        )
-        stream.add(to_uint8(pixels).permute(0, 3, 1, 2))
+        scale = 1.0 if np.isfinite(pixels).all() else torch.nan
+        parts: list[dict[str, torch.Tensor]] = []
+        stream = FeatureStream(self.extractor, get_protocol(self.reference.info["protocol"]["name"]), parts.append)
+        stream.add(to_uint8(pixels if scale == 1.0 else np.zeros_like(pixels)).permute(0, 3, 1, 2))
         stream.finish()
-        return torch.cat(rows)
+        return {
+            name: scale * torch.cat([part[name] for part in parts])
+            for name in ("features", "logits")
+            if name in parts[0]
+        }

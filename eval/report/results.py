@@ -14,29 +14,33 @@ RESULT_FORMAT = "brickwork-evaluation/1"
 GENERATION_FILE = "generation.json"
 
 
-@dataclass
-class MetricValues:
-    """One metric over the sets: its values, the spread inside a set where it has one, and its settings."""
+@dataclass(frozen=True)
+class Score:
+    """What a metric measured of one set.
 
-    settings: dict
-    inner_spread_over: str | None = None
-    values: list[float] = field(default_factory=list)
-    inner_spread: list[float] = field(default_factory=list)
+    Attributes:
+        value: The number.
+        spread: Its spread inside the set, if it has one.
+        spread_over: What that is over, such as `100 subsets`.
+        settings: What the number depends on, and may not be compared without.
+        details: Further keys of its entry.
+    """
 
-    def to_dict(self) -> dict:
-        """Mean and spread: over the sets if there are several, else inside the one."""
-        spread, over = None, None
-        if len(self.values) > 1:
-            spread, over = statistics.stdev(self.values), f"{len(self.values)} sets"
-        elif self.inner_spread:
-            spread, over = self.inner_spread[0], self.inner_spread_over
-        return {
-            "mean": statistics.fmean(self.values),
-            "spread": spread,
-            "spread_over": over,
-            "values": self.values,
-            "settings": self.settings,
-        }
+    value: float
+    spread: float | None = None
+    spread_over: str | None = None
+    settings: dict = field(default_factory=dict)
+    details: dict = field(default_factory=dict)
+
+
+def metric_entry(scores: Sequence[Score]) -> dict:
+    """One metric of a result: mean and spread, over the sets if there are several, else inside the one."""
+    values, first = [score.value for score in scores], scores[0]
+    spread, over = first.spread, first.spread_over if first.spread is not None else None
+    if len(values) > 1:
+        spread, over = statistics.stdev(values), f"{len(values)} sets"
+    entry = {"mean": statistics.fmean(values), "spread": spread, "spread_over": over, "values": values}
+    return entry | {"settings": first.settings} | first.details
 
 
 def generation_file(samples: str | Path) -> Path:

@@ -139,8 +139,8 @@ def build_metrics(
     metrics = LiveMetrics(
         reference, extractor, SamplingSettings(settings.count, labels=labels, call=call), settings.batch_size
     )
-    names = ", ".join(map(metrics.name, metrics.distances))
-    accelerator.print(f"Every {settings.every_images:,} images {settings.count:,} samples are measured: {names}.")
+    measured = f"{', '.join(metrics.titles)} ({metrics.conditions})"
+    accelerator.print(f"Every {settings.every_images:,} images {settings.count:,} samples are measured: {measured}.")
     return metrics
 
 

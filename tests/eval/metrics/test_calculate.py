@@ -10,10 +10,11 @@ from PIL import Image
 
 from brickwork.eval.commands import evaluate
 from brickwork.eval.extractors.protocols import PROTOCOLS
-from brickwork.eval.metrics.calculate import MetricSettings, calculate, memorisation, write_pictures
+from brickwork.eval.metrics.calculate import calculate, memorisation, write_pictures
 from brickwork.eval.metrics.distances import feature_statistics, frechet_distance
 from brickwork.eval.metrics.feature_sets import extract_features
 from brickwork.eval.metrics.reference import Reference, make_reference
+from brickwork.eval.metrics.registry import MetricSettings
 from brickwork.eval.report.results import compare, comparison_table, read_result
 from brickwork.eval.sets.pictures import Preparation, open_image_set
 from brickwork.files import write_json

@@ -21,7 +21,8 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from brickwork.eval.metrics.calculate import MetricSettings, calculate
+from brickwork.eval.metrics.calculate import calculate
+from brickwork.eval.metrics.registry import MetricSettings
 from brickwork.eval.extractors.features import from_module
 from brickwork.eval.metrics.feature_sets import extract_features
 from brickwork.eval.sets.pictures import open_image_set

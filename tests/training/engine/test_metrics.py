@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from brickwork.eval.extractors.features import from_module
-from brickwork.eval.metrics.calculate import MetricSettings, calculate
+from brickwork.eval.metrics.calculate import calculate
 from brickwork.eval.metrics.reference import make_reference
+from brickwork.eval.metrics.registry import MetricSettings
 from brickwork.eval.sampling.sample_set import PipelineCall, SamplingSettings, sample_set
 from brickwork.eval.sets.pictures import Preparation
 from brickwork.pipelines.objective_file import saved_objective
@@ -137,7 +138,7 @@ def test_what_does_not_fit_is_refused_before_the_first_step(tiny_run, reference,
     refused("cannot be read as a reference file", f"metrics.reference={tmp_path / 'nothing'}")
     refused("pictures of 16x16, but `data.size` is 8", f"metrics.reference={reference(16)}")
     few = f"metrics.reference={reference(keep_features=False)}"
-    refused("allow no distance; draw more than the 6 features", few, "metrics.count=6")
+    refused("allow none of fd, kd: samples: 6 images for a Fréchet distance of 6 features", few, "metrics.count=6")
     refused("`metrics.count` is 1", "metrics.count=1")
     path = reference()
     with torch.no_grad():
@@ -148,7 +149,7 @@ def test_what_does_not_fit_is_refused_before_the_first_step(tiny_run, reference,
 
 def test_too_few_samples_for_a_frechet_distance_leave_the_kernel_distance(tiny_run, reference):
     run = tiny_run("run", "metrics.every_images=8", "metrics.count=6", f"metrics.reference={reference()}")
-    assert run.metrics.distances == ("kd",)
+    assert run.metrics.names == ("kd",)
 
 
 def test_weights_that_diverged_give_no_number_and_no_end(tiny_run, reference, tmp_path):

@@ -4,8 +4,9 @@ import torch
 from torch import nn
 
 from brickwork.eval.extractors.features import FIXED_BATCH, weights_digest
-from brickwork.eval.report.results import MetricValues
-from brickwork.eval.sets.pictures import ImageSet, Preparation, decode_ahead, inspect_images
+from brickwork.eval.metrics.registry import Given, register_metric
+from brickwork.eval.report.results import Score
+from brickwork.eval.sets.pictures import decode_ahead, inspect_images
 
 
 class _ProjectedFeatures(nn.Module):
@@ -28,26 +29,13 @@ class _ProjectedFeatures(nn.Module):
         return output if isinstance(output, torch.Tensor) else output.pooler_output
 
 
-def measure_clip(images: ImageSet, preparation: Preparation, source: str) -> dict:
-    """The CLIP score's entry in a result: mean of 100 · cos(picture, caption), not below 0 (arXiv 2104.08718).
-
-    Args:
-        images: Pictures with captions.
-        preparation: How they are opened.
-        source: A CLIP of transformers with its processor, a folder or a hub id.
-    """
+@register_metric("clip", needs=("captions", "clip"), higher_is_better=True, results=("CLIP score",))
+def measure_clip(given: Given) -> dict[str, Score]:
+    """Mean of 100 · cos(picture, caption), not below 0 (arXiv 2104.08718)."""
     from torchmetrics.multimodal import CLIPScore
-    from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizerFast
 
-    if images.texts is None:
-        raise ValueError(f"clip: {images.source} has no captions; put them in metadata.jsonl under the key 'text'")
-    try:
-        model = CLIPModel.from_pretrained(source).eval()
-        processor = CLIPProcessor(
-            CLIPImageProcessor.from_pretrained(source), CLIPTokenizerFast.from_pretrained(source)
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"clip: {source!r} could not be loaded as a CLIP model: {error}") from error
+    images, preparation = given.images, given.preparation
+    model, processor = _load(given.clip)
     # One process measures; torchmetrics must not wait for others.
     metric = CLIPScore(model_name_or_path=lambda: (_ProjectedFeatures(model), processor), sync_on_compute=False)
     size = inspect_images(images, preparation).size
@@ -55,5 +43,16 @@ def measure_clip(images: ImageSet, preparation: Preparation, source: str) -> dic
     with torch.inference_mode():
         for batch in decode_ahead(images, batches, preparation, size):
             metric.update(list(batch.pixels), [images.texts[i] for i in batch.indices])
-    settings = {"model": source, "weights_sha256": weights_digest(model)}
-    return MetricValues(settings, values=[metric.compute().item()]).to_dict()
+    settings = {"model": given.clip, "weights_sha256": weights_digest(model)}
+    return {"CLIP score": Score(metric.compute().item(), settings=settings)}
+
+
+def _load(source: str) -> tuple:
+    """A CLIP of transformers with its processor."""
+    from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizerFast
+
+    try:
+        pictures, words = CLIPImageProcessor.from_pretrained(source), CLIPTokenizerFast.from_pretrained(source)
+        return CLIPModel.from_pretrained(source).eval(), CLIPProcessor(pictures, words)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"clip: {source!r} could not be loaded as a CLIP model: {error}") from error
