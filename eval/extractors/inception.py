@@ -5,9 +5,26 @@ used PyTorch conversion of the published weights (`weights-inception-2015-12-05-
 follow Szegedy et al., "Rethinking the Inception Architecture", arXiv 1512.00567, and the graph itself.
 """
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from brickwork.eval.extractors.features import (
+    Extractor,
+    check_digest,
+    frozen,
+    load_state,
+    register_extractor,
+    weights_digest,
+)
+
+INCEPTION_URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+)
+# The published files carry the start of their SHA-256 in their names.
+INCEPTION_DIGEST = "6726825d"
 
 INCEPTION_SIZE = 299
 INCEPTION_FEATURES = 2048
@@ -196,3 +213,40 @@ class InceptionV3(nn.Module):
         hidden_states = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(hidden_states)))
         features = hidden_states.mean(dim=(2, 3))
         return {"features": features, "logits": features @ self.fc.weight.T, "spatial": spatial}
+
+
+@register_extractor("inception-v3")
+def inception_v3(weights: str | Path | None = None, digest: str | None = None) -> Extractor:
+    """Inception v3 of the 2015 graph.
+
+    Args:
+        weights: A local `.pth` or `.safetensors` file in the layout of the published conversion; `None` downloads
+            that into torch's hub folder.
+        digest: What the file's SHA-256 must begin with; `None` for the published file. Other weights are named after
+            their digest, so that their numbers are never called FID.
+    """
+    path = Path(weights) if weights is not None else _download(INCEPTION_URL, INCEPTION_DIGEST)
+    if not path.is_file():
+        raise ValueError(f"weights: there is no file {path}; leave the argument out to download the published ones")
+    sha256 = check_digest(path, digest or INCEPTION_DIGEST)
+    with torch.device("meta"):
+        network = InceptionV3()
+    load_state(network, path)
+    published = sha256.startswith(INCEPTION_DIGEST)
+    label = "Inception" if published else f"Inception[{sha256[:8]}]"
+    return Extractor("inception-v3", label, frozen(network), INCEPTION_SIZE, weights_digest(network))
+
+
+def _download(url: str, digest: str) -> Path:
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / url.rsplit("/", 1)[1]
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"extractor 'inception-v3': its weights could not be fetched from {url} ({error}); fetch them"
+                " elsewhere and pass --weights FILE, or use --extractor efficientnet-lite0, which works offline"
+            ) from error
+    return path

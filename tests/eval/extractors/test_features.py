@@ -8,16 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from brickwork.eval.extractors.features import (
-    FIXED_BATCH,
-    FeatureStream,
-    efficientnet_lite0,
-    from_module,
-    inception_v3,
-    load_extractor,
-    weights_digest,
-)
-from brickwork.eval.extractors.inception import InceptionV3
+from brickwork.eval.extractors.efficientnet import efficientnet_lite0
+from brickwork.eval.extractors.features import FIXED_BATCH, FeatureStream, from_module, load_extractor, weights_digest
+from brickwork.eval.extractors.inception import InceptionV3, inception_v3
 from brickwork.eval.extractors.protocols import PROTOCOLS
 from brickwork.eval.sets.pictures import Preparation, decode, open_image_set
 from brickwork.files import file_digest

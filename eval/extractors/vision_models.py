@@ -1,0 +1,43 @@
+"""Vision models of transformers as extractors."""
+
+import torch
+from torch import nn
+
+from brickwork.eval.extractors.features import IMAGENET_MEAN, IMAGENET_STD, Extractor, from_module, register_extractor
+
+
+class TransformersFeatures(nn.Module):
+    """The pooled output of a transformers vision model (for DINOv2 the normalised class token)."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        output = self.model(pixel_values=images)
+        pooled = getattr(output, "pooler_output", None)
+        return (output.last_hidden_state.mean(dim=1) if pooled is None else pooled).flatten(1)
+
+
+@register_extractor("transformers", takes_source=True)
+def transformers_model(source: str) -> Extractor:
+    """A vision model of transformers (DINOv2, ViT, ConvNeXt, …) from a folder or the hub.
+
+    Input size and normalisation are those of the model's own image processor.
+    """
+    from transformers import AutoModel
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    try:
+        model = AutoModel.from_pretrained(source)
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(source)
+    except OSError as error:
+        raise ValueError(f"extractor 'transformers:{source}' could not be loaded: {error}") from error
+    if getattr(model, "vision_model", None) is not None:
+        model = model.vision_model
+    size = settings.get("crop_size") or settings.get("size") or getattr(model.config, "image_size", 224)
+    if isinstance(size, dict):
+        size = size.get("height") or size.get("shortest_edge")
+    label = {"dinov2": "DINOv2", "vit": "ViT"}.get(model.config.model_type, type(model).__name__)
+    mean, std = settings.get("image_mean", IMAGENET_MEAN), settings.get("image_std", IMAGENET_STD)
+    return from_module(TransformersFeatures(model), label, int(size), mean, std, f"transformers:{source}")
