@@ -10,8 +10,8 @@ from torch import nn
 
 import brickwork
 from brickwork import compat
+from brickwork.errors import advice
 from brickwork.eval.benchmark.reference import PlainLego
-from brickwork.eval.messages import choice_error
 from brickwork.gen.convbn import set_convbn_mode
 from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.networks.transformer import BlockTransformer2DModel
@@ -115,7 +115,8 @@ def _lego(name: str, size: int | None) -> Subject:
 def _saved_config(name: str) -> dict:
     folder = brickwork.pretrained(name) if name in brickwork.pretrained_names() else Path(name)
     if not (folder / "transformer" / "config.json").is_file():
-        raise choice_error("name", name, [*PRESETS, *brickwork.pretrained_names()])
+        known = [*PRESETS, *brickwork.pretrained_names()]
+        raise ValueError(f"`name` is {name!r}, which is no preset and holds no LEGO network; {advice(name, known)}")
     config = LegoTransformer2DModel.load_config(folder, subfolder="transformer")
     if config.get("_class_name") != LegoTransformer2DModel.__name__:
         raise ValueError(f"`name` is {name!r}, which holds a {config.get('_class_name')}; give a LEGO pipeline.")

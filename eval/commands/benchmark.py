@@ -131,16 +131,15 @@ def make_settings(args: argparse.Namespace):
     """The arguments, checked, with torch's threads set."""
     import torch
 
+    from brickwork.errors import one_of
     from brickwork.eval.benchmark.networks import DTYPES
     from brickwork.eval.benchmark.suites import Settings
-    from brickwork.eval.messages import choice_error
 
     for name in ("batch", "rounds", "size", "threads", "pairs", "steps"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"`--{name}` is {value}; give a whole number from 1 up.")
-    if args.dtype not in DTYPES:
-        raise choice_error("--dtype", args.dtype, DTYPES)
+    one_of("--dtype", args.dtype, DTYPES)
     try:
         torch.empty(1, device=args.device)
     except (RuntimeError, AssertionError) as error:
@@ -158,13 +157,13 @@ def make_settings(args: argparse.Namespace):
 def check_names(names: list[str]) -> None:
     """Raise a `ValueError` for what is no suite, preset or pipeline, before anything is measured."""
     import brickwork
+    from brickwork.errors import one_of
     from brickwork.eval.benchmark.networks import PRESETS
-    from brickwork.eval.messages import choice_error
 
     known = [*SUITES, *PRESETS, *brickwork.pretrained_names()]
     for name in names:
         if name not in known and not (Path(name) / "model_index.json").is_file():
-            raise choice_error("what", name, known)
+            one_of("what", name, known)
 
 
 def run_suite(name: str, settings) -> dict:

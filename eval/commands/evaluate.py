@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from brickwork.eval.messages import choice_error
+from brickwork.errors import one_of
 
 EXAMPLES = """examples:
   brickwork evaluate ref data/emoji/train.parquet --resolution 64 -o emoji-64.safetensors
@@ -219,8 +219,7 @@ def run_gen(args: argparse.Namespace) -> None:
     from brickwork.eval.sampling.sample_set import SamplingSettings, sample_set
 
     dtypes = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
-    if args.dtype not in dtypes:
-        raise choice_error("dtype", args.dtype, dtypes)
+    one_of("dtype", args.dtype, dtypes)
     settings = SamplingSettings(args.count, args.seed, args.labels, args.num_classes, _prompts(args), _call(args))
     pipeline = load_pipeline(args.pipeline, dtypes[args.dtype], args.device)
     if args.schedule != "saved":

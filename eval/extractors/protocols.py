@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from brickwork.eval.messages import choice_error
+from brickwork.errors import one_of
 
 
 def resize_tf1_bilinear(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -98,9 +98,7 @@ PROTOCOLS = {
 
 def get_protocol(name: str) -> Protocol:
     """The protocol of this name; a `ValueError` lists the names there are."""
-    if name not in PROTOCOLS:
-        raise choice_error("protocol", name, PROTOCOLS)
-    return PROTOCOLS[name]
+    return one_of("protocol", name, PROTOCOLS)
 
 
 def to_uint8(images: torch.Tensor | np.ndarray, name: str = "images") -> torch.Tensor:

@@ -21,12 +21,16 @@ from brickwork.eval.report.numbers import number
 from brickwork.eval.report.plots import NoMatplotlib, draw
 from brickwork.files import write_file, write_json
 
-_SPAN = re.compile(r"\*\*(.+?)\*\*|`(.+?)`")
+_MARKS = r"\\`*_<\[\]#|"
+_SPAN = re.compile(rf"\\([{_MARKS}])|\*\*((?:\\.|[^\\])+?)\*\*|`(.+?)`")
 
 
 @dataclass(frozen=True)
 class Text:
-    """Paragraphs, headings (`## …`) and lists (`- …`) between blank lines, with `**bold**` and `` `code` ``."""
+    """Paragraphs, headings (`## …`) and lists (`- …`) between blank lines, with `**bold**` and `` `code` ``.
+
+    Words of others belong in `literal`.
+    """
 
     markdown: str
     warning: bool = False
@@ -84,7 +88,7 @@ class Table:
         """The table in Markdown."""
         lines = [[*self.columns], ["---"] * len(self.columns), *self.cells()]
         table = "\n".join("| " + " | ".join(map(_in_cell, line)) + " |" for line in lines)
-        return f"{table}\n\n{_literal(self.caption)}" if self.caption else table
+        return f"{table}\n\n{literal(self.caption)}" if self.caption else table
 
     def text(self, left: int = 1) -> str:
         """The table for a terminal, in columns of spaces: the first `left` to the left, the others to the right."""
@@ -255,7 +259,7 @@ class Report:
         return drawn
 
     def _markdown(self, names: Mapping[int, str]) -> str:
-        parts = [f"# {_literal(self.title)}", *(block_markdown(b, names.get(i)) for i, b in enumerate(self.blocks))]
+        parts = [f"# {literal(self.title)}", *(block_markdown(b, names.get(i)) for i, b in enumerate(self.blocks))]
         return "\n\n".join(parts) + "\n"
 
     def _html(self, drawn: Mapping[int, bytes | str]) -> str:
@@ -283,11 +287,11 @@ def block_markdown(block: Block, file: str | None = None) -> str:
     if isinstance(block, Text):
         return block.markdown
     if isinstance(block, Code):
-        return "\n".join([*([f"{_literal(block.caption)}:\n"] if block.caption else []), "```", block.text, "```"])
+        return "\n".join([*([f"{literal(block.caption)}:\n"] if block.caption else []), "```", block.text, "```"])
     if isinstance(block, Table):
         return block.markdown()
     if file is not None:
-        return f"![{_literal(block.caption)}]({quote(file)})"
+        return f"![{literal(block.caption)}]({quote(file)})"
     return "\n\n".join(plot.table().markdown() for plot in _plots(block))
 
 
@@ -295,9 +299,9 @@ def _plots(block: Plot | Panels) -> Sequence[Plot]:
     return block.plots if isinstance(block, Panels) else [block]
 
 
-def _literal(text: str) -> str:
-    """Words that Markdown must not read as anything else."""
-    return re.sub(r"([<\[\]])", r"\\\1", " ".join(text.split()))
+def literal(text: object) -> str:
+    """Words of others as one line of Markdown in which nothing is markup, for `Text`."""
+    return re.sub(rf"([{_MARKS}])", r"\\\1", " ".join(str(text).split()))
 
 
 def _in_cell(cell: str) -> str:
@@ -308,7 +312,9 @@ def _spans(text: str) -> list[tuple[str, str]]:
     """`"a **b**"` => `[("", "a "), ("b", "b")]`."""
     spans, at = [], 0
     for found in _SPAN.finditer(text):
-        spans += [("", text[at : found.start()]), ("b", found[1]) if found[1] else ("code", found[2])]
+        escaped, bold, code = found.groups()
+        inner = re.sub(rf"\\([{_MARKS}])", r"\1", bold or "")
+        spans += [("", text[at : found.start()]), ("b", inner) if bold else ("code", code) if code else ("", escaped)]
         at = found.end()
     return [span for span in (*spans, ("", text[at:])) if span[1]]
 

@@ -2,13 +2,18 @@
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from brickwork.eval.report.blocks import Table
 from brickwork.eval.report.numbers import number
+from brickwork.files import read_json
 
 RESULT_FORMAT = "brickwork-evaluation/1"
 GENERATION_FILE = "generation.json"
@@ -57,15 +62,99 @@ def generation_of(samples: str | Path) -> dict | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
+class _Part(BaseModel):
+    """What is read of a result; other keys are kept as they are."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Protocol(_Part):
+    name: str
+    description: str = ""
+
+
+class _Extractor(_Part):
+    name: str
+    weights_sha256: str
+
+
+class _Reference(_Part):
+    identity: str
+    count: int
+    source: str
+
+
+class _Set(_Part):
+    data_sha256: str
+    converted: dict[str, int]
+
+
+class _Metric(_Part):
+    mean: float
+    spread: float | None
+    spread_over: str | None
+    settings: dict[str, Any]
+
+
+class _Memorisation(_Part):
+    copies: float
+    distance_ratio: float
+
+
+class _Result(_Part):
+    name: str
+    tags: dict[str, str | float | None]
+    protocol: _Protocol
+    extractor: _Extractor
+    preparation: dict[str, Any]
+    count: int
+    seeds: list[int | None]
+    reference: _Reference
+    sets: Annotated[list[_Set], Field(min_length=1)]
+    metrics: dict[str, _Metric]
+    versions: dict[str, Any]
+    memorisation: _Memorisation | None = None
+    pictures: dict[str, str] = Field(default_factory=dict)
+
+
 def read_result(path: str | Path) -> dict:
-    """A result that `brickwork evaluate calc` wrote."""
+    """A result that `brickwork evaluate calc` wrote.
+
+    Raises:
+        ValueError: naming the file and, where it is damaged, the key.
+    """
+    what = "result of `brickwork evaluate calc`"
     try:
-        result = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        result = read_json(path, what)
+    except OSError as error:
         raise ValueError(f"result: {path} cannot be read: {error}") from error
-    if not isinstance(result, dict) or result.get("format") != RESULT_FORMAT:
-        raise ValueError(f"result: {path} is no result of `brickwork evaluate calc` (format {RESULT_FORMAT})")
-    return result
+    if result.get("format") != RESULT_FORMAT:
+        raise ValueError(f"result: {path} is no {what} (format {RESULT_FORMAT})")
+    try:
+        return _Result.model_validate(result).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ValueError(
+            f"result: {path} is damaged: `{key[:80]}` is {_short(first['input'])}: {first['msg']}; measure anew."
+        ) from None
+
+
+def picture_beside(result_file: str | Path, name: str) -> Path | None:
+    """The picture of a result, which lies in the folder of its file; `None` if it is not there.
+
+    Raises:
+        ValueError: for a name that leads elsewhere.
+    """
+    path = Path(result_file).parent / name
+    if len(name.encode()) > 255 or not re.fullmatch(r"[^/\\\0]+", name) or name in (".", "..") or path.is_symlink():
+        raise ValueError(f"result: {result_file} names the picture {name[:80]!r}; only files beside it are read.")
+    return path if path.is_file() else None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def differences(results: Sequence[dict]) -> list[str]:
@@ -125,7 +214,9 @@ def compare(results: Sequence[dict], force: bool = False) -> dict:
 
 
 def _compared(value: dict, first: dict) -> dict:
-    spreads = [entry["spread"] for entry in (value, first) if (entry["spread_over"] or "").endswith("sets")]
+    spreads = [
+        e["spread"] for e in (value, first) if e["spread"] is not None and str(e["spread_over"]).endswith("sets")
+    ]
     return {
         "mean": value["mean"],
         "spread": value["spread"],

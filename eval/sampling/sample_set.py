@@ -21,9 +21,9 @@ from accelerate import PartialState
 from PIL import Image
 from tqdm.auto import tqdm
 
+from brickwork.errors import no_unknown, one_of
 from brickwork.eval.extractors.features import weights_digest
 from brickwork.eval.extractors.protocols import to_uint8
-from brickwork.eval.messages import choice_error
 from brickwork.eval.report.results import generation_file
 from brickwork.eval.report.versions import library_versions
 from brickwork.eval.sets.pictures import read_metadata
@@ -61,8 +61,7 @@ class SamplingSettings:
             raise ValueError(f"count: got {self.count}, need at least 1")
         if self.seed < 0:
             raise ValueError(f"seed: got {self.seed}, need 0 or more")
-        if self.labels not in LABELS:
-            raise choice_error("labels", self.labels, LABELS)
+        one_of("labels", self.labels, LABELS)
         if self.prompts is not None and self.labels != "none":
             raise ValueError("prompts: got prompts and labels at once; a pipeline takes one of the two")
 
@@ -109,8 +108,7 @@ def sample_set(
     Returns:
         The output's path.
     """
-    if format not in FORMATS:
-        raise choice_error("format", format, FORMATS)
+    one_of("format", format, FORMATS)
     if batch_size < 1:
         raise ValueError(f"batch_size: got {batch_size}, need at least 1")
     state, output = PartialState(), Path(output)
@@ -147,9 +145,7 @@ class PipelineCall:
         self.pipeline, self.settings = pipeline, settings
         parameters = inspect.signature(pipeline.__call__).parameters
         self.accepted = set(parameters)
-        unknown = sorted(set(settings.call) - self.accepted)
-        if unknown:
-            raise choice_error(f"call of {type(pipeline).__name__}", unknown[0], self.accepted)
+        no_unknown("call", settings.call, self.accepted, type(pipeline).__name__)
         if "generator" not in self.accepted:
             raise ValueError(f"pipeline: {type(pipeline).__name__} takes no generator, so its pictures have no seed")
         required = "class_labels" in parameters and parameters["class_labels"].default is inspect.Parameter.empty

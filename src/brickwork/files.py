@@ -129,7 +129,10 @@ def read_json(path: str | Path, what: str = "JSON object") -> dict:
         ValueError: naming the file, where it holds none.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        content = json.loads(text)
+        if "\\u" in text:  # halves of characters, which nothing could write again
+            json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is no {what} ({error}); make it anew.") from None
     if not isinstance(content, dict):
