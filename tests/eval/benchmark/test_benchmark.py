@@ -261,7 +261,7 @@ def test_a_bare_schedule_is_read_too(tmp_path):
     [
         (["lego-s-pg-46"], "lego-s-pg-64"),
         (["lego", "--batch", "0"], "--batch"),
-        (["lego", "--dtype", "float8"], "float16"),
+        (["lego", "--dtype", "float8"], "float32"),
         (["lego", "--device", "warp"], "--device"),
         (["schedules", "--schedule", "missing.json"], "no such file"),
         (["schedules", "--data", "missing"], "no such file"),

@@ -252,7 +252,7 @@ def test_what_is_no_result_is_refused(tmp_path):
     (tmp_path / "broken.json").write_text("{")
     for name, message in (
         ("other.json", "is no result"),
-        ("broken.json", "cannot be read"),
+        ("broken.json", "is no result"),
         ("none", "cannot be read"),
     ):
         with pytest.raises(ValueError, match=message):

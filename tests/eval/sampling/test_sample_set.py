@@ -254,7 +254,9 @@ def test_arguments_the_pipeline_does_not_take_are_refused(ddpm, lego, tmp_path):
     def sample(pipeline, output="x", **options):
         sample_set(pipeline, SamplingSettings(2, **options), tmp_path / output, progress=False)
 
-    with pytest.raises(ValueError, match="call of DDPMPipeline: got 'num_inference_step'.*'num_inference_steps'"):
+    with pytest.raises(
+        ValueError, match="`call` has 'num_inference_step', which DDPMPipeline does not take; .*_steps'"
+    ):
         sample(ddpm, call={"num_inference_step": 2})
     with pytest.raises(ValueError, match="takes no class labels"):
         sample(ddpm, labels="balanced")
