@@ -1,31 +1,16 @@
 """The benchmark's tables, its marks, and its plot."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from brickwork.eval.benchmark.networks import OURS, PLAIN
+from brickwork.eval.report.blocks import Panels, Plot, Table
+from brickwork.eval.report.numbers import between
 
 GIB = 2**30
-COLOURS = ("#b3431f", "#2b6a8f", "#5b7f2b", "#7a4a8f", "#8a6d1b", "#3d4a57")
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns under a head, the first to the left, the others to the right."""
-    lines = [list(head), *map(list, rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if not column else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths))
-        ).rstrip()
-        for line in lines
-    )
-
-
-def _spread(values: dict | None, spec: str) -> str:
-    if values is None:
-        return "–"
-    return f"{values['median']:{spec}} ({values['lower']:{spec}}–{values['upper']:{spec}})"
+def _spread(values: dict | None, form: str) -> str:
+    return "–" if values is None else between(values["median"], values["lower"], values["upper"], form)
 
 
 def _gib(entry: dict | None, key: str = "peak") -> str:
@@ -47,7 +32,9 @@ def timing_table(rows: Sequence[dict]) -> str:
                 _spread(row.get("ratio_per_operation"), ".2f"),
             )
         )
-    return table(("", "GFLOP", "CPU s", "of the machine's rate", "time, to the first's", "per operation"), lines)
+    return Table(
+        ("", "GFLOP", "CPU s", "of the machine's rate", "time, to the first's", "per operation"), lines
+    ).text()
 
 
 def memory_table(rows: Sequence[dict]) -> str:
@@ -62,7 +49,9 @@ def memory_table(rows: Sequence[dict]) -> str:
         )
         for row in rows
     ]
-    return table(("training step with AdamW, GiB", "images", "weights", "peak, tensors", "peak, process"), lines)
+    return Table(
+        ("training step with AdamW, GiB", "images", "weights", "peak, tensors", "peak, process"), lines
+    ).text()
 
 
 def suite_text(name: str, suite: dict) -> str:
@@ -74,17 +63,17 @@ def suite_text(name: str, suite: dict) -> str:
         parts.append(memory_table(suite["memory"]))
     if "exponents" in suite:
         lines = [(block, _spread(value, ".3f")) for block, value in suite["exponents"].items()]
-        parts.append(table(("time ~ pixels to the power of", "exponent"), lines))
+        parts.append(Table(("time ~ pixels to the power of", "exponent"), lines).text())
     if suite.get("losses"):
         lines = [
             (title, f"{score['share']:.1%}", f"{score['loss']:.4f}", f"{score['change']:+.1%} ± {score['error']:.1%}")
             for title, score in suite["losses"].items()
         ]
-        parts.append(table(("schedule", "operations", "paired loss", "against full"), lines))
+        parts.append(Table(("schedule", "operations", "paired loss", "against full"), lines).text())
     if "shares" in suite:
         kinds = list(next(iter(suite["shares"].values())))
         lines = [(title, *(f"{shares[kind]:.1%}" for kind in kinds)) for title, shares in suite["shares"].items()]
-        parts.append(table(("share of the time", *kinds), lines))
+        parts.append(Table(("share of the time", *kinds), lines).text())
         sampler = suite["sampler"]
         outside = 1 - sampler["seconds_in_network"] / sampler["seconds"]
         parts.append(
@@ -154,55 +143,39 @@ def marks_table(found: Sequence[dict]) -> str:
         (entry["what"], entry["wanted"], f"{entry['measured']:.3f}", "met" if entry["met"] else "MISSED")
         for entry in found
     ]
-    return table(("mark", "wanted", "measured", ""), lines)
+    return Table(("mark", "wanted", "measured", ""), lines).text()
 
 
-def draw(suites: dict[str, dict], path: Path) -> None:
-    """One panel for each suite that has times, of which there must be one, as a PNG.
-
-    Raises:
-        ValueError: without matplotlib.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ValueError("plot: needs matplotlib: pip install 'brickwork[report]'") from error
-    panels = [(name, suite) for name, suite in suites.items() if suite.get("rows")]
-    heights = [1.2 + 0.24 * (len(suite["rows"]) if suite["kind"] != "scaling" else 9) for _, suite in panels]
-    figure = Figure(figsize=(8.5, sum(heights)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
-    for (name, suite), axis in zip(panels, axes):
-        _draw_scaling(axis, suite) if suite["kind"] == "scaling" else _draw_bars(axis, suite["rows"])
-        axis.set_title(name, fontsize=10, loc="left")
-        axis.tick_params(labelsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, format="png", dpi=130)
+def plot(suites: dict[str, dict]) -> Panels | None:
+    """One panel for each suite that has times; `None` if none has."""
+    panels = [
+        _scaling(name, suite) if suite["kind"] == "scaling" else _ratios(name, suite["rows"])
+        for name, suite in suites.items()
+        if suite.get("rows")
+    ]
+    return Panels(panels, columns=1, name="benchmark") if panels else None
 
 
-def _draw_bars(axis, rows: Sequence[dict]) -> None:
-    groups = list(dict.fromkeys(row["group"] for row in rows))
-    for place, row in enumerate(rows):
-        ratio = row.get("ratio") or row["fraction_of_machine"]
-        errors = [[ratio["median"] - ratio["lower"]], [ratio["upper"] - ratio["median"]]]
-        colour = COLOURS[groups.index(row["group"]) % len(COLOURS)]
-        axis.barh(place, ratio["median"], xerr=errors, color=colour, height=0.7, error_kw={"lw": 1})
-        words = f" {row['fraction_of_machine']['median']:.0%} of the machine's rate"
-        axis.text(ratio["upper"], place, words, va="center", fontsize=7)
-    axis.set_yticks(range(len(rows)), [f"{row['group']}: {row['case']}" for row in rows])
-    axis.invert_yaxis()
-    axis.axvline(1, color="#888888", lw=0.8)
-    axis.set_xlabel("time, to the first of its group (quartiles)", fontsize=8)
-    axis.margins(x=0.25)
+def _ratios(title: str, rows: Sequence[dict]) -> Plot:
+    series: dict[str, tuple[list, list]] = {}
+    bands: dict[str, tuple[list, list]] = {}
+    for row in rows:
+        ratio, group = row.get("ratio") or row["fraction_of_machine"], row["group"]
+        values, names = series.setdefault(group, ([], []))
+        lows, highs = bands.setdefault(group, ([], []))
+        values.append(ratio["median"])
+        names.append(f"{group}: {row['case']} ({row['fraction_of_machine']['median']:.0%} of the machine's rate)")
+        lows.append(ratio["lower"])
+        highs.append(ratio["upper"])
+    label = "time, to the first of its group (quartiles)"
+    return Plot(series, label, bands=bands, marks={"": 1}, points=True, title=title)
 
 
-def _draw_scaling(axis, suite: dict) -> None:
-    for colour, (block, exponent) in zip(COLOURS, suite["exponents"].items()):
+def _scaling(title: str, suite: dict) -> Plot:
+    series = {}
+    for block, exponent in suite["exponents"].items():
         rows = [row for row in suite["rows"] if row["group"] == block]
         medians = [sorted(row["seconds"])[len(row["seconds"]) // 2] for row in rows]
-        label = f"{block}: pixels to the power of {exponent['median']:.2f}"
-        axis.loglog([side**2 for side in suite["sides"]], medians, marker="o", ms=4, color=colour, label=label)
-    axis.set_xlabel("pixels", fontsize=8)
-    axis.set_ylabel("CPU seconds", fontsize=8)
-    axis.legend(fontsize=8, frameon=False)
+        pixels = [side**2 for side in suite["sides"]]
+        series[f"{block}: pixels to the power of {exponent['median']:.2f}"] = pixels, medians
+    return Plot(series, "pixels", "CPU seconds", log_x=True, log_y=True, title=title)

@@ -114,17 +114,17 @@ def write_result(folder: Path, suites: dict[str, dict], settings) -> None:
 
 def write_plot(folder: Path, suites: dict[str, dict]) -> bool:
     """`benchmark.png`, if there is anything to plot and matplotlib to do it."""
-    from brickwork.eval.benchmark.report import draw
+    from brickwork.eval.benchmark.report import plot
     from brickwork.files import write_file
 
-    if not any(suite.get("rows") for suite in suites.values()):
-        return False
     try:
-        write_file(folder / "benchmark.png", lambda path: draw(suites, path))
+        picture = plot(suites)
+        if picture is not None:
+            write_file(folder / "benchmark.png", picture.png())
     except ValueError as error:
         print(error, file=sys.stderr)
         return False
-    return True
+    return picture is not None
 
 
 def make_settings(args: argparse.Namespace):

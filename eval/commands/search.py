@@ -53,9 +53,9 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Search, write everything and print the table."""
     from brickwork.eval.sampling.pipelines import load_lego_pipeline
-    from brickwork.eval.search.plot import draw_search
+    from brickwork.eval.search.plot import plot_search
     from brickwork.eval.search.schedule_search import check_share, search_brick_schedule
-    from brickwork.files import write_json
+    from brickwork.files import write_file, write_json
     from brickwork.gen.parameterization import EDMObjective
 
     for budget in args.budget:
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         listed = ", ".join(f"{name} {value:.2f}" for name, value in metric["rank_correlation"].items())
         print(f"rank correlation of loss and {metric['name']} over {len(metric['values'])} schedules: {listed}")
         write_json(args.output / "search.json", search.to_dict(found) | {"metric": metric})
-        draw_search(search, args.output / "search.png", search.scores(found), metric)
+        write_file(args.output / "search.png", plot_search(search, search.scores(found), metric).png())
     print(f"wrote {args.output}: schedule-*.json (for --schedule), search.json, search.png")
     return 0
 

@@ -47,7 +47,7 @@ def draw(plots: Sequence[Any], columns: int = 3) -> bytes:
         raise NoMatplotlib("Plots need matplotlib: pip install 'brickwork[report]'.") from error
     columns = min(columns, len(plots))
     rows = -(-len(plots) // columns)
-    wide = 1.5 if len(plots) == 1 else 1.0
+    wide = {1: 1.6, 2: 1.2}.get(columns, 1.0)
     heights = [max(_height(plot) for plot in plots[row * columns : (row + 1) * columns]) for row in range(rows)]
     figure = Figure(figsize=(PANEL[0] * columns * wide, sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)

@@ -38,7 +38,9 @@ from brickwork.eval.held_out.subset_losses import (
     subset_losses,
 )
 from brickwork.eval.messages import choice_error
-from brickwork.files import write_json
+from brickwork.eval.report.blocks import Table
+from brickwork.eval.search.plot import plot_search
+from brickwork.files import write_file, write_json
 from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.parameterization import EDMObjective
 from brickwork.gen.subnets import subnet_bricks, subnet_name
@@ -282,13 +284,13 @@ class ScheduleSearch:
 
     def table(self, further: Mapping[str, BrickSchedule] | None = None) -> str:
         """What was chosen from, as text: every schedule's share, operations and loss, and the bricks it runs."""
-        rows = [("schedule", "share", "GFLOP", "loss", "against full", "bricks, from high noise to low")]
+        rows = []
         for name, s in self.scores(further).items():
             change = "" if name == "full" else f"{s.change:+.1%} ± {s.error:.1%}"
             gflop = f"{s.operations / 1e9:.4g}"
             rows.append((name, f"{s.share:.1%}", gflop, f"{s.loss:.4f}", change, _runs(s.bricks)))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows)
+        head = ["schedule", "share", "GFLOP", "loss", "against full", "bricks, from high noise to low"]
+        return Table(head, rows).text(left=len(head))
 
     def to_dict(self, further: Mapping[str, BrickSchedule] | None = None) -> dict:
         """Everything as plain JSON values; the frontier is thinned to 200 points."""
@@ -316,9 +318,7 @@ class ScheduleSearch:
 
     def plot(self, path: str | Path, further: Mapping[str, BrickSchedule] | None = None) -> None:
         """Draw loss against operations as a PNG: every one-break schedule, the frontier, and the named schedules."""
-        from brickwork.eval.search.plot import draw_search
-
-        draw_search(self, Path(path), self.scores(further))
+        write_file(path, plot_search(self, self.scores(further)).png())
 
 
 def check_share(budget: float) -> None:

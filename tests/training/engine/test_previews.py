@@ -2,7 +2,7 @@
 
 import pytest
 
-from brickwork.training.engine.page import chart, read_log, run_page
+from brickwork.training.engine.page import curves, read_log, run_page
 from brickwork.training.engine.previews import sample_labels
 
 
@@ -28,16 +28,17 @@ def test_the_page_survives_a_log_cut_short_and_values_that_are_not_finite(tmp_pa
     (tmp_path / "config.yaml").write_text("data: <script>")
     assert read_log(tmp_path / "log.jsonl")["train/loss"] == [(8, 2.0), (16, float("inf")), (24, 1.0)]
     page = run_page(tmp_path)
-    assert page.count("<svg") == 2
+    assert page.count("data:image/png;base64") == 1 and "train/loss" in page
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
 
 
-def test_a_curve_falls_when_its_values_do():
-    svg = chart("loss", {"train/loss": [(0, 2.0), (10, 1.0)]})
-    (left, high), (right, low) = (
-        map(float, point.split(",")) for point in svg.split('points="')[1].split('"')[0].split()
-    )
-    assert left < right
-    assert high < low  # rows count from the top
-    assert chart("none", {"a": []}) == ""
+def test_a_curve_is_what_was_logged_and_levels_share_one():
+    series = {
+        "train/loss": [(0, 2.0), (10, 1.0)],
+        "held_out_at/sigma_1": [(0, 3.0)],
+        "held_out_at/sigma_2": [(0, 4.0)],
+    }
+    loss, levels = curves(series)
+    assert loss.series == {"train/loss": ((0, 10), (2.0, 1.0))}
+    assert levels.title == "held_out_at" and list(levels.series) == ["sigma_1", "sigma_2"]
