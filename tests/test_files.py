@@ -164,3 +164,38 @@ def test_digests(tmp_path):
     one, other = torch.zeros(2), torch.zeros(2, dtype=torch.float64)
     assert files.tensor_digest([("a", one)]) != files.tensor_digest([("a", other)])
     assert files.tensor_digest([("a", one), ("b", other)]) == files.tensor_digest([("b", other), ("a", one)])
+
+
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond 1000 bytes."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("writer", ["text", "safetensors", "folder"])
+def test_a_full_disk_is_told_by_the_files_own_name(tmp_path, full_disk, writer):
+    from safetensors.torch import save_file
+
+    target = tmp_path / "sub" / "x.safetensors"
+    with pytest.raises(OSError, match="x.safetensors' cannot be written: .*; make room there") as error:
+        if writer == "text":
+            write_file(target, "x" * 5000)
+        elif writer == "safetensors":
+            write_file(target, lambda part: save_file({"x": torch.zeros(1000)}, part))
+        else:
+            with new_folder(target, "a") as part:
+                (part / "y").write_text("x" * 5000)
+    assert ".part" not in str(error.value)
+    assert names(tmp_path) == []
+
+
+def test_errors_of_reading_within_stay_what_they_are(tmp_path):
+    from safetensors import SafetensorError, safe_open
+
+    (tmp_path / "bad").write_bytes(b"x" * 20)
+    with pytest.raises(SafetensorError):
+        write_file(tmp_path / "out", lambda part: safe_open(tmp_path / "bad", "pt"))

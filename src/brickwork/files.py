@@ -5,6 +5,7 @@ process left there is removed by the next one that writes the same target.
 """
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,8 @@ from brickwork.errors import count_and_name
 
 # What an output folder says of itself: which command made it, and which files.
 MANIFEST = ".brickwork.json"
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+_ROOM = "make room there, or choose another place"
 _EXCHANGE = 2  # Linux: renameat2(…, RENAME_EXCHANGE)
 _HERE = -100  # AT_FDCWD
 
@@ -85,16 +88,16 @@ def new_files(*paths: str | Path) -> Iterator[list[Path]]:
     Names keep their suffix, for writers that go by it. A file that the block did not write is left as it is.
     """
     targets = [Path(path) for path in paths]
-    parts = []
-    for target in targets:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        tidy(target)
-        parts.append(_hidden(target, f"part{target.suffix}"))
+    parts = [_hidden(target, f"part{target.suffix}") for target in targets]
     try:
-        yield parts
-        for part, target in zip(parts, targets):
-            if part.exists():
-                os.replace(part, target)
+        with _told(targets[0]):
+            for target in targets:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                tidy(target)
+            yield parts
+            for part, target in zip(parts, targets):
+                if part.exists():
+                    os.replace(part, target)
     finally:
         for part in parts:
             part.unlink(missing_ok=True)
@@ -158,16 +161,17 @@ def new_folder(target: str | Path, maker: str, *, overwrite: bool = False, argum
     """
     target = Path(target)
     strangers = check_folder(target, maker, overwrite=overwrite, argument=argument)
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = _hidden(target, "part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
     try:
-        yield part
-        made = sorted(str(file.relative_to(part)) for file in part.rglob("*") if not file.is_dir())
-        write_json(part / MANIFEST, {"made_by": maker, "files": made})
-        _keep(strangers, target, part)
-        _swap(part, target)
+        with _told(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            yield part
+            made = sorted(str(file.relative_to(part)) for file in part.rglob("*") if not file.is_dir())
+            write_json(part / MANIFEST, {"made_by": maker, "files": made})
+            _keep(strangers, target, part)
+            _swap(part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -235,6 +239,24 @@ def check_file(
         )
     if not overwrite:
         raise ValueError(f"`{argument}` is {str(path)!r}, which is there already; name another, or add --overwrite.")
+
+
+@contextmanager
+def _told(target: Path) -> Iterator[None]:
+    """Full disks, quotas and folders that nobody may write to, told by the target's own name; always an `OSError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM or str(target) in (error.strerror or ""):
+            raise
+        raise OSError(
+            error.errno, f"{str(target)!r} cannot be written: {os.strerror(error.errno)}; {_ROOM}"
+        ) from error
+    except Exception as error:
+        # safetensors has an error of its own for everything, told by its text alone.
+        if type(error).__name__ != "SafetensorError" or "deserializing" in str(error):
+            raise
+        raise OSError(f"{str(target)!r} cannot be written: {error}; {_ROOM}") from error
 
 
 def tidy(target: Path) -> None:
