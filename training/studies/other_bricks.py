@@ -7,23 +7,25 @@ on the same held-out images, noise levels and noise. Running it again goes on wh
 """
 
 import argparse
-import json
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import yaml
 
 from brickwork.eval.held_out.paired_loss import PairedSet, estimates
-from brickwork.eval.sets.pictures import write_atomically
+from brickwork.eval.report.blocks import Panels, Plot, Report
+from brickwork.eval.studies.core import Cell, Study, StudyFolder, compare_pairs, run_study, table_of
 from brickwork.gen.networks.lego import LegoTransformer2DModel
-from brickwork.gen.subnets import subnet_name
+from brickwork.training.commands.train import run_script
 from brickwork.training.config.config import TrainConfig, load_config
-from brickwork.training.engine.guards import write_text
-from brickwork.training.engine.runlog import LOG
+from brickwork.training.engine.previews import PIPELINE
+from brickwork.training.studies.trained import FREE, RUN, training_cell
 from brickwork.training.tasks.backbones import build_objective
 from brickwork.training.train_backbone import build_held_out, build_images
 
@@ -98,8 +100,8 @@ RUNS = {
 def overrides_of(name: str, data: str, output: Path) -> list[str]:
     """The values of a run over `configs/other_bricks.yaml`."""
     run = RUNS[name]
-    start = [f"model.init_from={output / run.base / 'pipeline'}"] if run.base else []
-    return ["data.set=smileys", f"data.source={data}", f"run.output_dir={output / name}", *start, *run.overrides]
+    start = [f"model.init_from={output / run.base / RUN / PIPELINE}"] if run.base else []
+    return ["data.set=smileys", f"data.source={data}", *start, *run.overrides]
 
 
 def training_operations(name: str, costs: Sequence[int], images: int | None = None) -> int:
@@ -131,49 +133,57 @@ def losses_of(model: torch.nn.Module, pairs: PairedSet, objective) -> np.ndarray
     return torch.stack(rows, dim=1).double().numpy()
 
 
-def score(data: str, output: Path) -> dict:
+def cells(data: str, output: Path, started: bool, results: Mapping[str, Any]) -> list[Cell]:
+    """The runs that start from another one, or those that start from nothing."""
+    return [
+        training_cell(name, load_config(CONFIG, overrides_of(name, data, output)), about={"base": run.base or ""})
+        for name, run in RUNS.items()
+        if bool(run.base) is started
+    ]
+
+
+def score(folder: Path, *, runs: Sequence[str], data: str) -> dict:
     """Score the averaged weights of every run on the same held-out list.
 
     Returns:
-        `sigmas`, and `rows` with label, operations of one image and of training, images, loss, its difference to the
-        denoiser alone with the standard error over images, the loss at each noise level, and the loss on as many of
-        the training images.
+        `sigmas`, `costs` (operations of each brick by run), and `rows` with label, operations of one image and of
+        training, images, loss, its difference to the denoiser alone with the standard error over images, the loss at
+        each noise level, and the loss on as many of the training images.
     """
     config = load_config(CONFIG, ["data.set=smileys", f"data.source={data}"])
     objective, (pairs, training) = build_objective(config), _pairs(config)
-    sigmas = objective.noise_levels(torch.tensor(pairs.levels)).tolist()
     networks = {
-        name: LegoTransformer2DModel.from_pretrained(output / name / "pipeline", subfolder="transformer")
-        for name in RUNS
+        name: LegoTransformer2DModel.from_pretrained(folder.parent / name / RUN / PIPELINE, subfolder="transformer")
+        for name in runs
     }
     losses = {name: losses_of(network, pairs, objective) for name, network in networks.items()}
     seen = {name: losses_of(network, training, objective).mean(axis=(1, 2)) for name, network in networks.items()}
     reference = losses["denoiser"][-1].mean(axis=0)
-    rows, size = [], config.data.size
-    for name, run in RUNS.items():
-        network = networks[name]
-        costs = [brick.operations(size, size) for brick in network.bricks]
-        base = RUNS[run.base] if run.base else None
-        images = sum(stage[0] for stage in run.stages)
+    rows, size, all_costs = [], config.data.size, {}
+    for name, network in networks.items():
+        run, base = RUNS[name], RUNS.get(RUNS[name].base)
+        all_costs[name] = costs = [brick.operations(size, size) for brick in network.bricks]
+        subnets = sorted(network.subnets(size, size).values())
         for brick, values in enumerate(losses[name]):
             last = brick == len(losses[name]) - 1
             if run.base and not last:
                 continue  # the frozen denoiser, which has a row
-            difference = values.mean(axis=0) - reference
+            difference = compare_pairs(reference, values.mean(axis=0))
             rows.append({
                 "run": name,
                 "label": run.label if last else f"{run.label}: its first brick alone",
-                "operations": network.subnets(size, size)[subnet_name(range(brick + 1))],
-                "images": images + (sum(stage[0] for stage in base.stages) if base else 0),
+                "operations": subnets[brick],
+                "images": sum(stage[0] for one in (run, base) if one for stage in one.stages),
                 "training_operations": training_operations(name, costs)
                 + (training_operations(run.base, costs) if base else 0),
                 "loss": float(values.mean()),
-                "difference": float(difference.mean()),
-                "standard_error": float(difference.std(ddof=1) / np.sqrt(len(difference))),
+                "difference": difference.mean,
+                "standard_error": difference.error,
                 "per_level": values.mean(axis=1).tolist(),
                 "training_loss": float(seen[name][brick]),
             })  # fmt: skip
-    return {"sigmas": sigmas, "held_out_images": len(pairs.images), "rows": rows}
+    sigmas = objective.noise_levels(torch.tensor(pairs.levels)).tolist()
+    return {"sigmas": sigmas, "held_out_images": len(pairs.images), "costs": all_costs, "rows": rows}
 
 
 def _pairs(config: TrainConfig) -> tuple[PairedSet, PairedSet]:
@@ -184,73 +194,68 @@ def _pairs(config: TrainConfig) -> tuple[PairedSet, PairedSet]:
     return build_held_out(images, held_out_rows), build_held_out(images, [train_rows[row] for row in chosen])
 
 
-def table(scores: dict) -> str:
-    """The rows in Markdown."""
-    levels = " | ".join(f"σ {sigma:.2g}" for sigma in scores["sigmas"])
-    lines = [
-        "| network | MFLOP an image | images | training TFLOP | loss on training images | held-out loss "
-        f"| over the denoiser alone | {levels} |",
-        "| --- " * (7 + len(scores["sigmas"])) + "|",
+COLUMNS = {
+    "network": lambda row: row["label"],
+    "MFLOP an image": lambda row: f"{row['operations'] / 1e6:.0f}",
+    "images": lambda row: f"{row['images']:,}",
+    "training TFLOP": lambda row: f"{row['training_operations'] / 1e12:.1f}",
+    "loss on training images": lambda row: f"{row['training_loss']:.4f}",
+    "held-out loss": lambda row: f"{row['loss']:.4f}",
+    "over the denoiser alone": lambda row: (
+        f"{row['difference']:+.4f} ± {row['standard_error']:.4f}" if row["difference"] else ""
+    ),
+}
+
+
+def table(scores: dict):
+    """A row for each network."""
+    levels = {
+        f"σ {sigma:.2g}": lambda row, level=level: f"{row['per_level'][level]:.3f}"
+        for level, sigma in enumerate(scores["sigmas"])
+    }
+    return table_of(scores["rows"], COLUMNS | levels)
+
+
+def report(folder: StudyFolder) -> tuple[Report, dict]:
+    """The table; each network's loss over the denoiser's, by noise level; how the held-out loss fell in training."""
+    results = folder.results()
+    scores = results["scores"]
+    last = {row["run"]: row for row in scores["rows"]}  # the last row of a run is all of its bricks
+    first = np.array(last["denoiser"]["per_level"])
+    by_level = {row["label"]: (scores["sigmas"], row["per_level"] / first) for row in last.values()}
+    course = {}
+    for name, row in last.items():
+        costs, base = scores["costs"][name], RUNS[name].base
+        before = training_operations(base, costs) if base else 0
+        images, losses = zip(*results[name]["curve"])
+        course[row["label"]] = [(before + training_operations(name, costs, n)) / 1e12 for n in images], losses
+    plots = [
+        Plot(by_level, "noise level σ", "held-out loss over that of the denoiser alone", log_x=True),
+        Plot(course, "training operations, TFLOP", "held-out loss"),
     ]
-    for row in scores["rows"]:
-        change = f"{row['difference']:+.4f} ± {row['standard_error']:.4f}" if row["difference"] else ""
-        lines.append(
-            f"| {row['label']} | {row['operations'] / 1e6:.0f} | {row['images']:,} "
-            f"| {row['training_operations'] / 1e12:.1f} | {row['training_loss']:.4f} | {row['loss']:.4f} | {change} | "
-            + " | ".join(f"{loss:.3f}" for loss in row["per_level"])
-            + " |"
-        )
-    return "\n".join(lines) + "\n"
+    return Report("Other bricks", [table(scores), Panels(plots, name="plot")]), scores
 
 
-def draw(scores: dict, output: Path, path: Path) -> None:
-    """Left: each network's loss over the denoiser's, by noise level. Right: how the held-out loss fell in training."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10.5, 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    by_level, course = figure.subplots(1, 2)
-    whole = {row["run"]: row for row in scores["rows"]}  # the last row of a run is all of its bricks
-    first = np.array(whole["denoiser"]["per_level"])
-    for number, (name, row) in enumerate(whole.items()):
-        colour = f"C{number}"
-        by_level.plot(scores["sigmas"], row["per_level"] / first, "o-", color=colour, label=row["label"], markersize=3)
-        operations, losses = _course(name, output)
-        course.plot(operations, losses, "o-", color=colour, markersize=3)
-    by_level.set(xscale="log", xlabel="noise level σ", ylabel="held-out loss over that of the denoiser alone")
-    course.set(xlabel="training operations, TFLOP", ylabel="held-out loss")
-    by_level.legend(fontsize=7, frameon=False)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", help="train.parquet of `brickwork data build emoji`")
+    parser.add_argument(
+        "output", type=Path, help="folder for the runs, other-bricks.md, other-bricks.json and plot.png"
+    )
+    parser.set_defaults(run=run)
 
 
-def _course(name: str, output: Path) -> tuple[list[float], list[float]]:
-    """A run's held-out losses over operations, those of the run it starts from counted in."""
-    network = LegoTransformer2DModel.from_pretrained(output / name / "pipeline", subfolder="transformer")
-    size, base = network.config.sample_size, RUNS[name].base
-    costs = [brick.operations(size, size) for brick in network.bricks]
-    before = training_operations(base, costs) if base else 0
-    lines = [json.loads(line) for line in (output / name / LOG).read_text(encoding="utf-8").splitlines()]
-    scored = [line for line in lines if "held_out/loss" in line]
-    operations = [(before + training_operations(name, costs, line["images"])) / 1e12 for line in scored]
-    return operations, [line["held_out/loss"] for line in scored]
+def run(args: argparse.Namespace) -> int:
+    conditions = yaml.safe_load(load_config(CONFIG, [f"data.source={args.data}"]).to_yaml())
+    stages = [
+        partial(cells, args.data, args.output, False),
+        partial(cells, args.data, args.output, True),
+        lambda results: [Cell("scores", score, {"runs": list(RUNS)}, {"data": args.data})],
+    ]
+    return 0 if run_study(Study("other-bricks", conditions, stages, report, FREE), args.output) else 1
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="train.parquet of `brickwork data build emoji`")
-    parser.add_argument("output", type=Path, help="folder for the runs, table.md, scores.json and plot.png")
-    args = parser.parse_args(arguments)
-    for name in RUNS:
-        command = [sys.executable, "-m", "brickwork.training.train_backbone", "--config", str(CONFIG)]
-        if subprocess.run([*command, *overrides_of(name, args.data, args.output)]).returncode:
-            return 1
-    scores = score(args.data, args.output)
-    write_text(args.output / "scores.json", json.dumps(scores, indent=1) + "\n")
-    write_text(args.output / "table.md", table(scores))
-    draw(scores, args.output, args.output / "plot.png")
-    print(table(scores))
-    return 0
+    return run_script("other_bricks", __doc__, configure_parser, arguments)
 
 
 if __name__ == "__main__":

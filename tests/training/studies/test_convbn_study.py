@@ -17,7 +17,7 @@ from brickwork.gen.blocks.norms import BatchNorm
 from brickwork.gen.parameterization import EDMObjective
 from brickwork.training.studies.convbn import cost as convbn_cost
 from brickwork.training.studies.convbn import curves as convbn_curves
-from brickwork.training.studies.convbn.report import apart, draw, ending, smoothed, tables
+from brickwork.training.studies.convbn.report import apart, ending, report, smoothed
 
 SAMPLE = Path(__file__).parents[2] / "data" / "emoji" / "sample.parquet"
 SMALL = {"num_layers": 1, "hidden_size": 16, "attention_head_dim": 8, "window_size": 2}
@@ -183,7 +183,7 @@ def test_the_command_writes_and_goes_on(tmp_path, monkeypatch, capsys):
     assert main(command) == 0
     assert json.loads((tmp_path / "convbn.json").read_text())["curves"] == written["curves"]
     assert main([*command, "--steps", "3"]) == 2
-    assert "begun with other --steps; name another" in capsys.readouterr().err
+    assert "holds another fine-tuning of convbn: --steps was 2 and is 3" in capsys.readouterr().err
     monkeypatch.undo()
     assert main([*plain, "--rates", "sgd", "0.02", "--rates", "sgd", "0.03"]) == 0
     joined = json.loads((tmp_path / "convbn.json").read_text())["curves"]["tiny-d-emo"]["runs"]
@@ -198,16 +198,16 @@ def test_the_command_writes_and_goes_on(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--networks", "dit-s-2"], "--networks: got 'dit-s-2', need one of d-emo-b-2"),
+        (["--networks", "dit-s-2"], "`--networks` is 'dit-s-2'; "),
         (["--curves", "tiny-d-em"], "did you mean 'tiny-d-emo'?"),
         (
             ["--rates", "adam", "0.1"],
-            "--rates: got 'adam', need one of adamw, sgd, sgd-convs, sgd-convs-turned; did you",
+            "`--rates` is 'adam'; did you mean 'adamw'?",
         ),
         (["--rates", "sgd", "0.1", "-1"], "`--rates sgd` is"),
         (["--rates", "sgd"], "positive numbers behind the optimiser"),
         (["--rounds", "0"], "`--rounds` is 0"),
-        (["--dtype", "float8"], "--dtype: got 'float8'"),
+        (["--dtype", "float8"], "`--dtype` is 'float8'"),
         (["--pretrained", "nothing"], "`--pretrained` is 'nothing', and there is no such folder"),
         (["--pretrained", str(brickwork.pretrained("lego-emoji-64"))], "a LegoTransformer2DModel without BatchNorm"),
         (["--target", "Animals"], "`--target` has ['Animals']"),
@@ -233,14 +233,15 @@ def test_the_tables_and_the_figure(tmp_path):
     cost = {mode: dict(row) for mode in convbn.CONVBN_MODES}
     cost["tune"] |= {"derived": 2 * 2**20, "measured": 3 * 2**20}
     values = {"cost": {"d-emo": cost}, "curves": {"tiny": {"about": ABOUT, "runs": {"sgd": {"0.1": runs}}}}}
-    text = tables(values)
+    text = report(values).markdown()
     assert "| tune | 2 | 0.90 (0.80–1.00) | 2 | 0.67 | 3 | 0.75 |" in text
     assert "| 0.1 | 0.7000 (0.7100) ↑ | 0.2000 (0.2200) | 0.2000 (0.2200) | no number | 30 | 3.3e-04 |" in text
-    draw(values, tmp_path / "figure.png")
+    report(values).write(tmp_path)
+    assert {"convbn.png", "convbn-cost.png"} <= {path.name for path in tmp_path.iterdir()}
     for row in cost.values():
         row["derived"] = None  # as on a GPU
-    assert "| tune | 2 | 0.90 (0.80–1.00) | – | – | 3 | 0.75 |" in tables(values)
-    draw(values, tmp_path / "figure.png")
+    assert "| tune | 2 | 0.90 (0.80–1.00) | 3 | 0.75 |" in report(values).markdown()
+    report(values).write(tmp_path)
 
 
 def test_curves_end_where_there_is_no_number():

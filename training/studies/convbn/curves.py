@@ -1,7 +1,6 @@
 """Fine-tuning in each of the four modes of `set_convbn_mode`, from the same weights on the same pictures and noise."""
 
 import copy
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from diffusers import AutoModel
 from torch import nn
 
 from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
+from brickwork.files import digest
 from brickwork.gen.convbn import find_convbn_pairs, set_convbn_mode
 from brickwork.gen.parameterization import EDMObjective
 from brickwork.training.config.config import TrainConfig, load_config
@@ -160,7 +160,7 @@ def digest_of(folder: Path) -> str:
     files = sorted(path for path in folder.rglob("*.safetensors") if "checkpoints" not in path.parts)
     if not files:
         raise ValueError(f"`--pretrained` is {str(folder)!r}, which holds no weights (.safetensors).")
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+    return digest(*(path.read_bytes() for path in files))[:16]
 
 
 def describe(network: nn.Module, task: Task, device: torch.device) -> dict:

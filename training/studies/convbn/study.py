@@ -1,11 +1,10 @@
 """`brickwork convbn`: memory, time and stability of the four modes of a convolution and its BatchNorm."""
 
 import argparse
-import json
-import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
-FORMAT = "brickwork-convbn/1"
 NETWORKS = ("d-emo-s-2", "u-emo-s")
 WITH_BATCH_NORM = ("d-emo", "u-emo", "maxvit", "mixed")  # the presets with a BatchNorm behind a convolution
 _CONVS = (10.0, 100.0, 300.0, 1000.0)
@@ -79,50 +78,24 @@ def run(args: argparse.Namespace) -> int:
     """Measure, fine-tune, write; after each network what there is so far."""
     from diffusers.utils import logging
 
-    from brickwork.eval.studies.cells import Cells
+    from brickwork.eval.studies.core import StudyFolder, run_cells
+    from brickwork.training.studies.convbn.report import write
 
     logging.set_verbosity_error()
     settings, rates = check(args), read_rates(args.rates)
-    task, fine_tuned = (None, None) if args.only == "cost" else begin_fine_tuning(args, settings)
-    values = written_so_far(args.output)
+    work = []
+    if args.only != "cost":
+        identity, make_cells = fine_tuning(args, rates, settings["device"])
+        folder = StudyFolder(args.output / "curves", "fine-tuning of convbn", identity)
+        work += [(folder, make_cells(name)) for name in names_of(args)]
     if args.only != "curves":
-        cells = Cells(args.output / "cost", settings | {"rounds": args.rounds})
-        values["settings"] = settings
-        for name in args.networks:
-            values["cost"][name] = measure(name, settings, args.rounds, cells)
-            write(args.output, values, settings["device"])
-    for name in [] if task is None else names_of(args):
-        entry = fine_tune_all(name, args, rates, task, fine_tuned, settings["device"])
-        values["curves"][name] = joined(values["curves"].get(name), entry)
-        write(args.output, values, settings["device"])
-    print(write(args.output, values, settings["device"]))
+        folder = StudyFolder(args.output / "cost", "cost of convbn", settings | {"rounds": args.rounds})
+        work[:0] = [(folder, cost_cells(name, settings, args.rounds)) for name in args.networks]
+    for folder, cells in work:
+        run_cells(folder, cells)
+        text = write(args.output, settings)
+    print(text)
     return 0
-
-
-def written_so_far(folder: Path) -> dict:
-    """What earlier calls wrote into `convbn.json`: a call with other networks or rates, or one half, adds to it.
-
-    Raises:
-        ValueError: for a file that this command did not write.
-    """
-    file = folder / "convbn.json"
-    if not file.is_file():
-        return {"settings": None, "cost": {}, "curves": {}}
-    try:
-        written = json.loads(file.read_text(encoding="utf-8"))
-        if written["format"] == FORMAT:
-            return {key: written[key] for key in ("settings", "cost", "curves")}
-    except (ValueError, LookupError, TypeError):
-        pass
-    raise ValueError(f"`--output` is {str(folder)!r}, whose convbn.json is not of `brickwork convbn`; name another.")
-
-
-def joined(before: dict | None, now: dict) -> dict:
-    """A network's curves with those of earlier calls."""
-    runs = dict(before["runs"]) if before else {}
-    for optimizer, rates in now["runs"].items():
-        runs[optimizer] = dict(sorted((runs.get(optimizer, {}) | rates).items(), key=lambda item: float(item[0])))
-    return {**now, "runs": runs}
 
 
 def names_of(args: argparse.Namespace) -> list[str]:
@@ -141,8 +114,8 @@ def check(args: argparse.Namespace) -> dict:
     """
     import torch
 
+    from brickwork.errors import one_of
     from brickwork.eval.benchmark.networks import DTYPES
-    from brickwork.eval.messages import choice_error
     from brickwork.eval.sampling.pipelines import place
     from brickwork.training.config.recipes import list_recipes
 
@@ -150,13 +123,11 @@ def check(args: argparse.Namespace) -> dict:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"`--{name}` is {value}; give a whole number from 1 up.")
-    if args.dtype not in DTYPES:
-        raise choice_error("--dtype", args.dtype, DTYPES)
+    one_of("--dtype", args.dtype, DTYPES)
     presets = [name for name in list_recipes() if any(kind in name for kind in WITH_BATCH_NORM)]
     for option, known in (("networks", [name for name in presets if "tiny" not in name]), ("curves", presets)):
         for name in getattr(args, option):
-            if name not in known:
-                raise choice_error(f"--{option}", name, known)
+            one_of(f"--{option}", name, known)
     device = place(torch.empty(1), args.device).device
     return {
         "device": str(device), "dtype": args.dtype, "batch": args.batch, "size": args.size,
@@ -170,12 +141,11 @@ def read_rates(given: list[list[str]] | None) -> dict[str, list[float]]:
     Raises:
         ValueError: for an unknown optimiser, or what is no rate.
     """
-    from brickwork.eval.messages import choice_error
+    from brickwork.errors import one_of
 
     rates: dict[str, list[float]] = {}
     for name, *numbers in given or [(name, *rates) for name, rates in RATES.items()]:
-        if name not in RATES:
-            raise choice_error("--rates", name, RATES)
+        one_of("--rates", name, RATES)
         try:
             found = sorted(float(number) for number in numbers)
         except ValueError:
@@ -186,91 +156,61 @@ def read_rates(given: list[list[str]] | None) -> dict[str, list[float]]:
     return rates
 
 
-def measure(name: str, settings: dict, rounds: int, cells) -> dict[str, dict]:
-    """Memory and time of every mode of one network."""
+def cost_cells(name: str, settings: dict, rounds: int) -> list:
+    """Memory of every mode of one network, and time of all in turn."""
+    from brickwork.eval.studies.core import Cell
     from brickwork.gen.convbn import CONVBN_MODES
     from brickwork.training.studies.convbn.cost import memory_of, time_modes
 
-    memory = {
-        mode: cells.value(f"memory-{name}-{mode}", lambda mode=mode: memory_of(name, mode, settings))
+    memory = [
+        Cell(f"{name}/memory-{mode}", lambda folder, mode=mode: memory_of(name, mode, settings))
         for mode in CONVBN_MODES
-    }
-    times = cells.value(f"time-{name}", lambda: time_modes(name, settings, rounds))
-    return {mode: memory[mode] | times[mode] for mode in CONVBN_MODES}
+    ]
+    return [*memory, Cell(f"{name}/time", lambda folder: time_modes(name, settings, rounds))]
 
 
-def begin_fine_tuning(args: argparse.Namespace, settings: dict):
-    """What is learned, and the cells of the results; the pictures are read, nothing is trained yet."""
-    from brickwork.eval.studies.cells import Cells
-    from brickwork.training.config.config import flat
+def fine_tuning(args: argparse.Namespace, rates: dict[str, list[float]], device: str) -> tuple[dict, Callable]:
+    """What all fine-tuning has in common, and the cells of a network by its name; nothing is trained yet.
+
+    The cells of a network: `NAME/about`, see `curves.describe`, and `NAME/OPTIMISER/RATE/MODE`, see `fine_tune`.
+    """
+    import torch
+    import yaml
+
+    from brickwork.eval.studies.core import Cell
+    from brickwork.gen.convbn import CONVBN_MODES
     from brickwork.training.studies.convbn import curves
 
     if args.pretrained:
         curves.load_network(args.pretrained)  # what is wrong with it is said before anything is measured
     config, images = curves.target_images(args.overrides, args.target)
-    task = curves.make_task(images, config, args.steps)
-    identity = flat(config.model_dump())
-    del identity["data.source"], identity["run.output_dir"]  # data may move; its pictures are looked at
+    task, where = curves.make_task(images, config, args.steps), torch.device(device)
+    identity = yaml.safe_load(config.to_yaml())
+    del identity["data"]["source"], identity["run"]["output_dir"]  # data may move; its pictures are looked at
     identity |= {"--target": args.target, "pictures": images.fingerprint[:16], "--steps": args.steps}
-    identity |= {"--device": settings["device"]}
-    identity |= {"--pretrained": curves.digest_of(args.pretrained) if args.pretrained else None}
-    return task, Cells(args.output / "curves", identity)
+    identity |= {"--device": device, "--pretrained": curves.digest_of(args.pretrained) if args.pretrained else None}
 
+    def cells_of(name: str) -> list:
+        @cache
+        def network():
+            if args.pretrained:
+                return curves.load_network(args.pretrained)
+            return curves.pretrain(name, args.overrides, args.output / "pretrained" / name)
 
-def fine_tune_all(
-    name: str, args: argparse.Namespace, rates: dict[str, list[float]], task, cells, device: str
-) -> dict:
-    """Pretrain a network where that is wanted, and fine-tune it in every mode.
+        def fine_tune(folder: Path, optimizer: str, rate: float, mode: str) -> dict:
+            return curves.fine_tune(network(), mode, optimizer, rate, task, where)
 
-    Returns:
-        `about`, see `convbn_curves.describe`, and `runs`, by optimiser, rate and mode, see `convbn_curves.fine_tune`.
-    """
-    from functools import cache
+        return [
+            Cell(f"{name}/about", lambda folder: curves.describe(network(), task, where)),
+            *(
+                Cell(
+                    f"{name}/{optimizer}/{rate:g}/{mode}", fine_tune,
+                    {"optimizer": optimizer, "rate": rate, "mode": mode},
+                )
+                for optimizer, chosen in rates.items()
+                for rate in chosen
+                for mode in CONVBN_MODES
+            ),
+        ]  # fmt: skip
 
-    import torch
-
-    from brickwork.gen.convbn import CONVBN_MODES
-    from brickwork.training.studies.convbn import curves
-
-    where = torch.device(device)
-
-    @cache
-    def network():
-        if args.pretrained:
-            return curves.load_network(args.pretrained)
-        return curves.pretrain(name, args.overrides, args.output / "pretrained" / name)
-
-    def result(optimizer: str, rate: float, mode: str) -> dict:
-        return cells.value(
-            f"{name}-{optimizer}-{rate:g}-{mode}",
-            lambda: curves.fine_tune(network(), mode, optimizer, rate, task, where),
-        )
-
-    return {
-        "about": cells.value(f"{name}-about", lambda: curves.describe(network(), task, where)),
-        "runs": {
-            optimizer: {f"{rate:g}": {mode: result(optimizer, rate, mode) for mode in CONVBN_MODES} for rate in chosen}
-            for optimizer, chosen in rates.items()
-        },
-    }
-
-
-def write(folder: Path, values: dict, device: str) -> str:
-    """Write `convbn.json`, `convbn.md` and, with matplotlib, `convbn.png`; returns the tables."""
-    import torch
-
-    from brickwork.eval.benchmark.timing import describe_machine
-    from brickwork.eval.report.versions import library_versions
-    from brickwork.eval.sets.pictures import write_atomically
-    from brickwork.files import write_json
-    from brickwork.training.studies.convbn.report import draw, tables
-
-    text = tables(values)
-    made = {"format": FORMAT, "machine": describe_machine(torch.device(device)), "versions": library_versions()}
-    write_json(folder / "convbn.json", made | values)
-    write_atomically(folder / "convbn.md", lambda path: path.write_text(text, encoding="utf-8"))
-    try:
-        write_atomically(folder / "convbn.png", lambda path: draw(values, path))
-    except ValueError as error:
-        print(error, file=sys.stderr)
-    return text
+    return identity, cells_of
