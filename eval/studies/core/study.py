@@ -21,14 +21,14 @@ class Study:
         conditions: what is equal for all cells: data, seeds, budgets; JSON values.
         stages: each gives the cells of one stage, from the results so far by the cells' names; those of a stage do
             not depend on one another.
-        report: gives the report and further values for `NAME.json`, from the folder; it takes unfinished ones too.
+        report: gives the report and further values for `NAME.json`, from the folder; `None` for none.
         free: dotted keys of the conditions that may change under way, as they change no result.
     """
 
     name: str
     conditions: Mapping[str, Any]
     stages: Sequence[Callable[[Mapping[str, Any]], Sequence[Cell]]]
-    report: Callable[[StudyFolder], tuple[Any, Mapping[str, Any]]]
+    report: Callable[[StudyFolder], tuple[Any, Mapping[str, Any]]] | None
     free: Sequence[str] = ()
 
 
@@ -56,7 +56,8 @@ def run_study(study: Study, folder: str | Path, jobs: int = 1) -> bool:
             print("Stopped; the same command goes on from there.", flush=True)
             return False
         results |= found
-    write_report(kept, study.report)
+    if study.report is not None:
+        write_report(kept, study.report)
     return True
 
 

@@ -12,12 +12,11 @@ from brickwork.eval.extractors.features import from_module
 from brickwork.training.config.adapter import PartsConfig
 from brickwork.training.engine.loop import train
 from brickwork.training.studies import resolution_proof
-from brickwork.training.studies.resolution_proof import StyleProbe, main
-from brickwork.training.studies.resolution_report import GAP, loss_cell
+from brickwork.training.studies.resolution_proof import StyleProbe, loss_cell, main
 from brickwork.training.tasks.latent.stable_diffusion import load_pipeline
 from brickwork.training.tasks.latent.text_to_image import Export, add_whole_lora
 
-SAMPLE = Path(__file__).parents[2] / "data" / "emoji" / "sample.parquet"
+SAMPLE = Path(__file__).parents[3] / "data" / "emoji" / "sample.parquet"
 
 
 @pytest.fixture
@@ -56,18 +55,18 @@ def test_every_cell_is_computed_once_and_told(arguments, tmp_path, capsys):
     assert len(base) == len(adapted) > 0 and base != adapted
     assert base == values["losses"]["personal"]["base"]["8x16"]  # nothing of an adapter stays behind
     assert base != values["losses"]["general"]["lora"]["8x16"]
-    assert Image.open(proof / "proof.png").width == 16 + 2 * GAP
+    assert Image.open(proof / "proof.png").height > 5 * 8
 
-    times = {path: path.stat().st_mtime_ns for path in proof.glob("*-*")}
-    gone = proof / "fit-general-lora-8x16.json"
-    kept = gone.read_text()
+    times = {path: path.stat().st_mtime_ns for path in proof.rglob("cell.json")}
+    gone = proof / "fit" / "general" / "lora" / "8x16" / "cell.json"
+    kept = json.loads(gone.read_text())["result"]
     gone.unlink()
     assert main(arguments) == 0
-    assert gone.read_text() == kept
+    assert json.loads(gone.read_text())["result"] == kept
     assert {path for path, time in times.items() if path.stat().st_mtime_ns != time} == {gone}
 
     assert main([*arguments, "--samples", "5"]) == 2
-    assert "begun with other settings" in capsys.readouterr().err
+    assert "holds another proof: samples was 4 and is 5" in capsys.readouterr().err
     assert main([*arguments, "--lora", str(tmp_path)]) == 2
     assert "holds no weights there" in capsys.readouterr().err
 
