@@ -89,11 +89,11 @@ def test_the_table():
 
 def test_the_command_trains_scores_and_tells(tmp_path, monkeypatch, forked_cells, capsys):
     """All six runs and the report, on a few images of tiny networks."""
-    windows = "window_sizes: [8, 4], patch_sizes: [4, 2]"
+    windows = "window_sizes: [8, 4], patch_sizes: [2, 2]"
     unet = (
-        "{class_name: UNet2DModel, prediction_type: v_prediction, config: {sample_size: 8, block_out_channels: [4, 8], "
-        "down_block_types: [DownBlock2D, DownBlock2D], up_block_types: [UpBlock2D, UpBlock2D], layers_per_block: 1, "
-        "norm_num_groups: 2}}"
+        "{class_name: UNet2DModel, prediction_type: v_prediction, config: {sample_size: 8, attention_head_dim: 4, "
+        "block_out_channels: [4, 8], down_block_types: [DownBlock2D, DownBlock2D], "
+        "up_block_types: [UpBlock2D, UpBlock2D], layers_per_block: 1, norm_num_groups: 2}}"
     )
     models = {
         "denoiser": f"{{pretrained_brick: {unet}, window_sizes: [8], patch_sizes: [2], num_layers: [0]}}",
