@@ -245,7 +245,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    conditions = yaml.safe_load(load_config(CONFIG, [f"data.source={args.data}"]).to_yaml())
+    conditions = yaml.safe_load(load_config(CONFIG, ["data.set=smileys", f"data.source={args.data}"]).to_yaml())
     stages = [
         partial(cells, args.data, args.output, False),
         partial(cells, args.data, args.output, True),
