@@ -1,6 +1,8 @@
 """Published configurations as data, one line each."""
 
-import difflib
+from collections.abc import Mapping
+
+from brickwork.errors import near_names
 
 # name: (sample size, window sizes, patch sizes, layers, width, heads), after arXiv 2310.06389 and its released code.
 # Published: ImageNet 64 FID 2.16 (L-PG) and 2.29 (L-PR), ImageNet 256 FID 2.59 with guidance (XL-U),
@@ -65,9 +67,22 @@ _UNET_FIELDS = (
 UNET_PRESETS = {name: dict(zip(_UNET_FIELDS, values)) for name, values in _UNET.items()}
 
 
-def find_preset(presets: dict[str, dict], name: str) -> dict:
+# All of them, by the class of the network: whatever offers, trains, measures or describes presets reads this.
+PRESETS = {
+    "LegoTransformer2DModel": LEGO_PRESETS,
+    "BlockTransformer2DModel": TRANSFORMER_PRESETS,
+    "BlockUNet2DModel": UNET_PRESETS,
+}
+
+
+def network_of_preset(name: str) -> str | None:
+    """The name of the class of a preset's network, `None` for a name that no preset has."""
+    return next((network for network, presets in PRESETS.items() if name in presets), None)
+
+
+def find_preset(presets: Mapping[str, dict], name: str) -> dict:
     """A copy of the preset, or a `ValueError` with the names that come near."""
     if name in presets:
         return dict(presets[name])
-    near = difflib.get_close_matches(name, presets, n=3, cutoff=0.5) or list(presets)
+    near = near_names(name, presets, count=3, cutoff=0.5) or list(presets)
     raise ValueError(f"There is no preset {name!r}; did you mean {', '.join(near)}? All: {', '.join(presets)}.")

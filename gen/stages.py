@@ -18,20 +18,22 @@ class StageSpec:
         block: its name, one of `list_blocks()`.
         channels: of the stage's map.
         layers: how many blocks.
-        options: settings of the block over its defaults.
+        options: settings of the block, which must know them.
+        shared: settings of the whole network; a block takes those it knows.
     """
 
     block: str
     channels: int
     layers: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
+    shared: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, cond_dim: int, block: str | None = None, channels: int | None = None, **further) -> Block:
         """A block of the stage.
 
         Args:
             cond_dim: width of the condition.
-            block: another kind of block in the stage's place, with its own defaults.
+            block: another kind of block, with the shared settings and its own defaults.
             channels: another width.
             further: settings that a block takes if it knows them: `decoder`; `out_dim` and `stride`, with which it
                 changes the shape.
@@ -41,7 +43,9 @@ class StageSpec:
                 where it should not, or keeps it where it should change it.
         """
         name, dim = block or self.block, channels or self.channels
-        options = dict(self.options) if block in (None, self.block) else {}
+        options = BLOCKS.known_options(name, self.shared)
+        if name == self.block:
+            options |= BLOCKS.check_options(name, self.options, "options")
         options |= BLOCKS.known_options(name, further)
         built = BLOCKS.find(name)(dim, cond_dim, **options)
         wanted = (further.get("out_dim") or dim, further.get("stride") or 1)
@@ -98,10 +102,9 @@ def resolve_stages(
         settings = {key: values[stage] for key, values in lists.items()}
         if heads[stage] is not None:
             settings["attention_head_dim"] = head_dim_of(channels[stage], heads[stage], settings["attention_head_dim"])
-        options = BLOCKS.known_options(name, settings)
-        options |= BLOCKS.check_options(name, by_block.get(name), "block_options")
+        options = BLOCKS.check_options(name, by_block.get(name), "block_options")
         options |= BLOCKS.check_options(name, by_stage[stage], f"stage_options[{stage}]")
-        stages.append(StageSpec(name, channels[stage], layers[stage], options))
+        stages.append(StageSpec(name, channels[stage], layers[stage], options, settings))
     return stages
 
 

@@ -156,3 +156,15 @@ def test_unknown_weights_are_named():
 
     with pytest.raises(ValueError, match="'lego-emoji'.*lego-emoji-64"):
         brickwork.pretrained("lego-emoji")
+
+
+def test_exactly_what_diffusers_loads_is_registered_with_it():
+    import diffusers
+
+    import brickwork
+
+    kinds = (diffusers.ModelMixin, diffusers.DiffusionPipeline, diffusers.SchedulerMixin)
+    loaded = {name: getattr(brickwork, name) for name in brickwork.__all__}
+    found = {name for name, value in loaded.items() if isinstance(value, type) and issubclass(value, kinds)}
+    assert found == set(brickwork._REGISTERED)
+    assert all(getattr(diffusers, name) is loaded[name] for name in found)

@@ -16,14 +16,15 @@ from brickwork.gen.convbn import set_convbn_mode
 from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.networks.transformer import BlockTransformer2DModel
 from brickwork.gen.networks.unet import BlockUNet2DModel
-from brickwork.gen.presets import LEGO_PRESETS, TRANSFORMER_PRESETS, UNET_PRESETS
+from brickwork.gen.presets import LEGO_PRESETS, TRANSFORMER_PRESETS, network_of_preset
+from brickwork.gen.presets import PRESETS as PRESETS_BY_NETWORK
 from brickwork.pipelines.lego import LegoPipeline
 from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
 
 NUM_CLASSES = 10
 OURS, PLAIN, DIT, UNET = "ours", "plain reference", "DiTTransformer2DModel", "UNet2DModel"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PRESETS = {**LEGO_PRESETS, **TRANSFORMER_PRESETS, **UNET_PRESETS}
+PRESETS = {name: config for presets in PRESETS_BY_NETWORK.values() for name, config in presets.items()}
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def subjects(name: str, size: int | None = None, peers: bool = True) -> dict[str
     Returns:
         Subjects by name, ours first.
     """
-    if name in TRANSFORMER_PRESETS or name in UNET_PRESETS:
+    if network_of_preset(name) in ("BlockTransformer2DModel", "BlockUNet2DModel"):
         return {OURS: _block_network(name, size)}
     ours = _lego(name, size)
     if not peers:

@@ -49,11 +49,9 @@ def _open(name: str):
     import torch
 
     import brickwork
-    from brickwork.gen.presets import LEGO_PRESETS, TRANSFORMER_PRESETS, UNET_PRESETS
+    from brickwork.gen.presets import PRESETS
 
-    presets = dict.fromkeys(LEGO_PRESETS, brickwork.LegoTransformer2DModel)
-    presets |= dict.fromkeys(TRANSFORMER_PRESETS, brickwork.BlockTransformer2DModel)
-    presets |= dict.fromkeys(UNET_PRESETS, brickwork.BlockUNet2DModel)
+    presets = {name: getattr(brickwork, network) for network, names in PRESETS.items() for name in names}
     if name in presets:
         with torch.device("meta"):
             return presets[name].from_preset(name), None

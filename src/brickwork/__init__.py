@@ -6,17 +6,21 @@ from pathlib import Path
 
 __version__ = "0.1.0"
 
+# Networks, pipelines and schedulers, which `DiffusionPipeline.from_pretrained` and `AutoModel.from_pretrained` find by
+# name once they are registered.
+_REGISTERED = {
+    "LegoTransformer2DModel": "brickwork.gen.networks.lego",
+    "BlockTransformer2DModel": "brickwork.gen.networks.transformer",
+    "BlockUNet2DModel": "brickwork.gen.networks.unet",
+    "MaxViTGenerator2DModel": "brickwork.gen.networks.gan",
+    "LegoPipeline": "brickwork.pipelines.lego",
+    "ClassToImagePipeline": "brickwork.pipelines.class_to_image",
+    "OneStepPipeline": "brickwork.pipelines.one_step",
+    "EDMHeunScheduler": "brickwork.pipelines.schedulers.edm_heun",
+}
 _MODULES = {
-    "brickwork.gen.networks.lego": ["LegoTransformer2DModel"],
-    "brickwork.gen.networks.transformer": ["BlockTransformer2DModel"],
-    "brickwork.gen.networks.unet": ["BlockUNet2DModel"],
-    "brickwork.gen.networks.gan": ["MaxViTGenerator2DModel"],
     "brickwork.gen.convbn": ["set_convbn_mode"],
-    "brickwork.pipelines.lego": ["LegoPipeline"],
-    "brickwork.pipelines.class_to_image": ["ClassToImagePipeline"],
-    "brickwork.pipelines.one_step": ["OneStepPipeline"],
     "brickwork.pipelines.schedules": ["BrickSchedule", "SubnetSchedule"],
-    "brickwork.pipelines.schedulers.edm_heun": ["EDMHeunScheduler"],
     "brickwork.adapters.base": ["load_adapter"],
     "brickwork.adapters.resadapter.handle": ["ResAdapter"],
     "brickwork.adapters.resadapter.functions": [
@@ -34,9 +38,7 @@ _MODULES = {
     "brickwork.adapters.resadapter.convert": ["convert_resadapter"],
     "brickwork.adapters.resadapter.merge": ["merge_resadapter"],
 }
-_EXPORTS = {name: module for module, names in _MODULES.items() for name in names}
-# What `DiffusionPipeline.from_pretrained` and `AutoModel.from_pretrained` look for by name.
-_REGISTERED = {name for name in _EXPORTS if name.endswith(("Model", "Pipeline", "Scheduler"))}
+_EXPORTS = _REGISTERED | {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = ["pretrained", "pretrained_names", *_EXPORTS]
 
@@ -71,7 +73,7 @@ def register() -> None:
     """Make our classes attributes of `diffusers`, loaded when asked for."""
     from brickwork import compat
 
-    compat.attributes_of_diffusers(_REGISTERED, __getattr__)
+    compat.attributes_of_diffusers(set(_REGISTERED), __getattr__)
 
 
 # The command answers `--help` without the seconds that diffusers takes to import, and registers before it runs.

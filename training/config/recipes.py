@@ -8,15 +8,11 @@ import difflib
 import json
 from pathlib import Path
 
-from brickwork.gen.presets import LEGO_PRESETS, TRANSFORMER_PRESETS, UNET_PRESETS
+from brickwork.gen.presets import PRESETS, network_of_preset
 
 RECIPES = Path(__file__).parents[1] / "configs" / "recipes"
 
-_FAMILIES = (
-    ("lego", "LegoTransformer2DModel", LEGO_PRESETS),
-    ("dit", "BlockTransformer2DModel", TRANSFORMER_PRESETS),
-    ("unet", "BlockUNet2DModel", UNET_PRESETS),
-)
+_FILES = {"LegoTransformer2DModel": "lego", "BlockTransformer2DModel": "dit", "BlockUNet2DModel": "unet"}
 
 # Networks of each family of blocks that train on a CPU: class, configuration.
 _SMALL = {"attention_head_dim": 32, "window_size": 8}
@@ -35,7 +31,7 @@ TINY = {
 
 def list_recipes() -> list[str]:
     """The names that `--preset` takes."""
-    return [*TINY, *(name for _, _, presets in _FAMILIES for name in presets)]
+    return [*TINY, *(name for presets in PRESETS.values() for name in presets)]
 
 
 def recipe(name: str) -> tuple[Path, list[str]]:
@@ -48,10 +44,10 @@ def recipe(name: str) -> tuple[Path, list[str]]:
     if name in TINY:
         model, values = TINY[name]
         return RECIPES / "tiny.yaml", [f"model.type={model}", f"model.config={json.dumps(values)}", *overrides]
-    for family, model, presets in _FAMILIES:
-        if name in presets:
-            size = presets[name].get("sample_size")
-            overrides += [f"data.size={size}"] if size else []
-            return RECIPES / f"{family}.yaml", [f"model.type={model}", f"model.preset={name}", *overrides]
+    model = network_of_preset(name)
+    if model is not None:
+        size = PRESETS[model][name].get("sample_size")
+        overrides += [f"data.size={size}"] if size else []
+        return RECIPES / f"{_FILES[model]}.yaml", [f"model.type={model}", f"model.preset={name}", *overrides]
     near = difflib.get_close_matches(name, list_recipes(), n=3) or list_recipes()
     raise ValueError(f"`--preset` is {name!r}; did you mean {', '.join(near)}?")

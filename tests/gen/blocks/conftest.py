@@ -2,8 +2,10 @@ import pytest
 import torch
 
 from brickwork.gen.blocks import list_blocks
+from brickwork.gen.necks import list_necks
 from brickwork.gen.networks.transformer import BlockTransformer2DModel
 from brickwork.gen.networks.unet import BlockUNet2DModel
+from brickwork.gen.stems import list_stems
 
 SHARED = {"num_classes": 5, "attention_head_dim": 8, "window_size": 5}
 TRANSFORMER = SHARED | {"sample_size": 20, "patch_size": 2, "in_channels": 3, "num_layers": 2, "hidden_size": 16}
@@ -17,6 +19,9 @@ MIXED_NETWORKS = {
     "mixed unet": (BlockUNet2DModel, UNET | {"block_out_channels": (16, 16, 24, 24), "sample_size": 20}, MIXED),
 }
 NETWORKS |= MIXED_NETWORKS
+NETWORKS |= {f"stem {name}": (BlockUNet2DModel, UNET | {"stem": name}, "resnet") for name in list_stems()}
+NETWORKS |= {f"neck {name}": (BlockUNet2DModel, UNET | {"neck": name}, "resnet") for name in list_necks()}
+del NETWORKS["stem conv"], NETWORKS["neck skip"]  # those of every UNet above
 
 
 def make_network(name: str, seed: int = 0, **overrides):
