@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 .PHONY: demo test lint clean
 
 demo: $(STAMP)
-	$(BIN)/brickwork demo --output demo.png
+	$(BIN)/brickwork demo --output demo.png --overwrite
 
 test: $(STAMP)
 	$(BIN)/ruff check .

@@ -61,6 +61,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--pairs", type=int, default=64, help="pictures and noises of the paired losses (default: 64)")
     parser.add_argument("--steps", type=int, default=18, help="steps of the sampler for the schedules (default: 18)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier benchmark in that folder")
     parser.set_defaults(run=run)
 
 
@@ -69,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     from diffusers.utils import logging
 
     from brickwork.eval.benchmark.report import marks, marks_table, suite_text
+    from brickwork.files import check_results
 
     logging.set_verbosity_error()  # diffusers warns of every cast to another number format
     settings = make_settings(args)
@@ -76,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
     check_names(names)
     if args.output.is_file():
         raise ValueError(f"`--output` is {str(args.output)!r}, a file; give a folder, new or existing.")
+    main, *others = (args.output / f"benchmark.{suffix}" for suffix in ("json", "txt", "png"))
+    check_results(main, FORMAT, others, overwrite=args.overwrite)
     suites: dict[str, dict] = {}
     for name in names:
         suites[name] = run_suite(name, settings)

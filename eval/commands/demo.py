@@ -33,14 +33,16 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=18, help="steps of the sampler (default: 18)")
     parser.add_argument("--guidance", type=float, default=2.0, help="guidance scale (default: 2; 1 is none)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: 0)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier picture of this command")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     import torch
 
-    from brickwork.eval.report.pictures import save_picture
+    from brickwork.eval.report.pictures import made_by, save_picture
     from brickwork.eval.sampling.pipelines import load_lego_pipeline
+    from brickwork.files import check_file
     from brickwork.gen.operations import count_operations
     from brickwork.pipelines.schedules import BrickSchedule
 
@@ -48,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"`--images` is {args.images}; draw at least 1.")
     if args.output.suffix != ".png":
         raise ValueError(f"`--output` is {str(args.output)!r}; give a name that ends in .png.")
+    check_file(args.output, made_by("brickwork demo"), overwrite=args.overwrite)
     pipe = load_lego_pipeline(args.weights)
     pipe.set_progress_bar_config(disable=True)
     size = pipe.transformer.config.sample_size
@@ -77,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
             seconds = time.perf_counter() - started
             drawn.append((row.caption, output.images))
             bar.write(_summary(row, seconds, operations, output.bricks))
-    save_picture(compose(drawn), args.output)
+    save_picture(compose(drawn), args.output, "brickwork demo")
     print(f"wrote {args.output}")
     return 0
 

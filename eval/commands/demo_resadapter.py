@@ -24,16 +24,19 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=16, help="steps of the sampler (default: 16)")
     parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first picture (default: 0)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier picture of this command")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     from brickwork.adapters.resadapter.functions import load_resadapter, set_resadapter_scale
     from brickwork.eval.commands.demo import compose
-    from brickwork.eval.report.pictures import save_picture
+    from brickwork.eval.report.pictures import made_by, save_picture
+    from brickwork.files import check_file
 
     if args.output.suffix != ".png":
         raise ValueError(f"`--output` is {str(args.output)!r}; give a name that ends in .png.")
+    check_file(args.output, made_by("brickwork demo resadapter"), overwrite=args.overwrite)
     if args.steps < 1:
         raise ValueError(f"`--steps` is {args.steps}; take at least 1.")
     folder = find_weights(args.weights)
@@ -47,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
             pictures = draw(pipeline, args, height, width)
             rows.append((f"{height} x {width}, {caption}", pictures))
             print(f"{rows[-1][0]}: {len(pictures)} pictures in {time.perf_counter() - started:.1f} s")
-    save_picture(compose(rows), args.output)
+    save_picture(compose(rows), args.output, "brickwork demo resadapter")
     print(f"wrote {args.output}")
     return 0
 

@@ -76,6 +76,7 @@ def _configure_ref(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-features", action="store_true", help="store statistics only: small, for Fréchet distances"
     )
+    _add_overwrite(parser, "reference")
     _add_preparation(parser)
     _add_extractor(parser)
     parser.set_defaults(run=run_ref)
@@ -144,6 +145,7 @@ def _configure_calc(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tag", action="append", default=[], metavar="KEY=VALUE", help="for curves in reports, such as images=43000"
     )
+    _add_overwrite(parser, "result")
     _add_preparation(parser)
     _add_extractor(parser)
     parser.set_defaults(run=run_calc)
@@ -190,13 +192,19 @@ def _check_output(output: str, suffix: str) -> Path:
     return path
 
 
+def _add_overwrite(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--overwrite", action="store_true", help=f"replace an earlier {what} of that name")
+
+
 def run_ref(args: argparse.Namespace) -> None:
     """Measure real pictures and write the reference file."""
     from accelerate import PartialState
 
-    from brickwork.eval.metrics.reference import make_reference
+    from brickwork.eval.metrics.reference import Reference, make_reference
+    from brickwork.files import check_file
 
-    _check_output(args.output, ".safetensors")
+    output = _check_output(args.output, ".safetensors")
+    check_file(output, lambda path: bool(Reference.load(path)), overwrite=args.overwrite)
     _require_image_sets([args.data], args.limit)
     extractor = _placed_extractor(args.extractor, args)
     reference = make_reference(
@@ -280,9 +288,12 @@ def run_calc(args: argparse.Namespace) -> None:
     from brickwork.eval.metrics.reference import Reference
     from brickwork.eval.metrics.registry import MetricSettings
     from brickwork.eval.report.numbers import number
-    from brickwork.files import write_json
+    from brickwork.eval.report.results import RESULT_FORMAT
+    from brickwork.files import check_results, write_json
 
     output = _check_output(args.output, ".json")
+    pictures = [output.with_name(f"{output.stem}.{kind}.png") for kind in ("grid", "neighbours")]
+    check_results(output, RESULT_FORMAT, pictures, overwrite=args.overwrite)
     metrics = [metric.strip() for metric in args.metrics.split(",") if metric.strip()]
     metrics += ["clip"] * (args.clip is not None) + ["paired"] * (args.paired is not None)
     settings = MetricSettings(
@@ -311,6 +322,7 @@ def run_calc(args: argparse.Namespace) -> None:
     ((images, measured),) = first
     if reference.features is not None:
         result["memorisation"] = memorisation(reference, measured.outputs["features"])
+    write_json(output, result)  # first, as it makes the pictures recognisable
     result["pictures"] = write_pictures(
         output.with_suffix(""), images, preparation, result.get("memorisation"), reference
     )

@@ -34,6 +34,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=16, help="images at once (default: 16)")
     parser.add_argument("--device", help="cpu, cuda, … (default: the best there is)")
     parser.add_argument("--output", type=Path, default=Path("generated"), help="folder for the PNGs")
+    parser.add_argument("--overwrite", action="store_true", help="replace images of these names that it wrote before")
     parser.set_defaults(run=run)
 
 
@@ -71,8 +72,9 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from brickwork.eval.report.pictures import save_picture
+    from brickwork.eval.report.pictures import made_by, save_picture
     from brickwork.eval.sampling.pipelines import load_class_pipeline
+    from brickwork.files import check_file
 
     for name in ("count", "batch_size"):
         if getattr(args, name) < 1:
@@ -86,12 +88,8 @@ def run(args: argparse.Namespace) -> int:
     files = [args.output / f"{_slug(label)}-{seed:06d}.png" for label, seed in jobs]
     if len(set(files)) < len(files):
         raise ValueError("`--classes` names a class, or two classes of one file name, twice; name each once.")
-    existing = [file for file in files if file.exists()]
-    if existing:
-        raise ValueError(
-            f"{existing[0]} exists already ({len(existing)} of {len(files)} files); choose another `--output` or "
-            "`--seed`."
-        )
+    for file in files:
+        check_file(file, made_by("brickwork generate"), overwrite=args.overwrite)
     with tqdm(total=len(jobs), unit="image") as bar:
         for start in range(0, len(jobs), args.batch_size):
             part = jobs[start : start + args.batch_size]
@@ -105,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
                 **options,
             ).images
             for image, file in zip(images, files[start:]):
-                save_picture(image, file)
+                save_picture(image, file, "brickwork generate")
             bar.update(len(part))
     print(f"wrote {len(files)} images to {args.output}")
     return 0

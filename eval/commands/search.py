@@ -47,6 +47,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="images at once (default: 32)")
     parser.add_argument("--dtype", default="float32", help="of the samples: float32 (default), bfloat16 or float16")
     parser.add_argument("--device", help="cpu, cuda, … (default: the best there is)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier search in that folder")
     parser.set_defaults(run=run)
 
 
@@ -54,16 +55,19 @@ def run(args: argparse.Namespace) -> int:
     """Search, write everything and print the table."""
     from brickwork.eval.sampling.pipelines import load_lego_pipeline
     from brickwork.eval.search.plot import plot_search
-    from brickwork.eval.search.schedule_search import check_share, search_brick_schedule
-    from brickwork.files import write_file, write_json
+    from brickwork.eval.search.schedule_search import SEARCH_FORMAT, check_share, search_brick_schedule
+    from brickwork.files import check_results, write_file, write_json
     from brickwork.gen.parameterization import EDMObjective
 
     for budget in args.budget:
         check_share(budget)
+    budgets = sorted(set(args.budget))
+    files = [args.output / f"schedule-{budget:g}.json" for budget in budgets]
+    others = [args.output / "search.png", *files]
+    check_results(args.output / "search.json", SEARCH_FORMAT, others, overwrite=args.overwrite)
     reference = _reference(args)
     pipeline = load_lego_pipeline(args.model, args.device)
     objective = EDMObjective(args.p_mean, args.p_std, pipeline.scheduler.config.sigma_data)
-    budgets = sorted(set(args.budget))
     search = search_brick_schedule(
         pipeline,
         args.data,
@@ -78,9 +82,9 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     found = {f"searched {budget:g}": search.best(budget) for budget in budgets}
-    for budget, schedule in zip(budgets, found.values()):
-        write_json(args.output / f"schedule-{budget:g}.json", schedule.to_dict())
-    search.save(args.output / "search.json", found)
+    search.save(args.output / "search.json", found)  # first, as it makes the others recognisable
+    for file, schedule in zip(files, found.values()):
+        write_json(file, schedule.to_dict())
     search.plot(args.output / "search.png", found)
     print(search.table(found))
     if reference is not None:

@@ -1,11 +1,12 @@
 """Sheets of pictures: fixed-seed grids, and samples beside their nearest training pictures."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from brickwork.files import write_file
 
@@ -91,6 +92,18 @@ def labelled_sheet(
     return sheet
 
 
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a PNG, complete or not at all."""
-    write_file(path, lambda part: picture.save(part, format="PNG"))
+def save_picture(picture: Image.Image, path: Path, maker: str = "brickwork") -> None:
+    """Write a PNG, complete or not at all, which says what made it."""
+    notes = PngInfo()
+    notes.add_text("Software", maker)
+    write_file(path, lambda part: picture.save(part, format="PNG", pnginfo=notes))
+
+
+def made_by(maker: str) -> Callable[[Path], bool]:
+    """Whether a file is a PNG that `save_picture` wrote for this maker; for `brickwork.files.check_file`."""
+
+    def is_ours(path: Path) -> bool:
+        with Image.open(path) as picture:
+            return picture.info.get("Software") == maker
+
+    return is_ours

@@ -51,7 +51,7 @@ def _plot(title: str, points: Mapping[str, tuple], lines: Mapping[str, tuple] | 
     series, bands, marks = dict(lines or {}), {}, {}
     for kind in dict.fromkeys(kinds.values()):
         own = [name for name in points if kinds[name] == kind]
-        edge = high + 0.9 * margin
+        edge = high + 0.4 * margin
         series[kind] = [points[name][0] for name in own], [min(points[name][1], edge) for name in own]
         bands[kind] = tuple([min(ends[name][side], edge) for name in own] for side in (0, 1))
         for name in own if kind != "random" else ():

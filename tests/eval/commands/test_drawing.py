@@ -41,6 +41,9 @@ def test_demo_draws_three_rows_and_says_what_they_cost(folder, tmp_path, capsys,
     assert picture.width == 2 * 12 + 4 * 32 + 3 * 4  # four images of 16 pixels, twice as large, with gaps
     assert len(picture.getcolors(100_000)) > 20
     assert list(tmp_path.iterdir()) == [output]
+    assert cli.main(words) == 2
+    assert "is there already; name another, or add --overwrite" in capsys.readouterr().err
+    assert cli.main([*words, "--images", "1", "--overwrite"]) == 0 and Image.open(output).width < picture.width
 
 
 def test_demo_rows_share_their_seeds(folder, tmp_path):
@@ -99,12 +102,13 @@ def test_generate_places_windows_as_told(folder, tmp_path, capsys):
     assert "`windows` is 'moving'" in capsys.readouterr().err
 
 
-def test_generate_never_overwrites(folder, tmp_path, capsys):
+def test_generate_replaces_its_own_alone_and_when_asked(folder, tmp_path, capsys):
     words = ["generate", str(folder), "--classes", "0", "--count", "1", "--steps", "1", "--output", str(tmp_path)]
     assert cli.main(words) == 0
     before = (tmp_path / "0-000000.png").read_bytes()
     assert cli.main(words) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "is there already; name another, or add --overwrite" in capsys.readouterr().err
+    assert cli.main([*words, "--overwrite"]) == 0
     assert (tmp_path / "0-000000.png").read_bytes() == before
 
 

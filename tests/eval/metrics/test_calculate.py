@@ -229,6 +229,15 @@ def test_the_command_from_pictures_to_a_comparison(
     assert stored["tags"] == {"width": 20, "height": 12, "images": 100.0} and stored["protocol"]["name"] == "adm"
     assert stored["metrics"] == read_result(two)["metrics"]
     assert (tmp_path / stored["pictures"]["grid"]).is_file() and 0 < stored["memorisation"]["copies"] < 1
+    calc = ("calc", samples, "--reference", reference, "-o", one, "--metrics", "fd")
+    with pytest.raises(ValueError, match="one.json', which is there already; name another, or add --overwrite"):
+        run(*calc)
+    run(*calc, "--overwrite", "--metrics", "fd,prdc")
+    ref = ("ref", tmp_path / "real", "-o", reference, "--extractor", "small", "--protocol", "adm")
+    with pytest.raises(ValueError, match="is there already; name another, or add --overwrite"):
+        run(*ref)
+    run(*ref, "--overwrite")
+    capsys.readouterr()
     run("compare", one, two)
     assert "again" in capsys.readouterr().out
     write_json(two, {**read_result(two), "count": 71})
