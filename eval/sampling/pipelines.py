@@ -37,6 +37,14 @@ def pipeline_class(name: str) -> str | None:
         return None
 
 
+def pipeline_parts(name: str) -> dict | None:
+    """What `model_index.json` says of a saved pipeline's parts, of weights that ship or in a folder; else `None`."""
+    try:
+        return json.loads(Path(pipeline_folder(name), "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
 def drawn_with(name: str) -> str:
     """The commands that draw with a pipeline of any class."""
     demo = "`brickwork demo resadapter`, " if Path(pipeline_folder(name), "resadapter").is_dir() else ""

@@ -5,17 +5,23 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-FOLDER, RECORD, SHEET = "cells", "sweep.json", "sheet.png"
+from brickwork.errors import one_of
+from brickwork.eval.studies.core import Cell, StudyFolder, run_cells, table_of, write_report
+
+FOLDER, STUDY = "cells", "sweep"
 SHOWN = 4  # pictures of each cell on the sheet
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
-class Cell:
-    """What is drawn at one place of the sheet.
+class Variant:
+    """What is drawn in one cell of the sheet.
 
     Attributes:
         height, width: in pixels.
@@ -60,7 +66,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["1:1"],
         metavar="W:H",
-        help="width to height; sides are rounded to what the pipeline takes (default: 1:1)",
+        help="width to height; sides are rounded to what pipeline and network take (default: 1:1)",
     )
     parser.add_argument("--adapter", help="a ResAdapter: the authors' folder, a converted file, or a place on the hub")
     parser.add_argument(
@@ -85,36 +91,36 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Sweep, write everything and print the table."""
-    import torch
-
-    from brickwork.eval.messages import choice_error
-    from brickwork.eval.metrics.reference import Reference
-    from brickwork.eval.sampling.pipelines import load_pipeline
-    from brickwork.eval.sampling.sample_set import SamplingSettings
-
-    if args.dtype not in ("float32", "bfloat16", "float16"):
-        raise choice_error("dtype", args.dtype, ("float32", "bfloat16", "float16"))
+    one_of("--dtype", args.dtype, DTYPES)
     if args.strengths and not args.adapter:
         raise ValueError("`--strengths` are of an adapter; name it with --adapter.")
+    for option in ("count", "batch_size", "side"):
+        if getattr(args, option) < 1:
+            raise ValueError(f"`--{option.replace('_', '-')}` is {getattr(args, option)}; give at least 1.")
     ratios, strengths = [parse_ratio(text) for text in args.ratios], None
     if args.adapter:
         strengths = [parse_strength(text) for text in args.strengths or ["0", "1"]]
-    reference = None if args.reference is None else Reference.load(args.reference)
     call = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
     call = _json_object(args.call) | {name: value for name, value in call.items() if value is not None}
+    import torch
+
+    from brickwork.eval.metrics.reference import Reference
+    from brickwork.eval.sampling.pipelines import load_pipeline, pipeline_parts
+    from brickwork.eval.sampling.sample_set import SamplingSettings
+
+    check_prompt(args, pipeline_parts(args.pipeline))
+    reference = None if args.reference is None else Reference.load(args.reference)
+    if reference is not None and args.count < 2:
+        raise ValueError(f"`--count` is {args.count}; a kernel distance needs at least 2 pictures a cell.")
     pipeline = load_pipeline(args.pipeline, getattr(torch, args.dtype), args.device)
-    cells = plan_cells(pipeline, args.sizes, ratios, strengths)
-    settings = SamplingSettings(
-        args.count,
-        args.seed,
-        prompts=tuple(args.prompt) if args.prompt else None,
-        call=call,
-        **_labels(args, pipeline),
-    )
+    check_prompt(args, pipeline.components)
+    variants = plan_variants(pipeline, args.sizes, ratios, strengths)
+    prompts = tuple(args.prompt) if args.prompt else None
+    settings = SamplingSettings(args.count, args.seed, prompts=prompts, call=call, **_labels(args, pipeline))
     classes = [int(name) if name.isdigit() else name for name in args.classes or []]
     result = sweep(
         pipeline,
-        cells,
+        variants,
         settings,
         args.output,
         classes=classes,
@@ -124,9 +130,26 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         side=args.side,
     )
-    print(table(result))
-    print(f"wrote {args.output}: {SHEET}, {RECORD}, {FOLDER}/")
+    print(table(result).text(left=0))
     return 0
+
+
+def check_prompt(args: argparse.Namespace, parts: dict[str, Any] | None) -> None:
+    """Raise a `ValueError` unless there are prompts for a pipeline that draws from text, and none for another.
+
+    Args:
+        args: of the command line.
+        parts: of the pipeline by name, from its folder or loaded; `None` where they are not known yet.
+    """
+    if parts is None:
+        return
+    from_text = any(
+        name.startswith("text_encoder") and part not in (None, [None, None]) for name, part in parts.items()
+    )
+    if from_text and not args.prompt:
+        raise ValueError(f"`pipeline` is {args.pipeline!r}, which draws from text; say what with --prompt.")
+    if args.prompt and not from_text:
+        raise ValueError(f"`--prompt` is {args.prompt[0]!r}, but {args.pipeline!r} draws no text; leave --prompt out.")
 
 
 def _labels(args: argparse.Namespace, pipeline) -> dict:
@@ -169,7 +192,7 @@ def parse_strength(text: str) -> float | str:
 
 
 def size_rule(pipeline) -> tuple[int, int, int]:
-    """What sides a pipeline takes: their multiple and the smallest, and the training size, in pixels.
+    """What sides a pipeline and its network take: their multiple and the smallest, and the training size, in pixels.
 
     Raises:
         ValueError: for a pipeline that draws one size only.
@@ -181,29 +204,35 @@ def size_rule(pipeline) -> tuple[int, int, int]:
 
     parameters = inspect.signature(pipeline.__call__).parameters
     if not {"height", "width"} <= set(parameters):
-        raise ValueError(f"pipeline: {type(pipeline).__name__} draws one size only (it takes no height and width)")
+        raise ValueError(
+            f"`pipeline` is a {type(pipeline).__name__}, which draws one size only (it takes no height and width)."
+        )
     network = denoiser_of(pipeline)
     patches = [network.config.get("patch_size") or 1, *(network.config.get("patch_sizes") or [])]
     patch = max(patch for patch in patches if isinstance(patch, int))
     factor, native = getattr(pipeline, "vae_scale_factor", 1), network.config.get("sample_size") or 64
-    native = native if isinstance(native, int) else min(native)
-    # Ours pad what their patches do not divide; diffusers' transformers cut it off or fail.
-    multiple = factor if isinstance(network, Denoiser) else factor * patch
-    return multiple, factor * patch, native * factor
+    native = (native if isinstance(native, int) else min(native)) * factor
+    if isinstance(network, Denoiser):  # ours pad what their patches do not divide
+        return factor, factor * patch, native
+    # Transformers of diffusers cut off what their patches do not divide; its UNets halve at each level but the last,
+    # and its pipelines want multiples of 8 whatever the VAE's factor is.
+    levels = len(network.config.get("block_out_channels") or [0])
+    multiple = math.lcm(8, factor * patch * 2 ** (levels - 1))
+    return multiple, multiple, native
 
 
-def plan_cells(
+def plan_variants(
     pipeline,
     sizes: Sequence[int] | None,
     ratios: Sequence[tuple[float, float]] = ((1, 1),),
     strengths: Sequence[float | str] | None = None,
-) -> list[Cell]:
+) -> list[Variant]:
     """Every strength of every ratio of every size, rows of the sheet first.
 
     Args:
         pipeline: says which sizes there can be.
         sizes: sides of squares; `None` for the training size, half and twice that. Other ratios keep a square's area,
-            their sides rounded to the multiple that the pipeline takes.
+            their sides rounded to the multiple that pipeline and network take.
         ratios: width to height.
         strengths: of an adapter, `None` without one.
 
@@ -211,32 +240,37 @@ def plan_cells(
         ValueError: naming every size that the pipeline cannot take, and what comes near.
     """
     multiple, smallest, native = size_rule(pipeline)
-    sizes = [native // 2, native, native * 2] if sizes is None else list(dict.fromkeys(sizes))
+
+    def near(side: float) -> int:
+        return round(side / multiple) * multiple
+
+    if sizes is None:
+        sizes = [max(smallest, near(side)) for side in (native / 2, native, native * 2)]
     wrong = [size for size in sizes if size < smallest or size % multiple]
     if wrong:
-        near = [max(smallest, round(size / multiple) * multiple) for size in wrong]
-        listed = ", ".join(f"{size} (near it: {mend})" for size, mend in zip(wrong, near))
+        listed = ", ".join(f"{size} (near it: {max(smallest, near(size))})" for size in wrong)
         raise ValueError(
-            f"`sizes` has {listed}; {type(pipeline).__name__} takes multiples of {multiple} from {smallest} pixels up."
+            f"`--sizes` has {listed}; {type(pipeline).__name__} takes multiples of {multiple} from {smallest} pixels "
+            "up."
         )
     shapes = []
     for across, down in ratios:
-        for size in sizes:
+        for size in dict.fromkeys(sizes):
             stretch = math.sqrt(across / down)
-            width, height = (round(side / multiple) * multiple for side in (size * stretch, size / stretch))
+            width, height = near(size * stretch), near(size / stretch)
             if min(width, height) < smallest:
                 raise ValueError(
-                    f"`sizes` has {size}, which at {across:g}:{down:g} comes to {height} x {width} pixels; "
+                    f"`--sizes` has {size}, which at {across:g}:{down:g} comes to {height} x {width} pixels; "
                     f"{type(pipeline).__name__} takes sides from {smallest} up."
                 )
             shapes.append((height, width))
     strengths = [None] if strengths is None else list(dict.fromkeys(strengths))
-    return [Cell(*shape, strength) for strength in strengths for shape in dict.fromkeys(shapes)]
+    return [Variant(*shape, strength) for strength in strengths for shape in dict.fromkeys(shapes)]
 
 
 def sweep(
     pipeline,
-    cells: Sequence[Cell],
+    variants: Sequence[Variant],
     settings,
     output: str | Path,
     *,
@@ -248,12 +282,12 @@ def sweep(
     side: int = 256,
     progress: bool = True,
 ) -> dict:
-    """Draw every cell that is not there yet, and write sheet and table anew.
+    """Draw every variant that is not there yet, and write sheet and table anew.
 
     Args:
         pipeline: on its device, of any class that takes height, width and generators. An adapter is loaded for the
             sweep alone.
-        cells: see `plan_cells`. A later call may have others: those that are there already are kept.
+        variants: see `plan_variants`. A later call may have others: those that are there already are kept.
         settings: `SamplingSettings`: pictures a cell, seed, prompts, labels, further arguments.
         output: folder; one of a sweep with other settings is refused.
         classes: labels used in turn, instead of every class in turn.
@@ -262,49 +296,48 @@ def sweep(
         source: where the pipeline came from, for the record.
         batch_size: pictures at once.
         side: longest side of a picture on the sheet.
-        progress: show a bar.
+        progress: print a line on each cell.
 
     Returns:
-        The record: `settings`, and `cells` with seconds a picture, peak memory in MiB (of the GPU's tensors, or of
-        this process; `None` where the system does not say), and the metric. The first cell of a call includes the
-        time that things take when they are done for the first time.
+        `cells`: for each variant its size and strength, seconds a picture, peak memory in MiB (of the GPU's tensors,
+        or of this process; `None` where the system does not say), and the metric. The first cell of a call includes
+        the time that things take when they are done for the first time.
     """
     from brickwork.adapters.resadapter.functions import set_resadapter_scale, use_resadapter
-    from brickwork.eval.report.pictures import save_picture
-    from brickwork.files import write_json
+    from brickwork.eval.report.blocks import Picture, Report
 
-    output = Path(output)
-    record = _record(pipeline, settings, classes, adapter, reference, source, batch_size)
-    _refuse_other(output / RECORD, record)
-    measure = _metric(reference, pipeline) if reference is not None else None
+    conditions = _conditions(pipeline, settings, classes, adapter, reference, source, batch_size)
+    measure = _metric(reference, pipeline) if reference is not None else lambda pictures: {}
+    folder = StudyFolder(output, STUDY, conditions, free=["source"])
     pipeline.set_progress_bar_config(disable=True)
-    rows = []
-    with use_resadapter(pipeline, adapter) if adapter else contextlib.nullcontext(), _bar(cells, progress) as bar:
-        write_json(output / RECORD, {"settings": record, "cells": []})
-        for cell in cells:
-            folder = output / FOLDER / cell.name
-            if not (folder / "cell.json").is_file():
-                if cell.strength is not None:
-                    set_resadapter_scale(pipeline, cell.strength)
-                pictures, row = _draw(pipeline, cell, settings, classes, batch_size)
-                row |= {} if measure is None else measure(pictures)
-                for i, picture in enumerate(pictures):
-                    save_picture(_image(picture), folder / f"{i:06d}.png")
-                write_json(folder / "cell.json", row)
-            rows.append(json.loads((folder / "cell.json").read_text(encoding="utf-8")))
-            bar.update()
-    result = {"settings": record, "cells": rows}
-    write_json(output / RECORD, result)
-    save_picture(_sheet(cells, settings, classes, output / FOLDER, side), output / SHEET)
+
+    def compute(path: Path, variant: Variant) -> dict:
+        if variant.strength is not None:
+            set_resadapter_scale(pipeline, variant.strength)
+        return _draw(path, pipeline, variant, settings, classes, batch_size, measure)
+
+    cells = [
+        Cell(
+            f"{FOLDER}/{variant.name}",
+            partial(compute, variant=variant),
+            describe=lambda row: f"{row['seconds']:.2f} s",
+        )
+        for variant in variants
+    ]
+    with use_resadapter(pipeline, adapter) if adapter else contextlib.nullcontext():
+        rows = list(run_cells(folder, cells, say=print if progress else lambda *words, **options: None).values())
+    sheet = Picture(_sheet(variants, settings, classes, folder.path / FOLDER, side), name="sheet")
+    result = {"cells": rows}
+    write_report(folder, lambda _: (Report("Sweep", [sheet, table(result)]), result))
     return result
 
 
-def _record(pipeline, settings, classes, adapter, reference, source, batch_size: int) -> dict:
-    """What all cells share; plain JSON values."""
+def _conditions(pipeline, settings, classes, adapter, reference, source, batch_size: int) -> dict:
+    """What all cells share."""
     from brickwork.eval.extractors.features import weights_digest
     from brickwork.eval.sampling.sample_set import denoiser_of
 
-    record = {
+    return {
         "pipeline": type(pipeline).__name__,
         "source": source,
         "weights_sha256": weights_digest(denoiser_of(pipeline)),
@@ -316,63 +349,50 @@ def _record(pipeline, settings, classes, adapter, reference, source, batch_size:
         "batch_size": batch_size,
         **asdict(settings),
     }
-    return json.loads(json.dumps(record, default=str))
 
 
 def _adapter_digest(adapter: str | Path) -> str:
     """Of the adapter's own file, or files."""
-    import hashlib
-
     from brickwork.adapters.hub import local_adapter
-    from brickwork.files import file_digest
+    from brickwork.files import digest, file_digest
 
     path = Path(local_adapter(adapter))
     if not path.exists():
-        raise ValueError(f"adapter: there is no {str(path)!r}; give a ResAdapter's folder or file, or a hub id")
-    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
-    return hashlib.sha256("".join(file_digest(file) for file in files).encode()).hexdigest()
-
-
-def _refuse_other(path: Path, record: dict) -> None:
-    """Raise a `ValueError` where the folder holds the sweep of other settings, or something else."""
-    if not path.is_file():
-        if path.parent.is_file() or (path.parent.is_dir() and any(path.parent.iterdir())):
-            raise ValueError(f"`output` is {str(path.parent)!r}, which holds something else; choose another folder.")
-        return
-    found = json.loads(path.read_text(encoding="utf-8")).get("settings", {})
-    changed = [key for key in record if key != "source" and found.get(key) != record[key]]
-    if changed:
-        listed = "; ".join(f"{key}: {found.get(key)!r} there, {record[key]!r} now" for key in changed)
         raise ValueError(
-            f"`output` is {str(path.parent)!r}, which holds a sweep of other settings ({listed}); choose another "
-            "folder."
+            f"`--adapter` is {str(path)!r}, and there is none; give a ResAdapter's folder, file or hub id."
         )
+    return digest(*map(file_digest, sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]))
 
 
-def _draw(pipeline, cell: Cell, settings, classes: Sequence, batch_size: int):
-    """The cell's pictures, uint8 `(count, height, width, 3)`, and its row of the table."""
+def _draw(path: Path, pipeline, variant: Variant, settings, classes: Sequence, batch_size: int, measure) -> dict:
+    """Write a cell's pictures into its folder; its row of the table."""
     from dataclasses import replace
 
     import numpy as np
+    from PIL import Image
 
+    from brickwork.eval.report.pictures import save_picture
     from brickwork.eval.sampling.sample_set import PipelineCall
 
     class Call(PipelineCall):
         def label(self, index: int) -> int | str | None:
             return classes[index % len(classes)] if classes else super().label(index)
 
-    size = {"height": cell.height, "width": cell.width}
+    size = {"height": variant.height, "width": variant.width}
     call = Call(pipeline, replace(settings, call={**settings.call, **size}))
     started, peak = time.perf_counter(), _PeakMemory(pipeline.device)
     batches = [range(i, min(i + batch_size, settings.count)) for i in range(0, settings.count, batch_size)]
     pictures = np.concatenate([call(batch) for batch in batches])
     seconds = (time.perf_counter() - started) / settings.count
-    if pictures.shape[1:3] != (cell.height, cell.width):
+    if pictures.shape[1:3] != (variant.height, variant.width):
         raise ValueError(
-            f"pipeline: {type(pipeline).__name__} drew {pictures.shape[1]} x {pictures.shape[2]} pixels where "
-            f"{cell.height} x {cell.width} were asked for; leave that size out"
+            f"`pipeline` is a {type(pipeline).__name__}, which drew {pictures.shape[1]} x {pictures.shape[2]} pixels "
+            f"where {variant.height} x {variant.width} were asked for; leave that size out of --sizes."
         )
-    return pictures, {**asdict(cell), "seconds": seconds, "peak_mib": peak.mib()}
+    row = {**asdict(variant), "seconds": seconds, "peak_mib": peak.mib(), **measure(pictures)}
+    for i, picture in enumerate(pictures):
+        save_picture(Image.fromarray(picture), path / f"{i:06d}.png")
+    return row
 
 
 class _PeakMemory:
@@ -411,8 +431,8 @@ def _metric(reference, pipeline):
     width, height = reference.info["size"]
     if width != height:
         raise ValueError(
-            f"reference: its pictures are {width}x{height}, and cells of many ratios are brought to squares; make it "
-            "with `brickwork evaluate ref --resolution`"
+            f"`--reference` has pictures of {width}x{height}, and cells of many ratios are brought to squares; make "
+            "it with `brickwork evaluate ref --resolution`."
         )
     real = reference.require_features()
     extractor = load_extractor(reference.info["extractor"]["name"])
@@ -421,7 +441,7 @@ def _metric(reference, pipeline):
 
     def measure(pictures) -> dict:
         if len(pictures) < 2:
-            raise ValueError(f"count: got {len(pictures)}, need at least 2 pictures a cell for a kernel distance")
+            raise ValueError(f"`--count` is {len(pictures)}; a kernel distance needs at least 2 pictures a cell.")
         measured = extract_features(from_arrays(pictures), extractor, protocol, Preparation(width), progress=False)
         size = min(1000, len(real), len(pictures))
         mean, spread = kernel_distance(real, measured.outputs["features"], 100, size, 0)
@@ -430,21 +450,19 @@ def _metric(reference, pipeline):
     return measure
 
 
-def _sheet(cells: Sequence[Cell], settings, classes: Sequence, folder: Path, side: int):
+def _sheet(variants: Sequence[Variant], settings, classes: Sequence, folder: Path, side: int):
     from PIL import Image
 
     from brickwork.eval.report.pictures import labelled_sheet
 
-    shapes = list(dict.fromkeys((cell.height, cell.width) for cell in cells))
-    strengths = list(dict.fromkeys(cell.strength for cell in cells))
+    shapes = list(dict.fromkeys((variant.height, variant.width) for variant in variants))
+    words = settings.prompts or classes
     rows, labels = [], []
-    for strength in strengths:
+    for strength in dict.fromkeys(variant.strength for variant in variants):
         for i in range(min(settings.count, SHOWN)):
-            files = [folder / Cell(*shape, strength).name / f"{i:06d}.png" for shape in shapes]
-            rows.append([Image.open(file) for file in files])
+            rows.append([Image.open(folder / Variant(*shape, strength).name / f"{i:06d}.png") for shape in shapes])
             texts = [] if strength is None else [f"strength {strength}"]
-            if settings.prompts or classes:
-                texts.append(_short(str((settings.prompts or classes)[i % len(settings.prompts or classes)])))
+            texts += [_short(str(words[i % len(words)]))] if words else []
             labels.append("\n".join(texts or [f"picture {i}"]))
     return labelled_sheet(rows, labels, [f"{height} x {width}" for height, width in shapes], side)
 
@@ -453,29 +471,14 @@ def _short(text: str, limit: int = 28) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _image(pixels):
-    from PIL import Image
-
-    return Image.fromarray(pixels)
-
-
-def table(result: dict) -> str:
-    """The cells as text."""
-    metric = next((key for key in result["cells"][0] if key.startswith(("KD", "KID"))), None)
-    rows = [["height", "width", "strength", "seconds", "peak MiB", *([metric] if metric else [])]]
-    for cell in result["cells"]:
-        strength = "-" if cell["strength"] is None else str(cell["strength"])
-        peak = "-" if cell["peak_mib"] is None else f"{cell['peak_mib']:.0f}"
-        rows.append([str(cell["height"]), str(cell["width"]), strength, f"{cell['seconds']:.2f}", peak])
-        if metric:
-            rows[-1].append(f"{cell[metric]:.4g}")
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(value.rjust(width) for value, width in zip(row, widths)) for row in rows)
-
-
-@contextlib.contextmanager
-def _bar(cells: Sequence[Cell], progress: bool) -> Iterator:
-    from tqdm.auto import tqdm
-
-    with tqdm(total=len(cells), unit="cell", desc="sweeping", disable=not progress) as bar:
-        yield bar
+def table(result: dict):
+    """A row for each cell."""
+    metrics = [key for key in result["cells"][0] if key.startswith(("KD", "KID"))]
+    columns = {
+        "height": lambda row: row["height"],
+        "width": lambda row: row["width"],
+        "strength": lambda row: row["strength"],
+        "seconds": lambda row: f"{row['seconds']:.2f}",
+        "peak MiB": lambda row: row["peak_mib"] and f"{row['peak_mib']:.0f}",
+    }
+    return table_of(result["cells"], columns | {name: lambda row, name=name: row[name] for name in metrics[:1]})

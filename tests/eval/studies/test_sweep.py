@@ -23,10 +23,11 @@ from brickwork import cli, load_resadapter, set_resadapter_scale, unload_resadap
 from brickwork.eval.extractors import features as extractors
 from brickwork.eval.metrics.reference import make_reference
 from brickwork.eval.report.pictures import labelled_sheet
+from brickwork.eval.sampling import pipelines
 from brickwork.eval.sampling.pipelines import load_pipeline
 from brickwork.eval.sampling.sample_set import PipelineCall, SamplingSettings
 from brickwork.eval.sets.pictures import Preparation
-from brickwork.eval.studies.sweep import Cell, parse_ratio, plan_cells, sweep, table
+from brickwork.eval.studies.sweep import Variant, parse_ratio, plan_variants, sweep, table
 
 
 @pytest.fixture(scope="module")
@@ -85,46 +86,47 @@ def picture(folder, cell, i=0):
 
 
 def test_sizes_keep_their_area_and_fit_the_pipeline(diffusion):
-    cells = plan_cells(diffusion, [16, 24], [parse_ratio("1:1"), parse_ratio("2:1")], [0.0, "auto"])
-    shapes = [(16, 16), (24, 24), (12, 22), (16, 34)]
-    assert cells == [Cell(*shape, strength) for strength in (0.0, "auto") for shape in shapes]
-    assert [cell.height for cell in plan_cells(diffusion, None)] == [8, 16, 32]
-    assert plan_cells(diffusion, [16, 16])[0].name == "16x16" and cells[4].name == "16x16-strength-auto"
+    cells = plan_variants(diffusion, [16, 24], [parse_ratio("1:1"), parse_ratio("2:1")], [0.0, "auto"])
+    shapes = [(16, 16), (24, 24), (8, 24), (16, 32)]  # a VAE of factor 2, two levels; the pipeline wants 8
+    assert cells == [Variant(*shape, strength) for strength in (0.0, "auto") for shape in shapes]
+    assert [cell.height for cell in plan_variants(diffusion, None)] == [8, 16, 32]
+    assert plan_variants(diffusion, [16, 16])[0].name == "16x16" and cells[4].name == "16x16-strength-auto"
 
 
 def test_strengths_are_those_of_the_adapter_with_the_same_seeds(diffusion, adapter, tmp_path):
-    cells = plan_cells(diffusion, [16, 24], strengths=[0.0, 0.5, 1.0])
+    cells = plan_variants(diffusion, [16, 24], strengths=[0.0, 0.5, 1.0])
     result = sweep(diffusion, cells, SETTINGS, tmp_path / "out", adapter=adapter, batch_size=2, progress=False)
     assert [(row["height"], row["strength"]) for row in result["cells"]] == [(c.height, c.strength) for c in cells]
     assert all(row["seconds"] > 0 for row in result["cells"])
     call = PipelineCall(diffusion, SamplingSettings(2, 3, prompts=SETTINGS.prompts, call={
         "num_inference_steps": 2, "height": 24, "width": 24}))  # fmt: skip
     base = call([0, 1])  # the adapter is gone again
-    np.testing.assert_array_equal(picture(tmp_path / "out", Cell(24, 24, 0.0), 1), base[1])
+    np.testing.assert_array_equal(picture(tmp_path / "out", Variant(24, 24, 0.0), 1), base[1])
     load_resadapter(diffusion, adapter)
     try:
         set_resadapter_scale(diffusion, 0.5)
         half = call([0, 1])
     finally:
         unload_resadapter(diffusion)
-    np.testing.assert_array_equal(picture(tmp_path / "out", Cell(24, 24, 0.5), 1), half[1])
+    np.testing.assert_array_equal(picture(tmp_path / "out", Variant(24, 24, 0.5), 1), half[1])
     assert not np.array_equal(half, base)
     with Image.open(tmp_path / "out" / "sheet.png") as sheet:
         assert sheet.width > 2 * 160 and sheet.height > 6 * 160  # two sizes; three strengths of two pictures
-    assert "0.5" in table(result) and json.loads((tmp_path / "out" / "sweep.json").read_text()) == result
+    assert "0.5" in table(result).text()
+    assert json.loads((tmp_path / "out" / "sweep.json").read_text())["cells"] == result["cells"]
 
 
 def test_goes_on_cell_by_cell(diffusion, tmp_path, monkeypatch):
-    cells, calls = plan_cells(diffusion, [16, 24]), []
+    cells, calls = plan_variants(diffusion, [16, 24]), []
     sweep(diffusion, cells[:1], SETTINGS, tmp_path, progress=False)
     first = (tmp_path / "cells" / "16x16" / "cell.json").read_text()
     floats = PipelineCall.floats
     monkeypatch.setattr(PipelineCall, "floats", lambda self, i: calls.append(self.settings.call) or floats(self, i))
     whole = sweep(diffusion, cells, SETTINGS, tmp_path, progress=False)
     assert {call["height"] for call in calls} == {24}  # the first cell was not drawn again
-    assert json.loads(first) == whole["cells"][0] and len(whole["cells"]) == 2
+    assert json.loads(first)["result"] == whole["cells"][0] and len(whole["cells"]) == 2
     other = SamplingSettings(2, seed=4, prompts=SETTINGS.prompts, call=SETTINGS.call)
-    with pytest.raises(ValueError, match="other settings .*seed: 3 there, 4 now"):
+    with pytest.raises(ValueError, match="another sweep: seed was 3 and is 4"):
         sweep(diffusion, cells, other, tmp_path, progress=False)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("")
@@ -136,10 +138,10 @@ def test_a_reference_adds_the_kernel_distance(diffusion, extractor, write_folder
     monkeypatch.setattr(extractors, "load_extractor", lambda name: extractor)
     real = write_folder(pixels[:6])
     reference = make_reference(real, extractor, "clean", Preparation(12), progress=False)
-    cells = plan_cells(diffusion, [16, 24])
+    cells = plan_variants(diffusion, [16, 24])
     result = sweep(diffusion, cells, SETTINGS, tmp_path / "out", reference=reference, progress=False)
     values = [row["KD-Small"] for row in result["cells"]]
-    assert len(set(values)) == 2 and "KD-Small" in table(result)
+    assert len(set(values)) == 2 and "KD-Small" in table(result).text()
     one = SamplingSettings(1, prompts=("red",), call=SETTINGS.call)
     with pytest.raises(ValueError, match="at least 2 pictures"):
         sweep(diffusion, cells, one, tmp_path / "one", reference=reference, progress=False)
@@ -148,15 +150,15 @@ def test_a_reference_adds_the_kernel_distance(diffusion, extractor, write_folder
 @pytest.mark.parametrize(
     ("sizes", "ratios", "message"),
     [
-        ([16, 15, 0], ["1:1"], r"`sizes` has 15 \(near it: 16\), 0 \(near it: 2\); StableDiffusionPipeline .* of 2"),
-        ([4], ["40:1"], "at 40:1 comes to 0 x 26 pixels"),
+        ([16, 15, 0], ["1:1"], r"`--sizes` has 15 \(near it: 16\), 0 \(near it: 8\); StableDiffusionPipeline .* of 8"),
+        ([8], ["40:1"], "at 40:1 comes to 0 x 48 pixels"),
         ([16], ["wide"], "`--ratios` has 'wide'; give width:height"),
         ([16], ["1:0"], "`--ratios` has '1:0'"),
     ],
 )
 def test_refuses_sizes_before_anything_runs(diffusion, sizes, ratios, message):
     with pytest.raises(ValueError, match=message):
-        plan_cells(diffusion, sizes, [parse_ratio(ratio) for ratio in ratios])
+        plan_variants(diffusion, sizes, [parse_ratio(ratio) for ratio in ratios])
 
 
 def test_refuses_pipelines_of_one_size():
@@ -164,8 +166,8 @@ def test_refuses_pipelines_of_one_size():
         sample_size=8, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
         down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
     )  # fmt: skip
-    with pytest.raises(ValueError, match="DDIMPipeline draws one size only"):
-        plan_cells(DDIMPipeline(unet, DDIMScheduler()), [8])
+    with pytest.raises(ValueError, match="DDIMPipeline, which draws one size only"):
+        plan_variants(DDIMPipeline(unet, DDIMScheduler()), [8])
 
 
 def test_the_command_with_stable_diffusion(diffusion, adapter, tmp_path, capsys):
@@ -180,7 +182,7 @@ def test_the_command_with_stable_diffusion(diffusion, adapter, tmp_path, capsys)
         (["--adapter", str(adapter), "--strengths", "strong"], "`--strengths` has 'strong'"),
         (["--call", "[]"], "give a JSON object"),
         (["--call", '{"height": 8}'], "'height'; give a JSON object without sizes"),
-        (["--dtype", "float8"], "dtype: got 'float8'"),
+        (["--dtype", "float8"], "`--dtype` is 'float8'"),
         (["--device", "cpuu"], "`--device` is 'cpuu', which torch cannot use here"),
         (["--adapter", str(tmp_path / "none")], "give a ResAdapter's folder"),
     ]:
@@ -210,9 +212,31 @@ def test_the_command_with_the_weights_that_ship(tmp_path, capsys):
     arguments += ["--classes", "smileys & emotion", "-o", str(tmp_path / "out"), "--device", "cpu"]
     assert cli.main(arguments) == 0
     assert "6     11" in capsys.readouterr().out
-    assert picture(tmp_path / "out", Cell(6, 11)).shape == (6, 11, 3)
+    assert picture(tmp_path / "out", Variant(6, 11)).shape == (6, 11, 3)
     assert cli.main([*arguments, "--sizes", "3"]) == 2
     assert "3 (near it: 4)" in capsys.readouterr().err
+
+
+def test_every_ratio_of_the_miniature_is_a_size_that_it_draws(tmp_path, capsys):
+    """Its VAE has a factor of 4 and its UNet three levels, and the pipeline wants multiples of 8."""
+    arguments = ["sweep", "emoji-sd-64", "--ratios", "16:9", "2:3", "--sizes", "32", "--steps", "1", "--device", "cpu"]
+    assert cli.main([*arguments, "--prompt", "red apple", "-o", str(tmp_path / "out")]) == 0
+    shapes = {path.name for path in (tmp_path / "out" / "cells").iterdir()}
+    assert len(shapes) == 2 and all(int(side) % 16 == 0 for shape in shapes for side in shape.split("x"))
+
+
+def test_the_prompt_is_looked_at_before_the_pipeline_is_loaded(tmp_path, monkeypatch, capsys):
+    def load(*arguments):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(pipelines, "load_pipeline", load)
+    assert cli.main(["sweep", "emoji-sd-64", "-o", str(tmp_path / "out")]) == 2
+    assert "draws from text; say what with --prompt" in capsys.readouterr().err
+    assert cli.main(["sweep", "lego-emoji-64", "--prompt", "a cat", "-o", str(tmp_path / "out")]) == 2
+    assert "leave --prompt out" in capsys.readouterr().err
+    for option in ("--count", "--batch-size", "--side"):
+        assert cli.main(["sweep", "lego-emoji-64", option, "0", "-o", str(tmp_path / "out")]) == 2
+        assert f"`{option}` is 0" in capsys.readouterr().err
 
 
 def test_a_sheet_shows_sizes_at_one_scale():
