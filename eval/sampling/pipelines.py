@@ -23,10 +23,24 @@ def place(module, device: str | torch.device | None = None):
 
 
 def pipeline_folder(name: str) -> str | Path:
-    """The folder of weights that ship; a folder or a hub id as it is."""
+    """The folder of weights that ship; of a run's folder, its pipeline; another folder or a hub id as it is.
+
+    Raises:
+        ValueError: for a run that has left no pipeline yet.
+    """
     import brickwork
 
-    return brickwork.pretrained(name) if name in brickwork.pretrained_names() else name
+    if name in brickwork.pretrained_names():
+        return brickwork.pretrained(name)
+    folder = Path(name)
+    if (folder / "pipeline" / "model_index.json").is_file() and not (folder / "model_index.json").is_file():
+        return folder / "pipeline"
+    if (folder / "config.yaml").is_file() and (folder / "starts.jsonl").is_file():
+        raise ValueError(
+            f"`model` is {str(name)!r}, a run that has left no pipeline yet; let it come to its end, or take what "
+            f"it has with `brickwork publish {name} FOLDER`."
+        )
+    return name
 
 
 def pipeline_class(name: str) -> str | None:

@@ -80,6 +80,14 @@ def _find(words: list[str]) -> tuple[str, list[str]]:
     return "", words
 
 
+def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """Options may stand before, between and behind the other words, but with sub-commands."""
+    try:
+        return parser.parse_intermixed_args(words)
+    except TypeError:
+        return parser.parse_args(words)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; bad input becomes one line and the exit status 2."""
     words = sys.argv[1:] if arguments is None else arguments
@@ -99,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog=f"brickwork {name}", formatter_class=argparse.RawDescriptionHelpFormatter, description=COMMANDS[name][1]
     )
     configure(parser)
-    args = parser.parse_args(rest)
+    args = _parse(parser, rest)
     try:
         brickwork.register()
         return args.run(args) or 0

@@ -1,6 +1,7 @@
 """The arguments of a training run, for `brickwork train` and the entry scripts; light, so that `--help` is quick."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,9 +27,16 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "family's recipe, or one for a CPU: tiny-lego, tiny-dit, tiny-d-emo, tiny-u-emo, tiny-maxvit, "
         "tiny-resnet, tiny-mixed",
     )
+    parser.description = (
+        "Train a backbone in one process. With PICTURES alone (a folder of pictures, with a sub-folder for each\n"
+        "class or without; a Parquet file) network, size, batch and length are chosen for this machine, and said."
+    )
     parser.epilog = (
-        "examples:\n  brickwork train --preset tiny-lego run.total_images=40000\n"
-        "  brickwork train --config training/configs/lego_emoji_64_eight_groups.yaml"
+        "examples:\n  brickwork train my-pictures\n"
+        "  brickwork train my-pictures run.total_images=100000 data.size=64\n"
+        "  brickwork train my-pictures --preset d-emo-s-2\n"
+        "  brickwork train --preset tiny-lego run.total_images=40000\n"
+        "  brickwork train --config lego_emoji_64_eight_groups"
     )
     parser.set_defaults(run=run)
 
@@ -45,7 +53,46 @@ def run(args: argparse.Namespace) -> int:
             )
         args.config, overrides = recipe(args.preset)
         args.overrides = [*overrides, *args.overrides]
+    take_pictures(args)
     return train_as_asked(args, prepare)
+
+
+def take_pictures(args: argparse.Namespace) -> None:
+    """Turn PICTURES among the words of a command line into values, and say what they are.
+
+    Raises:
+        ValueError: for two of them, or on several processes, which would each choose for itself.
+    """
+    from brickwork.training.config.config import TrainConfig
+
+    known = TrainConfig.model_fields
+
+    def is_value(word: str) -> bool:
+        return word.split(".")[0].split("=")[0] in known or "=" in word and not Path(word).exists()
+
+    pictures = [word for word in args.overrides if not is_value(word)]
+    if not pictures:
+        return
+    if len(pictures) > 1:
+        raise ValueError(f"PICTURES are {pictures}; name one folder or file, and values as section.key=value.")
+    from brickwork.training.commands import own_pictures
+
+    (source,), values = pictures, [word for word in args.overrides if is_value(word)]
+    if args.config is not None:
+        args.overrides = [*own_pictures.described(source), *values]
+        return
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "PICTURES alone is for one process, which measures what it chooses by; write a configuration with "
+            "`brickwork new-config`, and give it as --config."
+        )
+    args.config = own_pictures.begun(source, values)
+    if args.config is not None:
+        print(f"Going on as {args.config} says; remove its folder to begin anew.")
+        args.overrides = [f"run.output_dir={args.config.parent}", *values]
+    else:
+        args.overrides, said = own_pictures.choose(source, values)
+        print("\n".join(said))
 
 
 def train_as_asked(args: argparse.Namespace, prepare: Callable, kind: type | None = None) -> int:

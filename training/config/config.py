@@ -86,15 +86,18 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
     Raises:
         ValueError: for unknown or missing keys (the nearest key is named), values of the wrong type or range.
     """
-    given: dict = {}
-    for override in overrides or []:
-        given = _merge(given, _parse_override(override))
+    given = reduce(_merge, map(_parse_override, overrides or []), {})
     levels = [_defaults(kind), *apply_data_set([read_yaml(find_config(path)) if path is not None else {}, given])]
     config = build(kind, reduce(_merge, levels))
     if config.run.mixed_precision != "auto":
         return config
     precision = choose_precision(config.run.output_dir)
     return config.replace(run=config.run.replace(mixed_precision=precision))
+
+
+def given_values(overrides: list[str]) -> dict[str, Any]:
+    """`["run.seed=1"]` => `{"run.seed": 1}`: what a command line says itself, before any default."""
+    return flat(reduce(_merge, map(_parse_override, overrides), {}))
 
 
 def changed_keys(saved: str, config: TrainConfig, bound: Collection[str] = ()) -> dict[str, tuple[Any, Any]]:

@@ -1,0 +1,226 @@
+"""`brickwork train PICTURES`: preset, size, batch and length for pictures of one's own, on this machine.
+
+What is chosen is a list of `section.key=value`, so that the run's configuration says all of it and values on the
+command line go over it.
+"""
+
+import json
+import os
+import re
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from brickwork.errors import advice, shown
+from brickwork.eval.sets.decode import BrokenPicture, open_upright
+from brickwork.eval.sets.reader import undecoded
+from brickwork.eval.sets.tables import CAPTIONS, LABELS, guessed_column, image_column, labels_in, numbered
+from brickwork.training.config.config import TrainConfig, given_values, load_config
+from brickwork.training.config.reading import read_yaml
+from brickwork.training.data.images import load_table
+from brickwork.training.tasks.backbones import build_model
+
+LOOKED_AT = 200  # pictures whose sizes are read
+LEAST_TIMES, MOST_TIMES = 20, 400  # that each picture is shown, if that takes longer or shorter than MINUTES
+OVERHEAD = 1.3  # of optimiser, averages and reading, over the network's two passes
+SMALL_SET = 100  # pictures, below which none is held out
+
+# What a processor and a GPU train: network, side in pixels, images of a step.
+_TINY = {"num_layers": [4, 2], "hidden_sizes": [128, 64], "num_attention_heads": [4, 2]}
+_SMALL = {"num_layers": [6, 3], "hidden_sizes": [160, 128], "num_attention_heads": [5, 4]}
+_ON_CPU, _ON_GPU = ("tiny-lego", _TINY, 32, 16), ("small-lego", _SMALL, 64, 128)
+MINUTES = 15
+
+
+@dataclass
+class Pictures:
+    """What was found of a source.
+
+    Attributes:
+        source: folder, Parquet file, or name on the hub.
+        columns: values of `data.*_column` that the source has.
+        count: pictures.
+        classes: class name => pictures.
+        side: the shorter side in pixels, which nine of ten pictures have at least.
+        has_captions: whether there are captions.
+    """
+
+    source: str
+    columns: dict[str, str | None]
+    count: int
+    classes: dict[str, int]
+    side: int
+    has_captions: bool
+
+
+def look_at(source: str) -> Pictures:
+    """Open a source, its columns and the sizes of some of its pictures.
+
+    Raises:
+        ValueError: for a source that is not there, or holds no picture that can be read.
+    """
+    path = Path(source)
+    if not path.exists() and source.count("/") != 1 and "{" not in source:
+        beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise ValueError(f"PICTURES is {source!r}, which is not there; {advice(path.name, beside, 'there are')}")
+    table = load_table(source)
+    column = image_column(table, argument="data.image_column")
+    label = guessed_column(table, LABELS, "data.label_column")
+    classes: dict[str, int] = {}
+    if label is not None:
+        numbers, names = numbered(labels_in(table, label), getattr(table.features.get(label), "names", None))
+        counted = Counter(numbers)
+        classes = {name: counted[number] for number, name in enumerate(names) if counted[number]}
+        if len(classes) > len(table) / 2:  # a name for each picture is no class
+            label, classes = None, {}
+    sides, table = [], undecoded(table, column)
+    for row in range(0, len(table), max(1, len(table) // LOOKED_AT)):
+        try:
+            sides.append(min(open_upright(table[row][column]).size))
+        except BrokenPicture:
+            continue
+    if not sides:
+        raise ValueError(
+            f"PICTURES is {source!r}, of which no picture can be read; see `brickwork data check {source}`."
+        )
+    columns = {"image_column": column, "label_column": label}
+    captions = any(name.lower() in CAPTIONS for name in table.column_names)
+    return Pictures(source, columns, len(table), classes, sorted(sides)[len(sides) // 10], captions)
+
+
+def choose(source: str, overrides: list[str]) -> tuple[list[str], list[str]]:
+    """What to train on a source.
+
+    Args:
+        source: PICTURES.
+        overrides: `section.key=value` that beat what is chosen.
+
+    Returns:
+        The choice as `section.key=value`, the overrides behind it; and lines that say what was chosen and why.
+
+    Raises:
+        ValueError: for a source that cannot be read, or overrides that do not fit.
+    """
+    found, given = look_at(source), given_values(overrides)
+    preset, network, side, batch = _ON_GPU if torch.cuda.is_available() else _ON_CPU
+    size = given.get("data.size", min(side, max(8, found.side // 4 * 4)))
+    chosen: dict[str, object] = {"data.source": source, "run.output_dir": f"runs/{_name(source)}", "data.size": size}
+    chosen |= {f"data.{key}": value for key, value in found.columns.items()}
+    chosen |= {"data.held_out": 0.05 if found.count >= SMALL_SET else 0.0}
+    chosen |= {"objective.brick_dropout": 0.2, "optimizer.learning_rate": 1e-3}
+    named = [given[key] for key in ("model.preset", "model.type", "model.init_from", "model.wrap") if key in given]
+    if named:
+        preset = str(named[0])
+        chosen |= {"objective.brick_dropout": 0.0}
+    else:
+        chosen |= {"model.type": "LegoTransformer2DModel", "model.config": _windows(size) | network}
+    chosen |= {"run.batch_size": min(batch, found.count, given.get("run.total_images", batch))}
+    config = load_config(None, [*_as_overrides(chosen), *overrides])
+    rate = images_per_second(config, list(found.classes))
+    batch = config.run.batch_size
+    longest = min(max(int(rate * 60 * MINUTES), LEAST_TIMES * found.count), MOST_TIMES * found.count)
+    chosen |= _lengths(given.get("run.total_images", max(batch, longest // batch * batch)), batch)
+    config = load_config(None, [*_as_overrides(chosen), *overrides])
+    return [*_as_overrides(chosen), *overrides], _say(found, config, preset, rate)
+
+
+def described(source: str) -> list[str]:
+    """What a configuration says of a source: where it is and which columns it has."""
+    return _as_overrides(
+        {"data.source": source} | {f"data.{key}": name for key, name in look_at(source).columns.items()}
+    )
+
+
+def images_per_second(config: TrainConfig, class_names: list[str]) -> float:
+    """How many images this machine trains on in a second, from a few passes of the network over one batch."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = build_model(config, class_names, config.data.size, 3).to(device)
+    batch, size = max(1, config.run.batch_size // config.run.gradient_accumulation_steps), config.data.size
+    sample, timestep = torch.zeros(batch, 3, size, size, device=device), torch.zeros(batch, device=device)
+    labels = torch.zeros(batch, dtype=torch.long, device=device) if class_names else None
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    kind = dtypes.get(config.run.mixed_precision)
+    times: list[float] = []
+    while len(times) < 2 or len(times) < 10 and sum(times) < 2:
+        start = time.perf_counter()
+        with torch.autocast(device.type, kind, enabled=kind is not None):
+            network(sample, timestep, labels).sample.float().square().mean().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return batch / (min(times) * OVERHEAD)
+
+
+def begun(source: str, overrides: list[str]) -> Path | None:
+    """The configuration of the run that the same command began before, `None` where it is the first time.
+
+    Raises:
+        ValueError: where the folder holds a run on other pictures.
+    """
+    folder = Path(given_values(overrides).get("run.output_dir", f"runs/{_name(source)}"))
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return None
+    former = str((read_yaml(path).get("data") or {}).get("source", ""))
+    if os.path.realpath(former) != os.path.realpath(source):
+        raise ValueError(
+            f"`run.output_dir` is {str(folder)!r}, which holds a run on {shown(former)}; add run.output_dir=FOLDER to "
+            f"train on {source!r} elsewhere."
+        )
+    return path
+
+
+def _name(source: str) -> str:
+    """The name of a run on a source: `pics/cats.parquet` => `cats`."""
+    path = Path(source).resolve()
+    return re.sub(r"[^\w.-]+", "-", path.stem if path.is_file() else path.name).strip("-.") or "pictures"
+
+
+def _windows(size: int) -> dict[str, list[int]]:
+    """A brick that sees the whole picture, and one for windows of 8 pixels."""
+    patch = next(patch for patch in (4, 3, 2, 1) if size % patch == 0)
+    return {"window_sizes": [size, 8], "patch_sizes": [patch, 2]}
+
+
+def _lengths(total: int, batch: int) -> dict[str, int]:
+    """The run's length, and what goes by it, in images."""
+
+    def share(part: float, least: int) -> int:
+        return max(least, int(total * part) // batch * batch)
+
+    return {
+        "run.total_images": total,
+        "run.log_images": share(1 / 50, batch),
+        "run.sample_images": share(1 / 8, batch),
+        "run.checkpoint_images": share(1 / 4, batch),
+        "optimizer.warmup_images": share(1 / 20, 0),
+        "optimizer.cooldown_images": share(1 / 4, 0),
+        "ema.half_life_images": share(1 / 20, batch),
+    }
+
+
+def _as_overrides(chosen: dict[str, object]) -> list[str]:
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in chosen.items()]
+
+
+def _say(found: Pictures, config: TrainConfig, preset: str, rate: float) -> list[str]:
+    run, size = config.run, config.data.size
+    names = [f"{name} {number:,}" for name, number in found.classes.items()]
+    classes = f", {len(names)} classes: {', '.join(names[:12])}{', …' if len(names) > 12 else ''}" if names else ""
+    minutes = run.total_images / rate / 60
+    lines = [
+        f"{found.source}: {found.count:,} pictures{classes or ', no classes'}; shorter side {found.side} pixels.",
+        f"Chosen: {preset} at {size} pixels, precision {run.mixed_precision}, {run.batch_size} images a step.",
+        f"Length: {run.total_images:,} images, {run.total_images / found.count:,.1f} times each, about "
+        f"{max(1, round(minutes))} min at {rate:,.0f} images/s.",
+        f"The run is in {run.output_dir}; values behind the folder beat these, such as data.size=64 or "
+        f"run.total_images={2 * run.total_images}.",
+    ]
+    if found.has_captions:
+        lines.insert(1, "Captions are there; this network does not read them (training/train_text_to_image.py does).")
+    if size > found.side:
+        lines.insert(2, f"Pictures below {size} pixels are enlarged.")
+    return lines
