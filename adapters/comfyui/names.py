@@ -23,7 +23,14 @@ LORA_PARTS = {
     "lora.up.weight": "up",
     "alpha": "alpha",
 }
-NORM_PARTS = {"w_norm": "w_norm", "b_norm": "b_norm", "weight": "weight", "bias": "bias"}
+NORM_PARTS = {
+    "w_norm": "w_norm",
+    "b_norm": "b_norm",
+    "diff": "w_norm",  # what LyCORIS calls them where it changes a layer as a whole
+    "diff_b": "b_norm",
+    "weight": "weight",
+    "bias": "bias",
+}
 
 _KEY_PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "unet.", "lora_unet_")
 _RESNETS_PER_DOWN_BLOCK = 2  # in every Stable Diffusion; compvis numbers count on it

@@ -5,18 +5,21 @@ its form from 2024 on: `comfy.lora.model_lora_keys_unet` and `load_lora`, a mode
 `get_key_patches`, and `folder_paths`.
 """
 
+import json
 import logging
 import os
 
 import torch
 
-from .names import kohya_name, module_path
-from .reading import NORM_FILES, NORMS_SUFFIX, ResAdapterWeights, check_fits, read_adapter
+from .names import kohya_name, module_path, parse_key
+from .reading import LORA_FILES, NORM_FILES, NORMS_SUFFIX, ResAdapterWeights, adapter_files, check_fits, read_adapter
 from .strength import auto_strength, range_warning
 
 _PIXELS_PER_LATENT = 8
 _TRAIN_SIZES = {768: 512, 1024: 512, 2048: 1024}  # by the width of the text context: SD 1, SD 2, SDXL
 _SD2_VELOCITY_SIZE = 768  # SD 2's v-prediction models were trained on larger images than its others
+_HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
+_LISTED: dict[str, tuple[str, bool]] = {}  # path => stamp, whether it can be a ResAdapter
 
 
 class BrickworkResAdapter:
@@ -52,34 +55,128 @@ class BrickworkResAdapter:
 
     @classmethod
     def IS_CHANGED(cls, resadapter: str, **inputs) -> str:
-        """Changes with the file, so that a replaced adapter is read again."""
-        stat = os.stat(_full_path(resadapter))
-        return f"{stat.st_mtime_ns} {stat.st_size}"
+        """Changes with either of the files, and when the second one comes or goes."""
+        return " ".join(f"{file.name} {_stamp(file)}" for file in adapter_files(_full_path(resadapter)))
+
+    @classmethod
+    def read(cls, path: str) -> ResAdapterWeights:
+        """The whole adapter; half of one is an error that names what is missing."""
+        adapter = read_adapter(path)
+        if missing := missing_half(adapter):
+            raise ValueError(missing)
+        return adapter
 
     def apply(self, model, resadapter: str, strength_lora: float, strength_norms: float, latent=None):
         """The patched clone of the model, and the factor that the latent's size gave (1.0 without a latent)."""
-        adapter = read_adapter(_full_path(resadapter))
-        automatic = 1.0
-        if latent is not None:
-            height, width = (side * _PIXELS_PER_LATENT for side in latent["samples"].shape[-2:])
-            automatic = auto_strength(height, width, train_size(model))
-            if message := range_warning(height, width, adapter.training_range()):
-                logging.warning("ResAdapter %s: %s", resadapter, message)
+        adapter = self.read(_full_path(resadapter))
+        automatic = _automatic(model, adapter, resadapter, latent)
         return patch_model(model, adapter, strength_lora * automatic, strength_norms * automatic), automatic
 
 
+class BrickworkResAdapterLoraAlone(BrickworkResAdapter):
+    """Applies the LoRA of a ResAdapter and leaves out its norms, whether their file is there or not."""
+
+    DESCRIPTION = "The LoRA of a ResAdapter without its norms, which large images need: a part of its effect."
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        inputs = super().INPUT_TYPES()
+        del inputs["required"]["strength_norms"]
+        return inputs
+
+    @classmethod
+    def read(cls, path: str) -> ResAdapterWeights:
+        """The LoRA alone."""
+        adapter = read_adapter(path)
+        if not adapter.convs:
+            raise ValueError(f"{adapter.source} has no LoRA; take the node 'ResAdapter (Brickwork)'")
+        adapter.norms.clear()
+        return adapter
+
+    def apply(self, model, resadapter: str, strength_lora: float, latent=None):
+        """The patched clone of the model, and the factor that the latent's size gave (1.0 without a latent)."""
+        return super().apply(model, resadapter, strength_lora, 0.0, latent)
+
+
+def _automatic(model, adapter: ResAdapterWeights, name: str, latent) -> float:
+    """The factor that suits the latent's size; sizes that the adapter was not trained for are logged."""
+    if latent is None:
+        return 1.0
+    height, width = (side * _PIXELS_PER_LATENT for side in latent["samples"].shape[-2:])
+    if message := range_warning(height, width, adapter.training_range()):
+        logging.warning("ResAdapter %s: %s", name, message)
+    return auto_strength(height, width, train_size(model))
+
+
+def missing_half(adapter: ResAdapterWeights) -> str | None:
+    """What to say of an adapter of which one of two files is missing; None for a whole one.
+
+    One half is the whole of an adapter that says so: trained with `kind` "interpolation" (LoRA) or "extrapolation"
+    (norms).
+    """
+    directory, name = os.path.split(adapter.source)
+    if not adapter.norms and adapter.info.get("kind") != "interpolation":
+        stem = os.path.splitext(name)[0]
+        wanted = NORM_FILES[LORA_FILES.index(name)] if name in LORA_FILES else stem + NORMS_SUFFIX
+        return (
+            f"{name} is the first of a ResAdapter's two files, and the second, {wanted}, is not beside it in "
+            f"{directory}: with the first alone most of the effect would be missing. Put the second there and run "
+            "again; to use the first alone, take the node 'ResAdapter, LoRA alone (Brickwork)'"
+        )
+    if not adapter.convs and adapter.info.get("kind") != "extrapolation":
+        stem = name.removesuffix(NORMS_SUFFIX) + ".safetensors"
+        wanted = LORA_FILES[NORM_FILES.index(name)] if name in NORM_FILES else stem
+        return (
+            f"{name} is the second of a ResAdapter's two files, and the first, {wanted}, is not beside it in "
+            f"{directory}: put it there, press R and choose it"
+        )
+    return None
+
+
 def resadapter_names() -> list[str]:
-    """The names in ComfyUI's LoRA folders that can be ResAdapters: all but the second files of a pair."""
+    """The names in ComfyUI's LoRA folders that can be ResAdapters: no other LoRAs, and no second files of a pair."""
     import folder_paths
 
     names = folder_paths.get_filename_list("loras")
-    first_files = {os.path.dirname(name) for name in names if os.path.basename(name) not in NORM_FILES}
-    return [
-        name
-        for name in names
-        if not name.endswith(NORMS_SUFFIX)
-        and not (os.path.basename(name) in NORM_FILES and os.path.dirname(name) in first_files)
-    ]
+    found = [name for name in names if _can_be_one(folder_paths.get_full_path("loras", name))]
+    return [name for name in found if not any(first in found for first in _first_files(name))]
+
+
+def _first_files(name: str) -> list[str]:
+    """The names that the first file has where `name` is a pair's second."""
+    directory, file = os.path.split(name)
+    if file in NORM_FILES:
+        return [os.path.join(directory, first) for first in LORA_FILES]
+    return [name.removesuffix(NORMS_SUFFIX) + ".safetensors"] if name.endswith(NORMS_SUFFIX) else []
+
+
+def _can_be_one(path: str | None) -> bool:
+    """Whether a file's header has a ResAdapter's tensors and no others; read once for each state of the file."""
+    if path is None or not path.endswith(".safetensors"):
+        return False
+    try:
+        stamp = _stamp(path)
+        if _LISTED.get(path, ("",))[0] != stamp:
+            _LISTED[path] = (stamp, _has_tensors_of_one(path))
+        return _LISTED[path][1]
+    except OSError:
+        return False
+
+
+def _has_tensors_of_one(path: str) -> bool:
+    with open(path, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        try:
+            keys = set(json.loads(stream.read(length))) - {"__metadata__"} if length <= _HEADER_LIMIT else set()
+        except (ValueError, TypeError, RecursionError):
+            keys = set()
+    # a download that broke off is shown under the names by which it is known, to be told of when it is used
+    return all(map(parse_key, keys)) if keys else os.path.basename(path) in LORA_FILES
+
+
+def _stamp(path) -> str:
+    stat = os.stat(path)
+    return f"{stat.st_mtime_ns} {stat.st_size}"
 
 
 def _full_path(name: str) -> str:
@@ -177,5 +274,11 @@ def _own_weight(model, key: str, first) -> torch.Tensor:
     return first
 
 
-NODE_CLASS_MAPPINGS = {"BrickworkResAdapter": BrickworkResAdapter}
-NODE_DISPLAY_NAME_MAPPINGS = {"BrickworkResAdapter": "ResAdapter (Brickwork)"}
+NODE_CLASS_MAPPINGS = {
+    "BrickworkResAdapter": BrickworkResAdapter,
+    "BrickworkResAdapterLoraAlone": BrickworkResAdapterLoraAlone,
+}
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "BrickworkResAdapter": "ResAdapter (Brickwork)",
+    "BrickworkResAdapterLoraAlone": "ResAdapter, LoRA alone (Brickwork)",
+}

@@ -7,23 +7,21 @@ differences (`w_norm`, `b_norm`) from the base model's. Only safetensors are ope
 """
 
 import difflib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from .metadata import MAX_RANK, check_alpha, kept, peft_alphas, read_info
 from .names import FAMILIES, parse_key, unet_layout
 from .strength import OFFICIAL_RANGES, TrainingRange
 
 LORA_FILES = ("pytorch_lora_weights.safetensors", "resolution_lora.safetensors")
 NORM_FILES = ("diffusion_pytorch_model.safetensors", "resolution_normalization.safetensors")
 NORMS_SUFFIX = "_norms.safetensors"
-INFO_KEY = "brickwork.resadapter"  # our JSON in the safetensors header
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
-_TYPES = ("float16", "bfloat16", "float32", "float64")
 _SHOWN = 4  # tensors named in an error before "and N more"
 
 
@@ -59,6 +57,7 @@ class ResAdapterWeights:
     differences: whether the norms are differences from a base model's, rather than absolute values.
     info: what the file states of itself (family, sizes, trainer, ...), JSON values.
     source: the file or folder it was read from, for messages.
+    notes: what trainers and other programs noted in the metadata.
     """
 
     convs: dict[str, LowRank]
@@ -66,6 +65,7 @@ class ResAdapterWeights:
     differences: bool = False
     info: dict = field(default_factory=dict)
     source: str = "the adapter"
+    notes: dict[str, str] = field(default_factory=dict)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Convolutions as (out, in) channels and norms as (channels,): what must fit the model."""
@@ -81,7 +81,9 @@ class ResAdapterWeights:
             expected = (convs if self.convs else {}) | (norm_shapes if self.norms else {})
             if self.shapes() == expected:
                 found.append(family.key)
-        stated = self.info.get("family")
+        path = Path(self.source)
+        official = next((name for name in (path.name, path.parent.name) if name in OFFICIAL_RANGES), "")
+        stated = self.info.get("family") or ("sdxl" if "sdxl" in official else "sd1" if official else None)
         return [stated] if stated in found else found
 
     def training_range(self) -> TrainingRange | None:
@@ -139,20 +141,25 @@ def read_adapter(source: str | Path) -> ResAdapterWeights:
     """
     tensors: dict[tuple[str, str], torch.Tensor] = {}
     info: dict = {}
+    notes: dict[str, str] = {}
     for file in adapter_files(source):
-        _read_file(file, tensors, info)
+        metadata = _read_file(file, tensors)
+        info |= read_info(file, metadata)
+        notes |= kept(metadata)
+        _add_alphas(file, metadata, tensors, info.pop("alphas", {}))
     if not tensors:
         raise ValueError(f"{source} holds no tensors, so no ResAdapter")
-    alphas = info.pop("alphas", {})
-    for path, (value, dtype) in alphas.items():  # the PEFT form keeps them here
-        tensors[path, "alpha"] = torch.tensor(value, dtype=getattr(torch, dtype))
     convs = _pair_convs(source, tensors)
     norms, differences = _pair_norms(source, tensors)
-    return ResAdapterWeights(convs, norms, differences, info, str(source))
+    return ResAdapterWeights(convs, norms, differences, info, str(source), notes)
 
 
-def _read_file(file: Path, tensors: dict, info: dict) -> None:
-    """Adds the file's tensors by (path, part), after a look at all the names before any tensor is read."""
+def _read_file(file: Path, tensors: dict) -> dict[str, str]:
+    """Adds the file's tensors by (path, part), after a look at all the names before any tensor is read.
+
+    Returns:
+        The file's metadata.
+    """
     try:
         with safe_open(str(file), framework="pt", device="cpu") as opened:
             keys = list(opened.keys())
@@ -168,9 +175,22 @@ def _read_file(file: Path, tensors: dict, info: dict) -> None:
                 if name in tensors:
                     raise ValueError(f"{file}: {key!r} gives the {name[1]} of {name[0]} a second time")
                 tensors[name] = _checked(file, key, opened.get_tensor(key))
-            info.update(_read_info(file, opened.metadata() or {}))
+            return opened.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} is no readable safetensors file, perhaps cut short: {error}") from error
+
+
+def _add_alphas(file: Path, metadata: dict[str, str], tensors: dict, stated: dict[str, list]) -> None:
+    """Adds the alphas that the PEFT form keeps in its metadata: those we noted with their type, else PEFT's own."""
+    ranks = {path: down.shape[0] for (path, part), down in tensors.items() if part == "down" and down.ndim}
+    given = {path: torch.tensor(alpha) for path, alpha in peft_alphas(file, metadata, ranks).items()}
+    noted = {
+        path: torch.tensor(value, dtype=torch.float64).to(getattr(torch, t)) for path, (value, t) in stated.items()
+    }
+    for path, alpha in (given | noted).items():
+        if (path, "alpha") in tensors and path in noted:
+            raise ValueError(f"{file}: the alpha of {path} is given a second time, in the metadata")
+        tensors.setdefault((path, "alpha"), alpha)
 
 
 def _checked(file: Path, key: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -182,25 +202,6 @@ def _checked(file: Path, key: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _read_info(file: Path, metadata: dict[str, str]) -> dict:
-    try:
-        info = json.loads(metadata.get(INFO_KEY, "{}"))
-        if not isinstance(info, dict):
-            raise TypeError("not a table")
-        for path, (value, dtype) in info.get("alphas", {}).items():
-            if not isinstance(path, str) or not isinstance(value, float):
-                raise TypeError("alphas")
-            if dtype not in _TYPES:
-                raise TypeError("alphas")
-        if info.get("norm_types", "float32") not in _TYPES:
-            raise TypeError("norm_types")
-        if "range" in info:
-            TrainingRange(**info["range"])
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{file}: its {INFO_KEY!r} metadata cannot be read ({error})") from error
-    return info
-
-
 def _pair_convs(source: str | Path, tensors: dict[tuple[str, str], torch.Tensor]) -> dict[str, LowRank]:
     convs = {}
     for path in sorted({path for path, part in tensors if part in ("down", "up", "alpha")}):
@@ -209,14 +210,18 @@ def _pair_convs(source: str | Path, tensors: dict[tuple[str, str], torch.Tensor]
             raise ValueError(
                 f"{source}: the LoRA of {path} has no {'lora_down' if down is None else 'lora_up'} weight"
             )
-        rank = down.shape[0]
+        rank = down.shape[0] if down.ndim else 0
         if down.ndim != 4 or down.shape[2:] != (3, 3) or up.ndim != 4 or up.shape[1:] != (rank, 1, 1) or rank == 0:
             raise ValueError(
                 f"{source}: the LoRA of {path} has lora_down {tuple(down.shape)} and lora_up {tuple(up.shape)}; need "
                 "(rank, in, 3, 3) and (out, rank, 1, 1)"
             )
+        if rank > MAX_RANK:
+            raise ValueError(f"{source}: the LoRA of {path} has rank {rank}; allowed: up to {MAX_RANK}")
         if alpha is not None and alpha.numel() != 1:
             raise ValueError(f"{source}: alpha of {path} has shape {tuple(alpha.shape)}, need a single number")
+        if alpha is not None:
+            check_alpha(f"{source}: the LoRA of {path}", alpha.item(), rank)
         convs[path] = LowRank(down, up, None if alpha is None else alpha.reshape(()))
     return convs
 
@@ -232,7 +237,7 @@ def _pair_norms(source: str | Path, tensors: dict[tuple[str, str], torch.Tensor]
         pair = [tensors.get((path, part)) for part in (weight, bias)]
         if pair[0] is None or pair[1] is None:
             raise ValueError(f"{source}: {path} lacks its {weight if pair[0] is None else bias}")
-        if pair[0].ndim != 1 or pair[0].shape != pair[1].shape:
+        if pair[0].ndim != 1 or not pair[0].numel() or pair[0].shape != pair[1].shape:
             shapes = " and ".join(str(tuple(tensor.shape)) for tensor in pair)
             raise ValueError(f"{source}: {path} has shapes {shapes}; need two of one length")
         norms[f"{path}.weight"], norms[f"{path}.bias"] = pair

@@ -21,6 +21,7 @@ def convert_resadapter(
     to: str,
     base_model=None,
     naming: str | None = None,
+    norm_keys: str | None = None,
     norm_type: str = "float64",
     overwrite: bool = False,
 ) -> list[Path]:
@@ -35,6 +36,8 @@ def convert_resadapter(
             "comfyui". A hub id, a folder, a single-file checkpoint or a loaded model: see `read_base_norms`.
         naming: module names of the "comfyui" form, "diffusers" or "compvis"; None takes what every program reads
             rightly: compvis for SDXL, diffusers otherwise.
+        norm_keys: names of the "comfyui" form's norms: "norm" (LyCORIS's, the default) or "diff", which
+            stable-diffusion.cpp takes too.
         norm_type: of the differences: "float64" is exact on the way back; "float32" is not, but Apple's MPS takes it.
         overwrite: replace files that exist.
 
@@ -63,7 +66,7 @@ def convert_resadapter(
             adapter = formats.to_absolute(adapter, base)
         else:
             adapter = formats.to_differences(adapter, base, NORM_TYPES[norm_type])
-    return formats.write_adapter(adapter, dst, to, naming=naming, overwrite=overwrite)
+    return formats.write_adapter(adapter, dst, to, naming=naming, norm_keys=norm_keys, overwrite=overwrite)
 
 
 def base_norms_for(adapter: ResAdapterWeights, base_model) -> dict[str, torch.Tensor]:
@@ -105,6 +108,11 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--naming", choices=formats.NAMINGS, help="module names in the comfyui file (default: fitting)"
     )
+    parser.add_argument(
+        "--norm-keys",
+        choices=list(formats.NORM_KEYS),
+        help="names of the comfyui file's norms (default: norm); diff for stable-diffusion.cpp",
+    )
     parser.add_argument("--norm-type", choices=list(NORM_TYPES), default="float64", help="of the comfyui file's norms")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     parser.set_defaults(run=run)
@@ -118,6 +126,7 @@ def run(args: argparse.Namespace) -> None:
         to=args.to,
         base_model=args.base_model,
         naming=args.naming,
+        norm_keys=args.norm_keys,
         norm_type=args.norm_type,
         overwrite=args.overwrite,
     )

@@ -5,7 +5,11 @@
 - `diffusers`: `<name>.safetensors` in PEFT names, which stock `load_lora_weights` takes, and the absolute norms in
   `<name>_norms.safetensors`, which it would refuse in the same file.
 - `comfyui`: one file that the LoRA loaders of ComfyUI, Forge and A1111 take, in kohya names, with the norms as
-  differences from a base model's in LyCORIS's `w_norm` and `b_norm`.
+  differences from a base model's in LyCORIS's `w_norm` and `b_norm`, or in `diff` and `diff_b`.
+
+Every file says in its metadata that it is a ResAdapter and for which family; the LoRA has what trainers noted before,
+and what kohya's own files have, by which programs sort: without it A1111 takes an SDXL file for one of SD 1 and hides
+it.
 
 Reading is in `comfyui/reading.py`, which the ComfyUI nodes share.
 """
@@ -15,16 +19,25 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
+from brickwork.adapters.base import KIND_KEY
+from brickwork.adapters.comfyui.metadata import HASH_KEYS, INFO_KEY, PEFT_KEY
 from brickwork.adapters.comfyui.names import compvis_path, kohya_name
-from brickwork.adapters.comfyui.reading import INFO_KEY, LORA_FILES, NORM_FILES, NORMS_SUFFIX, ResAdapterWeights
+from brickwork.adapters.comfyui.reading import LORA_FILES, NORM_FILES, NORMS_SUFFIX, ResAdapterWeights
 from brickwork.adapters.resadapter.base_norms import norms_fingerprint
-from brickwork.files import new_files
+from brickwork.files import digest, new_files
 
 FORMS = ("official", "diffusers", "comfyui")
 NAMINGS = ("diffusers", "compvis")
-_PEFT_METADATA = "lora_adapter_metadata"  # where diffusers looks for rank and alpha
+# How the differences of a norm's weight and bias are called in the `comfyui` form. ComfyUI, Forge and A1111 take
+# both; stable-diffusion.cpp takes the second alone, and would leave out the first without a word.
+NORM_KEYS = {"norm": ("w_norm", "b_norm"), "diff": ("diff", "diff_b")}
+_FAMILY_NOTES = {  # as kohya's scripts and the ModelSpec call them
+    "sd1": ("sd_v1", "stable-diffusion-v1"),
+    "sd2": ("sd_v2", "stable-diffusion-v2"),
+    "sdxl": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base"),
+}
 _BASE_HASH, _NORM_TYPES = "base_norms_sha256", "norm_types"
 
 
@@ -62,7 +75,13 @@ def to_absolute(adapter: ResAdapterWeights, base: dict[str, torch.Tensor]) -> Re
 
 
 def write_adapter(
-    adapter: ResAdapterWeights, dst: str | Path, to: str, *, naming: str | None = None, overwrite: bool = False
+    adapter: ResAdapterWeights,
+    dst: str | Path,
+    to: str,
+    *,
+    naming: str | None = None,
+    norm_keys: str | None = None,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Writes the adapter in the form `to`; its norms must be differences for `comfyui` and absolute otherwise.
 
@@ -70,6 +89,7 @@ def write_adapter(
         dst: a folder for `official`, else a path ending in .safetensors.
         naming: of the `comfyui` form: `diffusers` or `compvis`; None takes compvis for SDXL, whose first upsampler
             A1111 finds under that name only, and diffusers otherwise.
+        norm_keys: of the `comfyui` form, see `NORM_KEYS`; None takes "norm".
         overwrite: replace files that are there.
 
     Returns:
@@ -79,6 +99,8 @@ def write_adapter(
         raise ValueError(f"to={to!r}; allowed: {', '.join(FORMS)}")
     if naming is not None and (naming not in NAMINGS or to != "comfyui"):
         raise ValueError(f"naming={naming!r}; allowed: {', '.join(NAMINGS)}, and only with to='comfyui'")
+    if norm_keys is not None and (norm_keys not in NORM_KEYS or to != "comfyui"):
+        raise ValueError(f"norm_keys={norm_keys!r}; allowed: {', '.join(NORM_KEYS)}, and only with to='comfyui'")
     if adapter.norms and adapter.differences != (to == "comfyui"):
         kind = "differences, need absolute values" if adapter.differences else "absolute values, need differences"
         raise ValueError(f"{adapter.source} has its norms as {kind} for to={to!r}: give base_model")
@@ -87,7 +109,10 @@ def write_adapter(
         raise ValueError(
             f"dst={str(dst)!r}: to={to!r} needs {'a folder' if to == 'official' else 'a .safetensors path'}"
         )
-    files = {"official": _official, "diffusers": _diffusers, "comfyui": _comfyui}[to](adapter, dst, naming)
+    if to == "comfyui":
+        files = _comfyui(adapter, dst, naming, norm_keys or "norm")
+    else:
+        files = {"official": _official, "diffusers": _diffusers}[to](adapter, dst)
     there = [str(path) for path in files if path.exists()]
     if there and not overwrite:
         raise ValueError(f"{' and '.join(there)} exists already: choose another dst or set overwrite")
@@ -95,8 +120,26 @@ def write_adapter(
     return list(files)
 
 
-def _metadata(info: dict) -> dict[str, str]:
-    return {INFO_KEY: json.dumps(info, sort_keys=True)} if info else {}
+def _metadata(adapter: ResAdapterWeights) -> dict[str, str]:
+    own = {INFO_KEY: json.dumps(adapter.info, sort_keys=True)} if adapter.info else {}
+    return {KIND_KEY: "resadapter"} | own
+
+
+def _lora_metadata(adapter: ResAdapterWeights, title: str, tensors: dict[str, torch.Tensor]) -> dict[str, str]:
+    """What kohya's scripts and the ModelSpec say of a LoRA; what was noted before goes first, but for the hashes."""
+    facts = {"modelspec.sai_model_spec": "1.0.0", "modelspec.implementation": "diffusers", "modelspec.title": title}
+    families = adapter.families()
+    if len(families) == 1:
+        version, architecture = _FAMILY_NOTES[families[0]]
+        facts |= {"ss_base_model_version": version, "ss_v2": str(families[0] == "sd2")}
+        facts["modelspec.architecture"] = f"{architecture}/lora"
+    if adapter.convs:
+        pair = next(iter(adapter.convs.values()))
+        facts |= {"ss_network_module": "networks.lora", "ss_network_dim": str(pair.rank)}
+        facts["ss_network_alpha"] = f"{pair.factor * pair.rank:g}"
+    data = save(tensors)
+    hashed = digest(data[8 + int.from_bytes(data[:8], "little") :])  # of all behind the header
+    return _metadata(adapter) | facts | adapter.notes | dict(zip(HASH_KEYS, (hashed, hashed[:8], f"0x{hashed}")))
 
 
 def _kohya_tensors(adapter: ResAdapterWeights, rename) -> dict[str, torch.Tensor]:
@@ -109,17 +152,17 @@ def _kohya_tensors(adapter: ResAdapterWeights, rename) -> dict[str, torch.Tensor
     return tensors
 
 
-def _official(adapter: ResAdapterWeights, dst: Path, naming: str | None) -> dict[Path, tuple]:
-    metadata = _metadata(adapter.info)
+def _official(adapter: ResAdapterWeights, dst: Path) -> dict[Path, tuple]:
     files = {}
     if adapter.convs:
-        files[dst / LORA_FILES[0]] = (_kohya_tensors(adapter, str), metadata)
+        tensors = _kohya_tensors(adapter, str)
+        files[dst / LORA_FILES[0]] = (tensors, _lora_metadata(adapter, dst.name, tensors))
     if adapter.norms:
-        files[dst / NORM_FILES[0]] = (adapter.norms, metadata)
+        files[dst / NORM_FILES[0]] = (adapter.norms, _metadata(adapter))
     return files
 
 
-def _diffusers(adapter: ResAdapterWeights, dst: Path, naming: str | None) -> dict[Path, tuple]:
+def _diffusers(adapter: ResAdapterWeights, dst: Path) -> dict[Path, tuple]:
     files = {}
     if adapter.convs:
         tensors = {}
@@ -140,31 +183,32 @@ def _diffusers(adapter: ResAdapterWeights, dst: Path, naming: str | None) -> dic
             for path, pair in adapter.convs.items()
             if pair.alpha is not None
         }
-        metadata = _metadata(adapter.info | ({"alphas": stated} if stated else {}))
-        metadata[_PEFT_METADATA] = json.dumps({f"unet.{key}": value for key, value in peft.items()}, sort_keys=True)
+        noted = dataclasses.replace(adapter, info=adapter.info | ({"alphas": stated} if stated else {}))
+        metadata = _lora_metadata(noted, dst.stem, tensors)
+        metadata[PEFT_KEY] = json.dumps({f"unet.{key}": value for key, value in peft.items()}, sort_keys=True)
         files[dst] = (tensors, metadata)
     if adapter.norms:
-        files[dst.with_name(dst.stem + NORMS_SUFFIX)] = (adapter.norms, _metadata(adapter.info))
+        files[dst.with_name(dst.stem + NORMS_SUFFIX)] = (adapter.norms, _metadata(adapter))
     return files
 
 
-def _comfyui(adapter: ResAdapterWeights, dst: Path, naming: str | None) -> dict[Path, tuple]:
+def _comfyui(adapter: ResAdapterWeights, dst: Path, naming: str | None, norm_keys: str) -> dict[Path, tuple]:
     naming = naming or ("compvis" if adapter.families() == ["sdxl"] else "diffusers")
     levels = 1 + sum(path.startswith("down_blocks") for path in adapter.convs) if adapter.convs else _levels(adapter)
     rename = (lambda path: compvis_path(path, levels)) if naming == "compvis" else str
     tensors = _kohya_tensors(adapter, rename)
     for key, value in adapter.norms.items():
         path, _, part = key.rpartition(".")
-        tensors[f"{kohya_name(rename(path))}.{'w_norm' if part == 'weight' else 'b_norm'}"] = value
-    return {dst: (tensors, _metadata(adapter.info))}
+        tensors[f"{kohya_name(rename(path))}.{NORM_KEYS[norm_keys][part == 'bias']}"] = value
+    return {dst: (tensors, _lora_metadata(adapter, dst.stem, tensors))}
 
 
 def _levels(adapter: ResAdapterWeights) -> int:
-    return 1 + max(int(key.split(".")[1]) for key in adapter.norms if key.startswith("down_blocks"))
+    return 1 + max((int(key.split(".")[1]) for key in adapter.norms if key.startswith("down_blocks")), default=0)
 
 
 def _write_all(files: dict[Path, tuple[dict[str, torch.Tensor], dict[str, str]]]) -> None:
     """All files under temporary names first, then each renamed into place."""
     with new_files(*files) as parts:
         for part, (tensors, metadata) in zip(parts, files.values()):
-            save_file({key: value.contiguous() for key, value in tensors.items()}, part, metadata or None)
+            save_file({key: value.contiguous() for key, value in tensors.items()}, part, metadata)

@@ -15,6 +15,8 @@ from diffusers import (
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from brickwork.adapters.comfyui.names import FAMILIES, unet_layout
+
 TEXT_WIDTH = 32
 
 
@@ -146,6 +148,27 @@ def write_official(folder, lora, norms):
     return folder
 
 
+def stand_in(family, folder, rank=1):
+    """An adapter of the family's layout: what the authors' file would hold, with other numbers."""
+    convs, norms = unet_layout(next(f.channels for f in FAMILIES if f.key == family))
+    generator = torch.Generator().manual_seed(0)
+    lora = {}
+    for path, (out, inside) in convs.items():
+        name = "lora_unet_" + path.replace(".", "_")
+        lora[f"{name}.lora_down.weight"] = torch.randn(rank, inside, 3, 3, generator=generator).half()
+        lora[f"{name}.lora_up.weight"] = torch.randn(out, rank, 1, 1, generator=generator).half()
+        lora[f"{name}.alpha"] = torch.tensor(8.0).half()
+    absolute = {
+        f"{path}.{part}": torch.randn(width, generator=generator)
+        for path, width in norms.items()
+        for part in ("weight", "bias")
+    }
+    folder.mkdir()
+    save_file(lora, folder / "pytorch_lora_weights.safetensors")
+    save_file(absolute, folder / "diffusion_pytorch_model.safetensors")
+    return folder
+
+
 @torch.no_grad()
 def predict(unet, height: int = 8, width: int = 6, batch: int = 1, dtype=torch.float32):
     """The UNet's answer to a fixed random latent of this size."""
@@ -176,7 +199,15 @@ def generate(pipe, height: int = 64, width: int = 64, **kwargs):
 @pytest.fixture(scope="session")
 def helpers():
     """The functions of this file, for tests that cannot import it."""
-    names = ("make_unet", "make_pipeline", "random_adapter_tensors", "write_official", "predict", "generate")
+    names = (
+        "make_unet",
+        "make_pipeline",
+        "random_adapter_tensors",
+        "write_official",
+        "predict",
+        "generate",
+        "stand_in",
+    )
     return SimpleNamespace(**{name: globals()[name] for name in names})
 
 

@@ -8,15 +8,19 @@ and weights patched in float32 from the unpatched ones.
 import ast
 import importlib.util
 import json
+import os
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
+import brickwork
 import brickwork.adapters.comfyui as pack
 from brickwork.adapters.comfyui.names import compvis_path, kohya_name, module_path
 from brickwork.adapters.resadapter.convert import convert_resadapter
@@ -280,6 +284,110 @@ def test_a_replaced_file_is_noticed(unet, helpers, comfy, node):
     assert node.IS_CHANGED(name) != before
 
 
+def test_a_second_file_that_is_replaced_added_or_gone_is_noticed(unet, helpers, comfy, node):
+    for folder, second, first in (
+        ("a", "diffusion_pytorch_model.safetensors", "a/pytorch_lora_weights.safetensors"),
+        ("", "own_norms.safetensors", "own.safetensors"),
+    ):
+        helpers.write_official(comfy / "a", *helpers.random_adapter_tensors(unet))
+        if not folder:
+            convert_resadapter(comfy / "a", comfy / first, to="diffusers")
+        before = node.IS_CHANGED(first)
+        path = comfy / folder / second
+        os.utime(path, (1, 1))
+        replaced = node.IS_CHANGED(first)
+        path.rename(path.with_suffix(".away"))
+        gone = node.IS_CHANGED(first)
+        assert len({before, replaced, gone}) == 3
+        path.with_suffix(".away").rename(path)
+        assert node.IS_CHANGED(first) == replaced
+
+
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        ("a/pytorch_lora_weights.safetensors", "diffusion_pytorch_model.safetensors"),
+        ("a/resolution_lora.safetensors", "resolution_normalization.safetensors"),
+        ("renamed.safetensors", "renamed_norms.safetensors"),
+    ],
+)
+def test_half_an_adapter_is_refused_by_name(unet, helpers, comfy, node, first, second):
+    tensors = helpers.random_adapter_tensors(unet)
+    helpers.write_official(comfy / "a", *tensors)
+    (comfy / "a" / "diffusion_pytorch_model.safetensors").unlink()
+    (comfy / "a" / "pytorch_lora_weights.safetensors").rename(comfy / first)
+    with pytest.raises(ValueError, match=f"the second, {second}, is not beside it.*'ResAdapter, LoRA alone"):
+        node().apply(Patcher(Model(unet)), first, 1.0, 1.0)
+    save_file(tensors[1], (comfy / first).with_name(second))
+    assert len(node().apply(Patcher(Model(unet)), first, 1.0, 1.0)[0].patches) == 2 + 4 * (2 * 2 + 2 + 2 * 3)
+    (comfy / first).unlink()
+    half = str((comfy / first).with_name(second).relative_to(comfy))
+    assert half in node.INPUT_TYPES()["required"]["resadapter"][0]
+    with pytest.raises(ValueError, match=f"the first, {Path(first).name}, is not beside it"):
+        node().apply(Patcher(Model(unet)), half, 1.0, 1.0)
+
+
+def test_the_lora_alone_says_so_in_its_title(unet, helpers, comfy, node):
+    pack_of_node = sys.modules[node.__module__]
+    alone = pack_of_node.NODE_CLASS_MAPPINGS["BrickworkResAdapterLoraAlone"]
+    assert "LoRA alone" in pack_of_node.NODE_DISPLAY_NAME_MAPPINGS["BrickworkResAdapterLoraAlone"]
+    assert list(alone.INPUT_TYPES()["required"]) == ["model", "resadapter", "strength_lora"]
+    helpers.write_official(comfy / "a", *helpers.random_adapter_tensors(unet))
+    name = "a/pytorch_lora_weights.safetensors"
+    expected = node().apply(Patcher(Model(unet)), name, 0.7, 0.0)[0].patched()
+    for _ in range(2):
+        assert_close(alone().apply(Patcher(Model(unet)), name, 0.7)[0].patched(), expected)
+        (comfy / "a" / "diffusion_pytorch_model.safetensors").unlink(missing_ok=True)
+    save_file(helpers.random_adapter_tensors(unet)[1], comfy / "n.safetensors")
+    with pytest.raises(ValueError, match="has no LoRA"):
+        alone().apply(Patcher(Model(unet)), "n.safetensors", 1.0)
+
+
+@pytest.mark.parametrize("kind, half", [("interpolation", 0), ("extrapolation", 1)])
+def test_an_adapter_made_of_one_half_is_whole(unet, helpers, comfy, node, kind, half):
+    tensors = helpers.random_adapter_tensors(unet)[half]
+    save_file(tensors, comfy / "one.safetensors", {"brickwork.resadapter": json.dumps({"kind": kind})})
+    assert node().apply(Patcher(Model(unet)), "one.safetensors", 1.0, 1.0)[0].patches
+
+
+def test_other_files_are_not_in_the_list(unet, helpers, official, comfy, node):
+    """Ordinary LoRAs, also those that touch a ResAdapter's convolutions, and what is no safetensors file."""
+    lora, norms = helpers.random_adapter_tensors(unet)
+    other = {"lora_unet_down_blocks_0_attentions_0_proj_in.lora_up.weight": torch.ones(4, 1)}
+    save_file(other, comfy / "style.safetensors")
+    save_file(lora | other, comfy / "lcm.safetensors")
+    save_file({"text_model.a.lora_A.weight": torch.ones(1)}, comfy / "text.safetensors")
+    (comfy / "broken.safetensors").write_bytes(b"<html>404</html>")
+    (comfy / "empty.safetensors").write_bytes(b"")
+    convert_resadapter(official, comfy / "mine.safetensors", to="comfyui", base_model=unet, norm_keys="diff")
+    convert_resadapter(official, comfy / "pair.safetensors", to="diffusers")
+    names = node.INPUT_TYPES()["required"]["resadapter"][0]
+    assert names == ["mine.safetensors", "pair.safetensors"]
+    save_file(lora, comfy / "style.safetensors")  # what a name holds may change
+    assert "style.safetensors" in node.INPUT_TYPES()["required"]["resadapter"][0]
+
+
+def test_a_download_that_broke_off_is_told_of(unet, official, comfy, node):
+    shutil.copytree(official, comfy / "a")
+    name = "a/pytorch_lora_weights.safetensors"
+    (comfy / name).write_bytes((comfy / name).read_bytes()[:50])
+    assert name in node.INPUT_TYPES()["required"]["resadapter"][0]
+    with pytest.raises(ValueError, match="perhaps cut short"):
+        node().apply(Patcher(Model(unet)), name, 1.0, 1.0)
+
+
+def test_what_the_registry_reads():
+    """The registry wants a name, a version and a publisher; the template browser a picture of the same name."""
+    stated = tomllib.loads((FOLDER / "pyproject.toml").read_text(encoding="utf-8"))
+    assert (
+        stated["project"]["name"] == "brickwork-resadapter" and stated["project"]["version"] == brickwork.__version__
+    )
+    assert stated["project"]["dependencies"] == [] and stated["tool"]["comfy"]["PublisherId"]
+    for workflow in (FOLDER / "example_workflows").glob("*.json"):
+        with Image.open(workflow.with_suffix(".jpg")) as picture:
+            assert picture.size == (512, 512)
+
+
 def test_the_folder_imports_torch_and_safetensors_alone():
     allowed = set(sys.stdlib_module_names) | {"torch", "safetensors", "comfy", "folder_paths"}
     for file in FOLDER.glob("*.py"):
@@ -299,11 +407,13 @@ def test_example_workflow_is_whole():
     for number, source, out, target, into, kind in workflow["links"]:
         output, entry = nodes[source]["outputs"][out], nodes[target]["inputs"][into]
         assert number in output["links"] and entry["link"] == number
-        assert output["type"] == entry["type"] == kind
+        assert output["type"] == entry["type"] == kind or entry["type"] == kind == "*"
     ids = [link[0] for link in workflow["links"]]
     assert len(ids) == len(set(ids)) and workflow["last_link_id"] == max(ids)
     (ours,) = [node for node in workflow["nodes"] if node["type"] == "BrickworkResAdapter"]
     assert [entry["name"] for entry in ours["inputs"]] == ["model", "latent"]
+    (shown,) = [node for node in workflow["nodes"] if node["type"] == "PreviewAny"]  # ComfyUI's own
+    assert [12, ours["id"], 1, shown["id"], 0, "*"] in workflow["links"]  # the automatic strength is shown
     assert [output["type"] for output in ours["outputs"]] == list(
         pack.NODE_CLASS_MAPPINGS["BrickworkResAdapter"].RETURN_TYPES
     )

@@ -9,8 +9,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from brickwork.adapters.comfyui.names import FAMILIES, compvis_path, unet_layout
+from brickwork.adapters.comfyui.names import compvis_path
 from brickwork.adapters.comfyui.reading import check_fits, read_adapter
+from brickwork.adapters.comfyui.strength import OFFICIAL_RANGES
 from brickwork.adapters.resadapter.convert import convert_resadapter
 from brickwork.adapters.resadapter.functions import load_resadapter
 from brickwork.adapters.resadapter.inject import adaptable_shapes
@@ -37,27 +38,6 @@ def full_unet(family):
         return UNet2DConditionModel(sample_size=64, **FULL_SIZE[family])
 
 
-def stand_in(family, folder, rank=1):
-    """An adapter of the family's layout: what the authors' file would hold, with other numbers."""
-    convs, norms = unet_layout(next(f.channels for f in FAMILIES if f.key == family))
-    generator = torch.Generator().manual_seed(0)
-    lora = {}
-    for path, (out, inside) in convs.items():
-        name = "lora_unet_" + path.replace(".", "_")
-        lora[f"{name}.lora_down.weight"] = torch.randn(rank, inside, 3, 3, generator=generator).half()
-        lora[f"{name}.lora_up.weight"] = torch.randn(out, rank, 1, 1, generator=generator).half()
-        lora[f"{name}.alpha"] = torch.tensor(8.0).half()
-    absolute = {
-        f"{path}.{part}": torch.randn(width, generator=generator)
-        for path, width in norms.items()
-        for part in ("weight", "bias")
-    }
-    folder.mkdir()
-    save_file(lora, folder / "pytorch_lora_weights.safetensors")
-    save_file(absolute, folder / "diffusion_pytorch_model.safetensors")
-    return folder
-
-
 def base_for(adapter, path):
     """A single-file checkpoint with just the norms of a base, in half precision as most are."""
     levels = 1 + sum(name.startswith("down_blocks") for name in adapter.convs)
@@ -72,11 +52,11 @@ def base_for(adapter, path):
 
 
 @pytest.fixture(params=NAMES + ("made sd1", "made sdxl"))
-def checkpoint(request, tmp_path):
+def checkpoint(request, helpers, tmp_path):
     """(folder, family) of an authors' checkpoint, or of a stand-in."""
     if request.param.startswith("made"):
         family = request.param.split()[1]
-        return stand_in(family, tmp_path / "made"), family
+        return helpers.stand_in(family, tmp_path / "made"), family
     if not (OFFICIAL / request.param).is_dir():
         pytest.skip(f"{OFFICIAL / request.param} is not here")
     return OFFICIAL / request.param, "sdxl" if "sdxl" in request.param else "sd1"
@@ -85,7 +65,8 @@ def checkpoint(request, tmp_path):
 def test_fits_its_family_and_no_other(checkpoint):
     folder, family = checkpoint
     adapter = read_adapter(folder)
-    assert adapter.families() == (["sdxl"] if family == "sdxl" else ["sd1", "sd2"])
+    told = family == "sdxl" or folder.name in OFFICIAL_RANGES  # by shapes, or by the authors' name
+    assert adapter.families() == ([family] if told else ["sd1", "sd2"])
     assert len(adapter.convs) == (4 if family == "sdxl" else 6)
     assert len(adapter.norms) == 4 * (17 if family == "sdxl" else 22)
     if family == "sd1":
@@ -124,9 +105,9 @@ def test_round_trip_through_every_form_is_exact(checkpoint, tmp_path):
             assert before[key].dtype == after[key].dtype and torch.equal(before[key], after[key]), key
 
 
-def test_sd2_unet_refuses_what_states_sd1(tmp_path):
+def test_sd2_unet_refuses_what_states_sd1(helpers, tmp_path):
     """The two families' adapters have the same shapes: only the file's own word tells them apart."""
-    folder = stand_in("sd1", tmp_path / "made")
+    folder = helpers.stand_in("sd1", tmp_path / "made")
     one = tmp_path / "resadapter_v2_sd1.5"
     shutil.copytree(folder, one)
     unet = full_unet("sd2")
@@ -155,7 +136,9 @@ def benchmark_loading(folder, repeats: int = 3) -> float:
     return min(seconds)
 
 
-def test_loads_onto_the_full_size_layers(tmp_path):
+def test_loads_onto_the_full_size_layers(helpers, tmp_path):
     """Loading works at full size; the time is printed, not judged (`pytest -s`)."""
-    folder = OFFICIAL / NAMES[0] if (OFFICIAL / NAMES[0]).is_dir() else stand_in("sd1", tmp_path / "made", rank=16)
+    folder = OFFICIAL / NAMES[0]
+    if not folder.is_dir():
+        folder = helpers.stand_in("sd1", tmp_path / "made", rank=16)
     print(f"\nloading onto SD 1.5's UNet: {benchmark_loading(folder):.3f} s")
