@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.utils import fuse_conv_bn_weights
 
 from brickwork import compat
+from brickwork.errors import one_of
 
 CONVBN_MODES = ("train", "eval", "tune", "deploy")
 
@@ -78,8 +79,7 @@ def set_convbn_mode(model: nn.Module, mode: str, pairs: Iterable[tuple[str, str]
         ValueError: for an unknown mode, a model without such pairs (one that was deployed has none), or names that are
             no convolution and BatchNorm of equal channels.
     """
-    if mode not in CONVBN_MODES:
-        raise ValueError(f"`mode` is {mode!r}; choose one of {', '.join(CONVBN_MODES)}.")
+    one_of("mode", mode, CONVBN_MODES)
     found = find_convbn_pairs(model) if pairs is None else list(pairs)
     if not found:
         raise ValueError(

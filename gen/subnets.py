@@ -52,8 +52,8 @@ def bricks_of(name: str | None, num_bricks: int | None = None) -> tuple[int, ...
     try:
         return tuple(int(part) for part in name.split("+"))
     except (AttributeError, ValueError):
-        mend = advice(name, [FULL], "a subnet of bricks is their numbers joined by '+', such as '0+2', or")
-        raise ValueError(f"`subnet` is {name!r}; {mend}") from None
+        hint = advice(name, [FULL], "a subnet of bricks is their numbers joined by '+', such as '0+2', or")
+        raise ValueError(f"`subnet` is {name!r}; {hint}") from None
 
 
 def brick_subsets(num_bricks: int, kind: str) -> list[tuple[int, ...]]:

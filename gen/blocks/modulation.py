@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from brickwork.errors import one_of
+
 
 class Modulation(nn.Module):
     """SiLU and a linear layer from the condition to `num_chunks` vectors, zero at the start (adaLN-zero, DiT §3.2).
@@ -71,9 +73,7 @@ class BlockModulation(nn.Module):
 
     def __init__(self, cond_dim: int, dim: int, num_layers: int, kind: str = "adaln_zero"):
         super().__init__()
-        if kind not in MODULATIONS:
-            raise ValueError(f"`modulation` is {kind!r}; choose one of {', '.join(map(repr, MODULATIONS))}.")
-        self.num_layers, self.per_layer = num_layers, MODULATIONS[kind]
+        self.num_layers, self.per_layer = num_layers, one_of("modulation", kind, MODULATIONS)
         if self.per_layer:
             self.vectors = Modulation(cond_dim, dim, self.per_layer * num_layers)
 

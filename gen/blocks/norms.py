@@ -7,6 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from brickwork import compat
+from brickwork.errors import one_of
+
+NORMS = ("layer", "group", "batch", "none")
 
 
 def constant(name: str) -> property:
@@ -77,6 +80,5 @@ def make_norm(kind: str, dim: int, eps: float = 1e-6, affine: bool = True) -> nn
         return GroupNorm(math.gcd(dim, 32), dim, eps=eps, affine=affine)
     if kind == "batch":
         return BatchNorm(dim, eps=eps, affine=affine)
-    if kind == "none":
-        return nn.Identity()
-    raise ValueError(f"`kind` of norm is {kind!r}; choose 'layer', 'group', 'batch' or 'none'.")
+    one_of("kind", kind, NORMS)
+    return nn.Identity()

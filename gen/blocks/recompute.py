@@ -1,7 +1,7 @@
 """What training need not keep: results so cheap that the backward pass computes them again.
 
 A block's norms, modulations and activations take a few percent of its time and half of what autograd keeps of it. Here
-they are computed again instead, and nothing that is dear (matrix products, attention) runs twice. Gradient
+they are computed again instead, and nothing that is costly (matrix products, attention) runs twice. Gradient
 checkpointing goes further and pays with a second forward pass; where it is on, this stands back.
 """
 

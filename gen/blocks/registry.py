@@ -112,12 +112,12 @@ def check_block_options(block_options: dict[str, dict] | None, names: Sequence[s
 
 
 def parse_block_types(block_types: str | Sequence[str], count: int | None = None, places: str = "stages") -> list[str]:
-    """One block name for each place.
+    """One block name for each stage, or layer.
 
     Args:
         block_types: one name, names separated by commas, or a sequence of names.
-        count: number of places; one name stands for all of them. `None` for as many as there are names.
-        places: what the places are called in an error.
+        count: number of stages; one name stands for all of them. `None` for as many as there are names.
+        places: what the stages are called in an error.
     """
     names = block_types.replace(" ", "").split(",") if isinstance(block_types, str) else list(block_types)
     for name in names:

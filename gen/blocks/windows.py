@@ -6,12 +6,9 @@ One pair of functions serves LEGO (`block`), MaxViT (`block`, then `grid`) and E
 import torch
 import torch.nn.functional as F
 
+from brickwork.errors import one_of
+
 WINDOW_MODES = ("block", "grid")
-
-
-def _check_mode(mode: str) -> None:
-    if mode not in WINDOW_MODES:
-        raise ValueError(f"`mode` is {mode!r}; choose one of {', '.join(map(repr, WINDOW_MODES))}.")
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -73,7 +70,7 @@ def head_partition(
 
 def _unfold(sample: torch.Tensor, size: tuple[int, int], mode: str, patch_size: int) -> torch.Tensor:
     """`(B, C, H, W)` => a view `(B, windows down, across, rows, columns, C, patch_size, patch_size)`."""
-    _check_mode(mode)
+    one_of("mode", mode, WINDOW_MODES)
     rows, columns = size
     batch, channels, height, width = sample.shape
     if height % (rows * patch_size) or width % (columns * patch_size):
@@ -102,7 +99,7 @@ def window_reverse(
     Features may be split, `(B, windows, tokens, heads, D)`. Where a token is a pixel, the result stays channels-last
     in memory, as linear layers and depthwise convolutions want it.
     """
-    _check_mode(mode)
+    one_of("mode", mode, WINDOW_MODES)
     rows, columns = _pair(size)
     down, across = height // (rows * patch_size), width // (columns * patch_size)
     tokens = windows.unflatten(2, (rows, columns)).unflatten(1, (down, across))

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from brickwork.gen.blocks.stages import StageSpec
 from brickwork.gen.necks.registry import Neck, register_neck
-from brickwork.gen.stages import StageSpec
 
 
 class UpStage(nn.Module):

@@ -16,6 +16,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from torch import nn
 
+from brickwork.errors import one_of
 from brickwork.gen.blocks.dit import DiTTokenBlock, modulated_norm
 from brickwork.gen.blocks.modulation import Modulation
 from brickwork.gen.blocks.recompute import not_kept, recomputed
@@ -224,8 +225,7 @@ class LegoTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, P
         _check_stack(window_sizes, patch_sizes, num_layers, first)
         _check_sizes(sample_size, in_channels, num_classes, mlp_ratio, id2label)
         num_bricks = len(window_sizes)
-        if trained_subsets not in ("prefix", "any"):
-            raise ValueError(f"`trained_subsets` is {trained_subsets!r}; choose 'prefix' or 'any'.")
+        one_of("trained_subsets", trained_subsets, ("prefix", "any"))
         widths = _per_brick("hidden_sizes", hidden_sizes, num_bricks, first)
         heads = _per_brick("num_attention_heads", num_attention_heads, num_bricks, first)
 
@@ -517,8 +517,8 @@ def _check_sizes(
     counts |= {} if num_classes is None else {"num_classes": num_classes}
     for name, value in counts.items():
         if type(value) is not int or value < 1:
-            mend = ", or None for an unconditional network" if name == "num_classes" else ""
-            raise ValueError(f"`{name}` is {value!r}; give a whole number from 1 up{mend}.")
+            further = ", or None for an unconditional network" if name == "num_classes" else ""
+            raise ValueError(f"`{name}` is {value!r}; give a whole number from 1 up{further}.")
     if mlp_ratio <= 0:
         raise ValueError(f"`mlp_ratio` is {mlp_ratio}; give a positive number.")
     if id2label is not None:

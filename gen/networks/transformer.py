@@ -11,6 +11,7 @@ from torch import nn
 
 from brickwork.gen.blocks.modulation import Modulation, modulate
 from brickwork.gen.blocks.norms import LayerNorm
+from brickwork.gen.blocks.stages import resolve_stages, set_drop_path
 from brickwork.gen.blocks.windows import pad_to_multiple, static_size, window_partition, window_reverse
 from brickwork.gen.conditioning import ClassTimeEmbedding, sincos_position_table
 from brickwork.gen.networks.base import Denoiser, SampleOutput, largest_window
@@ -18,7 +19,6 @@ from brickwork.gen.networks.inputs import check_class_labels, check_sample, chec
 from brickwork.gen.original.dit import load_original_dit
 from brickwork.gen.ports import ResidualPorts
 from brickwork.gen.presets import TRANSFORMER_PRESETS
-from brickwork.gen.stages import resolve_stages, set_drop_path
 
 
 class BlockTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, PeftAdapterMixin):

@@ -13,6 +13,7 @@ from torch import nn
 from brickwork.errors import one_of
 from brickwork.gen.blocks.norms import make_norm
 from brickwork.gen.blocks.registry import Block, parse_block_types
+from brickwork.gen.blocks.stages import StageSpec, per_stage, resolve_stages, set_drop_path
 from brickwork.gen.blocks.windows import static_size
 from brickwork.gen.conditioning import ClassTimeEmbedding
 from brickwork.gen.necks.registry import NECKS
@@ -20,7 +21,6 @@ from brickwork.gen.networks.base import Denoiser, SampleOutput, largest_window
 from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep, join_tokens
 from brickwork.gen.ports import ResidualPorts
 from brickwork.gen.presets import UNET_PRESETS
-from brickwork.gen.stages import StageSpec, per_stage, resolve_stages, set_drop_path
 from brickwork.gen.stems.registry import STEMS, stem_shape
 
 BASE_CHANNELS = 128  # of the first stage, where a configuration does not say

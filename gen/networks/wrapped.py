@@ -6,7 +6,6 @@ brick takes F's inputs to those of the wrapped network, and its prediction back 
 in a stack may as well estimate F itself (`prediction_type="edm"`).
 """
 
-import difflib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +13,9 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler, DiTTransformer2DModel, UNet2DModel
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+
+from brickwork.errors import no_unknown, one_of
+from brickwork.gen.operations import count_operations
 
 # The only classes that a configuration may name.
 DENOISERS = {"UNet2DModel": UNet2DModel, "DiTTransformer2DModel": DiTTransformer2DModel}
@@ -128,11 +129,11 @@ class PretrainedBrick(nn.Module):
         """Floating-point operations for one image (a multiply-add counts as two), by running it without numbers."""
         self.check_size(height, width)
         if (height, width) not in self._operations:
-            with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            with torch.device("meta"), torch.no_grad():
                 twin = type(self.model)(**_own_config(self.model.config))
                 labels = {"class_labels": torch.zeros(1, dtype=torch.long)} if self.class_rows else {}
-                twin(torch.zeros(1, self.in_channels, height, width), torch.zeros(1, dtype=torch.long), **labels)
-            self._operations[height, width] = counter.get_total_flops()
+                sample, level = torch.zeros(1, self.in_channels, height, width), torch.zeros(1, dtype=torch.long)
+                self._operations[height, width], _ = count_operations(lambda: twin(sample, level, **labels))
         return self._operations[height, width]
 
     def forward(
@@ -315,16 +316,9 @@ def _check_names(
 ) -> None:
     _check_class(class_name)
     known = set(inspect.signature(DENOISERS[class_name].__init__).parameters) - {"self"}
-    for what, given, allowed in (("config", config, known), ("schedule", schedule, set(SCHEDULE_KEYS))):
-        for key in given:
-            if key not in allowed:
-                near = difflib.get_close_matches(str(key), allowed, n=1)
-                mend = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(allowed))}."
-                raise ValueError(f"`pretrained_brick.{what}` has {key!r}, which {class_name} does not take; {mend}")
-    if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(
-            f"`pretrained_brick.prediction_type` is {prediction_type!r}; choose one of {', '.join(PREDICTION_TYPES)}."
-        )
+    no_unknown("pretrained_brick.config", config, known, class_name)
+    no_unknown("pretrained_brick.schedule", schedule, SCHEDULE_KEYS, class_name)
+    one_of("pretrained_brick.prediction_type", prediction_type, PREDICTION_TYPES)
     if config.get("time_embedding_type", "positional") not in ("positional", "learned"):
         raise ValueError(
             f"The wrapped network has `time_embedding_type` {config['time_embedding_type']!r}, which goes with "

@@ -12,6 +12,7 @@ import torch
 
 from brickwork.gen.conditioning import NUM_FREQUENCIES, sincos_position_table
 from brickwork.gen.original.files import load_original_file
+from brickwork.gen.original.tensors import check_position_table, check_shapes, our_layout, tensor_of
 from brickwork.gen.presets import TRANSFORMER_PRESETS
 
 # Our layer in a block => the authors' layer in a block => diffusers' (several are put together along the outputs).
@@ -70,7 +71,7 @@ def convert_original_dit(
         for kind in ("weight", "bias"):
             if f"{theirs}.{kind}" in tensors:
                 tensor = tensors[f"{theirs}.{kind}"]
-                state_dict[f"{ours}.{kind}"] = _our_layout(theirs, tensor, config["out_channels"])
+                state_dict[f"{ours}.{kind}"] = our_layout(theirs, tensor, config["out_channels"])
     state_dict["pos_embed"] = _position_table(tensors, config)
     return config, state_dict
 
@@ -124,13 +125,13 @@ def _from_diffusers(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 def _recognise(tensors: dict[str, torch.Tensor], sample_size: int | None) -> dict:
     """Read the network off the few tensors that show it; whether the others agree is for `_check_tensors`."""
-    patch = _get(tensors, "x_embedder.proj.weight", 4)
-    classes = _get(tensors, "y_embedder.embedding_table.weight", 2)
-    hidden = _get(tensors, "blocks.0.mlp.fc1.weight", 2)
-    head = _get(tensors, "final_layer.linear.weight", 2)
+    patch = tensor_of(tensors, "x_embedder.proj.weight", 4)
+    classes = tensor_of(tensors, "y_embedder.embedding_table.weight", 2)
+    hidden = tensor_of(tensors, "blocks.0.mlp.fc1.weight", 2)
+    head = tensor_of(tensors, "final_layer.linear.weight", 2)
     width, in_channels, side = patch.shape[:3]
     if "pos_embed" in tensors:
-        sample_size = side * math.isqrt(_get(tensors, "pos_embed", 3).shape[1])
+        sample_size = side * math.isqrt(tensor_of(tensors, "pos_embed", 3).shape[1])
     return {
         "sample_size": sample_size or 32,
         "patch_size": side,
@@ -141,12 +142,6 @@ def _recognise(tensors: dict[str, torch.Tensor], sample_size: int | None) -> dic
         "hidden_size": width,
         "mlp_ratio": hidden.shape[0] / width,
     }
-
-
-def _get(tensors: dict[str, torch.Tensor], name: str, ndim: int) -> torch.Tensor:
-    if name not in tensors or tensors[name].ndim != ndim or tensors[name].numel() == 0:
-        raise ValueError(f"`{name}`, a tensor of {ndim} dimensions, is missing.")
-    return tensors[name]
 
 
 def _head_dim(width: int, given: int | None) -> int:
@@ -186,36 +181,13 @@ def _check_tensors(tensors: dict[str, torch.Tensor], config: dict) -> None:
     if "pos_embed" in tensors:
         side = -(-config["sample_size"] // config["patch_size"])
         expected["pos_embed"] = (1, side * side, config["hidden_size"])
-    faults = [f"{name} is missing" for name in expected if name not in tensors]
-    faults += [f"{name[:80]} does not belong" for name in tensors if name not in expected]
-    faults += [
-        f"{name} has the shape {tuple(tensors[name].shape)}, not {shape}"
-        for name, shape in expected.items()
-        if name in tensors and tuple(tensors[name].shape) != shape
-    ]
-    if faults:
-        more = f" and {len(faults) - 4} more faults" if len(faults) > 4 else ""
-        raise ValueError(f"{'; '.join(faults[:4])}{more}.")
+    check_shapes(tensors, expected)
 
 
 def _position_table(tensors: dict[str, torch.Tensor], config: dict) -> torch.Tensor:
     """The fixed table of the training grid, `(tokens, width)`; a trained one could not be continued to other sizes."""
     side = -(-config["sample_size"] // config["patch_size"])
-    exact = sincos_position_table(config["hidden_size"], side, side).to(tensors["x_embedder.proj.weight"].dtype)
-    if "pos_embed" not in tensors:
-        return exact
-    table = tensors["pos_embed"][0]
-    tolerance = 1e-5 if table.dtype.itemsize >= 4 else 4e-3
-    if not torch.allclose(table.float(), exact.float(), rtol=0, atol=tolerance):
-        raise ValueError("pos_embed is not the fixed sine-cosine table; a trained table cannot be kept.")
-    return table
-
-
-def _our_layout(layer: str, tensor: torch.Tensor, channels: int) -> torch.Tensor:
-    """Rearrange what our network keeps in another order; all else stays the same tensor."""
-    if tensor.ndim == 4:
-        return tensor.flatten(1)  # a convolution of patches is a linear layer
-    if layer == "final_layer.linear":
-        # The authors' patch is (row, column, channel), ours (channel, row, column).
-        return tensor.unflatten(0, (-1, channels)).transpose(0, 1).flatten(0, 1).contiguous()
-    return tensor
+    if "pos_embed" in tensors:
+        check_position_table("pos_embed", tensors["pos_embed"][0], side)
+        return tensors["pos_embed"][0]
+    return sincos_position_table(config["hidden_size"], side, side).to(tensors["x_embedder.proj.weight"].dtype)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from brickwork.gen.conditioning import NUM_FREQUENCIES, sincos_position_table
+from brickwork.gen.conditioning import NUM_FREQUENCIES
 from brickwork.gen.original.files import load_original_file
+from brickwork.gen.original.tensors import check_position_table, check_shapes, our_layout, tensor_of
 from brickwork.gen.presets import LEGO_PRESETS
 
 # Reads the labels of augmented training images. Sampling gives none, and the authors' code then skips the layer.
@@ -70,7 +71,7 @@ def convert_original_lego(
     state_dict = {}
     for theirs, ours, _ in _layers(config):
         for kind in ("weight", "bias"):
-            state_dict[f"{ours}.{kind}"] = _our_layout(theirs, tensors[f"{theirs}.{kind}"], config["in_channels"])
+            state_dict[f"{ours}.{kind}"] = our_layout(theirs, tensors[f"{theirs}.{kind}"], config["in_channels"])
     return config, state_dict
 
 
@@ -92,12 +93,12 @@ def _recognise(tensors: dict[str, torch.Tensor]) -> dict:
     bricks = range(len({name.split(".")[1] for name in tensors if name.startswith("model.")}))
     if not bricks:
         raise ValueError("it has no brick (`model.model.0.…`).")
-    patches = [_get(tensors, f"model.{brick}.x_embedder.proj.weight", 4) for brick in bricks]
-    tables = [_get(tensors, f"model.{brick}.pos_embed", 3) for brick in bricks]
+    patches = [tensor_of(tensors, f"model.{brick}.x_embedder.proj.weight", 4) for brick in bricks]
+    tables = [tensor_of(tensors, f"model.{brick}.pos_embed", 3) for brick in bricks]
     conditional = any(name.startswith("y_embedder.") for name in tensors)
-    labels = _get(tensors, "y_embedder.embedding_table.weight", 2) if conditional else None
+    labels = tensor_of(tensors, "y_embedder.embedding_table.weight", 2) if conditional else None
     blocks = [{name.split(".")[3] for name in tensors if name.startswith(f"model.{i}.blocks.")} for i in bricks]
-    hidden = _get(tensors, "model.0.blocks.0.mlp.fc1.weight", 2)
+    hidden = tensor_of(tensors, "model.0.blocks.0.mlp.fc1.weight", 2)
     return {
         "in_channels": patches[0].shape[1] - 2,
         "num_classes": None if labels is None else labels.shape[1],
@@ -107,12 +108,6 @@ def _recognise(tensors: dict[str, torch.Tensor]) -> dict:
         "hidden_sizes": patches[0].shape[0],
         "mlp_ratio": hidden.shape[0] / patches[0].shape[0],
     }
-
-
-def _get(tensors: dict[str, torch.Tensor], name: str, ndim: int) -> torch.Tensor:
-    if name not in tensors or tensors[name].ndim != ndim or tensors[name].numel() == 0:
-        raise ValueError(f"`{name}`, a tensor of {ndim} dimensions, is missing.")
-    return tensors[name]
 
 
 def _layers(config: dict) -> Iterator[tuple[str, str, tuple[int, ...]]]:
@@ -147,27 +142,9 @@ def _check_tensors(tensors: dict[str, torch.Tensor], config: dict) -> None:
         tables[f"model.{brick}.pos_embed"] = window // patch
         expected[f"model.{brick}.pos_embed"] = (1, (window // patch) ** 2, width)
 
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor.is_floating_point()}
-    faults = [f"{name} is missing" for name in expected if name not in shapes]
-    faults += [f"{name[:80]} does not belong" for name in tensors if name not in expected]
-    faults += [
-        f"{name} has the shape {shapes[name]}, not {shape}"
-        for name, shape in expected.items()
-        if shapes.get(name, shape) != shape
-    ]
-    if faults:
-        more = f" and {len(faults) - 4} more faults" if len(faults) > 4 else ""
-        raise ValueError(f"{'; '.join(faults[:4])}{more}.")
+    check_shapes(tensors, expected)
     for name, side in tables.items():
-        _check_position_table(name, tensors[name][0], side)
-
-
-def _check_position_table(name: str, table: torch.Tensor, side: int) -> None:
-    """`table (side * side, width)` holds what our network computes rather than stores."""
-    tolerance = 1e-5 if table.dtype.itemsize >= 4 else 4e-3
-    exact = sincos_position_table(table.shape[1], side, side)
-    if not torch.allclose(table.float(), exact, rtol=0, atol=tolerance):
-        raise ValueError(f"{name} is not the fixed sine-cosine table; a trained table cannot be kept.")
+        check_position_table(name, tensors[name][0], side)
 
 
 def _heads(width: int, stored: list[int | None], given: int | None) -> int | tuple[int, ...]:
@@ -184,13 +161,3 @@ def _heads(width: int, stored: list[int | None], given: int | None) -> int | tup
     if any(type(value) is not int or value < 1 or width % value for value in heads):
         raise ValueError(f"the numbers of heads {heads} do not all divide the width {width}.")
     return heads[0] if len(set(heads)) == 1 else heads
-
-
-def _our_layout(layer: str, tensor: torch.Tensor, channels: int) -> torch.Tensor:
-    """Rearrange what our network keeps in another order; all else stays the same tensor."""
-    if tensor.ndim == 4:
-        return tensor.flatten(1)  # a convolution of patches is a linear layer
-    if layer.endswith("final_layer.linear"):
-        # The authors' patch is (row, column, channel), ours (channel, row, column).
-        return tensor.unflatten(0, (-1, channels)).transpose(0, 1).flatten(0, 1).contiguous()
-    return tensor

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from brickwork.gen.blocks.registry import BLOCKS, Block, register_block
+from brickwork.gen.blocks.stages import StageSpec, set_drop_path
 from brickwork.gen.necks.registry import NECKS, Neck, register_neck
 from brickwork.gen.networks.transformer import BlockTransformer2DModel
 from brickwork.gen.networks.unet import BlockUNet2DModel
-from brickwork.gen.stages import StageSpec, set_drop_path
 from brickwork.gen.stems.registry import STEMS, Stem, register_stem
 
 

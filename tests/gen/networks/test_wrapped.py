@@ -298,7 +298,7 @@ def test_sizes_that_it_cannot_take(kind, size, message):
     [
         ({"pretrained_brick": {"class_name": "UNet2DModel"}}, "give a mapping with class_name and config"),
         ({"class_name": "UNet3DConditionModel"}, "UNet3DConditionModel, which cannot be a brick"),
-        ({"prediction_type": "eps"}, "choose one of epsilon, v_prediction, sample"),
+        ({"prediction_type": "eps"}, "`pretrained_brick.prediction_type` is 'eps'; did you mean 'epsilon'"),
         ({"schedule": {"beta_begin": 1}}, "did you mean 'beta_"),
         ({"config": CONFIGS["unet"] | {"layer_per_block": 1}}, "did you mean 'layers_per_block'"),
         ({"config": CONFIGS["unet"] | {"time_embedding_type": "fourier"}}, "'fourier', which goes with another"),
