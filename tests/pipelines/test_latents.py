@@ -10,7 +10,7 @@ from brickwork.pipelines import latents
 from brickwork.pipelines.class_to_image import ClassToImagePipeline
 from brickwork.training.data.cache import CachedLatents, cache_latents
 from brickwork.training.data.images import LabelledImages, load_table, to_unit_range
-from brickwork.training.tasks.latent.stable_diffusion import EncodeFirst
+from brickwork.training.tasks.latent.encoding import EncodeFirst
 
 SCALES = {
     "factor": {"scaling_factor": 0.4},
@@ -52,7 +52,7 @@ def test_pipeline_cache_and_trainer_agree(scales, tmp_path, request):
 
     torch.testing.assert_close(pipeline.encode(pixels), expected)
     torch.testing.assert_close(torch.from_numpy(np.stack([cached.still(row) for row in range(3)])), expected)
-    complete = EncodeFirst(pipeline, None).complete
+    complete = EncodeFirst(pipeline, None)
     for normal, wanted in ((torch.zeros, expected), (torch.ones, drawn)):
         posterior = normal(3, 4, 8, 8)
         batch = {"pixels": pixels, "posterior": posterior, "noise": posterior}

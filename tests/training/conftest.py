@@ -60,14 +60,46 @@ def tiny_yaml(tmp_path):
 def tiny_run(tiny_yaml, tmp_path):
     """`tiny_run("name", "section.key=value", …)` => a `Run` in `tmp_path/name`."""
     from brickwork.training.config.config import load_config
-    from brickwork.training.train_backbone import prepare
+    from brickwork.training.engine.loop import prepare
+    from brickwork.training.tasks.backbone import BackboneTask
 
     def build(name: str, *overrides: str, **options):
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
-        return prepare(load_config(tiny_yaml, [f"run.output_dir={tmp_path / name}", *overrides]), **options)
+        return prepare(
+            BackboneTask, load_config(tiny_yaml, [f"run.output_dir={tmp_path / name}", *overrides]), **options
+        )
 
     return build
+
+
+@pytest.fixture
+def watch():
+    """`watch(run, function)` has a function look at `(network, step)` whenever the run calls its network."""
+
+    def watched(run, look):
+        call = run.task.call
+
+        def looked_at(network, step):
+            look(network, step)
+            return call(network, step)
+
+        run.task.call = looked_at
+        return run
+
+    return watched
+
+
+@pytest.fixture
+def with_losses():
+    """`with_losses(run, function)` puts a function between the run's losses `(B,)` and what it does with them."""
+
+    def changed(run, change):
+        losses = run.task.losses
+        run.task.losses = lambda step: change(losses(step))
+        return run
+
+    return changed
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from brickwork.training.config.config import load_config
 from brickwork.training.data.stream import PositionBatches, stream_batches
 from brickwork.training.engine import loop
 from brickwork.training.engine.ema import EMA
-from brickwork.training.train_backbone import prepare
+from brickwork.training.tasks.backbone import BackboneTask
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "tests" / "data" / "emoji" / "sample.parquet"
@@ -44,40 +44,41 @@ def build(folder: str, *overrides: str):
     ]  # fmt: skip
     config = load_config(ROOT / "training" / "configs" / "lego_emoji_64_eight_groups.yaml", [*quiet, *overrides])
     with contextlib.redirect_stdout(io.StringIO()):
-        return prepare(config)
+        return loop.prepare(BackboneTask, config)
 
 
 class Timed:
-    """A run's loss function that notes when each step begins, and stops the run after some steps."""
+    """What a run calls its network by; notes when each step begins, and stops the run after some steps."""
 
-    def __init__(self, steps: int):
-        self.steps, self.times = steps, []
+    def __init__(self, run: loop.Run, steps: int):
+        self.call, self.steps, self.times = run.task.call, steps, []
+        run.task.call = self
 
-    def __call__(self, run, model, batch, bricks):
+    def __call__(self, network, step):
         self.times.append(time.process_time())
         if len(self.times) > self.steps:
             raise StopIteration
-        return loop.denoising_loss(run, model, batch, bricks)
+        return self.call(network, step)
 
 
 def engine_seconds(steps: int, *overrides: str) -> float:
     """Processor seconds a step of the engine, the first left out."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         run = build(folder + "/run", *overrides)
-        run.loss = Timed(steps)
+        timed = Timed(run, steps)
         with contextlib.suppress(StopIteration):
             loop.train(run)
-        return (run.loss.times[-1] - run.loss.times[1]) / (steps - 1)
+        return (timed.times[-1] - timed.times[1]) / (steps - 1)
 
 
 def bare_seconds(steps: int, *overrides: str) -> float:
     """Processor seconds a step of the bare loop, the first left out."""
     with tempfile.TemporaryDirectory() as folder:
         run = build(folder + "/run", *overrides)
-    config, model = run.config, run.model.train()
+    config, model = run.config, run.task.network.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     ema = EMA(model, 1000)
-    batches = iter(stream_batches(run.stream, PositionBatches(config.run.batch_size, 1, 0, 1), 0))
+    batches = iter(stream_batches(run.task.stream, PositionBatches(config.run.batch_size, 1, 0, 1), 0))
     for step in range(steps + 1):
         batch = next(batches)
         if step == 1:
@@ -85,7 +86,7 @@ def bare_seconds(steps: int, *overrides: str) -> float:
         if step == steps:
             break
         with run.accelerator.autocast():
-            losses = loop.denoising_loss(run, model, batch, None)
+            losses, _, _ = loop.compute(run, model, batch, step)
         losses.mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -114,8 +115,8 @@ def loader(workers: int, seconds: float = 5.0) -> None:
         run = build(folder + "/run")
     step = engine_seconds(6)
     size = run.config.run.batch_size
-    epoch = -(-len(run.stream.row) // size)
-    batches = iter(stream_batches(run.stream, PositionBatches(size, 1, 0, 1), workers))
+    epoch = -(-len(run.task.stream.row) // size)
+    batches = iter(stream_batches(run.task.stream, PositionBatches(size, 1, 0, 1), workers))
     for name, number in (("first pass (decoding)", epoch), ("later passes", 10 * epoch)):
         begin, count = time.process_time(), 0
         for _ in itertools.islice(batches, number):
@@ -133,10 +134,10 @@ def memory(steps: int) -> None:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 
     class Watched(Timed):
-        def __call__(self, run, model, batch, bricks):
+        def __call__(self, network, step):
             if len(self.times) % (steps // 10) == 0:
                 print(f"step {len(self.times):>6}: {resident():.1f} MiB", flush=True)
-            return super().__call__(run, model, batch, bricks)
+            return super().__call__(network, step)
 
     tiny = [
         f"model.config={TINY}", "data.size=8", "data.classes=null", "run.batch_size=2", "run.checkpoint_images=2000",
@@ -144,7 +145,7 @@ def memory(steps: int) -> None:
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         run = build(folder + "/run", *tiny, f"run.total_images={2 * steps}")
-        run.loss = Watched(steps + 1)
+        Watched(run, steps + 1)
         run.accelerator.print = lambda *text: None
         loop.train(run)
         print(f"step {steps:>6}: {resident():.1f} MiB")

@@ -56,8 +56,8 @@ def publish(
     from brickwork.training.config.config import load_config
     from brickwork.training.data.images import images_of
     from brickwork.training.engine.checkpoints import CheckpointFolder, load_trained_tensors
+    from brickwork.training.tasks.backbone import build_held_out, build_images
     from brickwork.training.tasks.backbones import BACKBONES, build_model, build_objective
-    from brickwork.training.train_backbone import build_held_out, build_images
 
     if not (run_folder / "config.yaml").is_file():
         raise ValueError(f"`run_folder` is {str(run_folder)!r}, which holds no run (no config.yaml).")

@@ -4,7 +4,12 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from brickwork.training.task import Task
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, defaults: str = "training/configs/defaults.yaml") -> None:
@@ -42,7 +47,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from brickwork.training.train_backbone import prepare
+    from brickwork.training.tasks.backbone import BackboneTask
 
     if args.preset is not None:
         from brickwork.training.config.recipes import recipe
@@ -54,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         args.config, overrides = recipe(args.preset)
         args.overrides = [*overrides, *args.overrides]
     take_pictures(args)
-    return train_as_asked(args, prepare)
+    return train_as_asked(args, BackboneTask)
 
 
 def take_pictures(args: argparse.Namespace) -> None:
@@ -95,22 +100,21 @@ def take_pictures(args: argparse.Namespace) -> None:
         print("\n".join(said))
 
 
-def train_as_asked(args: argparse.Namespace, prepare: Callable, kind: type | None = None) -> int:
+def train_as_asked(args: argparse.Namespace, kind: type["Task"]) -> int:
     """Train, or say what would be trained.
 
     Args:
         args: those of `add_run_arguments`.
-        prepare: `(config, accept_changes)` => the `Run`.
-        kind: the task's configuration, by default `TrainConfig`.
+        kind: the task.
     """
-    from brickwork.training.config.config import TrainConfig, load_config
+    from brickwork.training.config.config import load_config
     from brickwork.training.config.precision import precision_warning
     from brickwork.training.engine.guards import check_folder
-    from brickwork.training.engine.loop import train
+    from brickwork.training.engine.loop import prepare, train
 
-    config = load_config(args.config, args.overrides, kind or TrainConfig)
+    config = load_config(args.config, args.overrides, kind.configuration)
     check_folder(Path(config.run.output_dir))
-    run = prepare(config, args.accept_changes)
+    run = prepare(kind, config, args.accept_changes, args.dry_run)
     if warning := precision_warning(config.run.mixed_precision, run.accelerator.device.type == "cpu"):
         run.accelerator.print(warning)
     if args.dry_run:
@@ -118,6 +122,16 @@ def train_as_asked(args: argparse.Namespace, prepare: Callable, kind: type | Non
     else:
         train(run)
     return 0
+
+
+def task_script(name: str, description: str | None, kind: type["Task"], arguments: list[str] | None = None) -> int:
+    """The command line of a script that trains one kind of task; see `run_script`."""
+
+    def configure(parser: argparse.ArgumentParser) -> None:
+        add_run_arguments(parser, f"training/configs/{kind.configuration.defaults[-1].name}")
+        parser.set_defaults(run=partial(train_as_asked, kind=kind))
+
+    return run_script(name, description, configure, arguments)
 
 
 def run_script(name: str, description: str | None, configure: Callable, arguments: list[str] | None = None) -> int:

@@ -16,7 +16,8 @@ import torch
 
 from brickwork.errors import advice
 from brickwork.eval.sets.tables import captions_in
-from brickwork.pipelines.latents import moments
+from brickwork.pipelines.latents import moments, pixels_per_latent
+from brickwork.pipelines.stable_diffusion import is_xl, plain_time_ids, size_step
 from brickwork.training.config.latent import LatentConfig
 from brickwork.training.data.buckets import POSTERIOR, SAMPLE, SUBSTITUTE, random_numbers
 from brickwork.training.data.cache import TensorCache, build_cache, network_fingerprint
@@ -24,7 +25,6 @@ from brickwork.training.data.images import BrokenImage, LabelledImages, load_tab
 from brickwork.training.data.resolutions import Resolutions, enlargement, shapes_by_size
 from brickwork.training.data.stream import TrainingStream
 from brickwork.training.data.text_cache import CachedTexts, cache_texts
-from brickwork.training.tasks.latent.stable_diffusion import is_xl, plain_time_ids, size_step, vae_factor
 
 Shape = tuple[int, int]
 
@@ -191,7 +191,7 @@ def _rebuilt_by_removing() -> Iterator[None]:
 
 
 class CaptionedStream(TrainingStream):
-    """Samples by position for `training.tasks.latent.stable_diffusion.EncodeFirst`; every step has its shape.
+    """Samples by position for `training.tasks.latent.encoding.EncodeFirst`; every step has its shape.
 
     A row whose picture would be enlarged too much in the step's shape is exchanged for one that is not.
 
@@ -214,7 +214,7 @@ class CaptionedStream(TrainingStream):
         super().__init__(images.images, rows, config.run.seed, batch_size=config.run.batch_size)
         self.captioned, self.cache, self.batch_size = images, cache, config.run.batch_size
         self.objective = config.objective
-        self.channels, self.factor = pipeline.vae.config.latent_channels, vae_factor(pipeline)
+        self.channels, self.factor = pipeline.vae.config.latent_channels, pixels_per_latent(pipeline.vae)
         self.wants_sizes, self.own_sizes = is_xl(pipeline), config.objective.size_conditions == "picture"
         self.own_ratios = config.resolution.ratios == "data"
         self._drawn = np.zeros(len(images.images), dtype=bool)

@@ -1,17 +1,13 @@
 """How a network is shared among processes: accelerate's ways, fitted to the network and to the checkpoints here."""
 
-from typing import Any
-
 from accelerate.utils import DistributedType
 
 from brickwork.training.engine.zero import fit_zero
-
-# Networks of which pictures need a part alone: the generator, or the text encoder and then the UNet.
-PARTLY_DRAWN = ("MaxViTGAN2DModel", "UNetWithText")
+from brickwork.training.task import Task
 
 
-def fit_distribution(run: Any) -> None:
-    """Fit the way that accelerate shares a run's network among processes to this network.
+def fit_distribution(task: Task) -> None:
+    """Fit the way that accelerate shares a task's network among processes to this network.
 
     FSDP2 shards block by block, and accelerate refuses a network without one of the kinds of blocks that its class
     names (`_no_split_modules`): a LEGO stack without a pretrained brick, a UNet without one sort of stage. Those that
@@ -21,20 +17,20 @@ def fit_distribution(run: Any) -> None:
         ValueError: for the first FSDP, which keeps all parameters of a process in one flat tensor, for networks
             that FSDP2 cannot draw with, and for what DeepSpeed cannot do (see `fit_zero`).
     """
-    accelerator = run.accelerator
+    accelerator, network = task.accelerator, task.network
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        fit_zero(accelerator, run.config)
+        fit_zero(task)
     elif accelerator.is_fsdp2:
-        if type(run.model).__name__ in PARTLY_DRAWN:
+        if task.drawn_in_part:
             raise ValueError(
-                f"accelerate is set up for FSDP, but pictures are drawn with a part of a {type(run.model).__name__}, "
+                f"accelerate is set up for FSDP, but pictures are drawn with a part of a {type(network).__name__}, "
                 "which is not gathered alone; launch with one_node.yaml or deepspeed.yaml of "
                 "training/configs/accelerate/."
             )
         plugin = accelerator.state.fsdp_plugin
         if plugin.transformer_cls_names_to_wrap is None:
-            kinds = {type(module).__name__ for module in run.model.modules()}
-            named = getattr(run.model, "_no_split_modules", None) or []
+            kinds = {type(module).__name__ for module in network.modules()}
+            named = getattr(network, "_no_split_modules", None) or []
             plugin.transformer_cls_names_to_wrap = [name for name in named if name in kinds]
     elif accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError(

@@ -8,21 +8,24 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
 from brickwork.eval.extractors.features import load_extractor
-from brickwork.eval.held_out.paired_loss import paired_loss
 from brickwork.eval.metrics.live import LiveMetrics
 from brickwork.eval.metrics.reference import Reference
-from brickwork.eval.report.pictures import grid, save_picture
+from brickwork.eval.report.pictures import save_picture
 from brickwork.eval.sampling.sample_set import SamplingSettings
 from brickwork.files import file_digest
 from brickwork.pipelines.objective_file import save_objective
 from brickwork.training.config.config import TrainConfig
 from brickwork.training.config.objective import ObjectiveConfig
+from brickwork.training.config.run import RunConfig
 from brickwork.training.engine.checkpoints import whole
-from brickwork.training.engine.guards import write_text
+from brickwork.training.engine.ema import EMA
+from brickwork.training.engine.guards import StopSignal, write_text
 from brickwork.training.engine.page import run_page
-from brickwork.training.tasks.brick_by_brick import pipeline_so_far
+from brickwork.training.engine.runlog import RunLog
+from brickwork.training.task import Task
 
 PIPELINE, SAMPLES, PAGE = "pipeline", "samples", "index.html"
 
@@ -49,54 +52,74 @@ def draw_samples(pipeline, num_classes: int | None, count: int, steps: int, guid
     return np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
 
 
-def show(run, network: torch.nn.Module, images: int, log) -> None:
-    """Score the averaged weights on the held-out list, and draw a grid of samples.
-
-    Every process does the same, so that sharded networks can be run; the main process writes.
-    """
-    folder, settings = Path(run.config.run.output_dir), run.config.samples
-    if run.held_out is not None:
-        with run.accelerator.autocast():
-            result = paired_loss(network, run.held_out, run.objective, run.bricks)
-        scalars = {"held_out/loss": result["loss"]}
-        if len(result["per_brick"]) > 1:
-            scalars |= {f"held_out/brick_{i}": loss for i, loss in enumerate(result["per_brick"])}
-        scalars |= {f"held_out_at/sigma_{sigma}": loss for sigma, loss in result["per_level"].items()}
-        log.scalars(images, scalars)
-        run.accelerator.print(f"{images:,} images: held-out paired loss {result['loss']:.4f}")
-    if settings.count and run.make_pipeline is not None:
-        with run.accelerator.autocast():
-            pictures = draw_samples(
-                pipeline_so_far(run, network),
-                network.config.num_classes,
-                settings.count,
-                settings.steps,
-                settings.guidance_scale,
-            )
-        if run.accelerator.is_main_process:
-            sheet = grid(pictures, columns=min(8, len(pictures)))
-            log.picture(images, "samples", np.asarray(sheet))
-            save_picture(sheet, folder / SAMPLES / f"images-{images:012d}.png")
-    if run.accelerator.is_main_process:
-        write_text(folder / PAGE, run_page(folder))
+def show_sheet(task: Task, sheet: Image.Image | None, images: int, log: RunLog) -> None:
+    """Put a sheet of pictures, if there is one, among the run's samples and into its log; write its page anew."""
+    if not task.accelerator.is_main_process:
+        return
+    folder = Path(task.config.run.output_dir)
+    if sheet is not None:
+        log.picture(images, "samples", np.asarray(sheet))
+        save_picture(sheet, folder / SAMPLES / f"images-{images:012d}.png")
+    write_text(folder / PAGE, run_page(folder))
 
 
-def measure(run, network: torch.nn.Module, images: int, log, cancelled: Callable[[], bool]) -> bool:
+def look_at_averages(task: Task, ema: EMA, images: int, log: RunLog, stop: StopSignal) -> None:
+    """Measure what the averaged weights draw, and show it, where that is due; a stop cancels the measuring."""
+    measured, shown = _looks_due(task, images)
+    if not (measured or shown):
+        return
+    with ema.applied():
+        if measured and not measure(task, images, log, lambda: stop.agreed(task.accelerator)):
+            return
+        if shown:
+            task.preview(images, log)
+    if task.accelerator.is_main_process:
+        _look_note(Path(task.config.run.output_dir)).unlink(missing_ok=True)
+
+
+def note_look(task: Task, images: int) -> None:
+    """Note, before the checkpoint is saved, that its averages are to be looked at: a killed run makes up for it."""
+    if any(_looks_due(task, images)) and task.accelerator.is_main_process:
+        write_text(_look_note(Path(task.config.run.output_dir)), f"{images}\n")
+
+
+def owes_a_look(folder: Path, images: int) -> bool:
+    """Whether a run was killed or stopped before it had looked at the averages that it goes on from."""
+    note = _look_note(folder)
+    return note.is_file() and note.read_text().strip() == str(images)
+
+
+def due(images: int, interval: int, settings: RunConfig) -> bool:
+    """Whether a step that ended at `images` passed a multiple of `interval`, or was the last; 0 for never."""
+    passed = interval > 0 and images // interval > (images - settings.batch_size) // interval
+    return passed or (interval > 0 and images >= settings.total_images)
+
+
+def _looks_due(task: Task, images: int) -> tuple[bool, bool]:
+    """Whether distances are to be measured after `images`, and whether pictures are to be shown."""
+    settings = task.config.run
+    measured = task.metrics is not None and due(images, task.config.metrics.every_images, settings)
+    return measured, due(images, settings.sample_images, settings)
+
+
+def _look_note(folder: Path) -> Path:
+    return folder / "look_due"
+
+
+def measure(task: Task, images: int, log: RunLog, cancelled: Callable[[], bool]) -> bool:
     """Log the distances of what the averaged weights draw to the reference; all processes share the drawing.
 
     Returns:
         Whether that was done, not cancelled.
     """
-    with run.accelerator.autocast():
-        values = run.metrics.measure(pipeline_so_far(run, network), cancelled)
+    with task.accelerator.autocast():
+        values = task.metrics.measure(task.pipeline(task.network), cancelled)
     if values is None:
         return False
     log.scalars(images, {f"metrics/{name}": value for name, value in values.items()})
     listed = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-    run.accelerator.print(f"{images:,} images: {listed}")
-    if run.accelerator.is_main_process:
-        folder = Path(run.config.run.output_dir)
-        write_text(folder / PAGE, run_page(folder))
+    task.accelerator.print(f"{images:,} images: {listed}")
+    show_sheet(task, None, images, log)
     return True
 
 

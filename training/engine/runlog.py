@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from brickwork.files import write_file
 from brickwork.training.data.images import DataLost
-from brickwork.training.engine.guards import write_text
 
 LOG = "log.jsonl"
 # Training losses are told apart by noise level, in so many equally likely parts of the training distribution.
@@ -38,6 +38,7 @@ class RunLog:
         images: where it starts; what an earlier process logged beyond is forgotten, as it is trained again.
         level_names: a name for each noise level part.
         wandb_project: also log there.
+        look_again: the averages at `images` are to be looked at again, so what was seen of them is forgotten.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class RunLog:
         images: int,
         level_names: list[str],
         wandb_project: str | None = None,
+        look_again: bool = False,
     ):
         self.accelerator, self.folder, self.level_names = accelerator, folder, level_names
         self.edges = torch.special.ndtri(torch.arange(1, NUM_LEVELS, dtype=torch.float64) / NUM_LEVELS).float()
@@ -61,17 +63,19 @@ class RunLog:
         if accelerator.is_main_process:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._forget_beyond(images)
+            self._forget_beyond(images, look_again)
             self.writer = SummaryWriter(folder / "tensorboard", purge_step=images + 1)
             self.bar = tqdm(total=total_images, initial=images, unit="image", unit_scale=True, mininterval=5)
             if wandb_project:
                 self.wandb = _start_wandb(wandb_project, folder)
 
-    def _forget_beyond(self, images: int) -> None:
+    def _forget_beyond(self, images: int, look_again: bool) -> None:
         file = self.folder / LOG
         if file.exists():
             lines = [line for line in file.read_text().splitlines() if _images_of(line) <= images]
-            write_text(file, "".join(line + "\n" for line in lines))
+            if look_again:
+                lines = [line for line in lines if _images_of(line) < images or "train/loss" in line]
+            write_file(file, "".join(line + "\n" for line in lines))
 
     def add(self, losses: torch.Tensor, levels: torch.Tensor, extra: dict[str, torch.Tensor]) -> None:
         """Take in the losses `(B,)` of images at noise levels `(B,)`, and means of further objectives."""
@@ -160,7 +164,7 @@ class RunLog:
             self.wandb.finish()
         if self.broken:
             rows = sorted(self.broken)
-            write_text(self.folder / "broken_images.txt", "".join(f"{row}\n" for row in rows))
+            write_file(self.folder / "broken_images.txt", "".join(f"{row}\n" for row in rows))
             print(f"{len(rows)} pictures could not be read and were skipped; rows {rows[:20]} (broken_images.txt)")
 
 

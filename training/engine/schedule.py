@@ -1,10 +1,12 @@
-"""The optimiser, and the course of its rate in images."""
+"""The optimiser, its parts of a run, and the course of its rate in images."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 
 from brickwork.training.config.config import TrainConfig
+from brickwork.training.task import Phase, Task
 
 
 def learning_rate(config: TrainConfig, images: int, total: int | None = None) -> float:
@@ -26,17 +28,66 @@ def learning_rate(config: TrainConfig, images: int, total: int | None = None) ->
     return optimizer.learning_rate * rise * course * max(fall, 0.0)
 
 
-def build_optimizer(config: TrainConfig, network: torch.nn.Module, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW over the parameters that are not frozen, fused where torch can, or with 8-bit states."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+def phase_at(phases: Sequence[Phase], images: int) -> Phase:
+    """The phase of the step that begins at `images` images; the last one for what comes after."""
+    return next((phase for phase in phases if images < phase.end), phases[-1])
+
+
+def begin(
+    task: Task, phase: Phase, several: bool = False, parts: Sequence[tuple[str, float]] = ()
+) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """Begin a phase: the network, wrapped for its processes with what learns in it, and an optimiser for that.
+
+    Args:
+        task: whose `phase` this becomes.
+        phase: to begin.
+        several: whether the run has more than one.
+        parts: see `build_optimizer`.
+
+    Raises:
+        ValueError: for several phases of a sharded network.
+    """
+    accelerator, network = task.accelerator, task.network
+    if several:
+        if accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
+            raise ValueError(
+                "`objective.brick_images` is given, but sharded networks cannot be thawed part by part; launch with "
+                "DDP, or train one brick a run (`objective.train_bricks`, `model.init_from`)."
+            )
+        accelerator.free_memory()  # lets go of the last phase's wrapper and optimiser
+        learns = phase.parameters(network)
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name in learns)
+    task.phase = phase
+    network.train()  # what is frozen for good sees to itself
+    return accelerator.prepare(network, build_optimizer(task.config, network, accelerator.device, parts))
+
+
+def build_optimizer(
+    config: TrainConfig, network: torch.nn.Module, device: torch.device, parts: Sequence[tuple[str, float]] = ()
+) -> torch.optim.Optimizer:
+    """AdamW over the parameters that are not frozen, fused where torch can, or with 8-bit states.
+
+    Args:
+        config: of the run.
+        network: to train.
+        device: that it will be on.
+        parts: prefixes of parameters that have a group of their own, with its rate over the run's.
+    """
+    groups = [{"params": [], "rate": 1.0}, *({"params": [], "rate": rate} for _, rate in parts)]
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            own = next((number for number, (prefix, _) in enumerate(parts, 1) if name.startswith(prefix)), 0)
+            groups[own]["params"].append(parameter)
+    groups = [group for group in groups if group["params"]]
     settings = config.optimizer
     options = {"lr": settings.learning_rate, "betas": tuple(settings.betas), "weight_decay": settings.weight_decay}
     if settings.type == "adamw":
-        return torch.optim.AdamW(parameters, fused=device.type in ("cpu", "cuda"), **options)
+        return torch.optim.AdamW(groups, fused=device.type in ("cpu", "cuda"), **options)
     try:
         import bitsandbytes
     except ImportError:
         raise ValueError(
             f"`optimizer.type` is {settings.type!r}, which needs bitsandbytes; pip install it, or take adamw."
         ) from None
-    return bitsandbytes.optim.AdamW8bit(parameters, **options)
+    return bitsandbytes.optim.AdamW8bit(groups, **options)

@@ -6,16 +6,16 @@ or without it, and with another number of processes.
 """
 
 from functools import partial
-from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
+
+from brickwork.training.task import Task
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def fit_zero(accelerator: Accelerator, config: Any) -> None:
+def fit_zero(task: Task) -> None:
     """Fill DeepSpeed's configuration from the run's, before the network is prepared.
 
     Weights stay in float32, and torch casts to bf16 where it does without DeepSpeed, so that weights, optimiser and
@@ -24,6 +24,7 @@ def fit_zero(accelerator: Accelerator, config: Any) -> None:
     Raises:
         ValueError: for what a flat optimiser cannot do as a run without it does.
     """
+    accelerator, config = task.accelerator, task.config
     plugin = accelerator.state.deepspeed_plugin
     settings, refused = config.run, None
     if plugin.zero_stage not in (1, 2):
@@ -34,8 +35,8 @@ def fit_zero(accelerator: Accelerator, config: Any) -> None:
         refused = "`run.mixed_precision` is 'fp16'; bf16 and no are possible"
     elif config.optimizer.type != "adamw":
         refused = f"`optimizer.type` is {config.optimizer.type!r}; adamw is possible"
-    elif getattr(config.objective, "brick_dropout", 0) > 0:
-        refused = "`objective.brick_dropout` is not 0, and its flat optimiser moves the bricks that a step leaves out"
+    elif task.leaves_out is not None:
+        refused = f"`{task.leaves_out}` is not 0, and its flat optimiser moves what a step leaves out"
     if refused:
         raise ValueError(
             f"accelerate is set up for DeepSpeed, and {refused}. Or launch with one_node_fsdp2.yaml or one_node.yaml "

@@ -1,52 +1,53 @@
-"""The non-saturating loss with R1 (Mescheder et al., arXiv 1801.04406), as objectives of the one trainer.
+"""The non-saturating loss with R1 (Mescheder et al., arXiv 1801.04406): the discriminator's side of a GAN.
 
-Generator and discriminator take their steps at the same time, from one optimiser: each part of the loss reaches one of
-them alone. The generator's loss is the run's; the discriminator's and the penalty are further objectives.
+Generator and discriminator take their steps at the same time: each part of the loss reaches one of them alone, and the
+discriminator is an optimiser group of its own. The generator's loss is the task's (`brickwork.training.tasks.gan`).
 """
 
-from functools import partial
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 
-PENALISED_SHARE = 4  # R1 is measured on every fourth image: a quarter of its cost, the same expectation
+from brickwork.training.objectives.registry import Objective, register_objective
+from brickwork.training.task import Step
 
 
-class NonSaturatingObjective:
-    """What a generator and its discriminator are trained for.
+@register_objective("adversarial")
+class AdversarialObjective(Objective):
+    """What a discriminator is trained for.
 
     Args:
         r1_gamma: weight of the squared gradient of the discriminator at real images.
         max_shift: the discriminator sees images moved by up to this share of their side, which keeps it from learning
             a small data set by heart (DiffAugment, Zhao et al., arXiv 2006.10738).
+        weight: of both losses.
+        rate: of the discriminator's optimiser group, over the run's learning rate.
     """
 
-    def __init__(self, r1_gamma: float = 1.0, max_shift: float = 0.125):
+    part = "discriminator."
+
+    def __init__(self, r1_gamma: float = 1.0, max_shift: float = 0.125, weight: float = 1.0, rate: float = 1.0):
+        super().__init__(weight, rate)
         if r1_gamma < 0 or not 0 <= max_shift < 1:
             raise ValueError(
                 f"`r1_gamma` and `max_shift` are {r1_gamma} and {max_shift}; give 0 or more, and a share below 1."
             )
         self.r1_gamma, self.max_shift = r1_gamma, max_shift
 
-    def noise_levels(self, normal: torch.Tensor) -> torch.Tensor:
-        """Images are drawn in one step: the log's parts by noise level are parts of no meaning here."""
-        return normal
+    def augment(self, images: torch.Tensor) -> torch.Tensor:
+        """What the discriminator gets to see of images `(B, C, H, W)`."""
+        return shift_images(images, self.max_shift)
 
-    def loss(self, run, model: torch.nn.Module, batch: dict, bricks: None = None) -> torch.Tensor:
-        """The generator's loss of each image `(B,)`; leaves the rest in `batch` for `discriminator_losses`."""
-        latents = batch["noise"].flatten(1)[:, : run.model.generator.config.latent_dim]
-        augment = partial(shift_images, max_shift=self.max_shift)
-        persuaded, drawn, real, gradients = model(
-            batch["image"], latents, augment, max(1, len(latents) // PENALISED_SHARE)
-        )
-        batch["discriminator"] = F.softplus(drawn.float()).mean() + F.softplus(-real.float()).mean()
-        batch["r1"] = self.r1_gamma / 2 * gradients.mean()
-        return F.softplus(-persuaded.float())
-
-
-def discriminator_losses(batch: dict, taps: dict) -> dict[str, torch.Tensor]:
-    """The discriminator's part of the loss, and the penalty on its gradient: further objectives of the loop."""
-    return {name: batch[name] for name in ("discriminator", "r1")}
+    def forward(self, step: Step, taps: Mapping[str, torch.Tensor], teacher: Step | None) -> dict[str, torch.Tensor]:
+        """`discriminator` and `r1`, of a step of `GanTask`."""
+        if len(step.outputs) != 4:
+            raise ValueError("`objectives` has 'adversarial', which is train_gan.py's own; leave it out.")
+        _, drawn, real, gradients = step.outputs
+        return {
+            "discriminator": F.softplus(drawn.float()).mean() + F.softplus(-real.float()).mean(),
+            "r1": self.r1_gamma / 2 * gradients.mean(),
+        }
 
 
 def shift_images(images: torch.Tensor, max_shift: float) -> torch.Tensor:

@@ -22,7 +22,6 @@ class Objective(torch.nn.Module):
     Args:
         weight: of its losses in the sum.
         rate: of its optimiser group, over the run's learning rate.
-        name: under which it is logged and saved; by default its type.
 
     Attributes:
         taps: names of modules of the network whose outputs it reads.
@@ -31,18 +30,18 @@ class Objective(torch.nn.Module):
         part: the prefix of parameters of the network that are in its optimiser group, not in the run's.
     """
 
-    type: ClassVar[str] = ""
+    type: ClassVar[str] = ""  # its name in a configuration, under which it is saved too
     taps: tuple[str, ...] = ()
     teacher: str | None = None
     teacher_taps: tuple[str, ...] = ()
     part: str | None = None
 
-    def __init__(self, weight: float = 1.0, rate: float = 1.0, name: str | None = None):
+    def __init__(self, weight: float = 1.0, rate: float = 1.0):
         super().__init__()
         for key, value in (("weight", weight), ("rate", rate)):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
                 raise ValueError(f"`{key}` is {value!r}; give 0 or a positive number.")
-        self.weight, self.rate, self.name = float(weight), float(rate), name or self.type
+        self.weight, self.rate = float(weight), float(rate)
 
     def prepare(self, step: Step, teacher: Step | None) -> None:
         """Make own parameters, from a step as network and teacher see it; called once, before the first one."""
@@ -74,7 +73,7 @@ def register_objective(name: str) -> Callable[[type[Objective]], type[Objective]
     return register
 
 
-def objectives_from(entries: Iterable[Mapping[str, Any]], registry: Mapping[str, type[Objective]]) -> list[Objective]:
+def objectives_from(entries: Iterable[Any], registry: Mapping[str, type[Objective]]) -> list[Objective]:
     """The objectives of a configuration's `objectives`.
 
     Args:
@@ -82,40 +81,35 @@ def objectives_from(entries: Iterable[Mapping[str, Any]], registry: Mapping[str,
         registry: classes by name.
 
     Raises:
-        ValueError: for an unknown type or argument, with what comes near, values that do not fit, two of one name.
+        ValueError: for an unknown type or argument, with what comes near, and values that do not fit.
     """
     made: list[Objective] = []
     for number, entry in enumerate(entries):
-        key = f"objectives[{number}]"
-        if not isinstance(entry, Mapping):
-            raise ValueError(f"`{key}` is {entry!r}; give a mapping, such as {{type: output, weight: 1}}.")
-        kind = one_of(f"{key}.type", entry.get("type"), registry)
-        options = {name: value for name, value in entry.items() if name != "type"}
+        key, options = f"objectives[{number}]", dict(entry)
+        kind = one_of(f"{key}.type", options.pop("type", None), registry)
         no_unknown(key, options, _arguments(kind), kind.type)
         try:
             made.append(kind(**options))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"`{key}`: {error}") from None
+            raise ValueError(f"`{key}` ({kind.type}): {error}") from None
     return made
 
 
 def check_names(objectives: Iterable[Objective]) -> None:
-    """Raise a `ValueError` where two objectives have one name."""
-    seen: set[str] = set()
-    for objective in objectives:
-        if objective.name in seen:
-            raise ValueError(
-                f"`objectives` has two of the name {objective.name!r}; give one of them another `name`, under "
-                "which it is logged and saved."
-            )
-        seen.add(objective.name)
+    """Raise a `ValueError` where two objectives have one name, under which both would be logged and saved."""
+    names = [objective.type for objective in objectives]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"`objectives` has {name!r} twice; give each once, with its weight.")
 
 
 def _arguments(kind: type[Objective]) -> set[str]:
     known: set[str] = set()
     for parent in kind.__mro__:
-        if parent is torch.nn.Module:
+        if "__init__" in vars(parent):
+            parameters = inspect.signature(parent.__init__).parameters.values()
+            named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+            known |= {parameter.name for parameter in parameters if parameter.kind in named} - {"self"}
+        if parent is Objective:
             break
-        parameters = inspect.signature(parent.__init__).parameters.values()
-        known |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self"}
     return known

@@ -26,8 +26,8 @@ from brickwork.training.commands.train import run_script
 from brickwork.training.config.config import TrainConfig, load_config
 from brickwork.training.engine.previews import PIPELINE
 from brickwork.training.studies.trained import FREE, RUN, training_cell
+from brickwork.training.tasks.backbone import build_held_out, build_images
 from brickwork.training.tasks.backbones import build_objective
-from brickwork.training.train_backbone import build_held_out, build_images
 
 CONFIG = Path(__file__).parents[1] / "configs" / "other_bricks.yaml"
 UNET = (

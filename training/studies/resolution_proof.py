@@ -42,10 +42,10 @@ from brickwork.eval.report.pictures import labelled_sheet
 from brickwork.eval.studies.core import Cell, Study, StudyFolder, compare_pairs, run_study, table_of
 from brickwork.files import digest, write_file
 from brickwork.pipelines.latents import encode
+from brickwork.pipelines.stable_diffusion import PromptedUNet, load_pipeline, objective_of
 from brickwork.training.commands.train import run_script
 from brickwork.training.data.images import LabelledImages, load_table, to_unit_range
 from brickwork.training.data.text_cache import encode_captions
-from brickwork.training.tasks.latent.stable_diffusion import PromptedUNet, load_pipeline, objective_of
 
 Shape = tuple[int, int]
 GROUP = 4  # held-out drawings whose losses are averaged: the groups' spread is the error

@@ -18,10 +18,10 @@ from brickwork.gen.operations import count_operations
 from brickwork.gen.parameterization import EDMObjective
 from brickwork.training.config.config import TrainConfig
 from brickwork.training.data.stream import PositionBatches, stream_batches
-from brickwork.training.engine.loop import Run, next_batch
+from brickwork.training.engine.loop import Run, compute, next_batch, prepare
+from brickwork.training.engine.schedule import begin
 from brickwork.training.studies.trained import read_training, sampling_call, training_values
-from brickwork.training.tasks.brick_by_brick import enter, stages_of
-from brickwork.training.train_backbone import prepare
+from brickwork.training.tasks.backbone import BackboneTask
 
 
 def cost_cells(runs: Mapping[str, TrainConfig], scores: Mapping[str, Any], rounds: int) -> list[Cell]:
@@ -74,29 +74,28 @@ class Timed:
     scores: Mapping[str, Any]
 
     def __post_init__(self):
-        run, settings = self.run, self.run.config.run
+        run, task, settings = self.run, self.run.task, self.run.config.run
         if settings.compile:
-            run.model.compile_repeated_blocks(fullgraph=True)
-        self.model, self.optimizer = enter(run, stages_of(run.config, run.model)[0], False)
+            task.network.compile_repeated_blocks(fullgraph=True)
+        self.model, self.optimizer = begin(task, task.phases()[0])
         positions = PositionBatches(settings.batch_size, 1, 0, 1, start=0)
-        self.batch = next_batch(iter(stream_batches(run.stream, positions, 0)), run.accelerator.device)
-        self.call = sampling_call(run.make_pipeline(run.model), self.scores, self.scores["batch_size"], 0)
+        self.batch = next_batch(iter(stream_batches(task.stream, positions, 0)), run.accelerator.device)
+        self.call = sampling_call(task.pipeline(task.network), self.scores, self.scores["batch_size"], 0)
 
     def train(self) -> None:
         """One step of the training loop."""
         run = self.run
-        with run.accelerator.autocast():
-            losses = run.loss(run, self.model, self.batch, run.bricks)
-        run.accelerator.backward(losses.mean())
-        run.accelerator.clip_grad_norm_(run.model.parameters(), run.config.optimizer.max_grad_norm)
+        _, _, total = compute(run, self.model, self.batch, 0)
+        run.accelerator.backward(total)
+        run.accelerator.clip_grad_norm_(run.task.network.parameters(), run.config.optimizer.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def sample(self) -> None:
         """One batch of samples."""
-        self.run.model.eval()
+        self.run.task.network.eval()
         self.call(range(self.scores["batch_size"]))
-        self.run.model.train()
+        self.run.task.network.train()
 
 
 def memory_cell(folder: Path, *, train: dict, scores: dict, free: dict) -> int:
@@ -106,10 +105,10 @@ def memory_cell(folder: Path, *, train: dict, scores: dict, free: dict) -> int:
     """
     _one_core()
     config = read_training(folder, train, free)
-    kept = prepare(config)  # imports and pictures are here from now on
+    kept = prepare(BackboneTask, config)  # imports and pictures are here from now on
 
     def two_steps() -> None:
-        timed = Timed(prepare(config), scores)
+        timed = Timed(prepare(BackboneTask, config), scores)
         timed.train()
         timed.train()
 
@@ -130,12 +129,14 @@ def timing_cell(folder: Path, *, trains: dict, scores: dict, rounds: int, frees:
         `device`, `unit` (of seconds), and `networks` with parameters, operations and seconds of each.
     """
     _one_core()
-    runs = {name: prepare(read_training(folder / name, train, frees[name])) for name, train in trains.items()}
+    runs = {
+        name: prepare(BackboneTask, read_training(folder / name, train, frees[name])) for name, train in trains.items()
+    }
     first = next(iter(runs.values()))
     device, config = first.accelerator.device, first.config
     costs = {
-        name: {"parameters": trained_parameters(run.model)}
-        | count_work(run.model, config.data.size, run.model.config.num_classes)
+        name: {"parameters": trained_parameters(run.task.network)}
+        | count_work(run.task.network, config.data.size, run.task.network.config.num_classes)
         for name, run in runs.items()
     }
     timed = {name: Timed(run, scores) for name, run in runs.items()}

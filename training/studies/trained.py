@@ -26,10 +26,10 @@ from brickwork.eval.sets.pictures import from_arrays
 from brickwork.eval.studies.core import Cell, Stopped
 from brickwork.files import write_file
 from brickwork.training.config.config import TrainConfig, load_config
-from brickwork.training.engine.loop import train
+from brickwork.training.engine.loop import prepare, train
 from brickwork.training.engine.previews import PIPELINE
 from brickwork.training.engine.runlog import LOG, Diverged
-from brickwork.training.train_backbone import prepare
+from brickwork.training.tasks.backbone import BackboneTask
 
 RUN, TRAIN, SAMPLES, FEATURES = "run", "train.yaml", "samples.png", "features.safetensors"
 GRID_ROWS, GRID_COLUMNS = 4, 9
@@ -139,7 +139,7 @@ def train_cell(
 
 def run_training(config: TrainConfig) -> int:
     """Images seen when the run ended or was stopped."""
-    return train(prepare(config))
+    return train(prepare(BackboneTask, config))
 
 
 def sampling_call(pipeline, scores: Mapping[str, Any], count: int, seed: int) -> PipelineCall:

@@ -79,6 +79,7 @@ class Task(ABC):
         metrics: distances to a reference that pictures of the averaged weights are measured by (`LiveMetrics`).
         fixed: a checksum of weights that neither learn nor are saved, and must be the same when a run goes on.
         objectives: further losses that belong to the task, beside those that the configuration names.
+        configuration: the class of `config`.
         drawn_in_part: whether pictures are drawn with a part of the network, which sharding does not gather alone.
         leaves_out: the configuration's key by which steps leave parameters out, if they do.
         phase: the part of the run that is under way; the engine sets it.
@@ -92,6 +93,7 @@ class Task(ABC):
     metrics: Any = None
     fixed: str | None = None
     objectives: Sequence[Any] = ()
+    configuration: ClassVar[type]
     drawn_in_part: ClassVar[bool] = False
     leaves_out: str | None = None
     phase: Phase | None = None

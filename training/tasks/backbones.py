@@ -1,6 +1,8 @@
-"""The networks that `train_backbone.py` trains, by name, and the pipelines that sample from them."""
+"""The networks that `train_backbone.py` trains, by name, and the pipelines that sample from them.
 
-import difflib
+A further one is a line in `BACKBONES`.
+"""
+
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from pathlib import Path
 import torch
 
 from brickwork import compat
+from brickwork.errors import no_unknown, one_of
 from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.networks.transformer import BlockTransformer2DModel
 from brickwork.gen.networks.unet import BlockUNet2DModel
@@ -42,19 +45,6 @@ BACKBONES = {
 }
 
 
-def choose(kinds: dict, name: str, key: str):
-    """One of several by name.
-
-    Raises:
-        ValueError: naming the key, what it can be, and what comes near.
-    """
-    if name in kinds:
-        return kinds[name]
-    near = difflib.get_close_matches(str(name), kinds, n=1)
-    mend = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(kinds)}."
-    raise ValueError(f"`{key}` is {name!r}; {mend}")
-
-
 def build_model(config: TrainConfig, class_names: list[str], size: int, channels: int) -> torch.nn.Module:
     """The network that a configuration describes: freshly initialised from the run's seed, or from saved weights, or
     with fresh bricks on saved ones; what does not learn is frozen.
@@ -69,13 +59,9 @@ def build_model(config: TrainConfig, class_names: list[str], size: int, channels
         ValueError: for configuration values that the network does not take, or weights that do not fit the data.
     """
     settings = config.model
-    kind = choose(BACKBONES, settings.type, "model.type").model
+    kind = one_of("model.type", settings.type, BACKBONES).model
     known = compat.constructor_keys(kind)
-    unknown = sorted(set(settings.config) - known)
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        mend = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(sorted(known))}."
-        raise ValueError(f"`model.config` has {unknown}, which {settings.type} does not take; {mend}")
+    no_unknown("model.config", settings.config, known, settings.type)
     values = _described(config, known, class_names, size, channels)
     build = partial(kind.from_preset, settings.preset) if settings.preset else kind
     torch.manual_seed(config.run.seed)
@@ -209,19 +195,16 @@ def _check_out_channels(config: TrainConfig, model: torch.nn.Module) -> None:
 
 
 def build_objective(config: TrainConfig):
-    """The objective that a configuration describes.
+    """The parameterization that a configuration's `objective` describes.
 
     Raises:
-        ValueError: for options that it does not take, or an objective that the network's pipeline cannot sample.
+        ValueError: for options that it does not take, or one that the network's pipeline cannot sample.
     """
     name, options = config.objective.type, config.objective.options
-    kind = choose(OBJECTIVES, name, "objective.type")
+    kind = one_of("objective.type", name, OBJECTIVES)
     if config.model.type == "LegoTransformer2DModel" and name != "edm":
         raise ValueError(f"`objective.type` is {name!r}, but LEGO's pipeline samples what edm trains; set it to edm.")
-    known = list(inspect.signature(kind).parameters)
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(f"`objective.options` has {unknown}; {name} takes {', '.join(known)}.")
+    no_unknown("objective.options", options, inspect.signature(kind).parameters, name)
     try:
         return kind(**options)
     except TypeError as error:

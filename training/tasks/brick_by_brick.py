@@ -6,29 +6,26 @@ without gradients, and those above do not run at all. When a stage ends, its ave
 that the next brick refines what sampling will hand it; optimiser, averages' ramp and learning rate begin anew.
 """
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from brickwork.files import digest
 from brickwork.pipelines.schedules import BrickSchedule
-from brickwork.training.engine.schedule import build_optimizer
+from brickwork.training.data.buckets import STEP, random_numbers
+from brickwork.training.task import Phase
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A part of a run.
+class Stage(Phase):
+    """A part of a run in which some bricks learn.
 
     Attributes:
-        start: images at which it begins.
-        end: images at which it ends.
         learns: bricks that learn; empty for a network without bricks, all of which learns.
         runs: bricks that run; `None` for all.
     """
 
-    start: int
-    end: int
     learns: tuple[int, ...] = ()
     runs: tuple[int, ...] | None = None
 
@@ -129,48 +126,28 @@ def frozen_digest(network: torch.nn.Module) -> str | None:
     if not hasattr(network, "num_bricks"):
         return None
     frozen = [(name, p) for name, p in network.named_parameters() if not p.requires_grad]
-    digest = hashlib.sha256()
-    for name, parameter in frozen:
-        digest.update(name.encode() + parameter.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest() if frozen else None
+    parts = (part for name, p in frozen for part in (name, p.detach().float().cpu().numpy().tobytes()))
+    return digest(*parts) if frozen else None
 
 
-def stage_at(stages: list[Stage], images: int) -> Stage:
-    """The stage of the step that begins at `images` images; the last one for what comes after."""
-    return next((stage for stage in stages if images < stage.end), stages[-1])
+def draw_bricks(config: Any, num_bricks: int, step: int, stage: Stage | None = None) -> tuple[int, ...] | None:
+    """The bricks that a step runs, alike on all processes; `None` for the whole network.
 
-
-def enter(run: Any, stage: Stage, several: bool) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    """Begin a stage: the network, wrapped for its processes with what learns in it, and an optimiser for that.
-
-    Args:
-        run: of the loop; its `bricks` become those of the stage.
-        stage: to begin.
-        several: whether the run has more than one.
-
-    Raises:
-        ValueError: for several stages of a sharded network.
+    All of its stage, or on a share of the steps a random subset of them.
     """
-    accelerator, network = run.accelerator, run.model
-    if several:
-        if accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
-            raise ValueError(
-                "`objective.brick_images` is given, but sharded networks cannot be thawed brick by brick; launch with "
-                "DDP, or train one brick a run (`objective.train_bricks`, `model.init_from`)."
-            )
-        accelerator.free_memory()  # lets go of the last stage's wrapper and optimiser
-        learns = stage.parameters(network)
-        for name, parameter in network.named_parameters():
-            parameter.requires_grad_(name in learns)
-    run.bricks = stage.runs
-    network.train()  # a pretrained brick does so only while it learns
-    return accelerator.prepare(network, build_optimizer(run.config, network, accelerator.device))
+    if num_bricks == 0:
+        return None
+    random, stage = random_numbers(config.run.seed, STEP, step), stage or Stage(0, 0, tuple(range(num_bricks)))
+    if random.random() >= config.objective.brick_dropout:
+        return stage.runs
+    bricks = range(num_bricks) if stage.runs is None else stage.runs
+    subset = int(random.integers(1, 2 ** len(bricks)))
+    return stage.with_a_learner(tuple(brick for brick in bricks if subset >> brick & 1))
 
 
-def pipeline_so_far(run: Any, network: torch.nn.Module) -> Any:
-    """The run's pipeline, with a schedule that leaves out the bricks whose turn has not come."""
-    pipeline = run.make_pipeline(network)
-    if run.bricks is not None:
-        later = range(run.bricks[-1] + 1, network.num_bricks)
+def without_later_bricks(pipeline: Any, network: torch.nn.Module, bricks: tuple[int, ...] | None) -> Any:
+    """A pipeline with a schedule that leaves out the bricks whose turn has not come; `None`: there are none."""
+    if bricks is not None:
+        later = range(bricks[-1] + 1, network.num_bricks)
         pipeline.brick_schedule = BrickSchedule.from_rules(network, dict.fromkeys(later))
     return pipeline

@@ -111,20 +111,20 @@ def test_mistakes_are_one_line_and_status_2(tiny_yaml, tmp_path, capsys, overrid
 
 def test_a_preset_with_values_over_it(tiny_run):
     run = tiny_run("run", "model.preset=lego-s-pg-64", "data.classes=[Flags]", "model.config.mlp_ratio=2.0")
-    assert run.model.config.window_sizes == [8, 4]
-    assert run.model.config.mlp_ratio == 2.0
-    assert run.model.config.num_classes == 1
-    assert run.model.config.id2label == {0: "Flags"}
-    assert run.model.config.sample_size == 8
+    assert run.task.network.config.window_sizes == [8, 4]
+    assert run.task.network.config.mlp_ratio == 2.0
+    assert run.task.network.config.num_classes == 1
+    assert run.task.network.config.id2label == {0: "Flags"}
+    assert run.task.network.config.sample_size == 8
 
 
 def test_initial_weights_follow_the_seed_alone(tiny_run):
-    first = tiny_run("a").model
+    first = tiny_run("a").task.network
     torch.rand(3)
-    second = tiny_run("b").model
+    second = tiny_run("b").task.network
     assert torch.equal(first.bricks[0].patch_embed.weight, second.bricks[0].patch_embed.weight)
     assert not torch.equal(
-        first.bricks[0].patch_embed.weight, tiny_run("c", "run.seed=1").model.bricks[0].patch_embed.weight
+        first.bricks[0].patch_embed.weight, tiny_run("c", "run.seed=1").task.network.bricks[0].patch_embed.weight
     )
 
 
@@ -134,9 +134,9 @@ def test_starting_from_saved_weights(tiny_run, tmp_path):
     train(tiny_run("first", "run.total_images=8", "objective.brick_dropout=0"))
     for source in ("pipeline", "pipeline/transformer"):
         run = tiny_run("second", f"model.init_from={tmp_path / 'first' / source}")
-        exported = tiny_run("x").model.from_pretrained(tmp_path / "first" / "pipeline" / "transformer")
-        assert torch.equal(run.model.bricks[1].proj_out.weight, exported.bricks[1].proj_out.weight)
-        assert run.model.config.trained_subsets == "any"  # brick dropout is on in this run
+        exported = tiny_run("x").task.network.from_pretrained(tmp_path / "first" / "pipeline" / "transformer")
+        assert torch.equal(run.task.network.bricks[1].proj_out.weight, exported.bricks[1].proj_out.weight)
+        assert run.task.network.config.trained_subsets == "any"  # brick dropout is on in this run
     with pytest.raises(ValueError, match="a network of 9 classes; the data have 2"):
         tiny_run("third", f"model.init_from={tmp_path / 'first' / 'pipeline'}", "data.label_column=style")
     train(tiny_run("second", f"model.init_from={tmp_path / 'first' / 'pipeline'}", "run.total_images=8"))
@@ -144,11 +144,13 @@ def test_starting_from_saved_weights(tiny_run, tmp_path):
 
 
 def test_saved_weights_keep_the_classes_that_the_data_have(tiny_run, tmp_path):
-    saved = tiny_run("all").model.eval()
+    saved = tiny_run("all").task.network.eval()
     for parameter in saved.parameters():  # a fresh network takes all classes alike
         torch.nn.init.normal_(parameter, std=0.2)
     saved.save_pretrained(tmp_path / "saved")
-    fewer = tiny_run("few", f"model.init_from={tmp_path / 'saved'}", "data.classes=[Symbols, Flags]").model.eval()
+    fewer = tiny_run(
+        "few", f"model.init_from={tmp_path / 'saved'}", "data.classes=[Symbols, Flags]"
+    ).task.network.eval()
     assert fewer.config.id2label == {0: "Symbols", 1: "Flags"}
     number = {name: int(key) for key, name in saved.config.id2label.items()}
     sample, timestep = torch.randn(3, 3, 8, 12), torch.zeros(3)
@@ -160,14 +162,14 @@ def test_saved_weights_keep_the_classes_that_the_data_have(tiny_run, tmp_path):
 
 
 def test_saved_weights_take_the_names_of_as_many_other_classes(tiny_run, tmp_path):
-    tiny_run("flags", "data.classes=[Flags]").model.save_pretrained(tmp_path / "saved")
-    other = tiny_run("symbols", f"model.init_from={tmp_path / 'saved'}", "data.classes=[Symbols]").model
+    tiny_run("flags", "data.classes=[Flags]").task.network.save_pretrained(tmp_path / "saved")
+    other = tiny_run("symbols", f"model.init_from={tmp_path / 'saved'}", "data.classes=[Symbols]").task.network
     assert other.config.id2label == {0: "Symbols"}
 
 
 def test_settings_reach_the_network(tiny_run):
     run = tiny_run("run", "run.gradient_checkpointing=true", "model.attention_backend=_native_math")
-    assert run.model.is_gradient_checkpointing
+    assert run.task.network.is_gradient_checkpointing
 
 
 def test_buckets_train(tiny_run, tmp_path):
@@ -177,14 +179,14 @@ def test_buckets_train(tiny_run, tmp_path):
     from brickwork.training.engine.loop import train
 
     run = tiny_run("run", "data.bucket_step=2", "run.total_images=112", "data.size=8", "samples.count=0")
-    images = run.stream.images
+    images = run.task.stream.images
     assert len(images.shapes) > 1
     images.buckets = np.arange(len(images)) % len(images.shapes)
-    run.stream.row = type(run.stream.row)(
-        run.stream.row.rows, images.buckets[run.stream.row.rows], images.shapes, 8, 0
+    run.task.stream.row = type(run.task.stream.row)(
+        run.task.stream.row.rows, images.buckets[run.task.stream.row.rows], images.shapes, 8, 0
     )
     shapes = set()
-    hook = run.model.register_forward_pre_hook(lambda m, inputs: shapes.add(tuple(inputs[0].shape)))
+    hook = run.task.network.register_forward_pre_hook(lambda m, inputs: shapes.add(tuple(inputs[0].shape)))
     train(run)
     hook.remove()
     assert {shape[2:] for shape in shapes if shape[0] == 8} >= set(images.shapes)

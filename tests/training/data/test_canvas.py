@@ -152,14 +152,14 @@ def test_workers_change_nothing():
 
 def test_training_on_crops_marks_the_network_and_tells_it_the_place(tiny_run, monkeypatch):
     run = tiny_run("crops", "data.crop_share=0.5", "run.total_images=8", "run.checkpoint_images=8")
-    assert run.model.config.trained_crops
+    assert run.task.network.config.trained_crops
     told = []
-    forward = run.model.forward
-    monkeypatch.setattr(run.model, "forward", lambda *a, **k: told.append(k["coordinates"]) or forward(*a, **k))
+    forward = run.task.network.forward
+    monkeypatch.setattr(run.task.network, "forward", lambda *a, **k: told.append(k["coordinates"]) or forward(*a, **k))
     from brickwork.training.engine.loop import train
 
     assert train(run) == 8
-    expected = crop_coordinates(torch.stack([run.stream[position]["crop"] for position in range(8)]), 8, 8)
+    expected = crop_coordinates(torch.stack([run.task.stream[position]["crop"] for position in range(8)]), 8, 8)
     assert torch.equal(told[0], expected)
     assert len(told[0].unique(dim=0)) > 1
 
@@ -167,7 +167,7 @@ def test_training_on_crops_marks_the_network_and_tells_it_the_place(tiny_run, mo
 @pytest.mark.parametrize("override", ["model.type=BlockUNet2DModel", "data.latents=somewhere"])
 def test_who_cannot_learn_from_crops_says_so(tiny_yaml, override):
     from brickwork.training.config.config import load_config
-    from brickwork.training.train_backbone import build_stream
+    from brickwork.training.tasks.backbone import build_stream
 
     config = load_config(tiny_yaml, ["data.crop_share=0.5", override])
     with pytest.raises(ValueError, match="`data.crop_share` is 0.5, but only LegoTransformer2DModel on pixels"):

@@ -24,8 +24,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from brickwork.training.config.config import load_config
 from brickwork.training.engine.checkpoints import CheckpointFolder
-from brickwork.training.engine.loop import train
-from brickwork.training.train_backbone import prepare
+from brickwork.training.engine.loop import prepare, train
+from brickwork.training.tasks.backbone import BackboneTask
 
 SAMPLE = Path(__file__).parents[2] / "data" / "emoji" / "sample.parquet"
 NETWORK = (
@@ -72,7 +72,7 @@ def start(folder: Path, steps: int, workers: int) -> int:
         torch.set_num_threads(1)
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
-        train(prepare(config_of(folder, steps, workers)))
+        train(prepare(BackboneTask, config_of(folder, steps, workers)))
         status = 0
     finally:
         os._exit(status)

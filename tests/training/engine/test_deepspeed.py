@@ -13,7 +13,7 @@ from accelerate.utils import DistributedType
 
 from brickwork.training.engine import loop
 from brickwork.training.engine.distribution import fit_distribution
-from brickwork.training.engine.loop import denoising_loss, train
+from brickwork.training.engine.loop import train
 
 # Not imported here: it would set up what GPUs there are, and these tests fork.
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
@@ -52,24 +52,27 @@ def test_two_processes_equal_one_without_it_and_resume_exactly(
     options += ["optimizer.max_grad_norm=0.05", "optimizer.weight_decay=0.1", "optimizer.schedule=inverse_sqrt"]
     options += ["optimizer.decay_images=8"]
 
-    def checked(run, model, batch, bricks):
+    def checked(call):
         import deepspeed
 
-        assert type(model) is deepspeed.DeepSpeedEngine and model.zero_optimization_stage() == stage
-        assert len(batch["image"]) == 2  # 8 images a step = 2 × 2 accumulated × 2 processes
-        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-        seen, linear = [], next(m for m in model.modules() if isinstance(m, torch.nn.Linear))
-        hook = linear.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-        losses = denoising_loss(run, model, batch, bricks)
-        hook.remove()
-        assert seen == [torch.bfloat16 if precision == "bf16" else torch.float32]
-        assert torch.is_autocast_enabled("cpu") == (precision == "bf16")  # for what a task computes beside its network
-        return losses
+        def called(model, step):
+            assert type(model) is deepspeed.DeepSpeedEngine and model.zero_optimization_stage() == stage
+            assert len(step.images) == 2  # 8 images a step = 2 × 2 accumulated × 2 processes
+            assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+            seen, linear = [], next(m for m in model.modules() if isinstance(m, torch.nn.Linear))
+            hook = linear.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+            outputs = call(model, step)
+            hook.remove()
+            assert seen == [torch.bfloat16 if precision == "bf16" else torch.float32]
+            assert torch.is_autocast_enabled("cpu") == (precision == "bf16")  # for what is computed beside the network
+            return outputs
+
+        return called
 
     def train_both(rank):
         for name, *overrides in (("two",), ("two-parts", "run.total_images=16"), ("two-parts",)):
             run = tiny_run(name, *options, *overrides)
-            run.loss = checked
+            run.task.call = checked(run.task.call)
             train(run)
 
     two_zero_processes(stage, train_both)
@@ -99,16 +102,17 @@ def test_a_run_goes_on_with_it_and_without(two_zero_processes, tiny_run, tmp_pat
 
 
 @needs_deepspeed
-def test_gradients_that_are_not_finite_are_left_out(two_zero_processes, tiny_run, tmp_path, final_tensors):
+def test_gradients_that_are_not_finite_are_left_out(
+    two_zero_processes, tiny_run, tmp_path, final_tensors, with_losses
+):
     def train_both(rank):
-        def loss(run, *arguments):
+        def broken(losses):
             calls.append(1)
             # of one process, in the second step
-            return denoising_loss(run, *arguments) * (float("nan") if len(calls) == 2 and rank == 1 else 1.0)
+            return losses * (float("nan") if len(calls) == 2 and rank == 1 else 1.0)
 
-        calls, run = [], tiny_run("run", ALL_BRICKS, "run.log_images=8")
-        run.loss = loss
-        train(run)
+        calls = []
+        train(with_losses(tiny_run("run", ALL_BRICKS, "run.log_images=8"), broken))
 
     two_zero_processes(2, train_both)
     tensors = final_tensors(tmp_path / "run")
@@ -134,6 +138,6 @@ def test_what_it_cannot_do_is_refused(tiny_run, plugin, overrides, message):
     run = tiny_run("run", *overrides)
     plugin = {"zero_stage": 2, "offload_optimizer_device": "none", "offload_param_device": "none"} | plugin
     state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(deepspeed_config={}, **plugin))
-    run.accelerator = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, state=state, num_processes=2)
+    run.task.accelerator = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, state=state, num_processes=2)
     with pytest.raises(ValueError, match=f"{message}.*one_node"):
-        fit_distribution(run)
+        fit_distribution(run.task)

@@ -7,14 +7,15 @@ import pytest
 import torch
 
 
-def test_two_processes_equal_one_and_resume_exactly(two_processes, tiny_run, tmp_path, final_tensors, equal_bits):
-    from brickwork.training.engine.loop import denoising_loss, train
+def test_two_processes_equal_one_and_resume_exactly(
+    two_processes, tiny_run, tmp_path, final_tensors, equal_bits, watch
+):
+    from brickwork.training.engine.loop import train
 
-    def checked(run, model, batch, bricks):
-        assert type(model) is torch.nn.parallel.DistributedDataParallel
-        assert torch.distributed.get_world_size() == run.accelerator.num_processes == 2
-        assert len(batch["image"]) == 2  # 8 images a step = 2 × 2 accumulated × 2 processes
-        return denoising_loss(run, model, batch, bricks)
+    def checked(network, step):
+        assert type(network) is torch.nn.parallel.DistributedDataParallel
+        assert torch.distributed.get_world_size() == 2
+        assert len(step.images) == 2  # 8 images a step = 2 × 2 accumulated × 2 processes
 
     def train_both(rank):
         for name, *overrides in (
@@ -22,9 +23,7 @@ def test_two_processes_equal_one_and_resume_exactly(two_processes, tiny_run, tmp
             ("two-parts", "run.total_images=16"),
             ("two-parts", "data.num_workers=1"),
         ):
-            run = tiny_run(name, "run.gradient_accumulation_steps=2", *overrides)
-            run.loss = checked
-            train(run)
+            train(watch(tiny_run(name, "run.gradient_accumulation_steps=2", *overrides), checked))
 
     two_processes(train_both)
     assert equal_bits(final_tensors(tmp_path / "two"), final_tensors(tmp_path / "two-parts"))
@@ -36,7 +35,7 @@ def test_two_processes_equal_one_and_resume_exactly(two_processes, tiny_run, tmp
 
 @pytest.mark.parametrize("block", ["DiTTokenBlock", "I2RMB"])
 def test_fsdp2_through_accelerate_equals_one_and_resumes_exactly(
-    two_processes, tiny_run, tiny_yaml, tmp_path, monkeypatch, final_tensors, equal_bits, block
+    two_processes, tiny_run, tiny_yaml, tmp_path, monkeypatch, final_tensors, equal_bits, watch, block
 ):
     """accelerate shards on GPUs alone; here it is told that two processors, which talk over gloo, are two of them.
 
@@ -47,7 +46,7 @@ def test_fsdp2_through_accelerate_equals_one_and_resumes_exactly(
     from accelerate.utils import DistributedType
 
     from brickwork.training.engine import loop
-    from brickwork.training.engine.loop import denoising_loss, train
+    from brickwork.training.engine.loop import train
 
     if block == "I2RMB":
         values = yaml.safe_load(tiny_yaml.read_text())
@@ -57,10 +56,9 @@ def test_fsdp2_through_accelerate_equals_one_and_resumes_exactly(
         values["objective"]["brick_dropout"] = 0
         tiny_yaml.write_text(yaml.safe_dump(values))
 
-    def checked(run, model, batch, bricks):
-        blocks = [module for module in model.modules() if type(module).__name__ == f"FSDP{block}"]
-        assert run.accelerator.is_fsdp2 and len(blocks) == 2 and len(batch["image"]) == 4
-        return denoising_loss(run, model, batch, bricks)
+    def checked(network, step):
+        blocks = [module for module in network.modules() if type(module).__name__ == f"FSDP{block}"]
+        assert len(blocks) == 2 and len(step.images) == 4
 
     def train_both(rank):
         file = Path(loop.__file__).parents[1] / "configs" / "accelerate" / "one_node_fsdp2.yaml"
@@ -70,8 +68,8 @@ def test_fsdp2_through_accelerate_equals_one_and_resumes_exactly(
         monkeypatch.setattr(PartialState, "_prepare_backend", lambda *_: ("gloo", DistributedType.MULTI_GPU))
         for name, *overrides in (("two",), ("two-parts", "run.total_images=16"), ("two-parts",)):
             run = tiny_run(name, *overrides)
-            run.loss = checked
-            train(run)
+            assert run.accelerator.is_fsdp2
+            train(watch(run, checked))
 
     two_processes(train_both)
     assert equal_bits(final_tensors(tmp_path / "two"), final_tensors(tmp_path / "two-parts"))
@@ -98,21 +96,19 @@ def test_losses_are_gathered_over_processes(two_processes, tiny_run, tmp_path):
     assert loss_of("two") == pytest.approx(loss_of("one"), rel=1e-4)
 
 
-def test_one_process_that_is_asked_to_stop_stops_both(two_processes, tiny_run, tmp_path):
+def test_one_process_that_is_asked_to_stop_stops_both(two_processes, tiny_run, tmp_path, watch):
     import signal
 
-    from brickwork.training.engine.loop import denoising_loss, train
+    from brickwork.training.engine.loop import train
 
     def train_both(rank):
-        def loss(run, *arguments):
+        def signalled(network, step):
             calls.append(1)
             if rank == 1 and len(calls) == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return denoising_loss(run, *arguments)
 
-        calls, run = [], tiny_run("run")
-        run.loss = loss
-        assert train(run) == 16
+        calls = []
+        assert train(watch(tiny_run("run"), signalled)) == 16
 
     two_processes(train_both)
     assert (tmp_path / "run" / "checkpoints" / "images-000000000016").is_dir()

@@ -21,16 +21,16 @@ def test_the_first_fsdp_is_refused(tiny_run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("asked", "wrapped"), [(None, ["DiTTokenBlock"]), (["LegoBrick"], ["LegoBrick"])])
 def test_fsdp2_wraps_the_blocks_that_there_are_or_those_asked_for(tiny_run, asked, wrapped):
     plugin, run = SimpleNamespace(transformer_cls_names_to_wrap=asked), tiny_run("run")
-    run.accelerator = SimpleNamespace(
+    run.task.accelerator = SimpleNamespace(
         distributed_type=DistributedType.FSDP, is_fsdp2=True, state=SimpleNamespace(fsdp_plugin=plugin)
     )
-    fit_distribution(run)
+    fit_distribution(run.task)
     assert plugin.transformer_cls_names_to_wrap == wrapped
-    assert "PretrainedBrick" in run.model._no_split_modules  # which accelerate would look for in vain
+    assert "PretrainedBrick" in run.task.network._no_split_modules  # which accelerate would look for in vain
 
 
 def test_fsdp2_refuses_networks_that_draw_with_a_part():
     network = type("UNetWithText", (), {})()
     accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True)
     with pytest.raises(ValueError, match="a part of a UNetWithText.*one_node.yaml or deepspeed.yaml"):
-        fit_distribution(SimpleNamespace(accelerator=accelerator, model=network))
+        fit_distribution(SimpleNamespace(accelerator=accelerator, network=network, drawn_in_part=True))

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from brickwork.training.engine.checkpoints import CheckpointFolder
-from brickwork.training.engine.loop import denoising_loss, train
+from brickwork.training.engine.loop import train
 
 TRAINING = Path(__file__).parents[3] / "training"
 pytestmark = [
@@ -79,17 +79,16 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(launched, tmp_path, fin
     assert (tmp_path / "parts" / "pipeline" / "model_index.json").exists()
 
 
-def test_fp16_lowers_its_scale_and_goes_on_with_it(tiny_run, tmp_path, final_tensors, equal_bits):
-    def overflowing_once(run, *arguments):
+def test_fp16_lowers_its_scale_and_goes_on_with_it(tiny_run, tmp_path, final_tensors, equal_bits, with_losses):
+    def overflowing_once(losses):
         calls.append(1)
-        return denoising_loss(run, *arguments) * (float("inf") if len(calls) == 1 else 1.0)
+        return losses * (float("inf") if len(calls) == 1 else 1.0)
 
     for name, total in (("whole", 64), ("parts", 32), ("parts", 64)):
         run = tiny_run(name, "run.mixed_precision=fp16", f"run.total_images={total}")
         assert run.accelerator.device.type == "cuda"
         calls = [1] if (tmp_path / name).exists() else []
-        run.loss = overflowing_once
-        assert train(run) == total
+        assert train(with_losses(run, overflowing_once)) == total
     (_, whole), (_, parts) = (
         CheckpointFolder(tmp_path / name / "checkpoints").newest() for name in ("whole", "parts")
     )

@@ -118,8 +118,8 @@ def test_accumulation_may_change_unless_a_network_normalises_over_batches(tiny_r
     run = tiny_run("run")
     saved = {"config": run.config.to_yaml()}
     config = tiny_run("run", "run.gradient_accumulation_steps=2").config
-    guards.check_unchanged(saved, config, "", run.model)
-    network = torch.nn.Sequential(run.model, BatchNorm(3))
+    guards.check_unchanged(saved, config, "", run.task.network)
+    network = torch.nn.Sequential(run.task.network, BatchNorm(3))
     with pytest.raises(ValueError, match="run.gradient_accumulation_steps was 1 and is 2"):
         guards.check_unchanged(saved, config, "", network)
     network[1].eval()  # its statistics are frozen
@@ -129,7 +129,7 @@ def test_accumulation_may_change_unless_a_network_normalises_over_batches(tiny_r
 def test_other_data_are_refused(tiny_run, tmp_path):
     train(tiny_run("run"))
     run = tiny_run("run", "run.total_images=64")
-    run.stream.images.labels = run.stream.images.labels[::-1].copy()
+    run.task.stream.images.labels = run.task.stream.images.labels[::-1].copy()
     with pytest.raises(ValueError, match="began with other data"):
         train(run)
 
@@ -160,7 +160,7 @@ def test_a_damaged_newest_checkpoint_costs_one_interval_and_no_bit(tiny_run, tmp
 
 def test_pictures_that_vanish_stop_the_run_and_lose_nothing(tiny_run, tmp_path, final_tensors):
     run = tiny_run("run", "run.checkpoint_images=1000", "run.total_images=400")
-    images = run.stream.images
+    images = run.task.stream.images
     sample = images.sample
 
     def vanish(row, random=None):
@@ -180,7 +180,7 @@ def test_pictures_that_vanish_stop_the_run_and_lose_nothing(tiny_run, tmp_path, 
 def test_broken_pictures_are_skipped_up_to_the_limit_and_named(tiny_run, tmp_path, capsys):
     def run_with_broken(name, *overrides):
         run = tiny_run(name, "run.total_images=112", *overrides)
-        sample = run.stream.images.sample
+        sample = run.task.stream.images.sample
 
         def some_broken(row, random=None):
             from brickwork.training.data.images import BrokenImage
@@ -189,10 +189,10 @@ def test_broken_pictures_are_skipped_up_to_the_limit_and_named(tiny_run, tmp_pat
                 raise BrokenImage("bad")
             return sample(row, random)
 
-        run.stream.images.sample = some_broken
+        run.task.stream.images.sample = some_broken
         return run
 
-    broken = {int(row) for row in tiny_run("rows").stream.row.rows[:3]}
+    broken = {int(row) for row in tiny_run("rows").task.stream.row.rows[:3]}
     train(run_with_broken("run"))
     assert {int(line) for line in (tmp_path / "run" / "broken_images.txt").read_text().split()} == broken
     assert "3 pictures could not be read" in capsys.readouterr().out

@@ -67,7 +67,7 @@ def test_a_run_is_measured_as_its_pictures_are_and_not_changed(
     assert equal_bits(final_tensors(tmp_path / "plain"), final_tensors(tmp_path / "measured"))
     found = measured(tmp_path / "measured")
     assert sorted(found) == [
-        f"metrics/{name}-Small.clean.N13.{run.metrics.reference.identity[:8]}" for name in ("FD", "KD")
+        f"metrics/{name}-Small.clean.N13.{run.task.metrics.reference.identity[:8]}" for name in ("FD", "KD")
     ]
     assert all(list(values) == [16, 32] and values[16] != values[32] for values in found.values())
     assert all(name in (tmp_path / "measured" / "index.html").read_text() for name in found)
@@ -78,7 +78,9 @@ def test_a_run_is_measured_as_its_pictures_are_and_not_changed(
     assert saved_objective(tmp_path / "measured" / "pipeline") == ("edm", {})
     settings = SamplingSettings(13, labels="balanced", call={"num_inference_steps": 2})
     samples = sample_set(pipeline, settings, tmp_path / "samples", batch_size=4, progress=False)
-    expected = calculate([samples], run.metrics.reference, extractor, MetricSettings(("fd", "kd")), progress=False)
+    expected = calculate(
+        [samples], run.task.metrics.reference, extractor, MetricSettings(("fd", "kd")), progress=False
+    )
     for name, entry in expected["metrics"].items():
         (value,) = (values[32] for key, values in found.items() if name in key)
         assert value == pytest.approx(entry["mean"], rel=1e-6)
@@ -90,12 +92,12 @@ def test_two_processes_share_the_drawing_and_agree_with_one(two_processes, tiny_
     def measure(name):
         run = tiny_run(name, *options)
         torch.manual_seed(0)
-        for parameter in run.model.parameters():
+        for parameter in run.task.network.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
         drawn, floats = [], PipelineCall.floats
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(PipelineCall, "floats", lambda self, batch: drawn.append(len(batch)) or floats(self, batch))
-            return drawn, run.metrics.measure(run.make_pipeline(run.model))
+            return drawn, run.task.metrics.measure(run.task.pipeline(run.task.network))
 
     def both(rank):
         drawn, values = measure("two")
@@ -122,7 +124,7 @@ def test_a_process_without_a_batch_draws_along(two_processes, tiny_run, referenc
         drawn, floats = [], PipelineCall.floats
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(PipelineCall, "floats", lambda self, batch: drawn.append(len(batch)) or floats(self, batch))
-            run.metrics.measure(run.make_pipeline(run.model))
+            run.task.metrics.measure(run.task.pipeline(run.task.network))
         assert drawn == ([4, 2] if rank == 0 else [4, 4])
 
     two_processes(both)
@@ -149,26 +151,29 @@ def test_what_does_not_fit_is_refused_before_the_first_step(tiny_run, reference,
 
 def test_too_few_samples_for_a_frechet_distance_leave_the_kernel_distance(tiny_run, reference):
     run = tiny_run("run", "metrics.every_images=8", "metrics.count=6", f"metrics.reference={reference()}")
-    assert run.metrics.names == ("kd",)
+    assert run.task.metrics.names == ("kd",)
 
 
 def test_weights_that_diverged_give_no_number_and_no_end(tiny_run, reference, tmp_path):
     run = tiny_run("run", *OPTIONS, f"metrics.reference={reference()}")
-    make = run.make_pipeline
+    make = run.task.pipeline
 
     def diverged(network):
         with torch.no_grad():
             next(network.parameters()).fill_(float("nan"))
         return make(network)
 
-    run.make_pipeline = diverged
-    assert all(math.isnan(value) for value in run.metrics.measure(run.make_pipeline(run.model)).values())
+    run.task.pipeline = diverged
+    assert all(math.isnan(value) for value in run.task.metrics.measure(run.task.pipeline(run.task.network)).values())
 
 
 def test_a_run_that_is_asked_to_stop_does_not_draw_on(tiny_run, reference):
     run = tiny_run("run", *OPTIONS, f"metrics.reference={reference()}")
     asked = []
-    assert run.metrics.measure(run.make_pipeline(run.model), lambda: asked.append(1) or len(asked) == 3) is None
+    assert (
+        run.task.metrics.measure(run.task.pipeline(run.task.network), lambda: asked.append(1) or len(asked) == 3)
+        is None
+    )
     assert len(asked) == 3
 
 

@@ -8,9 +8,10 @@ import yaml
 from diffusers import AutoencoderKL
 
 from brickwork.training.config.config import load_config
-from brickwork.training.engine.loop import train
-from brickwork.training.tasks.latent.autoencoding import Reconstruction
-from brickwork.training.train_autoencoder import main, prepare
+from brickwork.training.engine.loop import prepare, train
+from brickwork.training.objectives.divergence import DivergenceObjective
+from brickwork.training.tasks.autoencoder import AutoencoderTask, at_random_size
+from brickwork.training.train_autoencoder import main
 
 SAMPLE = Path(__file__).parents[2] / "data" / "emoji" / "sample.parquet"
 TINY = {
@@ -41,7 +42,9 @@ def build(tmp_path):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
 
     def run(name: str, *overrides: str):
-        return prepare(load_config(tmp_path / "tiny.yaml", [f"run.output_dir={tmp_path / name}", *overrides]))
+        return prepare(
+            AutoencoderTask, load_config(tmp_path / "tiny.yaml", [f"run.output_dir={tmp_path / name}", *overrides])
+        )
 
     return run
 
@@ -56,8 +59,8 @@ def test_going_on_equals_never_stopping_and_latents_have_unit_deviation(
     assert equal_bits(final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "parts"))
     vae = AutoencoderKL.from_pretrained(tmp_path / "whole" / "vae").eval()
     run = build("other")
-    rows, _ = run.stream.images.split(0.1)
-    pictures = torch.stack([torch.from_numpy(run.stream.images.sample(int(row))[0]) for row in rows])
+    rows, _ = run.task.stream.images.split(0.1)
+    pictures = torch.stack([torch.from_numpy(run.task.stream.images.sample(int(row))[0]) for row in rows])
     small = torch.nn.functional.interpolate(pictures, size=16, mode="bilinear", antialias=True)
     with torch.no_grad():
         latents = vae.encode(small).latent_dist.mean * vae.config.scaling_factor
@@ -66,23 +69,23 @@ def test_going_on_equals_never_stopping_and_latents_have_unit_deviation(
 
 
 def test_sizes_differ_and_follow_from_torchs_seed():
-    objective, pictures = Reconstruction(min_size=16), torch.randn(3, 3, 32, 32)
+    pictures = torch.randn(3, 3, 32, 32)
     shapes = set()
     for seed in range(12):
         torch.manual_seed(seed)
-        first = objective.at_random_size(pictures)
+        first = at_random_size(pictures, 16)
         torch.manual_seed(seed)
-        assert torch.equal(first, objective.at_random_size(pictures))
+        assert torch.equal(first, at_random_size(pictures, 16))
         shapes.add(tuple(first.shape))
     assert shapes == {(3, 3, 16, 16), (3, 3, 24, 24), (3, 3, 32, 32)}
 
 
 def test_the_divergence_is_that_of_normal_distributions():
     mean, logvar = torch.randn(2, 4, 3, 5), torch.randn(2, 4, 3, 5)
-    ours = Reconstruction(kl_weight=0.5).divergence({}, {"quant_conv": torch.cat([mean, logvar], dim=1)})["kl"]
+    ours = DivergenceObjective()(None, {"quant_conv": torch.cat([mean, logvar], dim=1)}, None)["kl"]
     normal = torch.distributions.Normal
     wanted = torch.distributions.kl_divergence(normal(mean, (0.5 * logvar).exp()), normal(0.0, 1.0)).mean()
-    torch.testing.assert_close(ours, 0.5 * wanted)
+    torch.testing.assert_close(ours, wanted)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from brickwork import LegoPipeline, LegoTransformer2DModel
 from brickwork.gen.operations import count_operations
 from brickwork.training import train_backbone
 from brickwork.training.engine.checkpoints import CheckpointFolder
-from brickwork.training.engine.loop import denoising_loss, draw_bricks, train
-from brickwork.training.tasks.brick_by_brick import Stage, enter, stages_of
+from brickwork.training.engine.loop import compute, train
+from brickwork.training.engine.schedule import begin
+from brickwork.training.tasks.brick_by_brick import Stage, draw_bricks, stages_of
 
 ONE_BY_ONE = ("objective.brick_images=[16, 16]", "run.checkpoint_images=8", "run.keep_checkpoints=9")
 SECOND = "model.config={window_sizes: [8, 4], patch_sizes: [4, 2], num_layers: [1, 1], hidden_sizes: 8}"
@@ -44,7 +45,7 @@ def unet_pipeline(tmp_path):
 
 def test_each_brick_learns_in_its_turn(tiny_run, tmp_path, equal_bits):
     run = tiny_run("run", *ONE_BY_ONE, "objective.brick_dropout=0", "run.sample_images=16", "run.log_images=8")
-    fresh = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    fresh = {name: tensor.clone() for name, tensor in run.task.network.state_dict().items()}
     assert train(run) == 32
     early, late, end = (checkpoint(tmp_path / "run", images) for images in (16, 24, 32))
     assert equal_bits(of_brick(early["model"], 1), of_brick(fresh, 1))
@@ -80,20 +81,20 @@ def test_only_the_brick_whose_turn_it_is_runs_backward(tiny_run):
         "image": torch.rand(2, 3, 8, 8), "noise": torch.randn(2, 3, 8, 8), "level": torch.randn(2),
         "label": torch.tensor([1, 2]), "label_draw": torch.ones(2),
     }  # fmt: skip
-    for parameter in run.model.parameters():
+    for parameter in run.task.network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    first, second = stages_of(run.config, run.model)
-    costs = [2 * brick.operations(8, 8) for brick in run.model.bricks]
+    first, second = stages_of(run.config, run.task.network)
+    costs = [2 * brick.operations(8, 8) for brick in run.task.network.bricks]
     counts = {}
     for stage in (first, second):
-        model, _ = enter(run, stage, True)
-        forward, losses = count_operations(lambda m=model, s=stage: denoising_loss(run, m, batch, s.runs))
+        model, _ = begin(run.task, stage, True)
+        forward, (losses, _, _) = count_operations(lambda m=model: compute(run, m, batch, 0))
         counts[stage] = forward, count_operations(losses.mean().backward)[0]
     condition = counts[first][0] - costs[0]
     assert counts[second][0] == costs[0] + costs[1] + condition
     assert costs[0] < counts[first][1] <= 2 * (costs[0] + condition)
     assert costs[1] < counts[second][1] <= 2 * costs[1]
-    assert all(parameter.grad is not None for parameter in run.model.bricks[1].parameters())
+    assert all(parameter.grad is not None for parameter in run.task.network.bricks[1].parameters())
 
 
 def test_brick_dropout_always_leaves_one_that_learns(tiny_run):
@@ -119,7 +120,7 @@ def test_compiled_and_checkpointed(tiny_run, tmp_path, final_tensors):
     torch._dynamo.reset()
     options = ("objective.brick_images=[8, 8]", "run.total_images=16", "objective.brick_dropout=0")
     run = tiny_run("compiled", *options, "run.gradient_checkpointing=true")
-    run.model.compile_repeated_blocks(fullgraph=True, backend="eager")
+    run.task.network.compile_repeated_blocks(fullgraph=True, backend="eager")
     train(run)
     train(tiny_run("plain", *options))
     plain, compiled = final_tensors(tmp_path / "plain"), final_tensors(tmp_path / "compiled")
@@ -127,18 +128,15 @@ def test_compiled_and_checkpointed(tiny_run, tmp_path, final_tensors):
         torch.testing.assert_close(compiled[name], tensor, rtol=1e-3, atol=1e-4)
 
 
-def test_two_processes(two_processes, tiny_run, tmp_path, final_tensors):
+def test_two_processes(two_processes, tiny_run, tmp_path, final_tensors, watch):
     """DDP wraps what learns in the stage, so that nothing waits for gradients that never come."""
     options = ("objective.brick_images=[8, 8]", "run.total_images=16", "objective.brick_dropout=0")
 
-    def checked(run, model, batch, bricks):
-        assert type(model) is torch.nn.parallel.DistributedDataParallel
-        return denoising_loss(run, model, batch, bricks)
+    def checked(network, step):
+        assert type(network) is torch.nn.parallel.DistributedDataParallel
 
     def train_both(rank):
-        run = tiny_run("two", *options)
-        run.loss = checked
-        train(run)
+        train(watch(tiny_run("two", *options), checked))
 
     two_processes(train_both)
     train(tiny_run("one", *options))
@@ -149,9 +147,9 @@ def test_two_processes(two_processes, tiny_run, tmp_path, final_tensors):
 
 def test_sharded_networks_are_refused(tiny_run):
     run = tiny_run("run", *ONE_BY_ONE)
-    run.accelerator = SimpleNamespace(distributed_type="FSDP")
+    run.task.accelerator = SimpleNamespace(distributed_type="FSDP")
     with pytest.raises(ValueError, match="launch with DDP, or train one brick a run"):
-        enter(run, Stage(0, 16, (0,), (0,)), True)
+        begin(run.task, Stage(0, 16, (0,), (0,)), True)
 
 
 def test_a_stack_grows(tiny_run, tmp_path, final_tensors):
@@ -163,36 +161,38 @@ def test_a_stack_grows(tiny_run, tmp_path, final_tensors):
     run = tiny_run("both", SECOND, heads, start, "objective.train_bricks=[1]", "run.total_images=8")
     inputs = torch.randn(2, 3, 8, 8), torch.randn(2), torch.tensor([0, 9])
     estimate = saved(*inputs).sample
-    assert torch.equal(run.model(*inputs, bricks=[0]).sample, estimate)
+    assert torch.equal(run.task.network(*inputs, bricks=[0]).sample, estimate)
     train(run)
-    assert torch.equal(run.model(*inputs, bricks=[0]).sample, estimate)
+    assert torch.equal(run.task.network(*inputs, bricks=[0]).sample, estimate)
     assert {name.split(".")[1] for name in final_tensors(tmp_path / "both") if name.startswith("ema/")} == {"1"}
     pipe = LegoPipeline.from_pretrained(tmp_path / "both" / "pipeline")
     assert torch.equal(pipe.transformer(*inputs, bricks=[0]).sample, estimate)
     assert not torch.equal(pipe.transformer(*inputs).sample, estimate)
-    assert all(parameter.requires_grad for parameter in tiny_run("all", SECOND, heads, start).model.parameters())
+    assert all(
+        parameter.requires_grad for parameter in tiny_run("all", SECOND, heads, start).task.network.parameters()
+    )
 
 
 def test_a_pretrained_denoiser_below(tiny_run, tmp_path, unet_pipeline, final_tensors):
     top = "model.config={window_sizes: [4], patch_sizes: [2], num_layers: [1], hidden_sizes: 8}"
     options = (f"model.wrap={unet_pipeline}", top, "model.config.num_attention_heads=2", "run.total_images=8")
     run = tiny_run("run", *options)
-    assert not any(parameter.requires_grad for parameter in run.model.bricks[0].parameters())
-    before = {name: tensor.clone() for name, tensor in run.model.bricks[0].state_dict().items()}
+    assert not any(parameter.requires_grad for parameter in run.task.network.bricks[0].parameters())
+    before = {name: tensor.clone() for name, tensor in run.task.network.bricks[0].state_dict().items()}
     train(run)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in run.model.bricks[0].state_dict().items())
-    assert not run.model.bricks[0].model.training  # its dropout sleeps
+    assert all(torch.equal(tensor, before[name]) for name, tensor in run.task.network.bricks[0].state_dict().items())
+    assert not run.task.network.bricks[0].model.training  # its dropout sleeps
     assert not any("bricks.0." in name for name in final_tensors(tmp_path / "run"))
     pipe = LegoPipeline.from_pretrained(tmp_path / "run" / "pipeline")
     saved = UNet2DModel.from_pretrained(unet_pipeline, subfolder="unet")
     assert torch.equal(pipe.transformer.bricks[0].model.conv_in.weight, saved.conv_in.weight)
     assert pipe.transformer.config.pretrained_brick["prediction_type"] == "v_prediction"
     both = tiny_run("both", *options, "objective.train_bricks=[0, 1]")
-    assert all(parameter.requires_grad for parameter in both.model.parameters())
+    assert all(parameter.requires_grad for parameter in both.task.network.parameters())
     # What came trained stays as it is in a stack that grows on it, too.
     grown = "model.config={window_sizes: [8, 4, 4], patch_sizes: [2, 2, 2], num_layers: [0, 1, 1], hidden_sizes: 8}"
     init = f"model.init_from={tmp_path / 'run' / 'pipeline'}"
-    model = tiny_run("more", grown, "model.config.num_attention_heads=2", init).model
+    model = tiny_run("more", grown, "model.config.num_attention_heads=2", init).task.network
     assert [any(p.requires_grad for p in brick.parameters()) for brick in model.bricks] == [False, True, True]
 
 
@@ -209,7 +209,9 @@ def test_a_denoiser_of_ones_own(tiny_run, tmp_path):
     stack = {"window_sizes": [8], "patch_sizes": [2], "num_layers": [0], "num_attention_heads": 1}
     described = json.dumps(stack | {"pretrained_brick": config, "hidden_sizes": 8})
     run = tiny_run("run", f"model.config={described}", "run.total_images=8")
-    assert run.model.condition is None and all(parameter.requires_grad for parameter in run.model.parameters())
+    assert run.task.network.condition is None and all(
+        parameter.requires_grad for parameter in run.task.network.parameters()
+    )
     train(run)
     assert LegoPipeline.from_pretrained(tmp_path / "run" / "pipeline")([1], num_inference_steps=1).bricks == [(0,)]
 
@@ -221,7 +223,7 @@ def test_bricks_that_do_not_learn_must_stay_the_same(tiny_run, unet_pipeline):
     network = UNet2DModel.from_pretrained(unet_pipeline, subfolder="unet")
     torch.nn.init.normal_(network.conv_out.bias)
     network.save_pretrained(unet_pipeline / "unet")
-    with pytest.raises(ValueError, match="began with other weights in the bricks that do not learn"):
+    with pytest.raises(ValueError, match="began with other weights in the parts that do not learn"):
         train(tiny_run("run", *options, "run.total_images=16"))
     assert train(tiny_run("run", *options, "run.total_images=16", accept_changes=True)) == 16
 

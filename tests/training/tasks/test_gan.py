@@ -8,9 +8,10 @@ from brickwork.eval.extractors.features import load_extractor
 from brickwork.eval.metrics.reference import make_reference
 from brickwork.pipelines.one_step import OneStepPipeline
 from brickwork.training.config.config import load_config
-from brickwork.training.engine.loop import train
-from brickwork.training.objectives.adversarial import NonSaturatingObjective, shift_images
-from brickwork.training.train_gan import main, prepare
+from brickwork.training.engine.loop import prepare, train
+from brickwork.training.objectives.adversarial import AdversarialObjective, shift_images
+from brickwork.training.tasks.gan import GanTask
+from brickwork.training.train_gan import main
 
 MODEL = {
     "discriminator_channels": [8, 8, 8],
@@ -33,7 +34,7 @@ def gan_run(tiny_yaml, tmp_path):
     tiny_yaml.write_text(yaml.safe_dump(values))
 
     def build(name, *overrides):
-        return prepare(load_config(tiny_yaml, [f"run.output_dir={tmp_path / name}", *overrides]))
+        return prepare(GanTask, load_config(tiny_yaml, [f"run.output_dir={tmp_path / name}", *overrides]))
 
     return build
 
@@ -56,9 +57,9 @@ def test_a_run_leaves_a_pipeline_and_resumes_bit_for_bit(gan_run, tmp_path, fina
 
 def test_both_networks_learn(gan_run):
     run = gan_run("run", "run.total_images=8")
-    before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in run.task.network.state_dict().items()}
     train(run)
-    after = run.model.state_dict()
+    after = run.task.network.state_dict()
     for part in ("generator.", "discriminator."):
         assert any(not torch.equal(after[name], tensor) for name, tensor in before.items() if name.startswith(part))
 
@@ -107,7 +108,7 @@ def test_bad_input(gan_run, overrides, message):
 
 def test_objective_is_checked():
     with pytest.raises(ValueError, match="a share below 1"):
-        NonSaturatingObjective(max_shift=1.0)
+        AdversarialObjective(max_shift=1.0)
 
 
 def test_the_script_tries_its_configuration(gan_run, tiny_yaml, tmp_path, capsys):

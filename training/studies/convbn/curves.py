@@ -19,9 +19,9 @@ from brickwork.gen.parameterization import EDMObjective
 from brickwork.training.config.config import TrainConfig, load_config
 from brickwork.training.config.recipes import recipe
 from brickwork.training.data.images import LabelledImages
-from brickwork.training.engine.loop import train
+from brickwork.training.engine.loop import prepare, train
+from brickwork.training.tasks.backbone import BackboneTask, build_held_out, build_images
 from brickwork.training.tasks.backbones import build_objective
-from brickwork.training.train_backbone import build_held_out, build_images, prepare
 
 CONFIG = Path(__file__).parents[2] / "configs" / "convbn.yaml"
 # What goes over a preset here: EDM asks for no learned variance, and 64 tokens are enough for two cores.
@@ -124,8 +124,8 @@ def pretrain(preset: str, overrides: list[str], folder: Path) -> nn.Module:
     """
     _, of_preset = recipe(preset)
     special = [over for name, over in OVER_PRESETS.items() if preset.startswith(name)]
-    run = prepare(load_config(CONFIG, [*of_preset, *special, *overrides, f"run.output_dir={folder}"]))
-    if not find_convbn_pairs(run.model):
+    run = prepare(BackboneTask, load_config(CONFIG, [*of_preset, *special, *overrides, f"run.output_dir={folder}"]))
+    if not find_convbn_pairs(run.task.network):
         raise ValueError(f"`--curves` has {preset!r}, which has no BatchNorm behind a convolution; take a d-emo.")
     if train(run) < run.config.run.total_images:
         raise SystemExit(130)

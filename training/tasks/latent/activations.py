@@ -5,7 +5,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from brickwork import compat
-from brickwork.training.tasks.latent.stable_diffusion import HALF, is_xl
+from brickwork.pipelines.stable_diffusion import is_xl
+from brickwork.training.tasks.latent.encoding import HALF
 
 
 class _Fused(torch.autograd.Function):

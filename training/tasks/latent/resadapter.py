@@ -1,4 +1,4 @@
-"""A ResAdapter in training: put into a UNet, switched off to compare, and written as its users load it.
+"""The task of `train_resadapter.py`: a ResAdapter is put into a UNet, trained, and written as its users load it.
 
 Paper: arXiv 2403.02084; its training code was never released. The base is frozen; trained are a LoRA on the down- and
 upsampler convolutions (PEFT's, whose result is exactly what the files mean) and the norms of the ResNet blocks, in
@@ -8,10 +8,14 @@ place.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
+from typing import Any, Self
 
+import diffusers
 import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 
@@ -24,7 +28,12 @@ from brickwork.adapters.resadapter.transaction import loaded_adapters
 from brickwork.training.config.adapter import AdapterConfig
 from brickwork.training.config.latent import ResAdapterConfig
 from brickwork.training.engine.checkpoints import trained_tensors, whole
+from brickwork.training.tasks.latent.encoding import freeze_unet
+from brickwork.training.tasks.latent.previews import SizePreviews
+from brickwork.training.tasks.latent.task import LatentTask, drop_text_encoders, open_stream
 
+# The other processes wait while one fills the cache.
+CACHE_TIME = timedelta(hours=12)
 NAME, FOLDER, OFFICIAL = "resadapter", "adapter", "official"
 DEFAULT_RANK = 16
 
@@ -209,3 +218,49 @@ def describe(unet: torch.nn.Module, config: ResAdapterConfig, ranks: dict[str, i
 def trained_weights(unet: torch.nn.Module) -> dict[str, torch.Tensor]:
     """What is trained, as it is now, on the CPU."""
     return {name: whole(tensor) for name, tensor in trained_tensors(unet).items()}
+
+
+class ResAdapterTask(LatentTask):
+    """Stable Diffusion learns to draw at sizes that it was not trained for.
+
+    Attributes:
+        adapter: what is trained.
+    """
+
+    configuration = ResAdapterConfig
+    adapter: ResAdapterInTraining
+
+    @staticmethod
+    def handlers(config: ResAdapterConfig) -> list[Any]:
+        return [InitProcessGroupKwargs(timeout=CACHE_TIME)]
+
+    @classmethod
+    def build(cls, config: ResAdapterConfig, accelerator: Accelerator, dry_run: bool = False) -> Self:
+        # A long caption is named once, in the plan, and not whenever it is drawn.
+        diffusers.utils.logging.set_verbosity_error()
+        task = cls(config, accelerator, config.run.mixed_precision)
+        pipeline = task.base
+        freeze_unet(pipeline.unet, config.run.mixed_precision)
+        task.network = pipeline.unet.to(accelerator.device)
+        task.adapter = add_resadapter(pipeline.unet, config)
+        stream, held_out = open_stream(config, pipeline, accelerator, use_cache=not dry_run)
+        task.finish(stream, held_out)
+        task.previews = SizePreviews(config, pipeline, stream, held_out, task.adapter.switched_off)
+        if stream.cache is not None:
+            drop_text_encoders(pipeline)
+        return task
+
+    def preview(self, images: int, log: Any) -> None:
+        """Show what the averaged adapter can do, and leave it as files that can be tried."""
+        weights = trained_weights(self.network)
+        if self.accelerator.is_main_process:
+            self.adapter.write(weights, Path(self.config.run.output_dir))
+        super().preview(images, log)
+
+    def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
+        """Leave the averaged adapter."""
+        if self.accelerator.is_main_process:
+            official, single = self.adapter.write(weights, folder)
+            self.accelerator.print(
+                f"The adapter is in {official} (load_resadapter), and for ComfyUI, Forge and A1111 in {single}."
+            )

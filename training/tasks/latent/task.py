@@ -1,33 +1,69 @@
-"""What tasks on latents and captions share: their samples, their plan, and what they show on the way."""
+"""What tasks on latents and captions share: a Stable Diffusion pipeline, its samples, its step and its plan."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from PIL import Image
 
-from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
-from brickwork.eval.report.pictures import GAP, grid, save_picture
-from brickwork.pipelines.latents import encode
+from brickwork.pipelines.stable_diffusion import load_pipeline, objective_of, unet_arguments
 from brickwork.training.config.latent import LatentConfig
-from brickwork.training.data.captioned import CaptionedStream, LatentCache, Shape, captioned_images
-from brickwork.training.data.images import BrokenImage
-from brickwork.training.data.text_cache import encode_captions, encode_no_caption, encoders_of
-from brickwork.training.engine.guards import write_text
-from brickwork.training.engine.page import run_page
-from brickwork.training.engine.previews import PAGE, SAMPLES
+from brickwork.training.data.captioned import CaptionedStream, LatentCache, captioned_images
+from brickwork.training.data.text_cache import encoders_of
+from brickwork.training.task import Step
+from brickwork.training.tasks.denoising import DenoisingTask
 from brickwork.training.tasks.latent.activations import kept_bytes
-from brickwork.training.tasks.latent.stable_diffusion import (
-    EncodeFirst,
-    PromptedUNet,
-    vae_factor,
-)
+from brickwork.training.tasks.latent.encoding import EncodeFirst, freeze_encoders
+from brickwork.training.tasks.latent.previews import SizePreviews
 
-# diffusers' Stable Diffusion pipelines refuse other sides, whatever the VAE.
-PIPELINE_STEP = 8
+
+class LatentTask(DenoisingTask):
+    """A UNet, or parts of it, on a pipeline's latents and captions.
+
+    Args:
+        config: of the run.
+        accelerator: of the run.
+        precision: that the encoders are stored in: `no`, `bf16` or `fp16`.
+
+    Attributes:
+        base: the pipeline; what is trained is in its UNet.
+        previews: what is shown on the way.
+    """
+
+    base: Any
+    previews: SizePreviews
+
+    def __init__(self, config: LatentConfig, accelerator: Accelerator, precision: str):
+        self.config, self.accelerator = config, accelerator
+        self.base = load_pipeline(config.model.base, config.model.revision, config.model.variant)
+        self.parameterization = objective_of(self.base.scheduler, config.objective.min_snr_gamma)
+        freeze_encoders(self.base, precision, accelerator.device)
+
+    def finish(self, stream: CaptionedStream, held_out: np.ndarray) -> None:
+        """Take the samples, and state the plan, once what is to be trained is in the UNet."""
+        config, unet = self.config, self.base.unet
+        if config.run.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        if config.model.attention_backend:
+            unet.set_attention_backend(config.model.attention_backend)
+        self.stream = stream
+        self.complete = EncodeFirst(self.base, stream.captioned.captions if stream.cache is None else None)
+        self.plan = plan(config, self.base, stream, len(held_out), self.accelerator.num_processes)
+
+    def step(self, batch: dict[str, torch.Tensor], number: int) -> Step:
+        batch = self.complete(batch)
+        return self.noisy(batch["image"], batch, unet_arguments(batch))
+
+    def call(self, network: torch.nn.Module, step: Step) -> list[torch.Tensor]:
+        return [network(step.sample, step.timestep, **step.conditions).sample]
+
+    def teacher(self, source: str) -> torch.nn.Module:
+        pipeline = load_pipeline(source)
+        self.check_teacher(source, objective_of(pipeline.scheduler), pipeline.unet.config.in_channels)
+        return pipeline.unet
+
+    def preview(self, images: int, log: Any) -> None:
+        self.previews.show(self, self.base.unet, images, log)
 
 
 def open_stream(
@@ -50,11 +86,6 @@ def open_stream(
         accelerator.wait_for_everyone()
         cache.open()
     return CaptionedStream(images, rows, config, pipeline, cache), held_out
-
-
-def encoding_loss(stream: CaptionedStream, pipeline) -> EncodeFirst:
-    """The loss that suits a stream's batches."""
-    return EncodeFirst(pipeline, stream.captioned.captions if stream.cache is None else None)
 
 
 def drop_text_encoders(pipeline) -> None:
@@ -98,158 +129,3 @@ def captions_cut(pipeline, captions: list[str]) -> str:
     tokens = tokenizer(captions, truncation=True, max_length=limit + 1).input_ids
     cut = sum(len(ids) > limit for ids in tokens)
     return f"{cut:,} of {len(captions):,} captions are cut to the encoder's {limit} tokens.\n" if cut else ""
-
-
-def preview_sizes(config: LatentConfig, stream: CaptionedStream) -> list[Shape]:
-    """What `samples.sizes` says, or else the smallest, the middle and the largest square, and the widest shape.
-
-    Raises:
-        ValueError: for sizes that pipelines cannot draw.
-    """
-    if config.samples.sizes:
-        step = max(PIPELINE_STEP, stream.factor)
-        wrong = [size for size in config.samples.sizes if min(size) < step or size[0] % step or size[1] % step]
-        if wrong:
-            raise ValueError(f"`samples.sizes` has {wrong}; give heights and widths that are multiples of {step}.")
-        return [tuple(size) for size in config.samples.sizes]
-    shapes = [s for s in stream.resolutions.shapes if s[0] % PIPELINE_STEP == s[1] % PIPELINE_STEP == 0]
-    squares = [shape for shape in shapes if shape[0] == shape[1]]
-    chosen = [squares[0], squares[len(squares) // 2], squares[-1]] if squares else []
-    chosen += [max(shapes, key=lambda shape: (shape[1] / shape[0], shape[1]))] if shapes else []
-    return list(dict.fromkeys(chosen))
-
-
-class SizePreviews:
-    """For `Run.preview`: held-out paired losses and grids over sizes, by the averaged weights.
-
-    Everything that needs a text encoder happens when this is built.
-
-    Args:
-        config: of the run.
-        pipeline: what draws, around the network in training.
-        stream: of the run.
-        held_out: rows that losses are computed on, and whose captions are drawn if no prompts are given.
-        baseline: a context in which the network is the one that training began with; shown beside it, once computed.
-    """
-
-    def __init__(
-        self,
-        config: LatentConfig,
-        pipeline,
-        stream: CaptionedStream,
-        held_out: np.ndarray,
-        baseline: Callable[[], AbstractContextManager] | None = None,
-    ):
-        self.settings, self.pipeline, self.images = config.samples, pipeline, stream.captioned
-        self.baseline, self.sizes = baseline, preview_sizes(config, stream)
-        captions = self.images.captions
-        rows = held_out if len(held_out) else stream.row.rows
-        prompts = self.settings.prompts or [captions[row] for row in rows[: max(1, self.settings.count)]]
-        self.prompts = [prompts[n % len(prompts)] for n in range(self.settings.count)]
-        # None is drawn where `count` is 0, but an empty list cannot be encoded.
-        self.embeddings = encode_captions(pipeline, self.prompts or [""])
-        self.nothing = encode_no_caption(pipeline)
-        self.rows = {size: self._scored(held_out, size) for size in self.sizes}
-        every = sorted({row for rows in self.rows.values() for row in rows})
-        self.number = {row: number for number, row in enumerate(every)}
-        self.texts = encode_captions(pipeline, [captions[row] for row in every]) if every else {}
-        self._held_out: dict[Shape, PairedSet] = {}
-        self._baseline: tuple[dict[Shape, float], dict[Shape, np.ndarray]] | None = None
-
-    def _scored(self, held_out: np.ndarray, size: Shape) -> list[int]:
-        fitting = [int(row) for row in held_out if self.images.fits(int(row), size)]
-        return fitting[: self.settings.held_out]
-
-    def __call__(self, run, network: torch.nn.Module, images: int, log) -> None:
-        """Every process does the same, so that sharded networks can be run; the main process writes."""
-        # One autocast each: it keeps the weights that it has cast until it ends.
-        if self.baseline is not None and self._baseline is None:
-            with self.baseline(), run.accelerator.autocast():
-                self._baseline = self.losses(network, run.objective), self.draw()
-        with run.accelerator.autocast():
-            losses, pictures = self.losses(network, run.objective), self.draw()
-        before, drawn_before = self._baseline or ({}, {})
-        scalars = {f"held_out_at/{h}x{w}": loss for (h, w), loss in losses.items()}
-        scalars |= {f"held_out_before_at/{h}x{w}": loss for (h, w), loss in before.items()}
-        if losses:
-            scalars["held_out/loss"] = float(np.mean(list(losses.values())))
-            log.scalars(images, scalars)
-            listed = (f"{h}×{w} {loss:.4f}{_beside(before, (h, w))}" for (h, w), loss in losses.items())
-            run.accelerator.print(f"{images:,} images: held-out paired loss {', '.join(listed)}")
-        if run.accelerator.is_main_process:
-            folder = Path(run.config.run.output_dir)
-            if pictures:
-                picture = sheet([(drawn_before.get(size), drawn) for size, drawn in pictures.items()])
-                log.picture(images, "samples", np.asarray(picture))
-                save_picture(picture, folder / SAMPLES / f"images-{images:012d}.png")
-            write_text(folder / PAGE, run_page(folder))
-
-    def losses(self, network: torch.nn.Module, objective) -> dict[Shape, float]:
-        """The held-out paired loss at each size that held-out pictures fill."""
-        prompted = PromptedUNet(network, self.texts, vae_factor(self.pipeline))
-        sets = {size: self._pairs(size) for size in self.sizes}
-        return {
-            size: paired_loss(prompted, pairs, objective, batch_size=8)["loss"]
-            for size, pairs in sets.items()
-            if pairs is not None
-        }
-
-    def _pairs(self, size: Shape) -> PairedSet | None:
-        if size not in self._held_out:
-            vae, latents, numbers = self.pipeline.vae, [], []
-            for row in self.rows[size]:
-                try:
-                    pixels = self.images.pixels(row, size)[None].to(vae.device)
-                except BrokenImage:
-                    continue
-                latents.append(encode(vae, pixels)[0].cpu())
-                numbers.append(self.number[row])
-            if not latents:
-                return None
-            self._held_out[size] = PairedSet.from_images(torch.stack(latents), torch.tensor(numbers))
-        return self._held_out[size]
-
-    def draw(self) -> dict[Shape, np.ndarray]:
-        """Pictures uint8 `(count, H, W, 3)` of each size; prompts and noise stay as the weights change."""
-        if not self.settings.count:
-            return {}
-        device, count = self.pipeline.vae.device, self.settings.count
-        prompts = {name: tensor.to(device) for name, tensor in self.embeddings.items()}
-        for name, tensor in self.nothing.items():
-            prompts[f"negative_{name}"] = tensor.to(device).expand(count, *tensor.shape[1:])
-        return {
-            (height, width): self._rounded(
-                self.pipeline(
-                    **prompts,
-                    height=height,
-                    width=width,
-                    num_inference_steps=self.settings.steps,
-                    guidance_scale=self.settings.guidance_scale,
-                    generator=[torch.Generator().manual_seed(k) for k in range(count)],
-                    output_type="np",
-                ).images
-            )
-            for height, width in self.sizes
-        }
-
-    @staticmethod
-    def _rounded(pictures: np.ndarray) -> np.ndarray:
-        return (np.nan_to_num(pictures).clip(0, 1) * 255).round().astype(np.uint8)
-
-
-def _beside(before: dict[Shape, float], size: Shape) -> str:
-    return f" ({before[size]:.4f} before)" if size in before else ""
-
-
-def sheet(pairs: list[tuple[np.ndarray | None, np.ndarray]]) -> Image.Image:
-    """Sizes one below the other: a row of pictures as they were before, if given, and one as they are."""
-    rows = []
-    for before, now in pairs:
-        pictures = list(now) if before is None else [*before, *now]
-        rows.append(grid(pictures, columns=len(now)))
-    width, height = max(row.width for row in rows), sum(row.height + 4 * GAP for row in rows) - 4 * GAP
-    whole, top = Image.new("RGB", (width, height), "white"), 0
-    for row in rows:
-        whole.paste(row, (0, top))
-        top += row.height + 4 * GAP
-    return whole

@@ -1,25 +1,27 @@
-"""Text-to-image training on a Stable Diffusion pipeline's own parts: what is trained, the loss, what is left.
+"""The task of `train_text_to_image.py`: what of a Stable Diffusion pipeline is trained, and what is left.
 
 For the UNet or a LoRA over it, captions are embedded by the frozen text encoder. A text encoder that is trained with
 the UNet sees every caption anew, so that only latents are of use in a cache.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
-from brickwork.training.config.adapter import PartsConfig
+from brickwork.pipelines.stable_diffusion import is_xl
+from brickwork.training.config.latent import TextToImageConfig
 from brickwork.training.data.captioned import CaptionedStream
-from brickwork.training.data.text_cache import encode_captions, encode_no_caption
 from brickwork.training.engine.checkpoints import load_trained_tensors
 from brickwork.training.engine.previews import export_pipeline
-from brickwork.training.tasks.latent.stable_diffusion import EncodeFirst, latent_loss
-from brickwork.training.tasks.latent.task import SizePreviews
+from brickwork.training.tasks.latent.encoding import EncodeFirst, freeze_unet
+from brickwork.training.tasks.latent.previews import SizePreviews
+from brickwork.training.tasks.latent.task import LatentTask, open_stream
 
 
 class UNetWithText(torch.nn.Module):
@@ -37,6 +39,12 @@ class UNetWithText(torch.nn.Module):
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor):
         """`sample (B, C, h, w)`, `timestep (B,)`, and the captions' tokens `(B, tokens)` in place of embeddings."""
         return self.unet(sample, timestep, self.text_encoder(encoder_hidden_states)[0])
+
+
+def save_whole_lora(pipeline: Any, folder: Path) -> None:
+    """Write the LoRA of a pipeline's UNet; its alpha is in no tensor, and without it the LoRA would load otherwise."""
+    config, layers = pipeline.unet.peft_config["default"].to_dict(), get_peft_model_state_dict(pipeline.unet)
+    pipeline.save_lora_weights(folder, unet_lora_layers=layers, unet_lora_adapter_metadata=config)
 
 
 def add_whole_lora(unet: torch.nn.Module, rank: int, alpha: float) -> None:
@@ -59,7 +67,7 @@ class NumberedStream(CaptionedStream):
 
 
 class TokensFirst(EncodeFirst):
-    """A loss for batches that tell their rows: pictures become latents, and rows their captions' tokens.
+    """Batches that tell their rows: pictures become latents, and rows their captions' tokens.
 
     Args:
         pipeline: its VAE, on the device and frozen, and its tokenizer.
@@ -79,55 +87,85 @@ class TokensFirst(EncodeFirst):
         ).input_ids
         self.dropout = dropout
 
-    def __call__(self, run, model: torch.nn.Module, batch: dict, bricks=None) -> torch.Tensor:
+    def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         rows = batch["row"].cpu()
         hidden = torch.rand(len(rows)) < self.dropout  # the loop seeds torch's numbers for every step
         tokens = self.tokens[torch.where(hidden, 0, rows + 1)].to(batch["noise"].device)
         unused = ("row", "caption", "prompt_embeds")
-        batch = self.complete({name: tensor for name, tensor in batch.items() if name not in unused})
-        return latent_loss(run, model, batch | {"prompt_embeds": tokens}, bricks)
+        batch = super().__call__({name: tensor for name, tensor in batch.items() if name not in unused})
+        return batch | {"prompt_embeds": tokens}
 
 
-class JointPreviews(SizePreviews):
-    """The previews of a UNet whose text encoder changes with it."""
+class TextToImageTask(LatentTask):
+    """A pipeline's UNet, or a LoRA over it, learns from captioned pictures.
 
-    def __call__(self, run, network: UNetWithText, images: int, log) -> None:
-        captions = self.images.captions
-        with run.accelerator.autocast():
-            self.embeddings = encode_captions(self.pipeline, self.prompts or [""])
-            self.nothing = encode_no_caption(self.pipeline)
-            self.texts = encode_captions(self.pipeline, [captions[row] for row in self.number]) if self.number else {}
-        super().__call__(run, network.unet, images, log)
-
-
-@dataclass
-class Export:
-    """What a run leaves: `pipeline/`, or `pytorch_lora_weights.safetensors` that `load_lora_weights` takes.
-
-    Attributes:
-        pipeline: with the networks in training.
-        network: the network in training.
-        parts: what is trained.
-        accelerator: of the run.
+    It leaves `pipeline/`, or `pytorch_lora_weights.safetensors` that `load_lora_weights` takes.
     """
 
-    pipeline: object
-    network: torch.nn.Module
-    parts: PartsConfig
-    accelerator: Accelerator
+    configuration = TextToImageConfig
 
-    def __call__(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    @classmethod
+    def build(cls, config: TextToImageConfig, accelerator: Accelerator, dry_run: bool = False) -> Self:
+        if config.parts.train == "unet_and_text":
+            cls = JointTask
+        lora = config.parts.train == "lora"
+        # A whole pipeline is left with its encoders as they came, not rounded to what training computes in.
+        task = cls(config, accelerator, config.run.mixed_precision if lora else "no")
+        stream, held_out = open_stream(config, task.base, accelerator, use_cache=not dry_run)
+        task.network = task.trained_part()
+        task.base.unet.to(accelerator.device)
+        task.finish(stream, held_out)
+        task.previews = SizePreviews(config, task.base, task.stream, held_out)
+        return task
+
+    def trained_part(self) -> torch.nn.Module:
+        """The network to train, on parts of the pipeline.
+
+        Raises:
+            ValueError: for text encoders that this cannot train.
+        """
+        parts, unet = self.config.parts, self.base.unet
+        if parts.train == "lora":
+            freeze_unet(unet, self.config.run.mixed_precision)
+            add_whole_lora(unet, parts.rank, parts.alpha)
+        return unet
+
+    def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
+        if not self.accelerator.is_main_process:
+            return
         load_trained_tensors(self.network, weights)
-        if self.parts.train == "lora":
-            layers = get_peft_model_state_dict(self.pipeline.unet)
-            self.pipeline.save_lora_weights(
-                folder, unet_lora_layers=layers, unet_lora_adapter_metadata=self._lora_config()
-            )
+        if self.config.parts.train == "lora":
+            save_whole_lora(self.base, folder)
             self.accelerator.print(f"The LoRA with the averaged weights is in {folder}.")
         else:
-            path = export_pipeline(self.pipeline, folder)
+            path = export_pipeline(self.base, folder)
             self.accelerator.print(f"The pipeline with the averaged weights is in {path}.")
 
-    def _lora_config(self) -> dict:
-        """Alpha is in no tensor of a PEFT file: without this the LoRA would load with another strength."""
-        return self.pipeline.unet.peft_config["default"].to_dict()
+
+class JointTask(TextToImageTask):
+    """A pipeline's UNet and its text encoder learn together: every caption is encoded anew."""
+
+    drawn_in_part = True
+
+    def trained_part(self) -> torch.nn.Module:
+        if is_xl(self.base):
+            raise ValueError(
+                "`parts.train` is 'unet_and_text', which trains one text encoder; SDXL has two. Take unet."
+            )
+        self.base.text_encoder.float().requires_grad_(True)
+        return UNetWithText(self.base.unet, self.base.text_encoder)
+
+    def finish(self, stream: CaptionedStream, held_out: np.ndarray) -> None:
+        super().finish(stream, held_out)
+        self.stream = NumberedStream(stream.captioned, stream.row.rows, self.config, self.base, stream.cache)
+        self.complete = TokensFirst(self.base, stream.captioned.captions, self.config.objective.caption_dropout)
+
+    def preview(self, images: int, log: Any) -> None:
+        with self.accelerator.autocast():
+            self.previews.encode(self.base)
+        super().preview(images, log)
+
+    def teacher(self, source: str) -> torch.nn.Module:
+        raise ValueError(
+            f"`teacher` is {source!r}, but a text encoder that learns has none; set `parts.train` to unet."
+        )

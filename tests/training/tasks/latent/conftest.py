@@ -122,7 +122,7 @@ def quiet():
 @pytest.fixture(scope="session")
 def fresh(bases):
     """`fresh("sd1")` => a pipeline of its own, as loaded from its folder."""
-    from brickwork.training.tasks.latent.stable_diffusion import load_pipeline
+    from brickwork.pipelines.stable_diffusion import load_pipeline
 
     loaded = {kind: load_pipeline(str(folder)) for kind, folder in bases.items()}
     return lambda kind: copy.deepcopy(loaded[kind])
@@ -131,13 +131,14 @@ def fresh(bases):
 @pytest.fixture
 def tiny_run(bases, fresh, tmp_path, monkeypatch):
     """`tiny_run("name", "section.key=value", …, kind="sd1")` => a `Run` in `tmp_path/name`."""
-    from brickwork.training import train_resadapter
     from brickwork.training.config.config import load_config
-    from brickwork.training.config.latent import ResAdapterConfig
+    from brickwork.training.engine.loop import prepare
+    from brickwork.training.tasks.latent import task
+    from brickwork.training.tasks.latent.resadapter import ResAdapterTask
 
-    kinds, load = {str(folder): kind for kind, folder in bases.items()}, train_resadapter.load_pipeline
+    kinds, load = {str(folder): kind for kind, folder in bases.items()}, task.load_pipeline
     monkeypatch.setattr(
-        train_resadapter,
+        task,
         "load_pipeline",
         lambda base, *rest: fresh(kinds[base]) if base in kinds else load(base, *rest),
     )
@@ -148,6 +149,6 @@ def tiny_run(bases, fresh, tmp_path, monkeypatch):
         path = tmp_path / "tiny.yaml"
         path.write_text(yaml.safe_dump(TINY))
         values = [f"model.base={bases[kind]}", f"run.output_dir={tmp_path / name}", *overrides]
-        return train_resadapter.prepare(load_config(path, values, ResAdapterConfig), **options)
+        return prepare(ResAdapterTask, load_config(path, values, ResAdapterTask.configuration), **options)
 
     return build

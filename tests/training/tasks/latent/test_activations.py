@@ -25,14 +25,14 @@ def really_kept(unet, batch, height, width) -> int:
 @pytest.mark.parametrize("kind", ["interpolation", "both"])
 def test_it_is_what_a_step_keeps(tiny_run, kind):
     run = tiny_run("run", f"adapter.kind={kind}")
-    pipeline = run.loss.pipeline
+    pipeline = run.task.base
     stated = kept_bytes(pipeline, 3, 32, 24, "no")
-    assert stated == pytest.approx(really_kept(run.model, 3, 32, 24), rel=0.1)
+    assert stated == pytest.approx(really_kept(run.task.network, 3, 32, 24), rel=0.1)
     assert kept_bytes(pipeline, 6, 32, 24, "no") == pytest.approx(2 * stated, rel=0.01)
-    run.model.enable_gradient_checkpointing()
+    run.task.network.enable_gradient_checkpointing()
     assert kept_bytes(pipeline, 3, 32, 24, "no") < stated / 3
 
 
 def test_sdxl_in_half_precision(tiny_run):
-    pipeline = tiny_run("run", kind="sdxl").loss.pipeline
+    pipeline = tiny_run("run", kind="sdxl").task.base
     assert 0 < kept_bytes(pipeline, 1, 16, 8, "bf16") < kept_bytes(pipeline, 1, 16, 8, "no")

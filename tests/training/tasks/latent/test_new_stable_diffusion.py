@@ -7,8 +7,8 @@ import torch
 import yaml
 from diffusers import StableDiffusionPipeline
 
+from brickwork.pipelines.stable_diffusion import load_pipeline
 from brickwork.training.new_stable_diffusion import learn_tokenizer, main
-from brickwork.training.tasks.latent.stable_diffusion import load_pipeline
 
 SAMPLE = Path(__file__).parents[3] / "data" / "emoji" / "sample.parquet"
 CAPTIONS = ["grinning face", "grinning cat", "red apple", "green apple"] * 4

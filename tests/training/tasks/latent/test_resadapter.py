@@ -55,12 +55,12 @@ def write_random_adapter(unet, folder, rank=3, alpha=1.5, norms=True, lora=True)
 def test_every_loader_gives_what_was_trained(tiny_run, bases, fresh, tmp_path, kind, base):
     """After two steps: our library from both forms, and the authors' quick tour, against the network in memory."""
     run = tiny_run("run", f"adapter.kind={kind}", "run.total_images=4", "objective.size_conditions=picture", kind=base)
-    frozen = {n: p.clone() for n, p in run.model.named_parameters() if not p.requires_grad}
+    frozen = {n: p.clone() for n, p in run.task.network.named_parameters() if not p.requires_grad}
     train(run)
-    assert all(torch.equal(run.model.get_parameter(name), value) for name, value in frozen.items())
+    assert all(torch.equal(run.task.network.get_parameter(name), value) for name, value in frozen.items())
     averages = CheckpointFolder(tmp_path / "run" / "checkpoints").newest()[0]["ema"]
-    load_trained_tensors(run.model, averages)
-    trained = predict(run.model)
+    load_trained_tensors(run.task.network, averages)
+    trained = predict(run.task.network)
     folder = tmp_path / "run" / "adapter"
     single = folder / "run.safetensors"
 
@@ -96,21 +96,21 @@ def test_every_loader_gives_what_was_trained(tiny_run, bases, fresh, tmp_path, k
 def test_a_fresh_adapter_changes_nothing_and_switches_off_exactly(tiny_run, fresh):
     run = tiny_run("run")
     base = predict(fresh("sd1").unet)
-    torch.testing.assert_close(predict(run.model), base, rtol=0, atol=0)
+    torch.testing.assert_close(predict(run.task.network), base, rtol=0, atol=0)
     with torch.no_grad():
-        for parameter in run.model.parameters():
+        for parameter in run.task.network.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1)
-    changed = predict(run.model)
+    changed = predict(run.task.network)
     assert not torch.equal(changed, base)
-    with run.preview.args[0].switched_off():
-        assert torch.equal(predict(run.model), base)
-    assert torch.equal(predict(run.model), changed)
+    with run.task.adapter.switched_off():
+        assert torch.equal(predict(run.task.network), base)
+    assert torch.equal(predict(run.task.network), changed)
 
 
 def test_what_is_trained(tiny_run):
     def names(kind):
-        return set(trained_tensors(tiny_run("run", f"adapter.kind={kind}").model))
+        return set(trained_tensors(tiny_run("run", f"adapter.kind={kind}").task.network))
 
     lora, norms, both = names("interpolation"), names("extrapolation"), names("both")
     assert lora | norms == both
@@ -152,10 +152,10 @@ def test_checkpointing_and_accumulation_train_alike(tiny_run, tmp_path, final_te
 
 def test_half_precision_keeps_what_is_trained_in_float32(tiny_run):
     run = tiny_run("run", "run.mixed_precision=bf16", "run.total_images=2")
-    assert {p.dtype for p in run.model.parameters() if p.requires_grad} == {torch.float32}
-    assert run.model.conv_in.weight.dtype == torch.bfloat16
+    assert {p.dtype for p in run.task.network.parameters() if p.requires_grad} == {torch.float32}
+    assert run.task.network.conv_in.weight.dtype == torch.bfloat16
     train(run)
-    assert all(tensor.isfinite().all() for tensor in trained_weights(run.model).values())
+    assert all(tensor.isfinite().all() for tensor in trained_weights(run.task.network).values())
 
 
 @pytest.mark.parametrize("mode", ["replace", "delta"])
@@ -177,7 +177,7 @@ def test_starting_from_an_official_adapter(tiny_run, bases, fresh, tmp_path, mod
         "run.total_images=2",
     )
     load_resadapter(base.unet, official, norm_mode=mode, **({"base_model": bases["sd1"]} if mode == "delta" else {}))
-    torch.testing.assert_close(predict(run.model), predict(base.unet), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(predict(run.task.network), predict(base.unet), rtol=1e-5, atol=1e-5)
     train(run)
     adapter = read_adapter(tmp_path / "run" / "adapter" / "official")
     assert {(pair.rank, pair.factor) for pair in adapter.convs.values()} == {(3, 0.5)}

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from brickwork.eval.extractors.features import from_module
-from brickwork.training.config.adapter import PartsConfig
+from brickwork.pipelines.stable_diffusion import load_pipeline
+from brickwork.training.engine.checkpoints import load_trained_tensors
 from brickwork.training.engine.loop import train
 from brickwork.training.studies import resolution_proof
 from brickwork.training.studies.resolution_proof import StyleProbe, loss_cell, main
-from brickwork.training.tasks.latent.stable_diffusion import load_pipeline
-from brickwork.training.tasks.latent.text_to_image import Export, add_whole_lora
+from brickwork.training.tasks.latent.text_to_image import add_whole_lora, save_whole_lora
 
 SAMPLE = Path(__file__).parents[3] / "data" / "emoji" / "sample.parquet"
 
@@ -26,10 +26,8 @@ def arguments(tiny_run, bases, tmp_path, monkeypatch):
     pipeline = load_pipeline(str(bases["sd1"]))
     add_whole_lora(pipeline.unet, 1, 1.0)
     weights = {name: torch.full_like(p, 0.1) for name, p in pipeline.unet.named_parameters() if p.requires_grad}
-    accelerator = type("Printer", (), {"print": print})
-    Export(pipeline, pipeline.unet, PartsConfig(train="lora", rank=1, alpha=1.0), accelerator)(
-        weights, tmp_path / "lora"
-    )
+    load_trained_tensors(pipeline.unet, weights)
+    save_whole_lora(pipeline, tmp_path / "lora")
     pixels = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
     monkeypatch.setattr(resolution_proof, "_extractor", lambda: from_module(pixels, "pixels", 8))
     variants = {"general": ["base", "resadapter", "lora"], "personal": ["base", "resadapter_delta"]}

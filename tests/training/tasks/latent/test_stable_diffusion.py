@@ -1,5 +1,6 @@
 """A pipeline's parts, as training uses them, against what the pipeline itself does."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -8,8 +9,10 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLP
 
 from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
 from brickwork.pipelines import latents as latents_of
+from brickwork.pipelines import stable_diffusion as sd
 from brickwork.training.data.text_cache import encode_captions
-from brickwork.training.tasks.latent import stable_diffusion as sd
+from brickwork.training.tasks.latent import encoding
+from brickwork.training.tasks.latent.task import LatentTask
 
 KINDS = ("sd1", "sd2", "sdxl")
 
@@ -30,10 +33,19 @@ def make_batch(pipeline, height=6, width=10, batch=3):
     )
 
 
+def latent_loss(pipeline, parameterization, batch, complete=lambda batch: batch):
+    """The losses `(B,)` of a task of the pipeline's UNet."""
+    task = SimpleNamespace(parameterization=parameterization, complete=complete)
+    task.noisy = partial(LatentTask.noisy, task)
+    step = LatentTask.step(task, batch, 0)
+    step.outputs = LatentTask.call(task, pipeline.unet, step)
+    return LatentTask.losses(task, step)
+
+
 def test_parts(pipeline, request):
     kind = request.node.callspec.params["pipeline"]
     assert type(pipeline) is (StableDiffusionXLPipeline if kind == "sdxl" else StableDiffusionPipeline)
-    assert sd.vae_factor(pipeline) == pipeline.vae_scale_factor == 2
+    assert latents_of.pixels_per_latent(pipeline.vae) == pipeline.vae_scale_factor == 2
     assert sd.size_step(pipeline) == (4 if kind == "sdxl" else 8)
     assert sd.is_xl(pipeline) == (kind == "sdxl")
 
@@ -43,7 +55,7 @@ def test_loss_is_the_schedulers_own_noise_and_target(pipeline, batch):
     """Against diffusers' `add_noise` and `get_velocity` at the same timesteps."""
     objective = sd.objective_of(pipeline.scheduler)
     content = make_batch(pipeline, batch=batch)
-    losses = sd.latent_loss(SimpleNamespace(objective=objective), pipeline.unet, content)
+    losses = latent_loss(pipeline, objective, content)
     assert losses.shape == (batch,)
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     timestep = objective.noise_levels(content["level"]).long()
@@ -51,7 +63,7 @@ def test_loss_is_the_schedulers_own_noise_and_target(pipeline, batch):
     target = content["noise"]
     if scheduler.config.prediction_type == "v_prediction":
         target = scheduler.get_velocity(content["image"], content["noise"], timestep)
-    output = pipeline.unet(noisy, timestep, **sd.network_arguments(content)).sample
+    output = pipeline.unet(noisy, timestep, **sd.unet_arguments(content)).sample
     expected = (output - target).square().mean(dim=(1, 2, 3))
     torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-6)
 
@@ -60,9 +72,7 @@ def test_min_snr_weighs_the_clean_images_error(pipeline):
     """min(SNR, γ) of the clean image's error is min(SNR, γ) / SNR of epsilon's and / (SNR + 1) of v's."""
     plain, weighted = (sd.objective_of(pipeline.scheduler, gamma) for gamma in (None, 5.0))
     content = make_batch(pipeline)
-    a, b = (
-        sd.latent_loss(SimpleNamespace(objective=objective), pipeline.unet, content) for objective in (plain, weighted)
-    )
+    a, b = (latent_loss(pipeline, objective, content) for objective in (plain, weighted))
     cumprod = DDPMScheduler.from_config(pipeline.scheduler.config).alphas_cumprod
     snr = (cumprod / (1 - cumprod))[plain.noise_levels(content["level"]).long()]
     v = pipeline.scheduler.config.prediction_type == "v_prediction"
@@ -101,7 +111,7 @@ def test_latents_of_a_vae_with_means(pipeline):
 
 def test_encoding_first_equals_a_complete_batch(pipeline):
     captions = ["a red hat", "sun"]
-    complete = sd.EncodeFirst(pipeline, captions).complete
+    complete = encoding.EncodeFirst(pipeline, captions)
     pixels, normal = torch.rand(3, 3, 8, 12) * 2 - 1, torch.randn(3, 4, 4, 6)
     batch = {"pixels": pixels, "posterior": normal, "caption": torch.tensor([1, -1, 0]), "noise": normal}
     found = complete(batch)
@@ -129,16 +139,16 @@ def test_paired_loss_of_a_prompted_unet(pipeline):
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_frozen_networks_compute_in_half_precision(pipeline, precision):
-    sd.freeze_encoders(pipeline, precision, torch.device("cpu"))
-    sd.freeze_unet(pipeline.unet, precision)
+    encoding.freeze_encoders(pipeline, precision, torch.device("cpu"))
+    encoding.freeze_unet(pipeline.unet, precision)
     assert not any(p.requires_grad for p in pipeline.unet.parameters())
-    assert pipeline.unet.conv_in.weight.dtype == pipeline.vae.dtype == sd.HALF[precision]
+    assert pipeline.unet.conv_in.weight.dtype == pipeline.vae.dtype == encoding.HALF[precision]
     assert pipeline.unet.conv_norm_out.weight.dtype == torch.float32
     batch = {"pixels": torch.zeros(1, 3, 8, 8), "posterior": torch.zeros(1, 4, 4, 4), "caption": torch.tensor([0])}
     batch |= {"noise": torch.ones(1, 4, 4, 4), "level": torch.zeros(1), "time_ids": torch.zeros(1, 6)}
-    run = SimpleNamespace(objective=sd.objective_of(pipeline.scheduler))
+    objective = sd.objective_of(pipeline.scheduler)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        losses = sd.EncodeFirst(pipeline, ["sun"])(run, pipeline.unet, batch)
+        losses = latent_loss(pipeline, objective, batch, encoding.EncodeFirst(pipeline, ["sun"]))
     assert losses.dtype == torch.float32
     assert losses.isfinite().all()
 

@@ -7,10 +7,10 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from diffusers import StableDiffusionPipeline
 
 from brickwork.training.config.config import load_config
-from brickwork.training.config.latent import TextToImageConfig
 from brickwork.training.engine.checkpoints import trained_tensors
-from brickwork.training.engine.loop import train
-from brickwork.training.train_text_to_image import main, prepare
+from brickwork.training.engine.loop import compute, prepare, train
+from brickwork.training.tasks.latent.text_to_image import TextToImageTask
+from brickwork.training.train_text_to_image import main
 
 
 @pytest.fixture
@@ -25,7 +25,9 @@ def text_run(tiny_run, bases, tmp_path):
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
         values = [f"model.base={bases[kind]}", f"run.output_dir={tmp_path / name}", *overrides]
-        return prepare(load_config(tmp_path / "text.yaml", values, TextToImageConfig), **options)
+        return prepare(
+            TextToImageTask, load_config(tmp_path / "text.yaml", values, TextToImageTask.configuration), **options
+        )
 
     return build
 
@@ -49,27 +51,29 @@ def test_going_on_equals_never_stopping(text_run, tmp_path, final_tensors, equal
 def test_only_what_is_named_changes(text_run):
     for parts, part in (("unet", ""), ("unet_and_text", ""), ("lora", "lora_")):
         run = text_run(parts, f"parts.train={parts}", "run.total_images=2")
-        before = {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()}
+        before = {name: tensor.detach().clone() for name, tensor in run.task.network.state_dict().items()}
         train(run)
-        changed = {name for name, tensor in run.model.state_dict().items() if not torch.equal(tensor, before[name])}
-        assert changed <= set(trained_tensors(run.model))
+        changed = {
+            name for name, tensor in run.task.network.state_dict().items() if not torch.equal(tensor, before[name])
+        }
+        assert changed <= set(trained_tensors(run.task.network))
         assert changed and all(part in name for name in changed)
         assert any(name.startswith("text_encoder.") for name in changed) == (parts == "unet_and_text")
 
 
 def test_a_text_encoder_in_training_sees_each_rows_own_caption(text_run):
     run = text_run("run", "parts.train=unet_and_text", "objective.caption_dropout=0")
-    batch = torch.utils.data.default_collate([run.stream[0], run.stream[1]])
+    batch = torch.utils.data.default_collate([run.task.stream[0], run.task.stream[1]])
     seen = []
-    run.model.text_encoder.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
-    losses = run.loss(run, run.model, batch)
+    run.task.network.text_encoder.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
+    losses, _, _ = compute(run, run.task.network, batch, 0)
     assert losses.shape == (2,)
-    tokenizer = run.export.pipeline.tokenizer
-    captions = [run.stream.captioned.captions[row] for row in batch["row"].tolist()]
+    tokenizer = run.task.base.tokenizer
+    captions = [run.task.stream.captioned.captions[row] for row in batch["row"].tolist()]
     wanted = tokenizer(captions, padding="max_length", truncation=True, max_length=12, return_tensors="pt").input_ids
     assert torch.equal(seen[0], wanted)
-    run.loss.dropout = 1.0
-    run.loss(run, run.model, batch)
+    run.task.complete.dropout = 1.0
+    compute(run, run.task.network, batch, 0)
     assert torch.equal(seen[1][0], seen[1][1])
 
 
@@ -77,7 +81,7 @@ def test_what_a_run_leaves_loads_in_diffusers(text_run, bases, tmp_path):
     run = text_run("whole", "parts.train=unet_and_text", "run.sample_images=8", "run.total_images=2")
     train(run)
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "whole" / "pipeline", safety_checker=None)
-    weights = run.export.network.state_dict()
+    weights = run.task.network.state_dict()
     assert torch.equal(pipeline.unet.conv_in.weight, weights["unet.conv_in.weight"])
     assert pipeline.vae.dtype == torch.float32
     assert list((tmp_path / "whole" / "samples").glob("*.png"))

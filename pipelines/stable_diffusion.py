@@ -1,28 +1,14 @@
-"""Stable Diffusion taken apart for training: its parts, what goes into its UNet, and the loss.
+"""Stable Diffusion taken apart: SD 1.x, SD 2.x and SDXL alike, what goes into their UNets, and what these predict."""
 
-For SD 1.x, SD 2.x and SDXL alike. A batch of `latent_loss` holds what `brickwork.training.data.captioned` makes:
-
-- `image (B, C, h, w)`: scaled latents; or `posterior (B, C, h, w)`, the normal numbers that choose a latent from the
-  VAE's distribution, with its `mean` and `logvar` or `pixels (B, 3, H, W)` in [-1, 1];
-- `noise (B, C, h, w)`, with any noise offset in it; `level (B,)` normal, which becomes a timestep;
-- `prompt_embeds (B, tokens, width)`, with `pooled_prompt_embeds (B, width)` for SDXL; or `caption (B,)`, numbers of
-  captions, -1 for none;
-- `time_ids (B, 6)` for SDXL: the picture's own height and width, the crop's top and left, and the size, in pixels.
-"""
-
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from brickwork.gen.parameterization import EpsilonObjective, VObjective
-from brickwork.pipelines import latents
 from brickwork.pipelines.latents import pixels_per_latent
-from brickwork.training.data.text_cache import encode_captions, encode_no_caption, encoders_of
 
 PREDICTIONS = {"epsilon": EpsilonObjective, "v_prediction": VObjective}
-HALF = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_pipeline(source: str, revision: str | None = None, variant: str | None = None):
@@ -66,14 +52,9 @@ def load_pipeline(source: str, revision: str | None = None, variant: str | None 
     return pipeline
 
 
-def vae_factor(pipeline) -> int:
-    """Pixels a latent, along each side."""
-    return pixels_per_latent(pipeline.vae)
-
-
 def size_step(pipeline) -> int:
     """What heights and widths must be a multiple of: pixels of the UNet's coarsest level."""
-    return vae_factor(pipeline) * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
+    return pixels_per_latent(pipeline.vae) * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
 
 
 def is_xl(pipeline) -> bool:
@@ -107,32 +88,7 @@ def objective_of(scheduler, min_snr_gamma: float | None = None) -> EpsilonObject
     return objective
 
 
-def freeze_encoders(pipeline, precision: str, device: torch.device) -> None:
-    """Move the VAE and the text encoders to the device, frozen, in the type that training computes in.
-
-    Args:
-        pipeline: whose networks are changed in place.
-        precision: `no`, `bf16` or `fp16`; a VAE whose configuration asks for it stays in float32 instead of fp16.
-        device: of the training.
-    """
-    for network in (pipeline.vae, *encoders_of(pipeline)):
-        keep = precision == "fp16" and getattr(network.config, "force_upcast", False)
-        # Not through diffusers' own `to`, which warns of layers to keep in float32 where there are none.
-        torch.nn.Module.to(network.requires_grad_(False).eval(), device, torch.float32 if keep else HALF[precision])
-
-
-def freeze_unet(unet: torch.nn.Module, precision: str) -> None:
-    """Freeze the UNet, and store what autocast computes in half precision so; norms stay in float32.
-
-    What is to be trained is added or unfrozen after this.
-    """
-    unet.requires_grad_(False)
-    for module in unet.modules():
-        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
-            module.to(HALF[precision])
-
-
-def network_arguments(batch: dict[str, torch.Tensor]) -> dict:
+def unet_arguments(batch: dict[str, torch.Tensor]) -> dict:
     """The UNet's arguments beside sample and timestep."""
     arguments = {"encoder_hidden_states": batch["prompt_embeds"]}
     if "pooled_prompt_embeds" in batch:
@@ -143,52 +99,9 @@ def network_arguments(batch: dict[str, torch.Tensor]) -> dict:
     return arguments
 
 
-def latent_loss(run, model: torch.nn.Module, batch: dict, bricks: tuple[int, ...] | None = None) -> torch.Tensor:
-    """The denoising loss of each image `(B,)`, for `brickwork.training.engine.loop.Run`.
-
-    `run.objective` is an `objective_of` the pipeline's scheduler. `bricks` is of other networks.
-    """
-    image, noise = batch["image"], batch["noise"]
-    level = run.objective.noise_levels(batch["level"])
-    sample, timestep = run.objective.network_inputs(image, noise, level)
-    output = model(sample, timestep, **network_arguments(batch)).sample
-    return run.objective.losses(output, image, noise, level)
-
-
-class EncodeFirst:
-    """A loss for batches of pixels, moments or numbers of captions, which become what the UNet takes on the device.
-
-    Args:
-        pipeline: its VAE and text encoders, on the device and frozen.
-        captions: by number; `None` where batches have embeddings.
-        loss: of the completed batch.
-    """
-
-    def __init__(self, pipeline, captions: Sequence[str] | None, loss: Callable[..., torch.Tensor] = latent_loss):
-        self.pipeline, self.captions, self.loss = pipeline, captions, loss
-        self.nothing = encode_no_caption(pipeline) if captions is not None else {}
-
-    def __call__(self, run, model: torch.nn.Module, batch: dict, bricks=None) -> torch.Tensor:
-        return self.loss(run, model, self.complete(batch), bricks)
-
-    @torch.no_grad()
-    def complete(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The batch with `image` and the embeddings of its captions."""
-        batch, vae = dict(batch), self.pipeline.vae
-        if "pixels" in batch:
-            batch["mean"], batch["logvar"] = latents.moments(vae, batch.pop("pixels"))
-        if "mean" in batch:
-            batch["image"] = latents.draw(vae, *(batch.pop(name) for name in ("mean", "logvar", "posterior")))
-        if "caption" in batch:
-            batch |= self._embeddings(batch.pop("caption").tolist(), batch["noise"].device)
-        return batch
-
-    def _embeddings(self, numbers: list[int], device: torch.device) -> dict[str, torch.Tensor]:
-        encoded = encode_captions(self.pipeline, [self.captions[n] if n >= 0 else "" for n in numbers])
-        without = [place for place, number in enumerate(numbers) if number < 0]
-        for name, tensor in encoded.items():
-            tensor[without] = self.nothing[name]
-        return {name: tensor.to(device) for name, tensor in encoded.items()}
+def plain_time_ids(height: int, width: int) -> torch.Tensor:
+    """SDXL's size conditions `(6,)` as its pipeline has them when nothing is said: a whole picture of that size."""
+    return torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
 
 
 class PromptedUNet(torch.nn.Module):
@@ -199,7 +112,7 @@ class PromptedUNet(torch.nn.Module):
     Args:
         unet: the network.
         prompts: `prompt_embeds (N, tokens, width)` and, for SDXL, `pooled_prompt_embeds (N, width)`.
-        pixels_per_latent: see `vae_factor`.
+        pixels_per_latent: along each side.
     """
 
     def __init__(self, unet: torch.nn.Module, prompts: dict[str, torch.Tensor], pixels_per_latent: int = 8):
@@ -211,9 +124,4 @@ class PromptedUNet(torch.nn.Module):
         batch = {name: tensor.to(sample.device)[class_labels] for name, tensor in self.prompts.items()}
         height, width = (side * self.pixels_per_latent for side in sample.shape[-2:])
         batch["time_ids"] = plain_time_ids(height, width).to(sample.device).expand(len(sample), 6)
-        return self.unet(sample, timestep, **network_arguments(batch))
-
-
-def plain_time_ids(height: int, width: int) -> torch.Tensor:
-    """SDXL's size conditions `(6,)` as its pipeline has them when nothing is said: a whole picture of that size."""
-    return torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
+        return self.unet(sample, timestep, **unet_arguments(batch))

@@ -1,0 +1,134 @@
+"""The task of `train_autoencoder.py`: an autoencoder gives pictures back at any size, from latents near a normal."""
+
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+
+from brickwork.eval.report.pictures import grid
+from brickwork.pipelines.latents import moments
+from brickwork.training.config.config import TrainConfig, require_task
+from brickwork.training.data.images import LabelledImages, images_of
+from brickwork.training.data.stream import TrainingStream
+from brickwork.training.engine.previews import averaged_copy, show_sheet
+from brickwork.training.objectives.divergence import DivergenceObjective
+from brickwork.training.task import Step, Task
+
+STEP = 8  # between the sizes of a step's pictures, in pixels
+MEASURED = 256
+SHOWN, SCORED = 8, 64
+
+
+class AutoencoderTask(Task):
+    """L1 plus squared error of a picture coded and decoded, at a size of each step's own; the divergence beside it.
+
+    `objective.options` are `kl_weight`, of the divergence from a standard normal in nats a latent number, and
+    `min_size`, the shortest side of the training pictures in pixels.
+    """
+
+    configuration = TrainConfig
+    images: LabelledImages
+    rows: np.ndarray
+    held_out: np.ndarray
+    min_size: int
+
+    @classmethod
+    def build(cls, config: TrainConfig, accelerator: Accelerator, dry_run: bool = False) -> Self:
+        require_task(config, "AutoencoderKL", "reconstruction")
+        task = cls()
+        task.config, task.accelerator = config, accelerator
+        try:
+            task._set(**config.objective.options)
+            task.network = AutoencoderKL(**config.model.config)
+        except TypeError as error:
+            raise ValueError(
+                f"`objective.options` or `model.config` has a value that does not fit: {error}."
+            ) from None
+        if config.model.init_from:
+            task.network = AutoencoderKL.from_pretrained(config.model.init_from).float()
+        images, run = images_of(config), config.run
+        task.images, (task.rows, task.held_out) = images, images.split(config.data.held_out)
+        parameters = sum(parameter.numel() for parameter in task.network.parameters())
+        task.plan = (
+            f"AutoencoderKL: {parameters:,} parameters; {len(task.rows):,} images to train on, {len(task.held_out):,} "
+            f"held out; {run.total_images:,} images are {run.total_images / len(task.rows):,.1f} epochs."
+        )
+        task.stream = TrainingStream(images, task.rows, run.seed, config.data.horizontal_flip, run.batch_size)
+        return task
+
+    def _set(self, kl_weight: float = 5e-4, min_size: float = 32) -> None:
+        if kl_weight < 0 or min_size < STEP:
+            raise ValueError(
+                f"`objective.options` are kl_weight {kl_weight} and min_size {min_size}; give 0 or more, and at least "
+                f"{STEP}."
+            )
+        self.objectives, self.min_size = [DivergenceObjective(weight=kl_weight)], int(min_size)
+
+    def step(self, batch: dict[str, torch.Tensor], number: int) -> Step:
+        pictures = at_random_size(batch["image"], self.min_size)
+        return Step(pictures, None, batch["level"], pictures, batch["level"])
+
+    def call(self, network: torch.nn.Module, step: Step) -> list[torch.Tensor]:
+        return [network(step.sample, sample_posterior=True).sample.float()]
+
+    def losses(self, step: Step) -> torch.Tensor:
+        error = step.outputs[-1] - step.images
+        return (error.abs() + error.square()).flatten(1).mean(dim=1)
+
+    def preview(self, images: int, log: Any) -> None:
+        """PSNR of held-out pictures at several sizes, and a sheet of some of them above what became of them."""
+        if not len(self.held_out):
+            return
+        rows, scalars, sheet, full = self.held_out[:SCORED], {}, [], self.images.size
+        pictures = torch.stack([torch.from_numpy(self.images.sample(int(row))[0]) for row in rows])
+        pictures = pictures.to(self.accelerator.device)
+        for size in (self.min_size, full // 2, full):
+            small = torch.nn.functional.interpolate(pictures, size=size, mode="bilinear", antialias=True)
+            with self.accelerator.autocast():
+                decoded = torch.cat([self.network(part).sample.float() for part in small.split(8)])
+            error = ((decoded.clamp(-1, 1) - small.clamp(-1, 1)) / 2).square().flatten(1).mean(1)
+            scalars[f"held_out/psnr_{size}"] = (-10 * error.log10()).mean().item()
+            if size == full // 2:
+                sheet = [*small[:SHOWN], *decoded[:SHOWN]]
+        log.scalars(images, scalars)
+        listed = ", ".join(f"{name} {value:.2f}" for name, value in scalars.items())
+        self.accelerator.print(f"{images:,} images: {listed}")
+        arrays = [((one.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy() for one in sheet]
+        show_sheet(self, grid(np.stack(arrays), columns=len(arrays) // 2), images, log)
+
+    def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
+        """Leave `vae/`, whose scaling factor makes the standard deviation of the training pictures' latents one."""
+        vae = averaged_copy(self.network, weights)
+        if self.accelerator.is_main_process:
+            vae.register_to_config(scaling_factor=round(latent_scale(vae, self.images, self.rows), 5))
+            vae.save_pretrained(folder / "vae")
+            factor = vae.config.scaling_factor
+            self.accelerator.print(f"The averaged weights are in {folder / 'vae'}; scaling factor {factor}.")
+
+
+def at_random_size(pictures: torch.Tensor, min_size: int) -> torch.Tensor:
+    """The whole pictures, smaller, or as large a part of them; small sizes come up in proportion to their speed.
+
+    torch's own random numbers, which the loop seeds for each step.
+    """
+    largest = pictures.shape[-1]
+    sizes = torch.arange(min_size, largest + 1, STEP)
+    size = int(sizes[torch.multinomial(1 / sizes.float().square(), 1)])
+    if torch.rand(()) < 0.5:
+        return torch.nn.functional.interpolate(pictures, size=size, mode="bilinear", antialias=True)
+    top, left = torch.randint(largest - size + 1, (2,)).tolist()
+    return pictures[..., top : top + size, left : left + size]
+
+
+def latent_scale(vae: AutoencoderKL, images: LabelledImages, rows: np.ndarray) -> float:
+    """One over the standard deviation of the latents of pictures at half the largest size."""
+    side = images.size // 2
+    chosen = rows[:: max(1, len(rows) // MEASURED)]
+    pictures = torch.stack([torch.from_numpy(images.sample(int(row))[0]) for row in chosen])
+    with torch.no_grad():
+        small = torch.nn.functional.interpolate(pictures, size=side, mode="bilinear", antialias=True)
+        latents = torch.cat([moments(vae, part)[0] for part in small.split(16)])
+    return 1 / latents.double().std().item()

@@ -1,0 +1,173 @@
+"""The task of `train_backbone.py`: a backbone learns to denoise pictures with class labels, or their latents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+
+from brickwork.eval.held_out.paired_loss import PairedSet, estimates, paired_loss
+from brickwork.eval.report.pictures import grid
+from brickwork.eval.sampling.pipelines import load_pipeline, pipeline_folder
+from brickwork.eval.sampling.sample_set import denoiser_of
+from brickwork.gen.conditioning import crop_coordinates
+from brickwork.gen.parameterization import OBJECTIVES
+from brickwork.pipelines.objective_file import saved_objective
+from brickwork.training.config.config import TrainConfig
+from brickwork.training.data.cache import CachedLatents, TensorCache, load_vae
+from brickwork.training.data.canvas import CanvasSettings, CanvasStream
+from brickwork.training.data.images import BrokenImage, LabelledImages, images_of
+from brickwork.training.data.stream import TrainingStream
+from brickwork.training.engine.previews import averaged_copy, build_metrics, draw_samples, export_pipeline, show_sheet
+from brickwork.training.task import Phase, Step
+from brickwork.training.tasks.backbones import BACKBONES, build_model, build_objective, plan
+from brickwork.training.tasks.brick_by_brick import draw_bricks, frozen_digest, stages_of, without_later_bricks
+from brickwork.training.tasks.denoising import DenoisingTask
+
+
+def build_images(config: TrainConfig) -> LabelledImages | CachedLatents:
+    """Pictures, or their cached latents."""
+    images = images_of(config)
+    if config.data.latents is None:
+        return images
+    if config.data.horizontal_flip:
+        raise ValueError("`data.horizontal_flip` is true, but latents cannot be mirrored; set it to false.")
+    return CachedLatents(images, config.data.latents, load_vae(TensorCache(config.data.latents).source))
+
+
+def build_stream(config: TrainConfig, images: LabelledImages | CachedLatents, rows) -> TrainingStream:
+    """Whole pictures, or with `data.crop_share` crops of canvases among them."""
+    data, seed, batch_size = config.data, config.run.seed, config.run.batch_size
+    if data.crop_share == 0:
+        return TrainingStream(images, rows, seed, data.horizontal_flip, batch_size)
+    if data.latents is not None or config.model.type != "LegoTransformer2DModel":
+        raise ValueError(
+            f"`data.crop_share` is {data.crop_share}, but only LegoTransformer2DModel on pixels learns from crops; "
+            "set it to 0."
+        )
+    canvases = CanvasSettings(data.crop_share, data.crop_scale, data.crop_aspect)
+    return CanvasStream(images, rows, seed, data.horizontal_flip, batch_size, canvases=canvases)
+
+
+def build_held_out(images: LabelledImages | CachedLatents, rows) -> PairedSet | None:
+    """The held-out samples in one shape; broken ones are left out, and latents of another shape than the first."""
+    stills, labels = [], []
+    for row in rows:
+        try:
+            still = torch.from_numpy(images.still(row))
+        except BrokenImage:
+            continue
+        if not stills or still.shape == stills[0].shape:
+            stills.append(still)
+            labels.append(int(images.labels[row]))
+    if not stills:
+        return None
+    return PairedSet.from_images(torch.stack(stills), torch.tensor(labels) if images.class_names else None)
+
+
+class BackboneTask(DenoisingTask):
+    """Networks of `BACKBONES`, bricks and crops of canvases among them.
+
+    Attributes:
+        held_out: the frozen list that the averaged weights are scored on, if any.
+        vae: of cached latents.
+    """
+
+    configuration = TrainConfig
+    held_out: PairedSet | None
+    vae: torch.nn.Module | None
+
+    @staticmethod
+    def handlers(config: TrainConfig) -> list[Any]:
+        # With brick dropout, the bricks that a step leaves out have no gradient.
+        return [DistributedDataParallelKwargs(find_unused_parameters=config.objective.brick_dropout > 0)]
+
+    @classmethod
+    def build(cls, config: TrainConfig, accelerator: Accelerator, dry_run: bool = False) -> Self:
+        task = cls()
+        task.config, task.accelerator, task.parameterization = config, accelerator, build_objective(config)
+        images = build_images(config)
+        train_rows, held_out_rows = images.split(config.data.held_out)
+        task.vae = getattr(images, "vae", None)
+        if task.vae is not None:
+            task.vae.to(accelerator.device)
+        task.network = network = build_model(config, images.class_names, images.size, images.channels)
+        if config.run.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+        if config.model.attention_backend:
+            network.set_attention_backend(config.model.attention_backend)
+        task.fixed = frozen_digest(network)
+        task.leaves_out = "objective.brick_dropout" if config.objective.brick_dropout > 0 else None
+        task.stream = build_stream(config, images, train_rows)
+        classes, processes = len(images.class_names), accelerator.num_processes
+        task.plan = plan(config, network, len(train_rows), len(held_out_rows), classes, processes)
+        task.held_out = build_held_out(images, held_out_rows)
+        task.metrics = build_metrics(config, network.config.num_classes, accelerator)
+        return task
+
+    def phases(self) -> list[Phase]:
+        return stages_of(self.config, self.network)
+
+    def step(self, batch: dict[str, torch.Tensor], number: int) -> Step:
+        conditions, num_classes = {"class_labels": None}, self.network.config.num_classes
+        if num_classes is not None:
+            hidden = batch["label_draw"] < self.config.objective.label_dropout
+            conditions["class_labels"] = torch.where(hidden, num_classes, batch["label"])
+        if "crop" in batch:
+            conditions["coordinates"] = crop_coordinates(batch["crop"], *batch["image"].shape[-2:])
+        bricks = draw_bricks(self.config, getattr(self.network, "num_bricks", 0), number, self.phase)
+        return self.noisy(batch["image"], batch, conditions, bricks)
+
+    def call(self, network: torch.nn.Module, step: Step) -> list[torch.Tensor]:
+        """The estimate of every brick that ran, or the one of a network without bricks."""
+        return estimates(network, step.sample, step.timestep, bricks=step.subnet, **step.conditions)
+
+    def teacher(self, source: str) -> torch.nn.Module:
+        pipeline = load_pipeline(source, device=self.accelerator.device)
+        noted = saved_objective(pipeline_folder(source))
+        if noted is None:
+            raise ValueError(f"`teacher` is {source!r}, which does not say what it was trained for (objective.json).")
+        network = denoiser_of(pipeline)
+        self.check_teacher(source, OBJECTIVES[noted[0]](**noted[1]), network.config.in_channels)
+        classes, ours = network.config.num_classes, self.network.config.num_classes
+        if classes != ours:
+            raise ValueError(f"`teacher` is {source!r}, a network of {classes} classes; this one has {ours}.")
+        return network
+
+    def pipeline(self, network: torch.nn.Module) -> Any:
+        pipeline = BACKBONES[self.config.model.type].pipeline(network, self.parameterization, self.vae)
+        return without_later_bricks(pipeline, network, getattr(self.phase, "runs", None))
+
+    def preview(self, images: int, log: Any) -> None:
+        """Score the averaged weights on the held-out list, and draw a grid of samples."""
+        settings, sheet = self.config.samples, None
+        if self.held_out is not None:
+            with self.accelerator.autocast():
+                bricks = getattr(self.phase, "runs", None)
+                result = paired_loss(self.network, self.held_out, self.parameterization, bricks)
+            scalars = {"held_out/loss": result["loss"]}
+            if len(result["per_brick"]) > 1:
+                scalars |= {f"held_out/brick_{i}": loss for i, loss in enumerate(result["per_brick"])}
+            scalars |= {f"held_out_at/sigma_{sigma}": loss for sigma, loss in result["per_level"].items()}
+            log.scalars(images, scalars)
+            self.accelerator.print(f"{images:,} images: held-out paired loss {result['loss']:.4f}")
+        if settings.count:
+            with self.accelerator.autocast():
+                pictures = draw_samples(
+                    self.pipeline(self.network),
+                    self.network.config.num_classes,
+                    settings.count,
+                    settings.steps,
+                    settings.guidance_scale,
+                )
+            sheet = grid(pictures, columns=min(8, len(pictures)))
+        show_sheet(self, sheet, images, log)
+
+    def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
+        """Leave `pipeline/`, with the averaged weights."""
+        network = averaged_copy(self.network, weights)  # by all processes: what is frozen may be sharded too
+        if self.accelerator.is_main_process:
+            path = export_pipeline(self.pipeline(network), folder, self.config.objective)
+            self.accelerator.print(f"The pipeline with the averaged weights is in {path}.")

@@ -1,0 +1,55 @@
+"""What tasks that teach a network to denoise have in common: noisy inputs, and the loss of what the network says."""
+
+from typing import Any
+
+import torch
+
+from brickwork.training.task import Step, Task
+
+SAME = 1e-4  # between two parameterizations that ask a network for the same
+
+
+class DenoisingTask(Task):
+    """A network that is shown images in noise.
+
+    Attributes:
+        parameterization: noise levels, network inputs and targets (see `brickwork.gen.parameterization`).
+    """
+
+    parameterization: Any
+
+    def noise_levels(self, normal: torch.Tensor) -> torch.Tensor:
+        return self.parameterization.noise_levels(normal)
+
+    def noisy(
+        self, images: torch.Tensor, batch: dict[str, torch.Tensor], conditions: dict, subnet: Any = None
+    ) -> Step:
+        """A step in which images `(B, …)` lie in the noise of a batch."""
+        noise, level = batch["noise"], self.parameterization.noise_levels(batch["level"])
+        sample, timestep = self.parameterization.network_inputs(images, noise, level)
+        return Step(images, noise, level, sample, timestep, conditions, subnet)
+
+    def losses(self, step: Step) -> torch.Tensor:
+        """The loss of each image `(B,)`, averaged over the outputs that learn."""
+        learning = [output for output in step.outputs if output.requires_grad] or step.outputs
+        losses = [self.parameterization.losses(output, step.images, step.noise, step.level) for output in learning]
+        return torch.stack(losses).mean(dim=0)
+
+    def check_teacher(self, source: str, parameterization: Any, channels: int) -> None:
+        """Raise a `ValueError` for a teacher that was asked for something else than this network is."""
+        shape = 5, self.network.config.in_channels, 4, 4
+        if channels != shape[1]:
+            raise ValueError(f"`teacher` is {source!r}, a network of {channels} channels; this one has {shape[1]}.")
+        generator = torch.Generator().manual_seed(0)
+        images, noise = (torch.randn(shape, generator=generator) for _ in range(2))
+        level = self.parameterization.noise_levels(torch.linspace(-1.5, 1.5, shape[0]))
+
+        def question(one: Any) -> list[torch.Tensor]:
+            return [*one.network_inputs(images, noise, level), one.target(images, noise, level)]
+
+        pairs = zip(question(self.parameterization), question(parameterization))
+        if not all(torch.allclose(ours, theirs, atol=SAME) for ours, theirs in pairs):
+            raise ValueError(
+                f"`teacher` is {source!r}, which was trained to predict something else "
+                f"({type(parameterization).__name__}) than this run asks for; take one of the run's own `objective`."
+            )
