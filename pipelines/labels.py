@@ -1,9 +1,10 @@
 """Class labels as a person gives them, by number or by name, turned into the numbers that a network reads."""
 
-import difflib
 import operator
 from collections.abc import Mapping
 from typing import Any
+
+from brickwork.errors import near_names
 
 NO_CLASS = "no class"
 
@@ -70,10 +71,9 @@ def _resolve(label: Any, num_classes: int, names: Mapping[int, str]) -> int:
 def _near(label: str, num_classes: int, names: Mapping[int, str]) -> str:
     if not names:
         return f"but this network has no names for its classes; give numbers from 0 to {num_classes - 1}."
-    known = {name.casefold(): name for name in names.values()}
-    near = difflib.get_close_matches(label.casefold(), known, n=3, cutoff=0.5)
-    near += [name for name in known if label.casefold() in name and name not in near][:3]
+    near = near_names(label, names.values(), 3, cutoff=0.5)
+    near += [name for name in names.values() if label.casefold() in name.casefold() and name not in near][:3]
     if near:
-        return f"an unknown class; did you mean {' or '.join(repr(known[name]) for name in near)}?"
+        return f"an unknown class; did you mean {' or '.join(map(repr, near))}?"
     listed = ", ".join(repr(name) for name in list(names.values())[:20])
     return f"an unknown class; the first of the {len(names)} classes are {listed}."

@@ -4,9 +4,9 @@ diffusers has no place for it, since sampling needs none of it; scores on held-o
 network was trained decides what its loss means.
 """
 
-import json
-import os
 from pathlib import Path
+
+from brickwork.files import read_json, write_json
 
 OBJECTIVE_FILE = "objective.json"
 
@@ -19,10 +19,7 @@ def save_objective(folder: str | Path, name: str, options: dict) -> None:
         name: of `brickwork.gen.parameterization.OBJECTIVES`.
         options: its arguments, as far as they differ from their defaults.
     """
-    path = Path(folder) / OBJECTIVE_FILE
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({"type": name, "options": options}, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_json(Path(folder) / OBJECTIVE_FILE, {"type": name, "options": options})
 
 
 def saved_objective(folder: str | Path) -> tuple[str, dict] | None:
@@ -35,7 +32,7 @@ def saved_objective(folder: str | Path) -> tuple[str, dict] | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         return str(content["type"]), dict(content["options"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no objective ({error!r}); give type and options, or remove it.") from None

@@ -1,10 +1,11 @@
 """`brickwork info`: what a checkpoint is."""
 
 import argparse
-import difflib
 import json
 import math
 from pathlib import Path
+
+from brickwork.errors import near_names
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +65,7 @@ def _open(name: str):
     network = getattr(brickwork, _class_of(Path(name, "transformer")), None)
     if network not in (None, brickwork.LegoTransformer2DModel):  # LEGO's pipeline has a schedule to tell of
         return network.from_pretrained(name, subfolder="transformer"), None
-    near = difflib.get_close_matches(name, [*presets, *shipped], n=3)
+    near = near_names(name, [*presets, *shipped], 3)
     if name not in shipped and near and "/" not in name and not Path(name).exists():
         raise ValueError(f"`model` is {name!r}; did you mean {' or '.join(near)}?")
     from brickwork.eval.sampling.pipelines import load_lego_pipeline

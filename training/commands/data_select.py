@@ -1,11 +1,11 @@
 """`brickwork data select`: some rows of a data set as a Parquet file of its own."""
 
 import argparse
-import difflib
-import os
 from pathlib import Path
 
+from brickwork.errors import advice
 from brickwork.eval.sets.tables import as_dataset
+from brickwork.files import write_file
 from brickwork.training.data.images import load_table
 
 
@@ -59,24 +59,16 @@ def select_rows(source: str, output: Path, where: list[str], split: str = "train
     for condition in where:
         column, separator, listed = condition.partition("=")
         if not separator or column not in table.column_names:
-            near = difflib.get_close_matches(column, table.column_names, n=1) or table.column_names
-            raise ValueError(f"`--where` is {condition!r}; give COLUMN=VALUE, of {', '.join(near)}.")
+            raise ValueError(f"`--where` is {condition!r}, not COLUMN=VALUE; {advice(column, table.column_names)}")
         values = _texts(table, column)
         wanted = set(listed.split(","))
         if missing := sorted(wanted - set(values)):
-            known = sorted(set(values))
-            near = difflib.get_close_matches(missing[0], known, n=1) or known[:12]
-            raise ValueError(f"`--where` is {condition!r}; no row has {missing[0]!r}: did you mean {', '.join(near)}?")
+            mend = advice(missing[0], sorted(set(values)), limit=12)
+            raise ValueError(f"`--where` is {condition!r}, but no row has {missing[0]!r}; {mend}")
         rows = [row for row in rows if values[row] in wanted]
     if not rows:
         raise ValueError(f"No row meets all of {where}; leave one out.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        as_dataset(table.select(rows)).to_parquet(str(temporary))
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_file(output, lambda part: as_dataset(table.select(rows)).to_parquet(str(part)))
     return len(rows)
 
 

@@ -4,10 +4,10 @@ Presets of one family differ in size alone, so a family has one file, `configs/r
 says which.
 """
 
-import difflib
 import json
 from pathlib import Path
 
+from brickwork.errors import near_names
 from brickwork.gen.presets import PRESETS, network_of_preset
 
 RECIPES = Path(__file__).parents[1] / "configs" / "recipes"
@@ -49,5 +49,5 @@ def recipe(name: str) -> tuple[Path, list[str]]:
         size = PRESETS[model][name].get("sample_size")
         overrides += [f"data.size={size}"] if size else []
         return RECIPES / f"{_FILES[model]}.yaml", [f"model.type={model}", f"model.preset={name}", *overrides]
-    near = difflib.get_close_matches(name, list_recipes(), n=3) or list_recipes()
+    near = near_names(name, list_recipes(), 3) or list_recipes()
     raise ValueError(f"`--preset` is {name!r}; did you mean {', '.join(near)}?")

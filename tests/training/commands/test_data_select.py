@@ -31,9 +31,9 @@ def test_rows_that_meet_all_conditions(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        (["style"], "give COLUMN=VALUE"),
-        (["styles=fluent"], "of style"),
-        (["style=fluente"], "did you mean fluent"),
+        (["style"], "not COLUMN=VALUE"),
+        (["styles=fluent"], "did you mean 'style'"),
+        (["style=fluente"], "did you mean 'fluent'"),
         (["style=fluent", "style=twemoji"], "No row meets all"),
     ],
 )
