@@ -509,7 +509,7 @@ def test_labels_for_an_unconditional_network(lego):
         ({"hidden_sizes": [16, 16]}, "`hidden_sizes` has 2 entries for 3 bricks"),
         ({"num_attention_heads": 3}, "`num_attention_heads` is 3, which does not divide the width 16"),
         ({"hidden_sizes": 18}, "width of 18.*multiple of 4"),
-        ({"trained_subsets": "all"}, "`trained_subsets` is 'all'; choose 'prefix' or 'any'"),
+        ({"trained_subsets": "all"}, "`trained_subsets` is 'all'; choose one of prefix, any"),
         ({"window_sizes": 16}, "`window_sizes` is 16; give a list"),
         ({"num_layers": [-1, 1, 1]}, "`num_layers` is .-1, 1, 1.; give a list of whole numbers from 1 up"),
         ({"patch_sizes": [2.0, 4, 2]}, "`patch_sizes` is"),
