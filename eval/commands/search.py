@@ -116,11 +116,10 @@ def rank_correlations(search, further: Mapping, values: Mapping, objective) -> d
 
 def _reference(args: argparse.Namespace):
     """The reference, read before anything is measured; `None` if there is none."""
-    from brickwork.eval.messages import choice_error
+    from brickwork.errors import one_of
     from brickwork.eval.metrics.reference import Reference
 
-    if args.dtype not in ("float32", "bfloat16", "float16"):
-        raise choice_error("dtype", args.dtype, ("float32", "bfloat16", "float16"))
+    one_of("dtype", args.dtype, ("float32", "bfloat16", "float16"))
     if args.reference is None:
         return None
     if args.samples < 2:

@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from brickwork.errors import one_of
 from brickwork.eval.held_out.paired_loss import PairedSet
 from brickwork.eval.held_out.pictures import held_out_pairs
 from brickwork.eval.held_out.subset_losses import (
@@ -37,7 +38,6 @@ from brickwork.eval.held_out.subset_losses import (
     sampler_steps,
     subset_losses,
 )
-from brickwork.eval.messages import choice_error
 from brickwork.eval.report.blocks import Table
 from brickwork.eval.search.plot import plot_search
 from brickwork.files import write_file, write_json
@@ -99,7 +99,7 @@ def step_weights(steps: Sequence[Step], objective, weighting: str) -> np.ndarray
     elif weighting == "even":
         weights = np.ones(len(steps))
     else:
-        raise choice_error("weighting", weighting, WEIGHTINGS)
+        one_of("weighting", weighting, WEIGHTINGS)
     return weights / weights.sum()
 
 
@@ -388,8 +388,7 @@ def search_brick_schedule(
     network, vae_factor = getattr(model, "transformer", model), getattr(model, "vae_scale_factor", 1)
     if not isinstance(network, LegoTransformer2DModel):
         raise ValueError(f"`model` is a {type(model).__name__}; give a LegoPipeline or a LegoTransformer2DModel.")
-    if weighting not in WEIGHTINGS:
-        raise choice_error("weighting", weighting, WEIGHTINGS)
+    one_of("weighting", weighting, WEIGHTINGS)
     scheduler = _scheduler_of(model, scheduler)
     scheduler.set_timesteps(num_inference_steps)
     objective = objective or EDMObjective(sigma_data=scheduler.config.sigma_data)

@@ -21,7 +21,6 @@ from brickwork.eval.extractors.protocols import to_uint8
 from brickwork.eval.sets.decode import to_rgb
 from brickwork.eval.sets.reader import open_pictures
 from brickwork.eval.sets.scan import read_rows, say_skipped
-from brickwork.files import write_file
 
 log = logging.getLogger(__name__)
 
@@ -246,8 +245,3 @@ def decode_ahead(
             if following < len(batches):
                 waiting.append(pool.submit(decode, images, batches[following], preparation, size))
             yield decoded
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """See `brickwork.files.write_file`."""
-    write_file(path, write)

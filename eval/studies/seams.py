@@ -8,6 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from brickwork.eval.report.blocks import Plot, Table
+from brickwork.eval.report.numbers import between
+
+FORMAT = "brickwork-seams/1"
 KINDS = ("fixed", "shifted")
 SIZES = ("64x128", "64x256", "192x64", "128x128", "192x192", "256x256")
 RESAMPLES = 2000
@@ -35,6 +39,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale (default: 1, none)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first picture; the next has the next")
     parser.add_argument("--device", help="cpu, cuda, … (default: the best there is)")
+    parser.add_argument("--overwrite", action="store_true", help="replace earlier seams in that folder")
     parser.set_defaults(run=run)
 
 
@@ -43,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from brickwork.eval.report.pictures import grid, save_picture
     from brickwork.eval.report.versions import library_versions
     from brickwork.eval.sampling.pipelines import load_lego_pipeline
-    from brickwork.files import write_json
+    from brickwork.files import check_results, write_file, write_json
     from brickwork.pipelines.canvas import WINDOWS
 
     sizes = [parse_size(text) for text in args.sizes]
@@ -52,6 +57,9 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"`--windows` has {kind!r}; choose from {', '.join(WINDOWS)}.")
     if args.count < 2:
         raise ValueError(f"`--count` is {args.count}; draw at least 2, or there is no spread.")
+    pictures = [args.output / f"{kind}-{height}x{width}.png" for height, width in sizes for kind in args.windows]
+    others = [args.output / "seams.png", *pictures]
+    check_results(args.output / "seams.json", FORMAT, others, overwrite=args.overwrite)
     pipe = load_lego_pipeline(args.model, args.device)
     pipe.set_progress_bar_config(disable=True)
     window, step = window_lines(pipe.transformer.config, pipe.vae_scale_factor)
@@ -61,7 +69,14 @@ def run(args: argparse.Namespace) -> int:
     settings = {"steps": args.steps, "guidance": args.guidance, "count": args.count, "seed": args.seed}
     settings |= {"window": window, "lines": step, "resamples": RESAMPLES}
     rows = []
-    result = {"model": args.model, "settings": settings, "versions": library_versions(), "rows": rows}
+    result = {
+        "format": FORMAT,
+        "model": args.model,
+        "settings": settings,
+        "versions": library_versions(),
+        "rows": rows,
+    }
+    write_json(args.output / "seams.json", result)  # first, as it makes the pictures recognisable
     for height, width in sizes:
         for kind in args.windows:
             operations, images = _draw(pipe, args, height, width, kind)
@@ -71,8 +86,8 @@ def run(args: argparse.Namespace) -> int:
             save_picture(sheet, args.output / f"{kind}-{height}x{width}.png")
             print(_line(rows[-1]), flush=True)
             write_json(args.output / "seams.json", result)  # what was measured stays if the run is stopped
-    draw_plot(rows, args.output / "seams.png")
-    print(table(rows))
+    write_file(args.output / "seams.png", plot(rows).png())
+    print(table(rows).markdown())
     print(f"wrote {args.output}: seams.json, seams.png and the pictures")
     return 0
 
@@ -190,57 +205,29 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def _ratio(row: Mapping[str, Any]) -> str:
-    if row["ratio"] is None:
-        return "no edges"
-    return f"{row['ratio']:.2f} ({row['low']:.2f}–{row['high']:.2f})"
+    return "no edges" if row["ratio"] is None else between(row["ratio"], row["low"], row["high"])
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table with a line for each size."""
+def table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A table with a line for each size."""
     kinds = list(dict.fromkeys(row["windows"] for row in rows))
-    lines = [
-        f"| height × width | {' | '.join(kinds)} | {' | '.join(f'GFLOP {kind}' for kind in kinds)} |",
-        f"| --- |{' --- |' * (2 * len(kinds))}",
-    ]
-    for height, width in dict.fromkeys((row["height"], row["width"]) for row in rows):
-        same = [row for row in rows if (row["height"], row["width"]) == (height, width)]
-        costs = [f"{row['operations'] / 1e9:.1f}" for row in same]
-        lines.append(f"| {height} × {width} | {' | '.join(map(_ratio, same))} | {' | '.join(costs)} |")
-    return "\n".join(lines)
+    lines = []
+    for name in dict.fromkeys(map(_name, rows)):
+        same = [row for row in rows if _name(row) == name]
+        lines.append([name, *map(_ratio, same), *(f"{row['operations'] / 1e9:.1f}" for row in same)])
+    return Table(["height × width", *kinds, *(f"GFLOP {kind}" for kind in kinds)], lines)
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    return f"{row['height']}×{row['width']}"
+    return f"{row['height']} × {row['width']}"
 
 
-def draw_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """The ratios of every size with their spread, as a PNG."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ValueError("seams: the plot needs matplotlib: pip install 'brickwork[report]'") from error
-    from brickwork.eval.sets.pictures import write_atomically
-
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    sizes = list(dict.fromkeys(_name(row) for row in rows))
-    kinds = list(dict.fromkeys(row["windows"] for row in rows))
-    for index, (kind, colour) in enumerate(zip(kinds, ("#b3431f", "#2b6a8f", "#5b7f2b"))):
+def plot(rows: Sequence[Mapping[str, Any]]) -> Plot:
+    """The ratios of every size with their spread."""
+    series, bands = {}, {}
+    for kind in dict.fromkeys(row["windows"] for row in rows):
         own = [row for row in rows if row["windows"] == kind and row["ratio"] is not None]
-        places = [sizes.index(_name(row)) + 0.16 * (index - (len(kinds) - 1) / 2) for row in own]
-        ratio, low, high = (np.array([row[key] for row in own]) for key in ("ratio", "low", "high"))
-        axes.errorbar(
-            places, ratio, (ratio - low, high - ratio), fmt="o", color=colour, markersize=5, capsize=2.5, label=kind
-        )
-    axes.axhline(1, color="#8a929a", linewidth=0.8, zorder=0)
-    axes.set_xticks(range(len(sizes)), sizes)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if value in (0.5, 2, 3, 5) else "")
-    axes.set_title("gradient at window borders over that around them (1: no seam)", fontsize=9.5, loc="left")
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+        series[kind] = [_name(row) for row in own], [row["ratio"] for row in own]
+        bands[kind] = [row["low"] for row in own], [row["high"] for row in own]
+    title = "gradient at window borders over that around them (1: no seam)"
+    return Plot(series, log_y=True, bands=bands, marks={"": (None, 1)}, points=True, title=title)

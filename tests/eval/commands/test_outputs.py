@@ -15,6 +15,8 @@ COMMANDS = {
     "generate lego-emoji-64 --classes 0 --seed 1 --count 1 --output OUT": "0-000001.png",
     "benchmark where -o OUT": "benchmark.json",
     "benchmark memory -o OUT": "benchmark.png",
+    "seams lego-emoji-64 -o OUT": "seams.json",
+    "seams lego-emoji-64 --sizes 64x128 -o OUT": "fixed-64x128.png",
     "search lego-emoji-64 nowhere -o OUT": "search.json",
     "search lego-emoji-64 elsewhere --budget 0.5 -o OUT": "schedule-0.5.json",
 }

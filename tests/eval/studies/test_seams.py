@@ -67,7 +67,7 @@ def test_sizes_are_height_first():
 def test_the_table_has_a_line_for_each_size():
     row = {"height": 8, "width": 16, "ratio": 1.25, "low": 1.0, "high": 1.5, "operations": 2e9}
     rows = [row | {"windows": "fixed"}, row | {"windows": "shifted", "ratio": None, "low": None, "high": None}]
-    assert table(rows).splitlines()[2] == "| 8 × 16 | 1.25 (1.00–1.50) | no edges | 2.0 | 2.0 |"
+    assert table(rows).markdown().splitlines()[2] == "| 8 × 16 | 1.25 (1.00–1.50) | no edges | 2.0 | 2.0 |"
 
 
 @pytest.fixture
