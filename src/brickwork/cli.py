@@ -21,7 +21,9 @@ COMMANDS = {
         "eval.commands.benchmark",
         "time and memory beside a plain reference and diffusers' own networks",
     ),
-    "train": ("training.commands.train", "train a backbone in one process"),
+    "env": ("training.commands.env", "versions, processor, GPUs and what is fast here, for bug reports"),
+    "new-config": ("training.commands.new_config", "every value of a training run, commented, as a file to change"),
+    "train": ("training.commands.train", "train a backbone, on pictures of one's own too"),
     "publish": ("training.commands.publish", "a run as a folder to share, with a model card"),
     "battle": (
         "training.studies.battle.command",

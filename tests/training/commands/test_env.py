@@ -1,0 +1,60 @@
+"""`brickwork env` and `brickwork new-config`."""
+
+import pytest
+import yaml
+
+from brickwork.cli import main
+from brickwork.training.commands import env
+from brickwork.training.config.config import DEFAULTS, load_config
+from brickwork.training.config.precision import processor_features
+
+
+def test_env_tells_what_a_bug_report_needs(capsys):
+    assert main(["env"]) == 0
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    assert set(lines) >= {"python", "torch", "diffusers", "system", "processor", "features", "memory", "GPUs"}
+    assert "native" in lines["attention"] and "_native_math" in lines["attention"]
+    assert "times as fast as float32" in lines["bf16 on the processor"]
+    assert lines["mixed_precision: auto"].strip() in ("no", "bf16")
+
+
+def test_env_without_what_linux_tells(monkeypatch):
+    def missing(*arguments, **options):
+        raise OSError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", missing)
+        patch.setattr("os.sysconf", missing)
+        patch.setattr("pathlib.Path.read_text", missing)
+        assert (env._memory(), processor_features()) == ("unknown", [])
+        assert env._processor()
+
+
+@pytest.mark.parametrize("name", [None, "tiny-u-emo", "lego-l-pg-64", "lego-emoji-64"])
+def test_a_new_configuration_is_the_whole_of_it_with_comments(name, tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    words = ["new-config", *([name] if name else []), "-o", str(path), "data.source=my pictures", "run.seed=3"]
+    assert main(words) == 0
+    values = yaml.safe_load(path.read_text())
+    assert (values["data"]["source"], values["run"]["seed"]) == ("my pictures", 3)
+    assert values["run"]["mixed_precision"] == "auto"
+    assert set(values) == set(yaml.safe_load(DEFAULTS.read_text()))
+    config = load_config(path)
+    assert config.run.total_images == values["run"]["total_images"]
+    assert path.read_text().count("  # ") > 30
+    assert main(words) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*words, "--overwrite"]) == 0
+    path.write_text("run: {seed: 1}")
+    assert main([*words, "--overwrite"]) == 2
+    assert path.read_text() == "run: {seed: 1}"
+
+
+def test_mistakes_in_new_configurations_are_named(capsys):
+    for words, message in {
+        ("tiny-lgo",): "did you mean 'tiny-lego'",
+        ("tiny-lego", "tiny-dit"): "name one preset",
+        ("run.sed=1",): "did you mean `seed`",
+    }.items():
+        assert main(["new-config", *words]) == 2
+        assert message in capsys.readouterr().err
