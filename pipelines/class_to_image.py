@@ -41,9 +41,9 @@ class ClassToImagePipeline(SamplingPipeline):
         super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
         self.register_to_config(guidance_scale=guidance_scale, num_inference_steps=num_inference_steps)
-        self.subnet_schedule = subnet_schedule
+        self.schedule = subnet_schedule
 
-    subnet_schedule = property(SamplingPipeline._saved_schedule, SamplingPipeline._save_schedule)
+    subnet_schedule = SamplingPipeline.schedule
 
     @classmethod
     def from_objective(

@@ -52,7 +52,7 @@ class LegoPipeline(SamplingPipeline):
         ValueError: for a schedule or windows that the network cannot take.
     """
 
-    _schedule_name = "brick_schedule"
+    schedule_name = "brick_schedule"
 
     def __init__(
         self,
@@ -66,13 +66,13 @@ class LegoPipeline(SamplingPipeline):
     ):
         super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
-        self.brick_schedule = brick_schedule
+        self.schedule = brick_schedule
         check_windows(windows)
         self.register_to_config(
             windows=windows, guidance_scale=guidance_scale, num_inference_steps=num_inference_steps
         )
 
-    brick_schedule = property(SamplingPipeline._saved_schedule, SamplingPipeline._save_schedule)
+    brick_schedule = SamplingPipeline.schedule
 
     @torch.no_grad()
     @documented(steps=18, unit="step (both evaluations of a second-order one)")

@@ -102,6 +102,33 @@ class Hook:
         return latents
 
 
+def sample_size(
+    height: int | None, width: int | None, defaults: tuple[int, int], factor: int, patch: int
+) -> tuple[int, int]:
+    """Height and width of what a network sees, from those of the image.
+
+    Args:
+        height: of the image in pixels; `None` for the default.
+        width: likewise.
+        defaults: height and width of what the network sees.
+        factor: pixels of the image for each of those.
+        patch: the smallest it can see.
+
+    Raises:
+        ValueError: for sizes below one patch, and those that are no multiple of the factor.
+    """
+    size = []
+    for name, value, default in zip(("height", "width"), (height, width), defaults):
+        value = default * factor if value is None else value
+        if not isinstance(value, int) or value < patch * factor or value % factor:
+            multiple = f", a multiple of the VAE's {factor}" if factor > 1 else ""
+            raise ValueError(
+                f"`{name}` is {value!r}; give a whole number of pixels from {patch * factor} up (one patch){multiple}."
+            )
+        size.append(value // factor)
+    return size[0], size[1]
+
+
 def first_noise(
     latents: Any,
     shape: Sequence[int],
@@ -130,7 +157,7 @@ class SamplingPipeline(BrickworkPipeline):
     _optional_components = ["vae"]
     _callback_tensor_inputs = ["latents"]
     _axes = ("batch", "channels", "height", "width")  # of the latents
-    _schedule_name = "subnet_schedule"  # of the schedule, as an argument and in the saved configuration
+    schedule_name = "subnet_schedule"  # of the schedule, as an argument and in the saved configuration
 
     def __init__(self):
         super().__init__()
@@ -293,23 +320,14 @@ class SamplingPipeline(BrickworkPipeline):
             )
             raise ValueError(f"`latents` {found}; give a tensor ({', '.join(self._axes)}).")
         defaults = (config.sample_size,) * 2 if latents is None else latents.shape[-2:]
-        size = []
-        for name, value, default in zip(("height", "width"), (height, width), defaults):
-            value = default * factor if value is None else value
-            if not isinstance(value, int) or value < patch * factor or value % factor:
-                multiple = f", a multiple of the VAE's {factor}" if factor > 1 else ""
-                raise ValueError(
-                    f"`{name}` is {value!r}; give a whole number of pixels from {patch * factor} up (one patch)"
-                    f"{multiple}."
-                )
-            size.append(value // factor)
+        size = sample_size(height, width, defaults, factor, patch)
         # Networks of blocks say what their windows need.
         check_maps(*size, getattr(self.transformer, "maps", {}), "the network's sample has")
-        return size[0], size[1]
+        return size
 
     def _set_steps(self, num_inference_steps: int, schedule: Schedule | None) -> list[str | None]:
         """Lay out the scheduler's steps; the subnet of each by a schedule, or by the one saved with the pipeline."""
-        schedule = self._saved_schedule() if schedule is None else schedule
+        schedule = self.schedule if schedule is None else schedule
         if schedule is not None:
             self._check_schedule(schedule)
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
@@ -317,23 +335,23 @@ class SamplingPipeline(BrickworkPipeline):
             return [None] * math.ceil(len(self.scheduler.timesteps) / self.scheduler.order)
         return schedule.subnet_steps(self.scheduler)
 
-    def _saved_schedule(self) -> Schedule | None:
+    @property
+    def schedule(self) -> Schedule | None:
         """The schedule that is saved with the pipeline; assigning one checks it against the network."""
-        saved = self.config.get(self._schedule_name)
+        saved = self.config.get(self.schedule_name)
         return None if saved is None else read_schedule(saved)
 
-    def _save_schedule(self, schedule: Schedule | dict | None) -> None:
+    @schedule.setter
+    def schedule(self, schedule: Schedule | dict | None) -> None:
         schedule = read_schedule(schedule) if isinstance(schedule, dict) else schedule
         if schedule is not None:
             self._check_schedule(schedule)
-        self.register_to_config(**{self._schedule_name: None if schedule is None else schedule.to_dict()})
+        self.register_to_config(**{self.schedule_name: None if schedule is None else schedule.to_dict()})
 
     def _check_schedule(self, schedule: Schedule) -> None:
         if not isinstance(schedule, Schedule):
-            kind = "BrickSchedule" if self._schedule_name == "brick_schedule" else "SubnetSchedule"
-            raise ValueError(
-                f"`{self._schedule_name}` is {schedule!r}; give a {kind}, or None for the pipeline's own."
-            )
+            kind = "BrickSchedule" if self.schedule_name == "brick_schedule" else "SubnetSchedule"
+            raise ValueError(f"`{self.schedule_name}` is {schedule!r}; give a {kind}, or None for the pipeline's own.")
         schedule.validate({**self._others, FULL: self.transformer} if self._others else self.transformer)
 
     def _recommended(self, name: str, value: Any, default: Any) -> Any:

@@ -5,12 +5,14 @@ some. In place of a network there may be several of one objective, `{name: netwo
 a small one for the coarse and a large one for the fine (T-Stitch, arXiv 2402.14167).
 """
 
+import json
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
+from pathlib import Path
 from typing import Any, Self
 
 from brickwork.gen.subnets import FULL, bricks_of, find_subnet, name_of
@@ -358,19 +360,22 @@ class BrickSchedule(Schedule):
         return schedule
 
     @classmethod
-    def from_levels(cls, model: Any, levels: Mapping[float, Sequence[int]]) -> "BrickSchedule":
+    def from_levels(cls, model: Any, levels: Mapping[float, Sequence[int] | str]) -> "BrickSchedule":
         """Say at some noise levels which bricks run; anywhere else, those of the level nearest in logarithm.
 
         Args:
             model: a `LegoTransformer2DModel`.
-            levels: `{sigma: bricks}`, such as the levels of a sampler's steps and what is to run in each.
+            levels: `{sigma: bricks}`, such as the levels of a sampler's steps and what is to run in each; bricks as
+                numbers or as the name of a subnet.
 
         Raises:
             ValueError: for levels that are not above zero, unknown bricks, a level without any, and sets of bricks
                 that the model's weights were not trained for.
         """
         windows, ordered = _windows_of(model), _rising(levels, "bricks")
-        bricks = [tuple(levels[sigma]) for sigma in ordered]
+        bricks = [
+            bricks_of(chosen) if isinstance(chosen, str) else tuple(chosen) for chosen in map(levels.get, ordered)
+        ]
         for sigma, running in zip(ordered, bricks):
             if not running or not set(running) <= set(range(len(windows))):
                 raise ValueError(
@@ -447,10 +452,49 @@ class BrickSchedule(Schedule):
         return [(sigma, share) for share in shares if share < 1 for sigma in sigmas]
 
 
+def schedule_kind(model: Any) -> type[BrickSchedule] | type[SubnetSchedule]:
+    """The schedules that suit a network, or several by name: of bricks for a LEGO stack, else of subnets."""
+    return BrickSchedule if hasattr(model, "num_bricks") else SubnetSchedule
+
+
 def read_schedule(values: Mapping[str, Any]) -> BrickSchedule | SubnetSchedule:
     """The schedule that `to_dict` of either kind wrote."""
     bricks = isinstance(values, Mapping) and "window_sizes" in values
     return (BrickSchedule if bricks else SubnetSchedule).from_dict(values)
+
+
+def schedule_from_file(path: str | Path) -> BrickSchedule | SubnetSchedule:
+    """A schedule from a file that `brickwork search` wrote, or from `to_dict` as JSON.
+
+    Raises:
+        ValueError: for a file that is none.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"`--schedule` is {str(path)!r}, which is no JSON ({error}); give what `brickwork search` wrote."
+        ) from None
+    nested = isinstance(values, dict) and isinstance(values.get("schedule"), dict)
+    return read_schedule(values["schedule"] if nested else values)
+
+
+def named_schedule(name: str, model: Any) -> BrickSchedule | SubnetSchedule | None:
+    """The schedule that a command line names: `full`, `fast` (of LEGO), a JSON file, or `saved`, which is `None`."""
+    if name == "saved":
+        return None
+    if name == "full":
+        return schedule_kind(model).full(model)
+    if name == "fast":
+        return BrickSchedule.fast(model)
+    if Path(name).suffix != ".json" or not Path(name).is_file():
+        raise ValueError(f"`--schedule` is {name!r}; choose saved, full, fast, or an existing .json file.")
+    return schedule_from_file(name)
+
+
+def steps_text(subnets: Sequence[str]) -> str:
+    """What runs in each step, in short: `"0 ×5, 0+1 ×13"`."""
+    return ", ".join(f"{name} ×{len(list(run))}" for name, run in groupby(subnets))
 
 
 def stack_layout(window_sizes: Sequence[int]) -> str | None:

@@ -18,6 +18,7 @@ from brickwork.gen.networks.transformer import BlockTransformer2DModel
 from brickwork.gen.networks.unet import BlockUNet2DModel
 from brickwork.gen.presets import LEGO_PRESETS, TRANSFORMER_PRESETS, network_of_preset
 from brickwork.gen.presets import PRESETS as PRESETS_BY_NETWORK
+from brickwork.pipelines.class_to_image import ClassToImagePipeline
 from brickwork.pipelines.lego import LegoPipeline
 from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
 
@@ -250,23 +251,24 @@ def sampling_of(
 ) -> Callable[..., object]:
     """A function that draws a batch with EDM's Heun sampler.
 
-    For ours it is the pipeline's own call and takes a `brick_schedule`; for the others the bare loop.
+    For ours it is the pipeline's own call and takes a `schedule`; for the others the bare loop.
     """
     labels = [number % subject.num_classes for number in range(batch)]
-    if isinstance(network, LegoTransformer2DModel):
-        pipe = LegoPipeline(network, EDMHeunScheduler())
+    if hasattr(network, "subnets"):
+        kind = LegoPipeline if isinstance(network, LegoTransformer2DModel) else ClassToImagePipeline
+        pipe = kind(network, EDMHeunScheduler())
         pipe.set_progress_bar_config(disable=True)
         labels = labels if network.config.num_classes else None
 
-        def draw(brick_schedule=None):
+        def draw(schedule=None):
             generators = [torch.Generator().manual_seed(number) for number in range(batch)]
             return pipe(
                 labels,
                 *subject.shape[1:],
                 num_inference_steps=steps,
-                brick_schedule=brick_schedule,
                 generator=generators,
                 output_type="latent",
+                **{pipe.schedule_name: schedule},
             )
 
         return draw

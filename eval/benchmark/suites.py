@@ -1,10 +1,8 @@
 """What `brickwork benchmark` measures, one function a suite; each returns plain JSON values."""
 
-import json
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -25,7 +23,7 @@ from brickwork.eval.benchmark.timing import Case, MatmulProbe, Stopwatch, Timing
 from brickwork.gen.blocks.registry import build_block
 from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.operations import count_operations
-from brickwork.pipelines.schedules import BrickSchedule
+from brickwork.pipelines.schedules import BrickSchedule, schedule_from_file, schedule_kind
 
 SCALING_SIDES = (64, 128, 256, 512)
 SCALING_BLOCKS = {"dit": {"window_size": 8}, "i2rmb": {"window_size": 8}, "maxvit": {"window_size": 8}}
@@ -175,7 +173,7 @@ def _network_cases(subject: Subject, network: nn.Module, settings: Settings, pro
     bar.update()
     if isinstance(network, LegoTransformer2DModel) and network.num_bricks > 1:
         fast = BrickSchedule.fast(network)
-        cases.append(_counted("sampling", "ours, fast schedule", lambda: draw(brick_schedule=fast), probe))
+        cases.append(_counted("sampling", "ours, fast schedule", lambda: draw(schedule=fast), probe))
     cases.append(_counted("training step", subject.name, step_of(subject, trained, batch, device, dtype), probe))
     bar.update()
     _compile(network, settings)
@@ -259,32 +257,20 @@ def bench_scaling(settings: Settings, sides: Sequence[int] = SCALING_SIDES) -> d
     return {"kind": "scaling", "sides": list(sides), "rows": _rows(timings, {}), "exponents": exponents}
 
 
-def read_schedule(path: str) -> BrickSchedule:
-    """A schedule from the file that `brickwork search` wrote, or from `BrickSchedule.to_dict` as JSON."""
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"`--schedule` is {path!r}, which is no JSON ({error}); give what `brickwork search` wrote."
-        ) from None
-    if isinstance(values, dict) and isinstance(values.get("schedule"), dict):
-        values = values["schedule"]
-    return BrickSchedule.from_dict(values)
-
-
 def bench_schedules(settings: Settings) -> dict:
-    """Whole pictures of a LEGO pipeline by every schedule: operations, time, and paired losses where there is data."""
-    from brickwork.eval.sampling.pipelines import load_lego_pipeline
+    """Whole pictures of a pipeline by every schedule: operations, time, and paired losses where there is data."""
+    from brickwork.eval.sampling.pipelines import load_class_pipeline
     from brickwork.eval.search.schedule_search import search_brick_schedule
 
-    pipe = load_lego_pipeline(settings.weights, settings.device)
+    pipe = load_class_pipeline(settings.weights, settings.device)
     network, device = pipe.transformer, settings.torch_device
-    schedules = {"full": BrickSchedule.full(network)}
-    schedules |= {f"fast {share:g}": BrickSchedule.fast(network, share) for share in FAST_BREAKS}
-    if pipe.brick_schedule is not None:
-        schedules["saved with the weights"] = pipe.brick_schedule
+    schedules = {"full": schedule_kind(network).full(network)}
+    if schedule_kind(network) is BrickSchedule:
+        schedules |= {f"fast {share:g}": BrickSchedule.fast(network, share) for share in FAST_BREAKS}
+    if pipe.schedule is not None:
+        schedules["saved with the weights"] = pipe.schedule
     if settings.schedule is not None:
-        schedules["searched"] = read_schedule(settings.schedule)
+        schedules["searched"] = schedule_from_file(settings.schedule)
     losses = None
     if settings.data is not None:
         search = search_brick_schedule(
@@ -297,7 +283,7 @@ def bench_schedules(settings: Settings) -> dict:
     draw = sampling_of(subject, network, settings.batch, settings.steps, device, settings.torch_dtype)
     probe = MatmulProbe(device, settings.torch_dtype)
     cases = [
-        _counted("sampling", title, lambda s=schedule: draw(brick_schedule=s), probe)
+        _counted("sampling", title, lambda s=schedule: draw(schedule=s), probe)
         for title, schedule in _over(schedules.items(), "counting")
     ]
     _compile(network, settings)

@@ -99,15 +99,11 @@ def _progress(total: int):
 
 
 def _summary(row: Row, seconds: float, operations: int, bricks: list[tuple[int, ...]]) -> str:
-    runs = []
-    for ran in bricks:
-        if runs and runs[-1][0] == ran:
-            runs[-1][1] += 1
-        else:
-            runs.append([ran, 1])
-    steps = ", ".join(f"{'+'.join(map(str, ran))} for {count} steps" for ran, count in runs)
+    from brickwork.gen.subnets import name_of
+    from brickwork.pipelines.schedules import steps_text
+
     cost = f"{row.count} images in {seconds:.1f} s, {operations / row.count / 1e9:.1f} GFLOP an image"
-    return f"{row.caption}\n    {cost}; bricks {steps}"
+    return f"{row.caption}\n    {cost}; steps by bricks {steps_text(map(name_of, bricks))}"
 
 
 def compose(rows: list[tuple[str, list]], scale: int = 2):

@@ -231,11 +231,11 @@ def run_gen(args: argparse.Namespace) -> None:
     settings = SamplingSettings(args.count, args.seed, args.labels, args.num_classes, _prompts(args), _call(args))
     pipeline = load_pipeline(args.pipeline, dtypes[args.dtype], args.device)
     if args.schedule != "saved":
-        from brickwork.eval.commands.generate import parse_schedule
+        from brickwork.pipelines.schedules import named_schedule
 
-        if not hasattr(pipeline, "brick_schedule"):
-            raise ValueError(f"schedule: {type(pipeline).__name__} has no bricks; leave --schedule out")
-        pipeline.brick_schedule = parse_schedule(args.schedule, pipeline.transformer)
+        if not hasattr(pipeline, "schedule_name"):
+            raise ValueError(f"schedule: {type(pipeline).__name__} has no subnets; leave --schedule out")
+        pipeline.schedule = named_schedule(args.schedule, pipeline.transformer)
     output = sample_set(
         pipeline,
         settings,

@@ -1,7 +1,6 @@
 """`brickwork generate`: pictures from a pipeline, one file each."""
 
 import argparse
-import json
 from pathlib import Path
 
 
@@ -18,12 +17,12 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=4, help="images of each class (default: 4)")
     parser.add_argument("--height", type=int, help="height in pixels (default: the training size)")
     parser.add_argument("--width", type=int, help="width in pixels (default: the training size)")
-    parser.add_argument("--steps", type=int, default=18, help="steps of the sampler (default: 18)")
-    parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale (default: 1, none)")
+    parser.add_argument("--steps", type=int, help="steps of the sampler (default: the pipeline's, else 18)")
+    parser.add_argument("--guidance", type=float, help="guidance scale (default: the pipeline's, else 1, none)")
     parser.add_argument(
         "--schedule",
         default="saved",
-        help="of LEGO, which bricks run: saved (the pipeline's own), full, fast, or a JSON file (default: saved)",
+        help="which subnets run: saved (the pipeline's own), full, fast (of LEGO), or a JSON file (default: saved)",
     )
     parser.add_argument(
         "--windows",
@@ -38,34 +37,19 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
-def parse_schedule(value: str, transformer):
-    """The schedule that a command line names; `None` for the one saved with the pipeline."""
-    from brickwork.pipelines.schedules import BrickSchedule
+def _options(args: argparse.Namespace, pipe) -> dict:
+    """The schedule, and of LEGO's pipeline how windows lie: other networks have no bricks nor windows to place."""
+    from brickwork.pipelines.schedules import named_schedule
 
-    if value == "saved":
-        return None
-    if value in ("full", "fast"):
-        return getattr(BrickSchedule, value)(transformer)
-    path = Path(value)
-    if path.suffix != ".json" or not path.is_file():
-        raise ValueError(f"`--schedule` is {value!r}; choose saved, full, fast, or an existing .json file.")
-    try:
-        return BrickSchedule.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"`--schedule` is {value!r}, which is no JSON: {error}.") from None
-
-
-def _lego_options(args: argparse.Namespace, pipe) -> dict:
-    """What LEGO's pipeline takes beside the rest: other networks have no bricks to choose nor windows to place."""
-    if hasattr(pipe, "brick_schedule"):
-        return {"brick_schedule": parse_schedule(args.schedule, pipe.transformer), "windows": args.windows}
-    for name, absent in (("schedule", "saved"), ("windows", None)):
-        if getattr(args, name) != absent:
+    lego = "windows" in pipe.config
+    for name, wrong in (("schedule", args.schedule == "fast"), ("windows", args.windows is not None)):
+        if wrong and not lego:
             raise ValueError(
                 f"`--{name}` is {getattr(args, name)!r}, which is for a LEGO pipeline, and {args.model!r} holds a "
                 f"{type(pipe).__name__}; leave it out."
             )
-    return {}
+    schedule = {pipe.schedule_name: named_schedule(args.schedule, pipe.transformer)}
+    return schedule | ({"windows": args.windows} if lego else {})
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"`--{name.replace('_', '-')}` is {getattr(args, name)}; give at least 1.")
     pipe = load_class_pipeline(args.model, args.device)
     pipe.set_progress_bar_config(disable=True)
-    options = _lego_options(args, pipe)
+    options = _options(args, pipe)
     classes = [int(name) if name.isdigit() else name for name in args.classes or []]
     classes = classes or list(range(pipe.transformer.config.num_classes or 0)) or [None]
     jobs = [(label, args.seed + index) for label in classes for index in range(args.count)]
@@ -97,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
                 class_labels=[label for label, _ in part],
                 height=args.height,
                 width=args.width,
-                num_inference_steps=args.steps,
+                num_inference_steps=args.steps or pipe.config.get("num_inference_steps") or 18,
                 guidance_scale=args.guidance,
                 generator=[torch.Generator().manual_seed(seed) for _, seed in part],
                 **options,

@@ -10,9 +10,9 @@ from brickwork.errors import near_names
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "What a checkpoint is: classes, parameters, counted operations at a size; of LEGO every brick, every subset "
-        "of bricks, and the brick schedule saved with it; of other networks their maps and windows; of any other "
-        "pipeline its components."
+        "What a checkpoint is: classes, parameters, counted operations at a size, every subnet, and the schedule "
+        "saved with it; of LEGO every brick, of other networks their maps and windows; of any other pipeline its "
+        "components."
     )
     parser.epilog = "examples:\n  brickwork info lego-emoji-64 --height 64 --width 192\n  brickwork info lego-xl-u-64"
     parser.add_argument(
@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
         )
     print(describe(model, height, width))
     if schedule is not None:
-        print(f"\nbrick schedule saved with it:\n{schedule}")
+        kind = "brick" if hasattr(model, "bricks") else "subnet"
+        print(f"\n{kind} schedule saved with it:\n{schedule}")
     return 0
 
 
@@ -63,15 +64,26 @@ def _open(name: str):
     if network is not None:
         return network.from_pretrained(name), None
     network = getattr(brickwork, _class_of(Path(name, "transformer")), None)
-    if network not in (None, brickwork.LegoTransformer2DModel):  # LEGO's pipeline has a schedule to tell of
-        return network.from_pretrained(name, subfolder="transformer"), None
+    if network not in (None, brickwork.LegoTransformer2DModel):
+        return network.from_pretrained(name, subfolder="transformer"), _schedule_in(Path(name))
     near = near_names(name, [*presets, *shipped], 3)
     if name not in shipped and near and "/" not in name and not Path(name).exists():
         raise ValueError(f"`model` is {name!r}; did you mean {' or '.join(near)}?")
     from brickwork.eval.sampling.pipelines import load_lego_pipeline
 
     pipe = load_lego_pipeline(name, "cpu")
-    return pipe.transformer, pipe.brick_schedule
+    return pipe.transformer, pipe.schedule
+
+
+def _schedule_in(folder: Path):
+    """The schedule saved with a pipeline whose class may be anyone's."""
+    from brickwork.pipelines.schedules import read_schedule
+
+    try:
+        saved = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("subnet_schedule")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return None if saved is None else read_schedule(saved)
 
 
 def _is_of_others(name: str) -> bool:
@@ -122,7 +134,7 @@ def _count_parameters(folder: Path) -> int:
 
 
 def describe(model, height: int, width: int) -> str:
-    """The network as text: what it reads, its bricks, and what each trained subset costs at a size."""
+    """The network as text: what it reads, its bricks or maps, and what each subnet costs at a size."""
     config = model.config
     names = list((config.id2label or {}).values())
     classes = f"{config.num_classes} classes" if config.num_classes else "no classes"
@@ -132,30 +144,33 @@ def describe(model, height: int, width: int) -> str:
     ]
     if names:
         lines.append("classes: " + ", ".join(names[:12]) + (f", … ({len(names)})" if len(names) > 12 else ""))
-    if not hasattr(model, "bricks"):
-        return "\n".join([*lines, "", *_describe_maps(model, height, width)])
-    lines += ["", f"brick  window  patch  layers  width  parameters  GFLOP at {height} × {width}"]
+    subnets = model.subnets(height, width)
+    described = _describe_bricks if hasattr(model, "bricks") else _describe_maps
+    lines += ["", *described(model, height, width, max(subnets.values()))]
+    if len(subnets) > 1:
+        lines += ["", "subnet           GFLOP    share"]
+        for name, operations in subnets.items():
+            lines.append(f"{name:<17}{operations / 1e9:<9.3f}{operations / max(subnets.values()):.0%}")
+    return "\n".join(lines)
+
+
+def _describe_bricks(model, height: int, width: int, operations: int) -> list[str]:
+    """The bricks of a LEGO stack, and what each costs."""
+    lines = [f"brick  window  patch  layers  width  parameters  GFLOP at {height} × {width}"]
     for number, brick in enumerate(model.bricks):
         lines.append(
             f"{number:<7}{brick.window_size:<8}{brick.patch_size:<7}{len(brick.blocks):<8}"
             f"{brick.patch_embed.out_features if len(brick.blocks) else '-':<7}"
             f"{sum(p.numel() for p in brick.parameters()):<12,}{brick.operations(height, width) / 1e9:.3f}"
         )
-    if config.pretrained_brick is not None:
-        lines.append(f"brick 0 is a pretrained {config.pretrained_brick['class_name']}")
-    subnets = model.subnets(height, width)
-    whole = max(subnets.values())
-    lines += ["", "bricks that run  GFLOP    share"]
-    for name, operations in subnets.items():
-        lines.append(f"{name:<17}{operations / 1e9:<9.3f}{operations / whole:.0%}")
-    return "\n".join(lines)
+    pretrained = model.config.pretrained_brick
+    return lines if pretrained is None else [*lines, f"brick 0 is a pretrained {pretrained['class_name']}"]
 
 
-def _describe_maps(model, height: int, width: int) -> list[str]:
+def _describe_maps(model, height: int, width: int, operations: int) -> list[str]:
     """The feature maps of a network of blocks, their windows, and what one pass costs."""
-    costs = model.subnets(height, width)
-    lines = [f"at {height} × {width}: {costs['whole'] / 1e9:.3f} GFLOP an image"]
-    for name, (stride, window) in model.maps.items():
+    lines = [f"at {height} × {width}: {operations / 1e9:.3f} GFLOP an image"]
+    for name, (stride, window) in getattr(model, "maps", {}).items():
         windows = f"windows of {window} × {window}" if window > 1 else "no windows"
         lines.append(f"{name}: {-(-height // stride)} × {-(-width // stride)}, {windows}")
     return lines

@@ -1,4 +1,4 @@
-"""`brickwork search`: the best brick schedules within budgets of operations, and quality against cost as a figure."""
+"""`brickwork search`: the best schedules of subnets within budgets of operations, and their quality against cost."""
 
 import argparse
 from collections.abc import Mapping
@@ -8,7 +8,8 @@ from pathlib import Path
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Arguments of `brickwork search`."""
     parser.description = (
-        "Score the sets of bricks of a LEGO pipeline on held-out pictures at every noise level of its sampler, and "
+        "Score the subnets of a pipeline's network (of LEGO, its sets of bricks) on held-out pictures at every noise "
+        "level of its sampler, and "
         "write the schedule of least loss within each budget of operations, beside the table, JSON and plot that it "
         "was chosen from. With a reference, also sample with each schedule and measure the kernel distance."
     )
@@ -53,8 +54,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Search, write everything and print the table."""
-    from brickwork.eval.sampling.pipelines import load_lego_pipeline
-    from brickwork.eval.search.plot import plot_search
+    from brickwork.eval.sampling.pipelines import load_class_pipeline
     from brickwork.eval.search.schedule_search import SEARCH_FORMAT, check_share, search_brick_schedule
     from brickwork.files import check_results, write_file, write_json
     from brickwork.gen.parameterization import EDMObjective
@@ -66,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
     others = [args.output / "search.png", *files]
     check_results(args.output / "search.json", SEARCH_FORMAT, others, overwrite=args.overwrite)
     reference = _reference(args)
-    pipeline = load_lego_pipeline(args.model, args.device)
-    objective = EDMObjective(args.p_mean, args.p_std, pipeline.scheduler.config.sigma_data)
+    pipeline = load_class_pipeline(args.model, args.device)
+    objective = EDMObjective(args.p_mean, args.p_std, pipeline.scheduler.config.get("sigma_data", 0.5))
     search = search_brick_schedule(
         pipeline,
         args.data,
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         listed = ", ".join(f"{name} {value:.2f}" for name, value in metric["rank_correlation"].items())
         print(f"rank correlation of loss and {metric['name']} over {len(metric['values'])} schedules: {listed}")
         write_json(args.output / "search.json", search.to_dict(found) | {"metric": metric})
-        write_file(args.output / "search.png", plot_search(search, search.scores(found), metric).png())
+        write_file(args.output / "search.png", search.panels(found, metric).png())
     print(f"wrote {args.output}: schedule-*.json (for --schedule), search.json, search.png")
     return 0
 
@@ -154,7 +154,7 @@ def _measure_samples(args: argparse.Namespace, pipeline, search, schedules: Mapp
     name, values = extractor.metric_name("kd"), {}
     for title, schedule in schedules.items():
         part = title.replace(" ", "-")
-        pipeline.brick_schedule = schedule
+        pipeline.schedule = schedule
         folder = sample_set(
             pipeline, settings, args.output / "samples" / part, source=args.model, batch_size=args.batch_size
         )

@@ -225,7 +225,7 @@ def _record(
         "weights_sha256": weights_digest(denoiser_of(pipeline)),
         "dtype": str(denoiser_of(pipeline).dtype).removeprefix("torch."),
         "scheduler": {"class": type(pipeline.scheduler).__name__, **_public(pipeline.scheduler.config)},
-        "brick_schedule": _plain(pipeline.config.get("brick_schedule")),
+        "brick_schedule": _plain(pipeline.config.get(getattr(pipeline, "schedule_name", "brick_schedule"))),
         "format": format,
         **_plain(asdict(settings)),
         "num_classes": call.num_classes or None,

@@ -6,7 +6,7 @@ from brickwork.eval.report.blocks import Panels, Plot
 
 COLOURS = {"full": "#1c2126", "fast": "#2b6a8f", "only": "#5b7f2b", "searched": "#b3431f", "random": "#8a929a"}
 FITTED = ("full", "fast", "searched")  # the axes are made for these; others may be worse by far
-TRIED, BEST = "one set above a noise level, another below", "best of all for its cost"
+TRIED, BEST = "one subnet above a noise level, another below", "best of all for its cost"
 SHARE = "operations, share of the full schedule's"
 
 

@@ -1,10 +1,10 @@
-"""The best brick schedule within a budget of operations, found by measuring rather than by rule.
+"""The best schedule of subnets within a budget of operations, found by measuring rather than by rule.
 
-Every set of bricks that the weights were trained for is scored on one frozen list of (image, noise level, noise), at
-the very noise levels at which the sampler evaluates the network. A schedule takes one set a step; its loss is the
-weighted mean over the steps' evaluations, its cost the sum of their counted operations. Choosing one set a step under
-a bound on the sum is a multiple-choice knapsack, and with a few dozen steps it is solved exactly, for all budgets at
-once.
+Every subnet (of a LEGO stack, every set of bricks that the weights were trained for) is scored on one frozen list of
+(image, noise level, noise), at the very noise levels at which the sampler evaluates the network. A schedule takes one
+subnet a step; its loss is the weighted mean over the steps' evaluations, its cost the sum of their counted operations.
+Choosing one a step under a bound on the sum is a multiple-choice knapsack, and with a few dozen steps it is solved
+exactly, for all budgets at once.
 
 **How levels are weighted.** In the loss of the raw network output F (EDM's weighted denoising loss, arXiv
 2206.00364), an error e of F over a step from σ to σ' moves a sample of Gaussian data by σ_data·e·(θ - θ') by the time
@@ -29,30 +29,38 @@ import torch
 from brickwork.errors import one_of
 from brickwork.eval.held_out.paired_loss import PairedSet
 from brickwork.eval.held_out.pictures import held_out_pairs
-from brickwork.eval.held_out.subset_losses import (
-    Bricks,
+from brickwork.eval.held_out.subnet_losses import (
     Step,
-    candidate_subsets,
+    candidate_subnets,
     distinct_levels,
-    maximal_runs,
+    runs_of,
     sampler_steps,
-    subset_losses,
+    subnet_losses,
 )
-from brickwork.eval.report.blocks import Table
+from brickwork.eval.report.blocks import Panels, Table
+from brickwork.eval.search.frontier import cost_loss_frontier
 from brickwork.eval.search.plot import plot_search
 from brickwork.files import write_file, write_json
-from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.parameterization import EDMObjective
-from brickwork.gen.subnets import subnet_bricks, subnet_name
-from brickwork.pipelines.schedules import BrickSchedule, stack_layout
+from brickwork.gen.subnets import bricks_of
+from brickwork.pipelines.sampling import sample_size
+from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
+from brickwork.pipelines.schedules import (
+    BrickSchedule,
+    Schedule,
+    schedule_kind,
+    stack_layout,
+    steps_text,
+    subnet_costs,
+)
 
 WEIGHTINGS = ("sampler", "training", "even")
-# Combinations kept while steps are added: none is dropped below this number, and the result is then exact.
-MAX_STATES = 100_000
 BREAKS = (0.25, 0.5, 0.75)
 # Random schedules drawn for each that is wanted, before it is taken that there are no more.
 DRAWS = 50
-SEARCH_FORMAT = "brickwork-search/1"
+SEARCH_FORMAT = "brickwork-search/2"
+# Subnets other than bricks that are shown running throughout, at even distances of cost.
+SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class ScheduleScore:
         share: of the full schedule's operations.
         loss: weighted paired loss.
         change: loss over the full schedule's, minus 1. error: its standard error over the images.
-        bricks: the bricks of each step.
+        subnets: of each step.
     """
 
     operations: int
@@ -72,11 +80,16 @@ class ScheduleScore:
     loss: float
     change: float
     error: float
-    bricks: tuple[Bricks, ...]
+    subnets: tuple[str, ...]
+
+    @property
+    def bricks(self) -> tuple[tuple[int, ...], ...]:
+        """`subnets` of a LEGO stack as bricks."""
+        return tuple(map(bricks_of, self.subnets))
 
     def to_dict(self) -> dict:
         """As it is stored."""
-        return {**vars(self), "bricks": [subnet_name(bricks) for bricks in self.bricks]}
+        return {**vars(self), "subnets": list(self.subnets)}
 
 
 def step_weights(steps: Sequence[Step], objective, weighting: str) -> np.ndarray:
@@ -87,7 +100,7 @@ def step_weights(steps: Sequence[Step], objective, weighting: str) -> np.ndarray
         objective: what the network was trained for.
         weighting: one of `WEIGHTINGS`.
     """
-    if weighting == "sampler":
+    if one_of("weighting", weighting, WEIGHTINGS) == "sampler":
         scale = objective.sigma_data
         weights = np.array([math.atan(step.start / scale) - math.atan(step.end / scale) for step in steps])
     elif weighting == "training":
@@ -96,83 +109,31 @@ def step_weights(steps: Sequence[Step], objective, weighting: str) -> np.ndarray
         # The first step stands for all noise above it too, the last one for all below.
         ends = [math.inf, *(step.end for step in steps[:-1]), 0.0]
         weights = np.array([np.mean((low <= drawn) & (drawn < high)) for high, low in zip(ends, ends[1:])])
-    elif weighting == "even":
-        weights = np.ones(len(steps))
     else:
-        one_of("weighting", weighting, WEIGHTINGS)
+        weights = np.ones(len(steps))
     return weights / weights.sum()
-
-
-@dataclass(frozen=True)
-class Frontier:
-    """The best loss for every cost, and the choices that reach it.
-
-    Attributes:
-        costs: rising `(n,)`. losses: falling `(n,)`.
-        choices: `(n, steps)`, numbers of the choices.
-    """
-
-    costs: np.ndarray
-    losses: np.ndarray
-    choices: np.ndarray
-
-    def within(self, cost: float) -> int:
-        """The position of the best that costs no more."""
-        return int(np.searchsorted(self.costs, cost, side="right")) - 1
-
-
-def cost_loss_frontier(costs: np.ndarray, losses: np.ndarray, max_states: int = MAX_STATES) -> Frontier:
-    """Solve the multiple-choice knapsack for all budgets: one choice a step, sums of costs against sums of losses.
-
-    Steps are added one by one and only combinations are kept that nothing beats in both sums (Nemhauser & Ullmann,
-    1969), which loses none. Where more than `max_states` of them remain, the range of costs is cut into as many cells
-    and the lowest loss of each is kept: costs stay true, and the loss for a budget is at least as good as the exact
-    one for a budget smaller by `steps / max_states` of the range.
-
-    Args:
-        costs: `(steps, choices)`, whole numbers.
-        losses: `(steps, choices)`.
-        max_states: how many combinations are kept.
-    """
-    cost, loss = np.zeros(1, dtype=np.int64), np.zeros(1)
-    trail = []
-    for step_costs, step_losses in zip(costs, losses):
-        all_costs = (cost[:, None] + step_costs[None]).ravel()
-        all_losses = (loss[:, None] + step_losses[None]).ravel()
-        order = np.lexsort((all_losses, all_costs))
-        best = np.minimum.accumulate(all_losses[order])
-        keep = order[np.concatenate([[True], best[1:] < best[:-1]])]
-        if len(keep) > max_states:
-            cells = (all_costs[keep] - all_costs[keep[0]]) * max_states // (np.ptp(all_costs[keep]) + 1)
-            keep = keep[np.concatenate([cells[1:] != cells[:-1], [True]])]
-        cost, loss = all_costs[keep], all_losses[keep]
-        trail.append(np.divmod(keep, len(step_costs)))
-    choices, place = np.empty((len(cost), len(trail)), dtype=np.int64), np.arange(len(cost))
-    for step in reversed(range(len(trail))):
-        before, chosen = trail[step]
-        choices[:, step], place = chosen[place], before[place]
-    return Frontier(cost, loss, choices)
 
 
 class ScheduleSearch:
     """What a search measured and found; made by `search_brick_schedule`.
 
     Attributes:
-        schedule: the best `BrickSchedule` within the budget, for `pipe.brick_schedule = …` or a pipeline's call.
+        schedule: the best schedule within the budget (of bricks for a LEGO stack, else of subnets), for
+            `pipe.brick_schedule = …`, `pipe.subnet_schedule = …` or a pipeline's call.
         score: its cost and loss.
         budget: what it had to keep to.
-        subsets: the sets of bricks that were scored. operations: of each, for one evaluation.
-        levels: noise levels, falling. losses: set => `(levels, images)`.
+        subnets: those that were scored, from the cheap to the costly. operations: of each, for one evaluation.
+        levels: noise levels, falling. losses: subnet => `(levels, images)`.
         steps: of the sampler. weights: of the steps.
-        frontier: the best loss for every cost, by numbers in `subsets`.
+        frontier: the best loss for every cost, by numbers in `subnets`.
     """
 
     def __init__(
         self,
-        model: LegoTransformer2DModel,
+        model,
         scheduler,
-        losses: Mapping[Bricks, np.ndarray],
-        operations: Mapping[Bricks, int],
+        losses: Mapping[str, np.ndarray],
+        operations: Mapping[str, int],
         weights: np.ndarray,
         budget: float,
         settings: Mapping | None = None,
@@ -180,92 +141,94 @@ class ScheduleSearch:
     ):
         self.model, self.scheduler, self.budget, self.settings = model, scheduler, budget, dict(settings or {})
         self.losses, self.weights, self.steps = dict(losses), weights, sampler_steps(scheduler)
-        self.subsets = sorted(losses, key=lambda subset: (operations[subset], subset))
-        self.operations = {subset: operations[subset] for subset in self.subsets}
+        self.subnets = sorted(losses, key=lambda name: (operations[name], name))
+        self.operations = {name: operations[name] for name in self.subnets}
         self.levels = distinct_levels(self.steps)
         self.num_images = num_images or next(iter(self.losses.values())).shape[1]
         self._evaluations = np.array([len(step.levels) for step in self.steps])
         rows = [[int(np.argmin([abs(x - s) for x in self.levels])) for s in step.levels] for step in self.steps]
         # (steps, images): the share of each step in a schedule's loss, for every image.
         self._step_losses = {
-            subset: np.stack([w * values[r].mean(axis=0) for w, r in zip(weights, rows)])
-            for subset, values in self.losses.items()
+            name: np.stack([w * values[r].mean(axis=0) for w, r in zip(weights, rows)])
+            for name, values in self.losses.items()
         }
-        costs = np.array([[count * self.operations[s] for s in self.subsets] for count in self._evaluations])
-        means = np.stack([self._step_losses[s].mean(axis=1) for s in self.subsets], axis=1)
+        costs = np.array([[count * self.operations[name] for name in self.subnets] for count in self._evaluations])
+        means = np.stack([self._step_losses[name].mean(axis=1) for name in self.subnets], axis=1)
         self.frontier = cost_loss_frontier(costs, means)
         self.full_operations = int(self._evaluations.sum()) * max(self.operations.values())
-        self._full = self._of_each_image([self.subsets[-1]] * len(self.steps))
+        self._full = self._of_each_image([self.subnets[-1]] * len(self.steps))
         self.schedule = self.best(budget)
         self.score = self.score_of(self.schedule)
 
-    def best(self, budget: float) -> BrickSchedule:
+    def best(self, budget: float) -> Schedule:
         """The best schedule within another budget, from the same measurement."""
         check_budget(budget, self.operations)
-        place = self.frontier.within(budget * self.full_operations * (1 + 1e-9))
-        chosen = {step.start: self.subsets[i] for step, i in zip(self.steps, self.frontier.choices[place])}
-        return BrickSchedule.from_levels(self.model, chosen)
+        choices = self.frontier.choices[self.frontier.within(budget * self.full_operations * (1 + 1e-9))]
+        return self._schedule([self.subnets[i] for i in choices])
 
-    def score_of(self, schedule: BrickSchedule) -> ScheduleScore:
-        """Cost and loss of any schedule of the stack, from the same measurement.
+    def _schedule(self, names: Sequence[str]) -> Schedule:
+        """The schedule that runs a subnet in each step."""
+        return schedule_kind(self.model).from_levels(self.model, {s.start: n for s, n in zip(self.steps, names)})
+
+    def score_of(self, schedule: Schedule) -> ScheduleScore:
+        """Cost and loss of any schedule of the network, from the same measurement.
 
         Raises:
-            ValueError: for a schedule of another stack, or one that runs a set of bricks that was not scored.
+            ValueError: for a schedule of another network, or one that runs a subnet that was not scored.
         """
         schedule.validate(self.model)
-        bricks = schedule.resolve(self.scheduler)
-        missing = sorted(set(bricks) - set(self.subsets))
+        names = schedule.subnet_steps(self.scheduler)
+        missing = sorted(set(names) - set(self.subnets))
         if missing:
-            raise ValueError(f"`schedule` runs the bricks {missing[0]}, which this search did not score.")
-        return self._score(bricks)
+            raise ValueError(f"`schedule` runs the subnet {missing[0]}, which this search did not score.")
+        return self._score(names)
 
-    def _score(self, bricks: Sequence[Bricks]) -> ScheduleScore:
-        operations = int(sum(n * self.operations[s] for n, s in zip(self._evaluations, bricks)))
-        values, full = self._of_each_image(bricks), self._full
+    def _score(self, names: Sequence[str]) -> ScheduleScore:
+        operations = int(sum(n * self.operations[name] for n, name in zip(self._evaluations, names)))
+        values, full = self._of_each_image(names), self._full
         # Images that were met with several noises count once: their noises are no independent pictures.
         differences = _by_image(values - full, self.num_images)
         error = differences.std(ddof=1) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
         loss, base = values.mean(), full.mean()
         share = operations / self.full_operations
-        return ScheduleScore(
-            operations, share, float(loss), float(loss / base - 1), float(error / base), tuple(bricks)
-        )
+        return ScheduleScore(operations, share, float(loss), float(loss / base - 1), float(error / base), tuple(names))
 
-    def _of_each_image(self, bricks: Sequence[Bricks]) -> np.ndarray:
-        return sum(self._step_losses[subset][step] for step, subset in enumerate(bricks))
+    def _of_each_image(self, names: Sequence[str]) -> np.ndarray:
+        return sum(self._step_losses[name][step] for step, name in enumerate(names))
 
-    def compared(self) -> dict[str, BrickSchedule]:
-        """Schedules to stand beside the one found: all bricks, the paper's early exits, one set throughout."""
-        schedules = {"full": BrickSchedule.full(self.model)}
-        if len(self.model.config.window_sizes) > 1 and stack_layout(self.model.config.window_sizes):
-            schedules |= {f"fast {share:g}": BrickSchedule.fast(self.model, share) for share in BREAKS}
-        for subset in self.subsets[:-1]:
-            if len(subset) == 1 or subset == tuple(range(len(subset))):
-                schedules[f"only {subnet_name(subset)}"] = BrickSchedule.from_levels(self.model, {1.0: subset})
-        return schedules
+    def compared(self) -> dict[str, Schedule]:
+        """Schedules to stand beside the one found: the network itself, the paper's early exits, one subnet alone."""
+        schedules = {"full": self._schedule([self.subnets[-1]] * len(self.steps))}
+        alone = self.subnets[:-1]
+        if schedule_kind(self.model) is BrickSchedule:
+            if stack_layout(self.model.config.window_sizes):
+                schedules |= {f"fast {share:g}": BrickSchedule.fast(self.model, share) for share in BREAKS}
+            alone = [n for n in alone if len(b := bricks_of(n)) == 1 or b == tuple(range(len(b)))]
+        elif len(alone) > SHOWN:
+            alone = [alone[i] for i in np.linspace(0, len(alone) - 1, SHOWN).astype(int)]
+        return schedules | {f"only {name}": self._schedule([name] * len(self.steps)) for name in alone}
 
     def one_break(self) -> list[ScheduleScore]:
-        """Schedules of one set above a noise level and another below it, at every step and for every two sets."""
+        """Schedules of one subnet above a noise level and another below it, at every step and for every two."""
         count = len(self.steps)
-        pairs = [(a, b) for a in self.subsets for b in self.subsets if a != b]
+        pairs = [(a, b) for a in self.subnets for b in self.subnets if a != b]
         return [self._score([a] * n + [b] * (count - n)) for a, b in pairs for n in range(1, count)]
 
-    def random_schedules(self, count: int, seed: int = 0) -> dict[str, BrickSchedule]:
-        """Schedules of two to four stretches of steps with bricks drawn for each: a test of what the loss says.
+    def random_schedules(self, count: int, seed: int = 0) -> dict[str, Schedule]:
+        """Schedules of two to four stretches of steps with subnets drawn for each: a test of what the loss says.
 
-        No two run the same bricks, and none is the full schedule; there may be fewer than `count` such schedules.
+        No two run the same subnets, and none is the full schedule; there may be fewer than `count` such schedules.
         """
         random, schedules = np.random.default_rng(seed), {}
-        seen = {(self.subsets[-1],) * len(self.steps)}
+        seen = {(self.subnets[-1],) * len(self.steps)}
         for _ in range(DRAWS * count):
             cuts = random.choice(np.arange(1, len(self.steps)), min(len(self.steps) - 1, random.integers(1, 4)), False)
-            drawn = random.integers(len(self.subsets), size=len(cuts) + 1)
+            drawn = random.integers(len(self.subnets), size=len(cuts) + 1)
             stretch = (np.arange(len(self.steps))[:, None] >= cuts).sum(axis=1)
-            bricks = tuple(self.subsets[drawn[i]] for i in stretch)
-            if bricks not in seen:
-                seen.add(bricks)
-                chosen = {step.start: subset for step, subset in zip(self.steps, bricks)}
-                schedules[f"random {len(schedules)}"] = BrickSchedule.from_levels(self.model, chosen)
+            names = tuple(self.subnets[drawn[i]] for i in stretch)
+            if names not in seen:
+                seen.add(names)
+                schedules[f"random {len(schedules)}"] = self._schedule(names)
             if len(schedules) == count:
                 break
         return schedules
@@ -277,22 +240,28 @@ class ScheduleSearch:
             self.num_images,
         )  # fmt: skip
 
-    def scores(self, further: Mapping[str, BrickSchedule] | None = None) -> dict[str, ScheduleScore]:
+    def scores(self, further: Mapping[str, Schedule] | None = None) -> dict[str, ScheduleScore]:
         """Score by name: of `compared`, of what was found, and of further schedules."""
         named = {**self.compared(), f"searched {self.budget:g}": self.schedule, **(further or {})}
         return {name: self.score_of(schedule) for name, schedule in named.items()}
 
-    def table(self, further: Mapping[str, BrickSchedule] | None = None) -> str:
-        """What was chosen from, as text: every schedule's share, operations and loss, and the bricks it runs."""
-        rows = []
-        for name, s in self.scores(further).items():
-            change = "" if name == "full" else f"{s.change:+.1%} ± {s.error:.1%}"
-            gflop = f"{s.operations / 1e9:.4g}"
-            rows.append((name, f"{s.share:.1%}", gflop, f"{s.loss:.4f}", change, _runs(s.bricks)))
-        head = ["schedule", "share", "GFLOP", "loss", "against full", "bricks, from high noise to low"]
-        return Table(head, rows).text(left=len(head))
+    def table(self, further: Mapping[str, Schedule] | None = None) -> str:
+        """What was chosen from, as text: every schedule's share, operations and loss, and the subnets it runs."""
+        rows = [
+            (
+                name,
+                f"{s.share:.1%}",
+                f"{s.operations / 1e9:.4g}",
+                f"{s.loss:.4f}",
+                "" if name == "full" else f"{s.change:+.1%} ± {s.error:.1%}",
+                steps_text(s.subnets),
+            )
+            for name, s in self.scores(further).items()
+        ]
+        columns = ["schedule", "share", "GFLOP", "loss", "against full", "subnets, from high noise to low"]
+        return Table(columns, rows).text(left=len(columns))
 
-    def to_dict(self, further: Mapping[str, BrickSchedule] | None = None) -> dict:
+    def to_dict(self, further: Mapping[str, Schedule] | None = None) -> dict:
         """Everything as plain JSON values; the frontier is thinned to 200 points."""
         shown = np.unique(np.linspace(0, len(self.frontier.costs) - 1, 200).round().astype(int))
         return {
@@ -300,9 +269,9 @@ class ScheduleSearch:
             "budget": self.budget,
             "schedule": self.schedule.to_dict(),
             "settings": {**self.settings, "images": self.num_images},
-            "operations": {subnet_name(subset): count for subset, count in self.operations.items()},
+            "operations": self.operations,
             "levels": [
-                {"sigma": sigma} | {subnet_name(s): float(self.losses[s][i].mean()) for s in self.subsets}
+                {"sigma": sigma} | {name: float(self.losses[name][i].mean()) for name in self.subnets}
                 for i, sigma in enumerate(self.levels)
             ],
             "weights": self.weights.tolist(),
@@ -312,13 +281,17 @@ class ScheduleSearch:
             ],
         }
 
-    def save(self, path: str | Path, further: Mapping[str, BrickSchedule] | None = None) -> None:
+    def save(self, path: str | Path, further: Mapping[str, Schedule] | None = None) -> None:
         """Write `to_dict` as JSON, in one step."""
         write_json(path, self.to_dict(further))
 
-    def plot(self, path: str | Path, further: Mapping[str, BrickSchedule] | None = None) -> None:
+    def plot(self, path: str | Path, further: Mapping[str, Schedule] | None = None) -> None:
         """Draw loss against operations as a PNG: every one-break schedule, the frontier, and the named schedules."""
-        write_file(path, plot_search(self, self.scores(further)).png())
+        write_file(path, self.panels(further).png())
+
+    def panels(self, further: Mapping[str, Schedule] | None = None, metric: Mapping | None = None) -> Panels:
+        """The figure of `plot`, for a report; `metric` is a second panel (see `plot_search`)."""
+        return plot_search(self, self.scores(further), metric)
 
 
 def check_share(budget: float) -> None:
@@ -329,14 +302,14 @@ def check_share(budget: float) -> None:
         )
 
 
-def check_budget(budget: float, operations: Mapping[Bricks, int]) -> None:
-    """Raise a `ValueError` for a budget that is no share, or that not even the cheapest set of bricks fits into."""
+def check_budget(budget: float, operations: Mapping[str, int]) -> None:
+    """Raise a `ValueError` for a budget that is no share, or that not even the cheapest subnet fits into."""
     check_share(budget)
     cheapest = min(operations, key=operations.get)
     least = operations[cheapest] / max(operations.values())
     if least > budget * (1 + 1e-9):
         raise ValueError(
-            f"`budget` is {budget:g}, but the cheapest schedule, bricks {subnet_name(cheapest)} in every step, takes "
+            f"`budget` is {budget:g}, but the cheapest schedule, subnet {cheapest} in every step, takes "
             f"{least:.3f} of the full one's operations; give at least {math.ceil(least * 1000) / 1000:g}."
         )
 
@@ -358,10 +331,11 @@ def search_brick_schedule(
     seed: int = 0,
     progress: bool = True,
 ) -> ScheduleSearch:
-    """Measure a stack's sets of bricks and find the schedule of least loss within a budget of operations.
+    """Measure a network's subnets and find the schedule of least loss within a budget of operations.
 
     Args:
-        model: a `LegoPipeline`, or a `LegoTransformer2DModel` of pixels. Weights trained with brick dropout
+        model: a pipeline, or a network of pixels with `subnets`, or several networks of one objective by name, of
+            which the costliest is the full schedule's. Of LEGO, weights trained with brick dropout
             (`trained_subsets="any"`) may leave out any bricks, others the last ones only.
         data: pictures that the network was not trained on, with labels if it is conditional: whatever
             `open_image_set` opens, an `ImageSet`, or a `PairedSet` of what the network sees (its noise levels are not
@@ -376,7 +350,7 @@ def search_brick_schedule(
         weighting: how noise levels are weighted, `"sampler"`, `"training"` or `"even"`; see the module's text.
         num_pairs: how many pictures and noises each level is scored with; fewer pictures are used again with other
             noise, of more an even selection is used. A `PairedSet` is used as it is.
-        max_subsets: taller stacks than have so many sets are searched for sets worth scoring (`candidate_subsets`).
+        max_subsets: networks with more subnets are searched for those worth scoring (`candidate_subnets`).
         batch_size: images at once.
         seed: of the noise.
         progress: show a bar.
@@ -385,24 +359,28 @@ def search_brick_schedule(
         ValueError: for a budget outside (0, 1] or below the cheapest schedule, and for data of the wrong size,
             channels or classes, or without labels.
     """
-    network, vae_factor = getattr(model, "transformer", model), getattr(model, "vae_scale_factor", 1)
-    if not isinstance(network, LegoTransformer2DModel):
-        raise ValueError(f"`model` is a {type(model).__name__}; give a LegoPipeline or a LegoTransformer2DModel.")
+    several, network = isinstance(model, Mapping), getattr(model, "transformer", model)
+    if not all(hasattr(one, "subnets") for one in (network.values() if several else [network])):
+        raise ValueError(
+            f"`model` is a {type(model).__name__}; give a pipeline or a network with subnets, such as a LegoPipeline."
+        )
     one_of("weighting", weighting, WEIGHTINGS)
     scheduler = _scheduler_of(model, scheduler)
     scheduler.set_timesteps(num_inference_steps)
     objective = objective or EDMObjective(sigma_data=scheduler.config.sigma_data)
-    size = _size_of(network, vae_factor, height, width)
-    costs = {subnet_bricks(name): count for name, count in network.subnets(*size).items()}
+    factor, shown = getattr(model, "vae_scale_factor", 1), next(iter(network.values())) if several else network
+    patch = max([shown.config.get("patch_size") or 1, *(shown.config.get("patch_sizes") or [])])
+    size = sample_size(height, width, (shown.config.sample_size,) * 2, factor, patch)
+    costs = subnet_costs(network, *size)
     check_budget(budget, costs)
-    pairs, num_images = _pairs_of(model, network, data, size, num_pairs, seed)
+    pairs, num_images = _pairs_of(shown if several else model, shown, data, size, num_pairs, seed)
     levels = distinct_levels(sampler_steps(scheduler))
     weights = step_weights(sampler_steps(scheduler), objective, weighting)
 
-    losses = _score_subsets(network, pairs, objective, levels, costs, max_subsets, batch_size, progress)
+    losses = _score_subnets(network, pairs, objective, levels, costs, max_subsets, batch_size, progress)
     settings = {
-        "height": size[0] * vae_factor,
-        "width": size[1] * vae_factor,
+        "height": size[0] * factor,
+        "width": size[1] * factor,
         "num_inference_steps": num_inference_steps,
         "scheduler": type(scheduler).__name__,
         "objective": {"class": type(objective).__name__, "sigma_data": objective.sigma_data},
@@ -414,33 +392,34 @@ def search_brick_schedule(
     return ScheduleSearch(network, scheduler, losses, costs, weights, budget, settings, num_images)
 
 
-def _score_subsets(
-    network, pairs, objective, levels, costs: Mapping[Bricks, int], max_subsets: int, batch_size: int, progress: bool
-) -> dict[Bricks, np.ndarray]:
-    """The losses of the sets of bricks to choose from, in evaluation mode."""
-    losses: dict[Bricks, np.ndarray] = {}
+def _score_subnets(
+    network, pairs, objective, levels, costs: Mapping[str, int], limit: int, batch_size: int, progress: bool
+) -> dict[str, np.ndarray]:
+    """The losses of the subnets to choose from, in evaluation mode."""
+    losses: dict[str, np.ndarray] = {}
+    models = list(network.values()) if isinstance(network, Mapping) else [network]
 
-    def measure(subsets: Sequence[Bricks]) -> dict[Bricks, np.ndarray]:
-        batches = len(levels) * math.ceil(len(pairs.images) / batch_size) * len(maximal_runs(subsets))
+    def measure(names: Sequence[str]) -> dict[str, np.ndarray]:
+        batches = len(levels) * math.ceil(len(pairs.images) / batch_size) * len(runs_of(network, names))
         with _bar(batches, progress) as bar:
-            losses.update(subset_losses(network, pairs, objective, levels, subsets, batch_size, bar.update))
-        return {subset: losses[subset].mean(axis=1) for subset in subsets}
+            losses.update(subnet_losses(network, pairs, objective, levels, names, batch_size, bar.update))
+        return {name: losses[name].mean(axis=1) for name in names}
 
-    training = network.training
-    network.eval()
+    training = [model.training for model in models]
+    for model in models:
+        model.eval()
     try:
-        missing = set(candidate_subsets(list(costs), max_subsets, measure, costs.get)) - set(losses)
+        missing = set(candidate_subnets(costs, limit, measure, hasattr(network, "num_bricks"))) - set(losses)
         if missing:
             measure(sorted(missing))
     finally:
-        network.train(training)
+        for model, before in zip(models, training):
+            model.train(before)
     return losses
 
 
 def _scheduler_of(model, scheduler):
     """A copy of the scheduler, checked."""
-    from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
-
     scheduler = copy.deepcopy(scheduler or getattr(model, "scheduler", None)) or EDMHeunScheduler()
     if not hasattr(scheduler, "precondition_outputs") or scheduler.config.prediction_type != "epsilon":
         raise ValueError(
@@ -448,20 +427,6 @@ def _scheduler_of(model, scheduler):
             "such as EDMHeunScheduler()."
         )
     return scheduler
-
-
-def _size_of(network, factor: int, height: int | None, width: int | None) -> tuple[int, int]:
-    """Height and width of what the network sees."""
-    size, patch = [], max(network.config.patch_sizes)
-    for name, value in (("height", height), ("width", width)):
-        value = network.config.sample_size * factor if value is None else value
-        if not isinstance(value, int) or value % factor or value < patch * factor:
-            multiple = f", a multiple of the VAE's {factor}" if factor > 1 else ""
-            raise ValueError(
-                f"`{name}` is {value!r}; give a whole number of pixels from {patch * factor} up (one patch){multiple}."
-            )
-        size.append(value // factor)
-    return size[0], size[1]
 
 
 def _pairs_of(model, network, data, size: tuple[int, int], num_pairs: int, seed: int) -> tuple[PairedSet, int]:
@@ -487,18 +452,7 @@ def _by_image(values: np.ndarray, num_images: int) -> np.ndarray:
     return np.array([values[i::num_images].mean() for i in range(min(num_images, len(values)))])
 
 
-def _runs(bricks: Sequence[Bricks]) -> str:
-    """`0 ×5, 0+1 ×13`."""
-    runs: list[list] = []
-    for subset in bricks:
-        if runs and runs[-1][0] == subset:
-            runs[-1][1] += 1
-        else:
-            runs.append([subset, 1])
-    return ", ".join(f"{subnet_name(subset)} ×{count}" for subset, count in runs)
-
-
 def _bar(total: int, progress: bool):
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, unit="batch", desc="scoring bricks", disable=not progress, leave=False)
+    return tqdm(total=total, unit="batch", desc="scoring subnets", disable=not progress, leave=False)

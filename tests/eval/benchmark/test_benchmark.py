@@ -13,13 +13,13 @@ from brickwork.eval.benchmark.memory import TensorBytes, derive_memory
 from brickwork.eval.benchmark.networks import DIT, OURS, PLAIN, UNET, forward_of, step_of, subjects
 from brickwork.eval.benchmark.reference import PlainLego
 from brickwork.eval.benchmark.report import marks, memory_table, suite_text
-from brickwork.eval.benchmark.suites import Settings, read_schedule
+from brickwork.eval.benchmark.suites import Settings
 from brickwork.eval.benchmark.timing import Case, Spread, fit_exponent, interleave
 from brickwork.eval.commands import benchmark
 from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.operations import count_operations
 from brickwork.gen.presets import LEGO_PRESETS
-from brickwork.pipelines.schedules import BrickSchedule
+from brickwork.pipelines.schedules import BrickSchedule, schedule_from_file
 
 TINY = {
     "sample_size": 16, "window_sizes": (4, 16), "patch_sizes": (2, 4), "num_layers": (1, 2), "hidden_sizes": 16,
@@ -253,7 +253,7 @@ def test_schedules_count_what_runs(tmp_path):
 def test_a_bare_schedule_is_read_too(tmp_path):
     schedule = {"window_sizes": [64, 8], "rules": [["always"], ["steps", 0.5, 1.0]]}
     (tmp_path / "s.json").write_text(json.dumps(schedule))
-    assert read_schedule(str(tmp_path / "s.json")).to_dict() == schedule
+    assert schedule_from_file(str(tmp_path / "s.json")).to_dict() == schedule
 
 
 @pytest.mark.parametrize(
@@ -277,4 +277,4 @@ def test_bad_input_is_one_line(words, message, tmp_path, capsys):
 def test_a_schedule_that_is_no_json(tmp_path):
     (tmp_path / "s.json").write_text("{")
     with pytest.raises(ValueError, match="no JSON"):
-        read_schedule(str(tmp_path / "s.json"))
+        schedule_from_file(str(tmp_path / "s.json"))

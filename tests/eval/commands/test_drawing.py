@@ -35,7 +35,7 @@ def test_demo_draws_three_rows_and_says_what_they_cost(folder, tmp_path, capsys,
     words = ["demo", "--weights", str(folder), "--output", str(output), "--images", "4", "--steps", "4"]
     assert cli.main(words) == 0
     text = capsys.readouterr().out
-    assert "bricks 0+1 for 4 steps" in text and "bricks 0 for 2 steps, 0+1 for 2 steps" in text
+    assert "bricks 0+1 ×4" in text and "bricks 0 ×2, 0+1 ×2" in text
     assert "16 x 48" in text and text.count("GFLOP an image") == 3
     picture = Image.open(output)
     assert picture.width == 2 * 12 + 4 * 32 + 3 * 4  # four images of 16 pixels, twice as large, with gaps
@@ -190,7 +190,7 @@ def test_info_of_networks_of_blocks(tmp_path, capsys):
         assert cli.main(["info", str(name), "--width", "24"]) == 0
         text = capsys.readouterr().out
         assert f"{network.num_parameters():,} parameters" in text
-        assert f"{network.subnets(16, 24)['whole'] / 1e9:.3f} GFLOP" in text
+        assert f"{network.subnets(16, 24)['full'] / 1e9:.3f} GFLOP" in text
         assert "stage 2 of 2: 8 × 12, windows of 4 × 4" in text
     assert cli.main(["info", str(tmp_path), "--width", "3"]) == 2
     assert "make both sides at least 7" in capsys.readouterr().err

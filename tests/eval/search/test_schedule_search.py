@@ -8,29 +8,33 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 import brickwork
 from brickwork import BrickSchedule, LegoPipeline, LegoTransformer2DModel, cli
-from brickwork.eval.commands.generate import parse_schedule
 from brickwork.eval.extractors import features as extractors
 from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
-from brickwork.eval.held_out.subset_losses import (
-    candidate_subsets,
+from brickwork.eval.held_out.subnet_losses import (
+    candidate_subnets,
     distinct_levels,
-    maximal_runs,
+    runs_of,
     sampler_steps,
-    subset_losses,
+    subnet_losses,
 )
 from brickwork.eval.metrics.reference import make_reference
-from brickwork.eval.search.schedule_search import cost_loss_frontier, search_brick_schedule, step_weights
+from brickwork.eval.search.frontier import cost_loss_frontier
+from brickwork.eval.search.schedule_search import search_brick_schedule, step_weights
 from brickwork.eval.sets.pictures import Preparation
+from brickwork.gen.networks.transformer import BlockTransformer2DModel
 from brickwork.gen.operations import count_operations
 from brickwork.gen.parameterization import EDMObjective
-from brickwork.gen.subnets import brick_subsets
+from brickwork.gen.subnets import brick_subsets, bricks_of, name_of
+from brickwork.pipelines.class_to_image import ClassToImagePipeline
 from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
+from brickwork.pipelines.schedules import SubnetSchedule, named_schedule
 
 
 def make_lego(seed=0, **config):
@@ -92,19 +96,21 @@ def test_steps_know_their_evaluations():
 def test_every_set_of_bricks_scores_what_paired_loss_says(model):
     pairs, objective = make_pairs(3, 3, 8, 8), EDMObjective()
     sigmas = objective.noise_levels(torch.tensor(pairs.levels)).tolist()
-    subsets = brick_subsets(3, "any")
-    found = subset_losses(model, pairs, objective, sigmas, subsets, batch_size=2)
+    subsets = list(map(name_of, brick_subsets(3, "any")))
+    found = subnet_losses(model, pairs, objective, sigmas, subsets, batch_size=2)
     assert sorted(found) == sorted(subsets)
     for subset in subsets:
-        expected = list(paired_loss(model, pairs, objective, bricks=subset)["per_level"].values())
+        expected = list(paired_loss(model, pairs, objective, bricks=bricks_of(subset))["per_level"].values())
         assert found[subset].shape == (len(sigmas), 3)
         assert found[subset].mean(axis=1).tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def test_runs_cover_every_set_once():
-    assert maximal_runs(brick_subsets(3, "prefix")) == [(0, 1, 2)]
-    runs = maximal_runs(brick_subsets(3, "any"))
-    assert runs == [(0, 1, 2), (0, 2), (1, 2), (2,)]
+def test_runs_cover_every_set_once(model):
+    prefixes = list(map(name_of, brick_subsets(3, "prefix")))
+    assert runs_of(model, prefixes) == [("0", "0+1", "0+1+2")]
+    runs = runs_of(model, map(name_of, brick_subsets(3, "any")))
+    assert [run[-1] for run in runs] == ["0+1+2", "0+2", "1+2", "2"]
+    assert runs_of({"small": model, "large": model}, ["small", "large"]) == [("large",), ("small",)]
 
 
 @settings(deadline=None, max_examples=60)
@@ -176,13 +182,13 @@ def test_finds_the_best_of_all_schedules(search):
     """Against every one of the 7⁴ ways to choose, priced and scored by the schedules themselves."""
     scheduler = search.scheduler
     found = []
-    for choice in itertools.product(search.subsets, repeat=4):
+    for choice in itertools.product(search.subnets, repeat=4):
         score = search._score(choice)
         if score.share <= 0.6:
             found.append((score.loss, choice))
     loss, choice = min(found)
-    assert search.score.loss == pytest.approx(loss) and search.score.bricks == choice
-    assert search.schedule.resolve(scheduler) == list(choice)
+    assert search.score.loss == pytest.approx(loss) and search.score.subnets == choice
+    assert search.schedule.subnet_steps(scheduler) == list(choice)
     assert search.score.operations == search.schedule.operations(search.model, scheduler, 8, 8)
     assert search.score_of(BrickSchedule.full(search.model)).share == 1
 
@@ -190,21 +196,21 @@ def test_finds_the_best_of_all_schedules(search):
 def test_other_weights_of_the_same_measurement(search):
     last = np.eye(4)[3]  # the last step alone, one evaluation at the lowest level
     score = search.reweighted(last).score_of(BrickSchedule.full(search.model))
-    assert score.loss == pytest.approx(search.losses[(0, 1, 2)][-1].mean())
+    assert score.loss == pytest.approx(search.losses["0+1+2"][-1].mean())
     assert step_weights(search.steps, EDMObjective(), "even").tolist() == [0.25] * 4
 
 
 def test_random_schedules_can_be_drawn_again(search):
     drawn = search.random_schedules(6, seed=1)
     assert drawn == search.random_schedules(6, seed=1) != search.random_schedules(6, seed=2)
-    bricks = {search.score_of(schedule).bricks for schedule in drawn.values()}
-    assert len(bricks) == 6 and search.score_of(BrickSchedule.full(search.model)).bricks not in bricks
+    bricks = {search.score_of(schedule).subnets for schedule in drawn.values()}
+    assert len(bricks) == 6 and search.score_of(BrickSchedule.full(search.model)).subnets not in bricks
 
 
 def test_no_more_random_schedules_than_there_are(model):
     exits = search_brick_schedule(model, make_pairs(2, 3, 8, 8), 0.6, num_inference_steps=2, progress=False)
     drawn = exits.random_schedules(60)
-    assert len({exits.score_of(schedule).bricks for schedule in drawn.values()}) == len(drawn) == 7 * 7 - 1
+    assert len({exits.score_of(schedule).subnets for schedule in drawn.values()}) == len(drawn) == 7 * 7 - 1
 
 
 @pytest.mark.parametrize("budget", [0.15, 0.5, 0.8, 1.0])
@@ -232,7 +238,7 @@ def test_without_brick_dropout_only_early_exits():
     exits = search_brick_schedule(
         make_lego(trained_subsets="prefix"), make_pairs(3, 3, 8, 8), 0.6, num_inference_steps=4, progress=False
     )
-    assert sorted(exits.subsets) == [(0,), (0, 1), (0, 1, 2)]
+    assert exits.subnets == ["0", "0+1", "0+1+2"]
     assert set(exits.score.bricks) <= {(0,), (0, 1), (0, 1, 2)}
 
 
@@ -248,8 +254,8 @@ def test_the_schedule_is_saved_with_a_pipeline(model, search, tmp_path):
 def test_pictures_are_brought_to_the_training_size(model, pictures):
     pipe = LegoPipeline(model, EDMHeunScheduler())
     found = search_brick_schedule(pipe, pictures, 0.6, num_inference_steps=2, num_pairs=7, progress=False)
-    assert found.num_images == 5 and found.losses[(0,)].shape == (2, 7)
-    assert not np.allclose(found.losses[(0,)][:, 0], found.losses[(0,)][:, 5])  # one picture, another noise
+    assert found.num_images == 5 and found.losses["0"].shape == (2, 7)
+    assert not np.allclose(found.losses["0"][:, 0], found.losses["0"][:, 5])  # one picture, another noise
     few = search_brick_schedule(pipe, str(pictures), 0.6, num_inference_steps=2, num_pairs=2, progress=False)
     assert few.num_images == 2
 
@@ -262,7 +268,7 @@ def test_latent_models_are_scored_on_latents(pictures):
     )  # fmt: skip
     pipe = LegoPipeline(make_lego(sample_size=4, in_channels=4), EDMHeunScheduler(), vae.eval())
     found = search_brick_schedule(pipe, pictures, 0.6, num_inference_steps=2, num_pairs=3, progress=False)
-    assert found.settings["height"] == 8 and found.losses[(0,)].shape == (2, 3)
+    assert found.settings["height"] == 8 and found.losses["0"].shape == (2, 3)
     with pytest.raises(ValueError, match="reads 4 channels; pass the pipeline"):
         search_brick_schedule(pipe.transformer, pictures, 0.6)
     with pytest.raises(ValueError, match="`width` is 9; .* multiple of the VAE's 2"):
@@ -280,13 +286,15 @@ def test_tall_stacks_are_searched_for_sets_worth_scoring():
 
     def score(subsets):
         asked.extend(subsets)
-        return {subset: loss(subset) for subset in subsets}
+        return {name: loss(bricks_of(name)) for name in subsets}
 
     def cost(subset):
         return int(costs[list(subset)].sum())
 
-    chosen = candidate_subsets(trained, 120, score, cost)
-    assert sorted(asked) == chosen and len(set(asked)) == len(asked) <= 120
+    costs_of = {name_of(subset): cost(subset) for subset in trained}
+    names = candidate_subnets(costs_of, 120, score, bricks=True)
+    assert sorted(asked) == names and len(set(asked)) == len(asked) <= 120
+    chosen = list(map(bricks_of, names))
     assert {(0,), (9,), (0, 1), tuple(range(10))} <= set(chosen)
 
     def best(subsets):
@@ -297,17 +305,107 @@ def test_tall_stacks_are_searched_for_sets_worth_scoring():
 
     exits = [subset for subset in chosen if subset == tuple(range(len(subset)))]
     assert best(trained) <= best(chosen) <= best(trained) + 0.1 * (best(exits) - best(trained))
-    assert candidate_subsets(trained[:5], 120, score, cost) == trained[:5]
+    few = dict(list(costs_of.items())[:5])
+    assert candidate_subnets(few, 120, score, bricks=True) == list(few)
 
 
 def test_a_limit_is_kept_in_a_real_search():
     found = search_brick_schedule(
         make_lego(), make_pairs(2, 3, 8, 8), 0.7, num_inference_steps=2, max_subsets=5, progress=False
     )
-    assert (0, 1, 2) in found.subsets and not found.settings["all_subsets"]
+    assert "0+1+2" in found.subnets and not found.settings["all_subsets"]
     with pytest.raises(ValueError, match="did not score"):
-        missing = next(subset for subset in brick_subsets(3, "any") if subset not in found.subsets)
+        missing = next(subset for subset in brick_subsets(3, "any") if name_of(subset) not in found.subnets)
         found.score_of(BrickSchedule.from_levels(found.model, {1.0: missing}))
+
+
+def make_plain(seed, layers, **config):
+    torch.manual_seed(seed)
+    model = BlockTransformer2DModel(
+        in_channels=3, num_classes=2, sample_size=8, hidden_size=16, num_layers=layers, attention_head_dim=8, **config
+    )
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+class Exits(BlockTransformer2DModel):
+    """A network with as many subnets as there are layers to leave out."""
+
+    def subnets(self, height, width):
+        whole = super().subnets(height, width)["full"]
+        return {f"exit-{n}": whole * n // len(self.blocks) for n in range(1, len(self.blocks))} | {"full": whole}
+
+    def forward(self, sample, timestep, class_labels=None, return_dict=True, subnet=None):
+        output = super().forward(sample, timestep, class_labels=class_labels).sample
+        kept = 1.0 if subnet in (None, "full") else int(subnet[5:]) / len(self.blocks)
+        return Transformer2DModelOutput(kept * output) if return_dict else (kept * output,)
+
+
+def test_any_network_with_subnets_is_searched():
+    torch.manual_seed(0)
+    network = Exits(
+        in_channels=3, num_classes=2, sample_size=8, hidden_size=16, num_layers=4, attention_head_dim=8
+    ).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    pipe = ClassToImagePipeline(network, EDMHeunScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    found = search_brick_schedule(pipe, make_pairs(4, 3, 8, 8), 0.6, num_inference_steps=4, progress=False)
+    assert found.subnets == ["exit-1", "exit-2", "exit-3", "full"] and isinstance(found.schedule, SubnetSchedule)
+    losses = {name: values.mean(axis=1) for name, values in found.losses.items()}
+    assert len({round(float(values[0]), 6) for values in losses.values()}) == 4
+    best = min(
+        (found._score(choice) for choice in itertools.product(found.subnets, repeat=4)),
+        key=lambda score: score.loss if score.share <= 0.6 else math.inf,
+    )
+    assert found.score.loss == pytest.approx(best.loss) and found.score.share <= 0.6
+    assert set(found.compared()) == {"full", "only exit-1", "only exit-2", "only exit-3"}
+    pipe.schedule = found.schedule
+    seen = []
+    forward = network.forward
+    network.forward = lambda *args, subnet=None, **kwargs: (
+        seen.append(subnet) or forward(*args, subnet=subnet, **kwargs)
+    )
+    pipe(0, num_inference_steps=4)
+    assert seen[::2] == list(found.score.subnets)
+    assert found.plot and "exit-1" in found.table()
+
+
+def test_several_networks_are_searched_as_subnets():
+    small, large = make_plain(0, 1), make_plain(1, 3)
+    pairs = make_pairs(3, 3, 8, 8)
+    networks = {"full": large, "small": small}
+    found = search_brick_schedule(networks, pairs, 0.7, num_inference_steps=3, progress=False)
+    assert found.subnets == ["small", "full"]
+    sigmas = found.levels
+    alone = subnet_losses(small, pairs, EDMObjective(), sigmas, ["full"])["full"]
+    assert np.allclose(found.losses["small"], alone)
+    pipe = ClassToImagePipeline(large, EDMHeunScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    pipe(0, num_inference_steps=3, subnet_schedule=found.schedule, networks={"small": small})
+
+
+def test_a_network_without_subnets_has_only_itself():
+    plain = make_plain(0, 1)
+    found = search_brick_schedule(plain, make_pairs(2, 3, 8, 8), 1.0, num_inference_steps=2, progress=False)
+    assert found.schedule == SubnetSchedule.full(plain)
+    with pytest.raises(ValueError, match="cheapest schedule, subnet full in every step, takes 1.000"):
+        search_brick_schedule(plain, make_pairs(2, 3, 8, 8), 0.5, num_inference_steps=2, progress=False)
+
+
+def test_many_subnets_of_other_kinds_are_searched_from_even_costs():
+    costs, asked = {f"stitch-{n}": n for n in range(1, 101)}, []
+
+    def score(names):
+        asked.extend(names)
+        return {name: np.array([1 / costs[name] + 0.001 * (costs[name] % 3)]) for name in names}
+
+    chosen = candidate_subnets(costs, 20, score, bricks=False)
+    assert sorted(asked) == chosen and len(set(asked)) == 20
+    numbers = sorted(costs[name] for name in chosen)
+    assert numbers[0] == 1 and numbers[-1] == 100
+    assert 1 in {b - a for a, b in zip(numbers, numbers[1:])}  # neighbours of those on the hull
 
 
 @pytest.mark.parametrize(
@@ -317,16 +415,16 @@ def test_a_limit_is_kept_in_a_real_search():
         ({"budget": 1.1}, "`budget` is 1.1; give a share"),
         ({"budget": float("nan")}, "`budget` is nan"),
         ({"budget": "half"}, "`budget` is 'half'"),
-        ({"budget": 0.05}, r"cheapest schedule, bricks 1 in every step, takes 0.110 .* give at least 0.111"),
+        ({"budget": 0.05}, r"cheapest schedule, subnet 1 in every step, takes 0.110 .* give at least 0.111"),
         ({"data": make_pairs(2, 3, 8, 9)}, r"shape \(2, 3, 8, 9\); .* \(N, 3, 8, 8\)"),
         ({"data": make_pairs(2, 4, 8, 8)}, r"shape \(2, 4, 8, 8\)"),
         ({"data": make_pairs(2, 3, 8, 8, labels=False)}, "no labels; give each image the number of its class, 0 to 1"),
         ({"data": PairedSet.from_images(torch.zeros(1, 3, 8, 8), torch.tensor([3]))}, "labels from 3 to 3"),
-        ({"data": "no/such/folder"}, "no/such/folder', which is not there"),
+        ({"data": "no/such/folder"}, "'no/such/folder', which is not there"),
         ({"height": 0}, "`height` is 0; give a whole number of pixels from 2 up"),
         ({"scheduler": FlowMatchEulerDiscreteScheduler()}, "one of the EDM family"),
         ({"weighting": "evn"}, "`weighting` is 'evn'; did you mean 'even'"),
-        ({"model": torch.nn.Linear(1, 1)}, "`model` is a Linear; give a LegoPipeline"),
+        ({"model": torch.nn.Linear(1, 1)}, "`model` is a Linear; give a pipeline or a network with subnets"),
     ],
 )
 def test_refuses_bad_input(model, change, message):
@@ -367,7 +465,7 @@ def test_the_command_writes_schedules_plot_and_results_for_the_report(
     assert set(stored["metric"]["values"]) == set(stored["schedules"]) >= {"random 0", "random 1"}
     assert set(stored["metric"]["rank_correlation"]) == {"sampler", "training", "even"}
     assert "rank correlation of loss and KD-Small, 2 samples over 12 schedules: sampler " in table
-    schedule = parse_schedule(str(output / "schedule-0.5.json"), model)
+    schedule = named_schedule(str(output / "schedule-0.5.json"), model)
     assert schedule.to_dict() == stored["schedule"]
     with Image.open(output / "search.png") as plot:
         assert plot.width > 800  # two panels
