@@ -21,6 +21,14 @@ from brickwork.files import write_file
 
 FORMAT = "brickwork-reference/1"
 
+# What is read of a file's metadata.
+_KEYS = {
+    "": {"source": str, "count": int, "size": list, "data_sha256": str},
+    "protocol": {"name": str, "description": str},
+    "extractor": {"name": str, "label": str, "weights_sha256": str},
+    "preparation": {"resolution": int | None, "filter": str | None},
+}
+
 
 @dataclass
 class Reference:
@@ -64,10 +72,13 @@ class Reference:
             with safe_open(path, framework="pt") as stream:
                 info = json.loads((stream.metadata() or {}).get("brickwork", "{}"))
                 tensors = {name: stream.get_tensor(name) for name in stream.keys()}
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, ValueError, RecursionError) as error:
             raise ValueError(f"reference: {path} cannot be read as a reference file: {error}") from error
-        if info.get("format") != FORMAT:
+        if not isinstance(info, dict) or info.get("format") != FORMAT:
             raise ValueError(f"reference: {path} is no reference file; make one with `brickwork evaluate ref`")
+        damaged = _damaged(info, tensors)
+        if damaged is not None:
+            raise ValueError(f"reference: {path} is damaged: {damaged}; make it anew with `brickwork evaluate ref`")
         statistics = {
             name: (info["count"], tensors[f"{name}.mean"], tensors[f"{name}.covariance"])
             for name in ("features", "spatial")
@@ -96,6 +107,27 @@ class Reference:
         """A short hash of the data, its preparation, the protocol and the extractor: equal for equal references."""
         keys = ("data_sha256", "count", "protocol", "extractor")
         return hashlib.sha256(json.dumps([self.info[key] for key in keys], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _damaged(info: dict, tensors: dict[str, torch.Tensor]) -> str | None:
+    """What is wrong with a reference file, by its key."""
+    parts = {"": info} | {key: info.get(key) for key in ("protocol", "extractor", "preparation")}
+    for part, keys in _KEYS.items():
+        for key, kind in keys.items():
+            value = parts[part].get(key) if isinstance(parts[part], dict) else None
+            if not isinstance(value, kind) or isinstance(value, bool):
+                return f"`{f'{part}.{key}'.lstrip('.')}` is {str(value)[:60]!r}"
+    count, widths = info["count"], {}
+    for name in ("features", "spatial"):
+        if f"{name}.mean" in tensors:
+            (widths[name],) = tensors[f"{name}.mean"].shape if tensors[f"{name}.mean"].ndim == 1 else (-1,)
+    shapes = {f"{name}.covariance": (width, width) for name, width in widths.items()} | {"digests": (count, 32)}
+    shapes |= {"features": (count, widths.get("features"))} if "features" in tensors else {}
+    for name, shape in shapes.items():
+        found = tuple(tensors[name].shape) if name in tensors else None
+        if found != shape:
+            return f"the tensor {name!r} is {found}, not {shape}"
+    return None if "features" in widths else "the tensor 'features.mean' is missing"
 
 
 def make_reference(

@@ -59,7 +59,12 @@ def generation_file(samples: str | Path) -> Path:
 def generation_of(samples: str | Path) -> dict | None:
     """How a set was sampled, if `brickwork evaluate gen` made it."""
     path = generation_file(samples)
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    record = read_json(path, "record of `brickwork evaluate gen`")
+    if not isinstance(record.get("call", {}), dict):
+        raise ValueError(f"{str(path)!r} is damaged: `call` is {_short(record['call'])}; sample the set anew.")
+    return record
 
 
 class _Part(BaseModel):

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,6 +105,29 @@ def test_reference_file_is_read_as_it_was_written(reference, tmp_path):
     (tmp_path / "other.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="cannot be read as a reference file"):
         Reference.load(tmp_path / "other.safetensors")
+
+
+def test_a_damaged_reference_is_answered_by_file_and_key(reference, tmp_path):
+    path, generator, refused = tmp_path / "r.safetensors", random.Random(0), 0
+    reference.save(path)
+    whole = path.read_bytes()
+    for _ in range(300):
+        at = generator.randrange(4000)
+        path.write_bytes(whole[:at] + bytes([generator.randrange(256)]) + whole[at + generator.choice((0, 1, 1, 9)) :])
+        try:
+            Reference.load(path)
+        except ValueError as error:
+            assert str(path) in str(error)
+            refused += 1
+    assert refused > 100
+    for key, value, message in (("count", "7", "`count` is '7'"), ("protocol", {"name": 1}, "`protocol.name` is '1'")):
+        changed = replace(reference, info=reference.info | {key: value})
+        changed.save(path)
+        with pytest.raises(ValueError, match=f"r.safetensors is damaged: {message}"):
+            Reference.load(path)
+    replace(reference, digests=reference.digests[:3]).save(path)
+    with pytest.raises(ValueError, match=r"the tensor 'digests' is \(3, 32\), not \(70, 32\)"):
+        Reference.load(path)
 
 
 def test_identity_follows_data_and_protocol(extractor, pixels, write_folder):
