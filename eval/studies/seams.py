@@ -3,15 +3,17 @@
 import argparse
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from brickwork.eval.report.blocks import Plot, Table
+from brickwork.errors import one_of
+from brickwork.eval.report.blocks import Plot, Report, Table
 from brickwork.eval.report.numbers import between
+from brickwork.eval.studies.core import table_of
 
-FORMAT = "brickwork-seams/1"
 KINDS = ("fixed", "shifted")
 SIZES = ("64x128", "64x256", "192x64", "128x128", "192x192", "256x256")
 RESAMPLES = 2000
@@ -39,57 +41,50 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale (default: 1, none)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first picture; the next has the next")
     parser.add_argument("--device", help="cpu, cuda, … (default: the best there is)")
-    parser.add_argument("--overwrite", action="store_true", help="replace earlier seams in that folder")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Draw, measure, write everything and print the table."""
-    from brickwork.eval.report.pictures import grid, save_picture
-    from brickwork.eval.report.versions import library_versions
     from brickwork.eval.sampling.pipelines import load_lego_pipeline
-    from brickwork.files import check_results, write_file, write_json
+    from brickwork.eval.studies.core import Cell, StudyFolder, run_cells, write_report
     from brickwork.pipelines.canvas import WINDOWS
 
     sizes = [parse_size(text) for text in args.sizes]
     for kind in args.windows:
-        if kind not in WINDOWS:
-            raise ValueError(f"`--windows` has {kind!r}; choose from {', '.join(WINDOWS)}.")
+        one_of("--windows", kind, WINDOWS)
     if args.count < 2:
         raise ValueError(f"`--count` is {args.count}; draw at least 2, or there is no spread.")
-    pictures = [args.output / f"{kind}-{height}x{width}.png" for height, width in sizes for kind in args.windows]
-    others = [args.output / "seams.png", *pictures]
-    check_results(args.output / "seams.json", FORMAT, others, overwrite=args.overwrite)
     pipe = load_lego_pipeline(args.model, args.device)
     pipe.set_progress_bar_config(disable=True)
     window, step = window_lines(pipe.transformer.config, pipe.vae_scale_factor)
     for height, width in sizes:
         if not border_lines(height, window, step) and not border_lines(width, window, step):
             raise ValueError(f"`--sizes` has {height}x{width}, which has no border of windows of {window} pixels.")
-    settings = {"steps": args.steps, "guidance": args.guidance, "count": args.count, "seed": args.seed}
+    settings = {name: getattr(args, name) for name in ("model", "steps", "guidance", "count", "seed")}
     settings |= {"window": window, "lines": step, "resamples": RESAMPLES}
-    rows = []
-    result = {
-        "format": FORMAT,
-        "model": args.model,
-        "settings": settings,
-        "versions": library_versions(),
-        "rows": rows,
-    }
-    write_json(args.output / "seams.json", result)  # first, as it makes the pictures recognisable
-    for height, width in sizes:
-        for kind in args.windows:
-            operations, images = _draw(pipe, args, height, width, kind)
-            measured = seam_ratio(images, window, step)
-            rows.append({"height": height, "width": width, "windows": kind, "operations": operations} | measured)
-            sheet = grid((images * 255).round().astype(np.uint8), columns=max(1, min(args.count, 1024 // width)))
-            save_picture(sheet, args.output / f"{kind}-{height}x{width}.png")
-            print(_line(rows[-1]), flush=True)
-            write_json(args.output / "seams.json", result)  # what was measured stays if the run is stopped
-    write_file(args.output / "seams.png", plot(rows).png())
+    folder = StudyFolder(args.output, "seams", settings)
+    variants = [(f"{kind}-{height}x{width}", height, width, kind) for height, width in sizes for kind in args.windows]
+    compute = partial(_measure, pipe=pipe, args=args, lines=(window, step))
+    cells = [
+        Cell(f"cells/{name}", compute, {"height": height, "width": width, "windows": kind}, describe=_line)
+        for name, height, width, kind in variants
+    ]
+    rows = list(run_cells(folder, cells).values())
+    write_report(folder, partial(report, rows=rows))
     print(table(rows).markdown())
-    print(f"wrote {args.output}: seams.json, seams.png and the pictures")
     return 0
+
+
+def _measure(path: Path, *, height: int, width: int, windows: str, pipe, args: argparse.Namespace, lines) -> dict:
+    """The row of a cell; its pictures go into the study's folder."""
+    from brickwork.eval.report.pictures import grid, save_picture
+
+    operations, images = _draw(pipe, args, height, width, windows)
+    sheet = grid((images * 255).round().astype(np.uint8), columns=max(1, min(args.count, 1024 // width)))
+    save_picture(sheet, args.output / f"{path.name}.png")
+    row = {"height": height, "width": width, "windows": windows, "operations": operations}
+    return row | seam_ratio(images, *lines)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -200,8 +195,7 @@ def _draw(pipe, args: argparse.Namespace, height: int, width: int, kind: str) ->
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    size = f"{row['height']}x{row['width']} {row['windows']}"
-    return f"{size}: {_ratio(row)}, {row['operations'] / 1e9:.1f} GFLOP a picture"
+    return f"{_ratio(row)}, {row['operations'] / 1e9:.1f} GFLOP a picture"
 
 
 def _ratio(row: Mapping[str, Any]) -> str:
@@ -209,25 +203,26 @@ def _ratio(row: Mapping[str, Any]) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A table with a line for each size."""
+    """A row for each size."""
+    found: dict[str, dict] = {}
+    for row in rows:
+        found.setdefault(f"{row['height']} × {row['width']}", {})[row["windows"]] = row
     kinds = list(dict.fromkeys(row["windows"] for row in rows))
-    lines = []
-    for name in dict.fromkeys(map(_name, rows)):
-        same = [row for row in rows if _name(row) == name]
-        lines.append([name, *map(_ratio, same), *(f"{row['operations'] / 1e9:.1f}" for row in same)])
-    return Table(["height × width", *kinds, *(f"GFLOP {kind}" for kind in kinds)], lines)
+    columns = {"height × width": lambda entry: entry[0]}
+    columns |= {kind: lambda entry, kind=kind: _ratio(entry[1][kind]) for kind in kinds}
+    columns |= {
+        f"GFLOP {kind}": lambda entry, kind=kind: f"{entry[1][kind]['operations'] / 1e9:.1f}" for kind in kinds
+    }
+    return table_of(list(found.items()), columns)
 
 
-def _name(row: Mapping[str, Any]) -> str:
-    return f"{row['height']} × {row['width']}"
-
-
-def plot(rows: Sequence[Mapping[str, Any]]) -> Plot:
-    """The ratios of every size with their spread."""
+def report(folder: Any, rows: Sequence[Mapping[str, Any]]) -> tuple[Report, dict]:
+    """The table, and the ratios of every size with their spread."""
     series, bands = {}, {}
     for kind in dict.fromkeys(row["windows"] for row in rows):
         own = [row for row in rows if row["windows"] == kind and row["ratio"] is not None]
-        series[kind] = [_name(row) for row in own], [row["ratio"] for row in own]
+        series[kind] = [f"{row['height']}×{row['width']}" for row in own], [row["ratio"] for row in own]
         bands[kind] = [row["low"] for row in own], [row["high"] for row in own]
     title = "gradient at window borders over that around them (1: no seam)"
-    return Plot(series, log_y=True, bands=bands, marks={"": (None, 1)}, points=True, title=title)
+    plot = Plot(series, "", "", log_y=True, bands=bands, marks={"": (None, 1)}, points=True, title=title, name="seams")
+    return Report("Seams", [table(rows), plot]), {"settings": folder.conditions, "rows": list(rows)}

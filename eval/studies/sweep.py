@@ -300,7 +300,7 @@ def sweep(
 
     Returns:
         `cells`: for each variant its size and strength, seconds a picture, peak memory in MiB (of the GPU's tensors,
-        or of this process; `None` where the system does not say), and the metric. The first cell of a call includes
+        or of this process), and the metric. The first cell of a call includes
         the time that things take when they are done for the first time.
     """
     from brickwork.adapters.resadapter.functions import set_resadapter_scale, use_resadapter
@@ -371,6 +371,7 @@ def _draw(path: Path, pipeline, variant: Variant, settings, classes: Sequence, b
     import numpy as np
     from PIL import Image
 
+    from brickwork.eval.benchmark.memory import peak_during
     from brickwork.eval.report.pictures import save_picture
     from brickwork.eval.sampling.sample_set import PipelineCall
 
@@ -380,44 +381,19 @@ def _draw(path: Path, pipeline, variant: Variant, settings, classes: Sequence, b
 
     size = {"height": variant.height, "width": variant.width}
     call = Call(pipeline, replace(settings, call={**settings.call, **size}))
-    started, peak = time.perf_counter(), _PeakMemory(pipeline.device)
     batches = [range(i, min(i + batch_size, settings.count)) for i in range(0, settings.count, batch_size)]
-    pictures = np.concatenate([call(batch) for batch in batches])
-    seconds = (time.perf_counter() - started) / settings.count
+    drawn, started = [], time.perf_counter()
+    peak = peak_during(lambda: drawn.extend(call(batch) for batch in batches), pipeline.device)
+    seconds, pictures = (time.perf_counter() - started) / settings.count, np.concatenate(drawn)
     if pictures.shape[1:3] != (variant.height, variant.width):
         raise ValueError(
             f"`pipeline` is a {type(pipeline).__name__}, which drew {pictures.shape[1]} x {pictures.shape[2]} pixels "
             f"where {variant.height} x {variant.width} were asked for; leave that size out of --sizes."
         )
-    row = {**asdict(variant), "seconds": seconds, "peak_mib": peak.mib(), **measure(pictures)}
+    row = {**asdict(variant), "seconds": seconds, "peak_mib": sum(peak.values()) / 2**20, **measure(pictures)}
     for i, picture in enumerate(pictures):
         save_picture(Image.fromarray(picture), path / f"{i:06d}.png")
     return row
-
-
-class _PeakMemory:
-    """The most memory in use since it was made: of torch's tensors on an accelerator, else of this process."""
-
-    def __init__(self, device):
-        self.device = device
-        if device.type == "cuda":
-            import torch
-
-            torch.cuda.reset_peak_memory_stats(device)
-        else:
-            with contextlib.suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew from what is in use now
-
-    def mib(self) -> float | None:
-        """In MiB; `None` where the system does not say."""
-        if self.device.type == "cuda":
-            import torch
-
-            return torch.cuda.max_memory_allocated(self.device) / 2**20
-        with contextlib.suppress(OSError, StopIteration):
-            lines = Path("/proc/self/status").read_text().splitlines()
-            return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
-        return None
 
 
 def _metric(reference, pipeline):
@@ -479,6 +455,6 @@ def table(result: dict):
         "width": lambda row: row["width"],
         "strength": lambda row: row["strength"],
         "seconds": lambda row: f"{row['seconds']:.2f}",
-        "peak MiB": lambda row: row["peak_mib"] and f"{row['peak_mib']:.0f}",
+        "peak MiB": lambda row: f"{row['peak_mib']:.0f}",
     }
     return table_of(result["cells"], columns | {name: lambda row, name=name: row[name] for name in metrics[:1]})

@@ -118,7 +118,7 @@ def test_the_command_writes_table_plot_and_pictures(folder, tmp_path, capsys):
     ("words", "message"),
     [
         (["--sizes", "8x8"], "8x8, which has no border of windows of 8 pixels"),
-        (["--windows", "moving"], "`--windows` has 'moving'; choose from shifted, fixed, tiled"),
+        (["--windows", "moving"], "`--windows` is 'moving'; choose one of"),
         (["--count", "1"], "draw at least 2"),
         (["--sizes", "large"], "such as 64x192"),
     ],
