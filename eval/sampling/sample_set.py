@@ -179,6 +179,11 @@ class PipelineCall:
         """uint8 `(len(indices), height, width, 3)`."""
         return to_uint8(self.floats(indices)).numpy()
 
+    def all(self, batch_size: int) -> np.ndarray:
+        """Every picture of the set, uint8 `(count, height, width, 3)`."""
+        starts = range(0, self.settings.count, batch_size)
+        return np.concatenate([self(range(i, min(i + batch_size, self.settings.count))) for i in starts])
+
     def floats(self, indices: Sequence[int]) -> np.ndarray:
         """What the pipeline gives, `(len(indices), height, width, 3)` in [0, 1]."""
         arguments = dict(self.settings.call)

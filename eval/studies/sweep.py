@@ -154,8 +154,12 @@ def check_prompt(args: argparse.Namespace, parts: dict[str, Any] | None) -> None
 
 def _labels(args: argparse.Namespace, pipeline) -> dict:
     """Labels where the pipeline takes them and no prompts were given."""
+    import inspect
+
     from brickwork.eval.sampling.sample_set import denoiser_of
 
+    if args.classes and (args.prompt or "class_labels" not in inspect.signature(pipeline.__call__).parameters):
+        raise ValueError(f"`--classes` is {args.classes}, but {args.pipeline!r} takes none; leave --classes out.")
     config = denoiser_of(pipeline).config
     conditional = config.get("num_classes") or config.get("num_class_embeds") or config.get("num_embeds_ada_norm")
     return {"labels": "balanced" if (conditional or args.classes) and not args.prompt else "none"}
@@ -368,7 +372,6 @@ def _draw(path: Path, pipeline, variant: Variant, settings, classes: Sequence, b
     """Write a cell's pictures into its folder; its row of the table."""
     from dataclasses import replace
 
-    import numpy as np
     from PIL import Image
 
     from brickwork.eval.benchmark.memory import peak_during
@@ -381,10 +384,9 @@ def _draw(path: Path, pipeline, variant: Variant, settings, classes: Sequence, b
 
     size = {"height": variant.height, "width": variant.width}
     call = Call(pipeline, replace(settings, call={**settings.call, **size}))
-    batches = [range(i, min(i + batch_size, settings.count)) for i in range(0, settings.count, batch_size)]
     drawn, started = [], time.perf_counter()
-    peak = peak_during(lambda: drawn.extend(call(batch) for batch in batches), pipeline.device)
-    seconds, pictures = (time.perf_counter() - started) / settings.count, np.concatenate(drawn)
+    peak = peak_during(lambda: drawn.append(call.all(batch_size)), pipeline.device)
+    seconds, pictures = (time.perf_counter() - started) / settings.count, drawn[0]
     if pictures.shape[1:3] != (variant.height, variant.width):
         raise ValueError(
             f"`pipeline` is a {type(pipeline).__name__}, which drew {pictures.shape[1]} x {pictures.shape[2]} pixels "

@@ -364,7 +364,7 @@ def _sheet(folder: Path, found: dict, sizes: Sequence[str]) -> Image.Image:
             strips = [Image.fromarray(np.concatenate(list(pictures), axis=1)) for pictures in shown]
             rows[f"{model}:\n{NAMES[variant]}"] = strips
     longest = max(max(picture.size) for row in rows.values() for picture in row)
-    sheet = labelled_sheet(list(rows.values()), list(rows), [size.replace("x", " × ") for size in sizes], side=longest)
+    sheet = labelled_sheet(list(rows.values()), list(rows), sizes, side=longest)
     # A palette halves the file, and shows no difference at this size.
     return sheet.quantize(128, dither=Image.Dither.NONE)
 

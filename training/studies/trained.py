@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 import yaml
 from diffusers import EDMDPMSolverMultistepScheduler
 from safetensors.torch import save_file
@@ -129,8 +129,8 @@ def train_cell(
     }
     if scores is not None and not diverged:
         pipeline = load_pipeline(str(folder / RUN / PIPELINE))
-        pictures = draw(sampling_call(pipeline, scores, scores["samples"], config.run.seed), scores["batch_size"])
-        shown = pictures[: GRID_ROWS * GRID_COLUMNS].numpy()
+        pictures = sampling_call(pipeline, scores, scores["samples"], config.run.seed).all(scores["batch_size"])
+        shown = pictures[: GRID_ROWS * GRID_COLUMNS]
         save_picture(grid(shown, columns=min(GRID_COLUMNS, len(shown))), folder / SAMPLES)
         kernel = None if reference is None else measure(pictures, scores, reference, folder)
         result |= {"kd": kernel, "samples_png": SAMPLES}
@@ -159,13 +159,6 @@ def sampling_call(pipeline, scores: Mapping[str, Any], count: int, seed: int) ->
     return PipelineCall(pipeline, SamplingSettings(count, seed, "balanced" if labelled else "none", call=call))
 
 
-def draw(call: PipelineCall, batch_size: int) -> torch.Tensor:
-    """All pictures of a set, uint8 `(count, H, W, 3)`."""
-    count = call.settings.count
-    batches = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
-    return torch.cat([torch.from_numpy(call(batch)) for batch in batches])
-
-
 def curve(run: Path) -> list[list[float]]:
     """Held-out losses of a run, `[images, loss]` in turn."""
     if not (run / LOG).is_file():  # it diverged at once
@@ -174,12 +167,12 @@ def curve(run: Path) -> list[list[float]]:
     return [[line["images"], line["held_out/loss"]] for line in lines if "held_out/loss" in line]
 
 
-def measure(pictures: torch.Tensor, scores: Mapping[str, Any], reference: str, folder: Path) -> dict[str, Any]:
+def measure(pictures: np.ndarray, scores: Mapping[str, Any], reference: str, folder: Path) -> dict[str, Any]:
     """The kernel distance of the pictures to the reference; their features are kept for a distance over seeds."""
     real = Reference.load(reference)
     extractor = load_extractor(scores["extractor"])
     place(extractor.network)
-    images = from_arrays(pictures.numpy(), "samples")
+    images = from_arrays(pictures, "samples")
     found = extract_features(images, extractor, get_protocol(scores["protocol"]), progress=False)
     features = found.outputs["features"].contiguous()
     write_file(folder / FEATURES, lambda path: save_file({"features": features}, path))

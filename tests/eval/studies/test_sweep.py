@@ -180,6 +180,7 @@ def test_the_command_with_stable_diffusion(diffusion, adapter, tmp_path, capsys)
     for wrong, message in [
         (["--strengths", "1"], "name it with --adapter"),
         (["--adapter", str(adapter), "--strengths", "strong"], "`--strengths` has 'strong'"),
+        (["--classes", "cat"], "takes none; leave --classes out"),
         (["--call", "[]"], "give a JSON object"),
         (["--call", '{"height": 8}'], "'height'; give a JSON object without sizes"),
         (["--dtype", "float8"], "`--dtype` is 'float8'"),

@@ -21,7 +21,7 @@ from brickwork.eval.extractors.protocols import get_protocol
 from brickwork.eval.metrics.distances import feature_statistics, frechet_distance
 from brickwork.eval.metrics.reference import Reference, make_reference
 from brickwork.eval.sampling.pipelines import place
-from brickwork.eval.studies.core import Cell, Study, StudyFolder, run_study
+from brickwork.eval.studies.core import Cell, Study, StudyFolder, run_study, table_of
 from brickwork.files import write_file
 from brickwork.training.commands.data_split import write_split
 from brickwork.training.data.images import BrokenImage, LabelledImages, images_of
@@ -102,25 +102,25 @@ def plan(config: BattleConfig, images: LabelledImages, networks: dict[str, Any])
         )
     rates, seeds = sweep_entries(config), seed_entries(config, dict.fromkeys(networks, 0.0))
     size, tried = config.data.size, ", ".join(f"{rate:g}" for rate in config.rates)
-    lines = [f"{'network':<34}{'parameters':>12}{'MFLOP forward':>15}{'in training':>14}"]
-    operations = 0
+    entries, work = [*rates, *seeds], {}
     for name, network in networks.items():
-        work = count_work(network, config.data.size, len(images.class_names))
-        own = sum(entry.images for entry in [*rates, *seeds] if entry.network == name)
-        operations += own * work["training_operations"]
-        lines.append(
-            f"{config.fighters[name].label:<34}{trained_parameters(network):>12,}"
-            f"{work['forward_operations'] / 1e6:>15.0f}{work['training_operations'] / 1e6:>14.0f}"
-        )
-    total = sum(entry.images for entry in [*rates, *seeds])
-    lines += [
+        work[name] = count_work(network, size, len(images.class_names)) | {"parameters": trained_parameters(network)}
+    columns = {
+        "network": lambda name: config.fighters[name].label,
+        "parameters": lambda name: f"{work[name]['parameters']:,}",
+        "MFLOP forward": lambda name: f"{work[name]['forward_operations'] / 1e6:.0f}",
+        "in training": lambda name: f"{work[name]['training_operations'] / 1e6:.0f}",
+    }
+    total = sum(entry.images for entry in entries)
+    operations = sum(entry.images * work[entry.network]["training_operations"] for entry in entries)
+    return (
+        f"{table_of(list(networks), columns).text()}\n"
         f"{len(train):,} pictures of {size}x{size} in {len(images.class_names) or 'no'} classes to train on, "
-        f"{len(held_out):,} held out.",
+        f"{len(held_out):,} held out.\n"
         f"{len(rates)} cells of {config.battle.sweep_images:,} images to choose from the rates {tried}; "
-        f"{len(seeds)} cells of {config.run.total_images:,} images; {total:,} in all, {operations / 1e15:.3g} PFLOP "
-        "of training.",
-    ]
-    return "\n".join(lines)
+        f"{len(seeds)} cells of {config.run.total_images:,} images; {total:,} in all, "
+        f"{operations / 1e15:.3g} PFLOP of training."
+    )
 
 
 class Cells:

@@ -165,12 +165,12 @@ def _cost_plots(cost: dict) -> Panels:
         "peak memory measured, all in all": lambda row, base: row["measured"] / base["measured"],
         "time of a step": lambda row, base: row["ratio"]["median"],
     }
-    names, plots = list(cost), []
+    plots = []
     for title, height in heights.items():
-        points = {mode: (names, [height(row[mode], row[BASE]) for row in cost.values()]) for mode in CONVBN_MODES}
-        plots.append(
-            Plot(points, "", "to eval mode", marks={"": (None, 1)}, points=True, colours=COLOURS, title=title)
-        )
+        points = {
+            name: (CONVBN_MODES, [height(row[m], row[BASE]) for m in CONVBN_MODES]) for name, row in cost.items()
+        }
+        plots.append(Plot(points, "", "to eval mode", points=True, title=title))
     return Panels(plots, caption="Memory and time of a step in each mode.", name="convbn-cost")
 
 
