@@ -41,6 +41,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale (default: 1, none)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first picture; the next has the next")
     parser.add_argument("--device", help="cpu, cuda, … (default: the best there is)")
+    parser.add_argument("--overwrite", action="store_true", help="replace earlier seams in that folder")
     parser.set_defaults(run=run)
 
 
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"`--sizes` has {height}x{width}, which has no border of windows of {window} pixels.")
     settings = {name: getattr(args, name) for name in ("model", "steps", "guidance", "count", "seed")}
     settings |= {"window": window, "lines": step, "resamples": RESAMPLES}
-    folder = StudyFolder(args.output, "seams", settings)
+    folder = StudyFolder(args.output, "seams", settings, overwrite=args.overwrite)
     variants = [(f"{kind}-{height}x{width}", height, width, kind) for height, width in sizes for kind in args.windows]
     compute = partial(_measure, pipe=pipe, args=args, lines=(window, step))
     cells = [

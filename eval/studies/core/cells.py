@@ -55,6 +55,7 @@ class StudyFolder:
         free: dotted keys of conditions that may change under way: where data lie, how many workers load them.
         option: what an error calls the folder.
         write: begin or continue it; otherwise it is only checked.
+        overwrite: begin an earlier one of this study anew, whatever its conditions: its results are forgotten.
 
     Raises:
         ValueError: for a folder of other conditions or of something else, naming the difference.
@@ -68,11 +69,14 @@ class StudyFolder:
         free: Iterable[str] = (),
         option: str = "--output",
         write: bool = True,
+        overwrite: bool = False,
     ):
         self.path, self.study, self.option = Path(path), study, option
         self.conditions, self.free = plain(conditions), tuple(free)
-        self._check()
+        self._check(overwrite)
         if write:
+            for name in self.results() if overwrite else ():
+                (self.path / name / RESULT).unlink()
             write_json(self.path / STUDY, {"study": study, "free": list(self.free), "conditions": self.conditions})
 
     @classmethod
@@ -88,7 +92,7 @@ class StudyFolder:
             raise ValueError(f"{str(path)!r} holds no {study} (no {STUDY} of one); name the folder of one.")
         return cls(path, study, found["conditions"], found.get("free", ()), write=False)
 
-    def _check(self) -> None:
+    def _check(self, overwrite: bool) -> None:
         file, named = self.path / STUDY, f"`{self.option}` is {str(self.path)!r}"
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{named}, which is a file; name a folder.")
@@ -100,7 +104,7 @@ class StudyFolder:
         if found.get("study") != self.study:
             raise ValueError(f"{named}, which holds a {found.get('study')} and no {self.study}; name another folder.")
         changed = changes(found["conditions"], self.conditions, self.free)
-        if changed:
+        if changed and not overwrite:
             raise ValueError(
                 f"{named}, which holds another {self.study}: {'; '.join(changed[:4])}. Put the values back to go on, "
                 "or name another folder."

@@ -87,6 +87,12 @@ def test_folders_of_other_conditions_and_of_something_else(tmp_path):
             StudyFolder(path, "trial", {})
     StudyFolder(tmp_path / "none", "trial", {}, write=False)
     assert not (tmp_path / "none").exists()
+    cell = Cell("cells/1", note, {"value": 1})
+    StudyFolder(tmp_path / "out", "trial", {}, overwrite=True).compute(cell)
+    anew = StudyFolder(tmp_path / "out", "trial", {"data": 1}, overwrite=True)
+    assert anew.results() == {} and anew.compute(cell)["value"] == 1
+    with pytest.raises(ValueError, match="something else"):
+        StudyFolder(tmp_path / "mine", "trial", {}, overwrite=True)
 
 
 def test_cells_in_processes_of_their_own(tmp_path, importable, forked_cells, monkeypatch):
