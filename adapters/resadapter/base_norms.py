@@ -22,7 +22,14 @@ from brickwork.files import digest
 UNET_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
 
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "")
-_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+_DTYPES = {
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
 _HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
 
 

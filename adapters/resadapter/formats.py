@@ -137,9 +137,13 @@ def _lora_metadata(adapter: ResAdapterWeights, title: str, tensors: dict[str, to
         pair = next(iter(adapter.convs.values()))
         facts |= {"ss_network_module": "networks.lora", "ss_network_dim": str(pair.rank)}
         facts["ss_network_alpha"] = f"{pair.factor * pair.rank:g}"
-    data = save(tensors)
-    hashed = digest(data[8 + int.from_bytes(data[:8], "little") :])  # of all behind the header
-    return _metadata(adapter) | facts | adapter.notes | dict(zip(HASH_KEYS, (hashed, hashed[:8], f"0x{hashed}")))
+    return _metadata(adapter) | facts | adapter.notes | hashes(save(tensors))
+
+
+def hashes(data: bytes) -> dict[str, str]:
+    """What kohya's scripts and the ModelSpec call the hash of a safetensors file: of all behind its header."""
+    hashed = digest(data[8 + int.from_bytes(data[:8], "little") :])
+    return dict(zip(HASH_KEYS, (hashed, hashed[:8], f"0x{hashed}")))
 
 
 def _kohya_tensors(adapter: ResAdapterWeights, rename) -> dict[str, torch.Tensor]:

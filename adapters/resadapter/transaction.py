@@ -244,8 +244,8 @@ def _hang(unet: nn.Module, state: State, outer: nn.Module, pixels_per_latent: in
     if wanted and not (before_compiled and found) and (before_compiled or hooked and not (compiled and automatic)):
         return
     for _, (hooks, kinds, number) in found:
+        kinds.pop(number, None)  # first: broken off here, the hook is found again
         hooks.pop(number, None)
-        kinds.pop(number, None)
     if before_compiled:
         unet._compiled_call_impl = unet._compiled_call_impl.compiled
     if wanted and compiled:
