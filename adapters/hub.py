@@ -1,15 +1,20 @@
 """Finding an adapter named by its place on the Hugging Face Hub."""
 
 import re
+import warnings
 from pathlib import Path
 
 from brickwork.adapters.comfyui.reading import LORA_FILES, NORM_FILES
+
+ADAPTER_FILE = "adapter.safetensors"  # what adapters of other kinds than ResAdapter's are called in a repository
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?")
 
 
 def local_adapter(source: str | Path) -> str | Path:
     """`source` itself if it is a local file or folder, else the local copy of `owner/name[/folder or file]`.
+
+    Without a connection, or with `HF_HUB_OFFLINE=1`, what the cache holds is taken.
 
     Raises:
         ValueError: neither on this machine nor on the Hub.
@@ -18,23 +23,45 @@ def local_adapter(source: str | Path) -> str | Path:
     local_file = text.endswith(".safetensors") and text.count("/") < 2
     if Path(source).exists() or isinstance(source, Path) or local_file or not _REPOSITORY.fullmatch(text):
         return source
-    from huggingface_hub import hf_hub_download
+    repository, inner = "/".join(text.split("/")[:2]), "/".join(text.split("/")[2:])
+    if inner.endswith(".safetensors"):
+        groups = [[inner]]
+    else:
+        prefix = f"{inner}/" if inner else ""
+        groups = [[prefix + name for name in (*LORA_FILES, *NORM_FILES)], [prefix + ADAPTER_FILE]]
+    for names in groups:
+        found = _download(text, repository, names)
+        if found:
+            return found[0] if inner.endswith(".safetensors") else found[0].parent
+    raise ValueError(f"source={text!r}: the repository has none of {', '.join(sum(groups, []))}")
+
+
+def _download(source: str, repository: str, names: list[str]) -> list[Path]:
+    """The local copies of those of the files that a repository has."""
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    repository, inner = "/".join(text.split("/")[:2]), "/".join(text.split("/")[2:])
-    names = (
-        [inner] if inner.endswith(".safetensors") else [f"{inner}/{n}".lstrip("/") for n in LORA_FILES + NORM_FILES]
-    )
-    found = []
+    found, unknown, reason = [], [], None
     for name in names:
         try:
             found.append(Path(hf_hub_download(repository, name)))
-        except LocalEntryNotFoundError as error:
-            raise ValueError(f"source={text!r} is no local path, and the Hub cannot be reached: {error}") from error
+        except LocalEntryNotFoundError as error:  # no connection: the cache has it not, or knows that it is not there
+            if try_to_load_from_cache(repository, name) is None:
+                unknown.append(name)
+                reason = error
         except EntryNotFoundError:
             continue
         except (HfHubHTTPError, HFValidationError, OSError) as error:
-            raise ValueError(f"source={text!r} is no local path and no repository on the Hub: {error}") from error
-    if not found:
-        raise ValueError(f"source={text!r}: the repository has none of {', '.join(names)}")
-    return found[0] if inner.endswith(".safetensors") else found[0].parent
+            raise ValueError(f"source={source!r} is no local path and no repository on the Hub: {error}") from error
+    halves = {Path(path).name in LORA_FILES for path in found}
+    if unknown and len(halves) < 2:  # whole pairs need no other names
+        if not found or not constants.HF_HUB_OFFLINE:
+            raise ValueError(
+                f"source={source!r} is no local path, and the Hub cannot be reached: {reason}"
+            ) from reason
+        warnings.warn(
+            f"{source}: offline, and the cache has {found[0].name} alone, without {' or '.join(unknown)}; if the "
+            "repository has them, load the adapter once with a connection",
+            stacklevel=2,
+        )
+    return found

@@ -2,12 +2,14 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+from brickwork import load_adapter
 from brickwork.adapters.comfyui.reading import read_adapter
 from brickwork.adapters.hub import local_adapter
 from brickwork.adapters.resadapter.base_norms import read_base_norms
@@ -60,6 +62,72 @@ def test_adapters_that_are_not_there(hub, tmp_path):
     assert local_adapter("owner/gone") == "owner/gone"  # a local folder goes first
     assert local_adapter(Path("other/folder")) == Path("other/folder")
     assert local_adapter("folder/misspelt.safetensors") == "folder/misspelt.safetensors"
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    """A cache of the Hub's own layout, and no connection: `cache("owner/name", folder)` fills it."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    for function in ("hf_hub_download", "try_to_load_from_cache"):
+        original = getattr(huggingface_hub, function)
+        monkeypatch.setattr(
+            huggingface_hub,
+            function,
+            lambda repository, name, f=original: f(repository, name, cache_dir=str(tmp_path / "hub")),
+        )
+
+    def fill(repository, folder, inner="", absent=()):
+        root = tmp_path / "hub" / f"models--{repository.replace('/', '--')}"
+        shutil.copytree(folder, root / "snapshots" / "abc" / inner)
+        (root / "refs").mkdir()
+        (root / "refs" / "main").write_text("abc")
+        for name in absent:
+            (root / ".no_exist" / "abc" / inner).mkdir(parents=True, exist_ok=True)
+            (root / ".no_exist" / "abc" / inner / name).touch()
+
+    return fill
+
+
+@pytest.mark.parametrize("inner", ["", "v2_sd1.5"])
+@pytest.mark.parametrize("old_names", [False, True])
+def test_offline_with_a_full_cache(cache, unet, official, inner, old_names, recwarn):
+    """Names that the cache has not, the older ones of the same files, are no reason to ask the Hub."""
+    if old_names:
+        (official / "pytorch_lora_weights.safetensors").rename(official / "resolution_lora.safetensors")
+        (official / "diffusion_pytorch_model.safetensors").rename(official / "resolution_normalization.safetensors")
+    cache("owner/name", official, inner)
+    adapter = load_adapter(unet, f"owner/name/{inner}".rstrip("/"))
+    assert adapter.scale == 1.0 and not [one for one in recwarn if "offline" in str(one.message)]
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_offline_with_one_half(cache, unet, official, known):
+    (official / "diffusion_pytorch_model.safetensors").unlink()
+    absent = ["diffusion_pytorch_model.safetensors", "resolution_normalization.safetensors"]
+    cache("owner/name", official, absent=[*absent, "resolution_lora.safetensors"] if known else ())
+    if known:
+        load_adapter(unet, "owner/name")
+    else:
+        with pytest.warns(UserWarning, match="the cache has pytorch_lora_weights.safetensors alone"):
+            load_adapter(unet, "owner/name")
+
+
+def test_a_connection_that_is_lost_is_no_reason_for_half_an_adapter(cache, monkeypatch, unet, official):
+    (official / "diffusion_pytorch_model.safetensors").unlink()
+    cache("owner/name", official)
+    constants = SimpleNamespace(HF_HUB_OFFLINE=False)
+    monkeypatch.setattr(huggingface_hub, "constants", constants)
+    with pytest.raises(ValueError, match="the Hub cannot be reached"):
+        load_adapter(unet, "owner/name")
+
+
+def test_offline_with_nothing(cache, unet):
+    with pytest.raises(ValueError, match="the Hub cannot be reached"):
+        load_adapter(unet, "owner/name")
+    with pytest.raises(ValueError, match="the Hub cannot be reached"):
+        load_adapter(unet, "owner/name/file.safetensors")
 
 
 def test_base_models(hub, unet, helpers):
