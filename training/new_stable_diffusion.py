@@ -12,12 +12,14 @@ import sys
 from pathlib import Path
 
 import torch
-import yaml
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers import pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from brickwork.files import check_folder, new_folder
 from brickwork.training.commands.train import run_script
+from brickwork.training.config.library import find_config
+from brickwork.training.config.reading import read_yaml
 from brickwork.training.data.cache import load_vae
 from brickwork.training.data.images import load_table
 
@@ -29,6 +31,7 @@ SCHEDULER = {
     "beta_end": 0.012,
     "steps_offset": 1,
 }
+MAKER = "training/new_stable_diffusion.py"
 SECTIONS = ("tokenizer", "text_encoder", "unet")
 
 
@@ -112,11 +115,12 @@ def build_pipeline(config: dict, vae: AutoencoderKL, captions: list[str], seed: 
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, required=True, help="YAML file: tokenizer, text_encoder, unet")
+    parser.add_argument("--config", required=True, help="YAML file, or the name of one that ships")
     parser.add_argument("--vae", required=True, help="folder of a trained AutoencoderKL")
     parser.add_argument("--captions", required=True, help="data set whose captions the tokenizer is learned from")
     parser.add_argument("--caption-column", default="text", help="its column (default: text)")
     parser.add_argument("--output", type=Path, required=True, help="pipeline folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace a pipeline that this script wrote")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: 0)")
     parser.set_defaults(run=write)
 
@@ -127,21 +131,19 @@ def write(args: argparse.Namespace) -> None:
     Raises:
         ValueError: for an output that exists, or arguments that describe no pipeline.
     """
-    if args.output.exists():
-        raise ValueError(f"`--output` is {str(args.output)!r}, which exists; name another folder.")
+    check_folder(args.output, MAKER, overwrite=args.overwrite, argument="--output")
     table = load_table(args.captions)
     if args.caption_column not in table.column_names:
         raise ValueError(
             f"`--caption-column` is {args.caption_column!r}; the data set has {', '.join(table.column_names)}."
         )
+    config = read_yaml(find_config(args.config))
     try:
-        config = yaml.safe_load(args.config.read_text(encoding="utf-8"))
         pipeline = build_pipeline(config, load_vae(args.vae), list(table[args.caption_column]), args.seed)
-    except (TypeError, yaml.YAMLError) as error:
+    except TypeError as error:
         raise ValueError(f"`--config` is {str(args.config)!r}, in which something does not fit: {error}.") from None
-    temporary = args.output.with_name(f".{args.output.name}.new")
-    pipeline.save_pretrained(temporary)
-    temporary.rename(args.output)
+    with new_folder(args.output, MAKER, overwrite=args.overwrite, argument="--output") as folder:
+        pipeline.save_pretrained(folder)
     sizes = {name: sum(p.numel() for p in getattr(pipeline, name).parameters()) for name in ("unet", "text_encoder")}
     print(f"wrote {args.output}: " + ", ".join(f"{name} {number:,} parameters" for name, number in sizes.items()))
 

@@ -21,23 +21,26 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     kind.add_argument("--captions", metavar="COLUMN", help="encode the captions in this column")
     parser.add_argument("--pipeline", help="whose text encoders to use for --captions: a folder or a hub name")
     parser.add_argument("--dtype", help="of cached captions: float32, float16, bfloat16 (default: the encoders' own)")
-    parser.add_argument("--config", type=Path, help="the run's YAML file")
+    parser.add_argument("--config", help="the run's YAML file, or the name of one that ships")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier cache of this command")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values over the file")
     parser.set_defaults(run=run_cache)
 
 
 def run_cache(args: argparse.Namespace) -> int:
     """Build the cache."""
+    from brickwork.files import check_folder
     from brickwork.training.config.config import load_config
-    from brickwork.training.data.cache import cache_latents, load_vae
+    from brickwork.training.data.cache import MAKER, cache_latents, load_vae
     from brickwork.training.data.images import images_of
 
     if bool(args.captions) != bool(args.pipeline):
         raise ValueError("`--captions` and `--pipeline` belong together: name the column and whose encoders to use.")
+    check_folder(args.output, MAKER, overwrite=args.overwrite, argument="--output")
     images = images_of(load_config(args.config, args.overrides))
     if args.captions:
         return _cache_captions(args, images)
-    path = cache_latents(args.output, images, load_vae(args.vae), args.vae)
+    path = cache_latents(args.output, images, load_vae(args.vae), args.vae, args.overwrite)
     print(f"The latents of {len(images):,} images are in {path}; train with data.latents={path}.")
     return 0
 
@@ -45,13 +48,13 @@ def run_cache(args: argparse.Namespace) -> int:
 def _cache_captions(args: argparse.Namespace, images) -> int:
     import torch
 
+    from brickwork.errors import one_of
     from brickwork.training.data.text_cache import cache_texts, captions_of, load_text_encoders
 
-    dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, None: None}
-    if args.dtype not in dtypes:
-        raise ValueError(f"`--dtype` is {args.dtype!r}; choose one of float32, float16, bfloat16.")
+    dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    dtype = one_of("--dtype", args.dtype, dtypes) if args.dtype else None
     captions = captions_of(images, args.captions)
     pipeline = load_text_encoders(args.pipeline)
-    path = cache_texts(args.output, captions, pipeline, dtypes[args.dtype], args.pipeline)
+    path = cache_texts(args.output, captions, pipeline, dtype, args.pipeline, overwrite=args.overwrite)
     print(f"{len(set(captions)):,} different captions of {len(images):,} images are in {path}.")
     return 0

@@ -5,15 +5,13 @@ pictures alone (`brickwork evaluate ref`) read them like any other folder.
 """
 
 import argparse
-import hashlib
 import json
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from brickwork.files import digest, new_folder, read_json, write_json
 from brickwork.training.config.config import load_config
 from brickwork.training.data.images import BrokenImage, LabelledImages, images_of
 
@@ -28,11 +26,12 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "held-out, at the run's size and with labels numbered as the network's."
     )
     parser.epilog = (
-        "example:\n  brickwork data split --config training/configs/lego_emoji_64.yaml --output runs/emoji-split\n"
+        "example:\n  brickwork data split --config lego_emoji_64 --output runs/emoji-split\n"
         "  brickwork evaluate calc samples --paired my-model runs/emoji-split/held-out …"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--config", type=Path, help="the run's YAML file")
+    parser.add_argument("--config", help="the run's YAML file, or the name of one that ships")
+    parser.add_argument("--overwrite", action="store_true", help="replace another split in that folder")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values over the file")
     parser.set_defaults(run=run)
 
@@ -40,12 +39,14 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the two folders and say what is in them."""
     config = load_config(args.config, args.overrides)
-    counts = write_split(images_of(config), config.data.held_out, args.output)
+    counts = write_split(images_of(config), config.data.held_out, args.output, args.overwrite)
     print(", ".join(f"{args.output / part}: {count:,} pictures" for part, count in counts.items()))
     return 0
 
 
-def write_split(images: LabelledImages, held_out: float, output: str | Path) -> dict[str, int]:
+def write_split(
+    images: LabelledImages, held_out: float, output: str | Path, overwrite: bool = False
+) -> dict[str, int]:
     """Write the folders `train` and `held-out` as PNGs with a `metadata.jsonl` of labels.
 
     The same split again is left as it is.
@@ -54,6 +55,7 @@ def write_split(images: LabelledImages, held_out: float, output: str | Path) -> 
         images: of the run; squares of its size are written. Broken pictures are left out.
         held_out: share of the groups that are held out.
         output: folder to write; it appears whole or not at all.
+        overwrite: replace another split in it.
 
     Returns:
         The number of pictures in each folder.
@@ -69,26 +71,16 @@ def write_split(images: LabelledImages, held_out: float, output: str | Path) -> 
                 f"`data.held_out` is {held_out}, which leaves nothing for {part} of {len(images)} pictures; give a "
                 "share between 0 and 1 that holds some out."
             )
-    fingerprint = hashlib.sha256(f"{images.fingerprint} {images.content_digest()} {held_out}".encode()).hexdigest()
-    if output.exists():
-        found = _recorded(output)
-        if found.get("fingerprint") != fingerprint:
-            raise ValueError(f"`output` is {str(output)!r}, which holds something else; choose another folder.")
-        return found["pictures"]
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        counts = {part: _write_folder(images, numbers, temporary / part) for part, numbers in rows.items()}
+    fingerprint = digest(f"{images.fingerprint} {images.content_digest()} {held_out}")
+    if (output / RECORD).is_file():
+        found = read_json(output / RECORD, "record of a split")
+        if found.get("fingerprint") == fingerprint:
+            return found["pictures"]
+    with new_folder(output, "brickwork data split", overwrite=overwrite) as folder:
+        counts = {part: _write_folder(images, numbers, folder / part) for part, numbers in rows.items()}
         record = {"fingerprint": fingerprint, "classes": images.class_names, "size": images.size, "pictures": counts}
-        (temporary / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
-        os.replace(temporary, output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        write_json(folder / RECORD, record)
     return counts
-
-
-def _recorded(output: Path) -> dict:
-    path = output / RECORD
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _write_folder(images: LabelledImages, rows: np.ndarray, folder: Path) -> int:

@@ -2,10 +2,11 @@
 
 import argparse
 import json
-import os
-import shutil
 from pathlib import Path
 
+from brickwork.files import check_folder, new_folder, write_file
+
+MAKER = "brickwork publish"
 CARD_SAMPLES = 64
 STEPS = 18
 SHOWN_NEIGHBOURS = 12
@@ -26,7 +27,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="where the run's data lie now (default: data.source of its configuration)")
     parser.add_argument("--attribution", type=Path, help="licences and sources of the data, in Markdown, for the card")
     parser.add_argument("--license", help="licence of the weights as the hub names it, such as cc-by-4.0")
-    parser.add_argument("--overwrite", action="store_true", help="put the folder in the place of an earlier one")
+    parser.add_argument("--overwrite", action="store_true", help="replace what this command wrote; other files stay")
     parser.set_defaults(run=run)
 
 
@@ -61,10 +62,7 @@ def publish(
 
     if not (run_folder / "config.yaml").is_file():
         raise ValueError(f"`run_folder` is {str(run_folder)!r}, which holds no run (no config.yaml).")
-    if output.exists() and not overwrite:
-        raise ValueError(f"`output` is {str(output)!r}, which exists; choose another, or say --overwrite.")
-    if output.exists() and not (output / "model_index.json").is_file():
-        raise ValueError(f"`output` is {str(output)!r}, which holds no pipeline and is not replaced; choose another.")
+    check_folder(output, MAKER, overwrite=overwrite)
     licences = attribution.read_text(encoding="utf-8") if attribution else None
     config = load_config(run_folder / "config.yaml", [f"data.source={data_source}"] if data_source else None)
     found = CheckpointFolder(run_folder / "checkpoints").newest()
@@ -85,19 +83,12 @@ def publish(
         "classes": images.class_names,
         "held_out": _score(model, build_held_out(images, held_out_rows), objective),
     }
-    fresh, old = (output.with_name(f".{output.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
-    try:
-        pipeline.save_pretrained(fresh)
-        save_objective(fresh, config.objective.type, config.objective.options)
-        figures["memory"] = _draw(pipeline, images_of(config), train_rows, held_out_rows, fresh)
+    with new_folder(output, MAKER, overwrite=overwrite) as folder:
+        pipeline.save_pretrained(folder)
+        save_objective(folder, config.objective.type, config.objective.options)
+        figures["memory"] = _draw(pipeline, images_of(config), train_rows, held_out_rows, folder)
         card = model_card(output.name, config, figures, _sampler_of(pipeline), licences, license)
-        (fresh / "README.md").write_text(card, encoding="utf-8")
-        if output.exists():
-            os.replace(output, old)
-        os.replace(fresh, output)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+        write_file(folder / "README.md", card)
     return figures
 
 

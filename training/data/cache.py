@@ -8,7 +8,6 @@ sample of them, so that every epoch draws anew, as training without a cache woul
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,10 +16,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from brickwork.files import new_folder, write_json
 from brickwork.pipelines import latents
 from brickwork.training.data.images import LabelledImages, to_unit_range
 
 INDEX = "index.json"
+MAKER = "brickwork data cache"
 ROWS_A_FILE = 1024
 # What transformers notes as it saves and loads; where a network came from changes nothing that it computes.
 _NOT_COMPUTED_WITH = ("architectures", "dtype", "transformers_version")
@@ -45,8 +46,9 @@ def build_cache(
     compute: Callable[[int], dict[str, torch.Tensor]],
     fingerprint: dict[str, str],
     source: str = "",
+    overwrite: bool = False,
 ) -> Path:
-    """Compute and write a cache, under another name until it is whole; one that is there already is replaced.
+    """Compute and write a cache; it appears whole or not at all.
 
     Args:
         folder: of the cache.
@@ -54,29 +56,23 @@ def build_cache(
         compute: row => tensors by name.
         fingerprint: what the cache depends on, such as `{"data": …, "network": …}`.
         source: where the network came from.
+        overwrite: replace an earlier cache.
+
+    Raises:
+        ValueError: for a folder that holds something else, or a cache where `overwrite` is false.
     """
-    folder = Path(folder)
     if number < 1:
         raise ValueError(f"`number` is {number}; a cache needs at least one row.")
-    if folder.exists() and any(folder.iterdir()) and not (folder / INDEX).exists():
-        raise ValueError(f"`folder` is {str(folder)!r}, which holds something else than a cache; name another folder.")
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with new_folder(folder, MAKER, overwrite=overwrite, argument="folder") as making:
         for first in range(0, number, ROWS_A_FILE):
             tensors = {}
             for row in range(first, min(first + ROWS_A_FILE, number)):
                 computed = compute(row)
                 tensors |= {f"{row}|{name}": value.contiguous() for name, value in computed.items()}
-            save_file(tensors, temporary / f"rows-{first // ROWS_A_FILE:05d}.safetensors")
+            save_file(tensors, making / f"rows-{first // ROWS_A_FILE:05d}.safetensors")
         index = {"rows": number, "names": sorted(computed), "source": source, "fingerprint": fingerprint}
-        (temporary / INDEX).write_text(json.dumps(index, indent=1))
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
+        write_json(making / INDEX, index)
+    return Path(folder)
 
 
 class TensorCache:
@@ -120,7 +116,9 @@ class TensorCache:
 
 
 @torch.no_grad()
-def cache_latents(folder: str | Path, images: LabelledImages, vae: torch.nn.Module, source: str = "") -> Path:
+def cache_latents(
+    folder: str | Path, images: LabelledImages, vae: torch.nn.Module, source: str = "", overwrite: bool = False
+) -> Path:
     """Write the moments of a VAE's latents of every picture, each in the shape of its bucket.
 
     Args:
@@ -128,6 +126,7 @@ def cache_latents(folder: str | Path, images: LabelledImages, vae: torch.nn.Modu
         images: pictures; broken ones raise `BrokenImage`, so check the data first.
         vae: an `AutoencoderKL`.
         source: where the VAE came from, for pipelines built on the cache.
+        overwrite: replace an earlier cache.
     """
     vae = vae.eval()
 
@@ -136,7 +135,7 @@ def cache_latents(folder: str | Path, images: LabelledImages, vae: torch.nn.Modu
         mean, logvar = latents.moments(vae, picture)
         return {"mean": mean[0].cpu(), "logvar": logvar[0].cpu()}
 
-    return build_cache(folder, len(images), moments, latent_fingerprint(images, vae), source)
+    return build_cache(folder, len(images), moments, latent_fingerprint(images, vae), source, overwrite)
 
 
 def latent_fingerprint(images: LabelledImages, vae: torch.nn.Module) -> dict[str, str]:

@@ -129,6 +129,7 @@ def cache_texts(
     dtype: torch.dtype | None = None,
     source: str = "",
     batch_size: int = 32,
+    overwrite: bool = False,
 ) -> Path:
     """Write the embeddings of every distinct caption, and of no caption.
 
@@ -139,6 +140,7 @@ def cache_texts(
         dtype: to store; the encoders' own if `None`.
         source: where the encoders came from.
         batch_size: captions encoded at once.
+        overwrite: replace an earlier cache.
     """
     distinct = sorted(set(captions))
     nothing = encode_no_caption(pipeline, dtype)
@@ -154,7 +156,7 @@ def cache_texts(
         return {name: tensor[place].clone() for name, tensor in tensors.items()}
 
     fingerprint = text_fingerprint(pipeline, captions, dtype)
-    return build_cache(folder, 1 + len(distinct), embeddings, fingerprint, source)
+    return build_cache(folder, 1 + len(distinct), embeddings, fingerprint, source, overwrite)
 
 
 class CachedTexts:

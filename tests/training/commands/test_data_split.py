@@ -41,9 +41,11 @@ def test_the_same_split_stays_and_another_is_refused(images, tmp_path):
     kept = (tmp_path / "split" / "split.json").stat().st_mtime_ns
     assert write_split(images, 0.3, tmp_path / "split") == first
     assert (tmp_path / "split" / "split.json").stat().st_mtime_ns == kept
-    with pytest.raises(ValueError, match="holds something else"):
+    with pytest.raises(ValueError, match="add --overwrite"):
         write_split(images, 0.4, tmp_path / "split")
+    assert write_split(images, 0.4, tmp_path / "split", overwrite=True) != first
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds something else"):
         write_split(images, 0.3, tmp_path / "mine")
     for share in (0.0, 1.0):

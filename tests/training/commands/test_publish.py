@@ -55,8 +55,23 @@ def test_only_a_pipeline_is_replaced(finished_run, tmp_path, capsys):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("years of work")
     assert cli.main(["publish", str(finished_run), str(tmp_path / "precious"), "--overwrite"]) == 2
-    assert "holds no pipeline" in capsys.readouterr().err
+    assert "holds something else: 1 (thesis.txt)" in capsys.readouterr().err
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "years of work"
+
+
+def test_what_lies_beside_a_published_pipeline_stays(finished_run, tmp_path, capsys):
+    output = tmp_path / "faces"
+    assert cli.main(["publish", str(finished_run), str(output)]) == 0
+    (output / ".git").mkdir()
+    (output / ".git" / "HEAD").write_text("ref")
+    (output / "notes.md").write_text("mine")
+    assert cli.main(["publish", str(finished_run), str(output), "--overwrite"]) == 0
+    assert ((output / ".git" / "HEAD").read_text(), (output / "notes.md").read_text()) == ("ref", "mine")
+    assert LegoPipeline.from_pretrained(output).transformer.config.num_classes == 1
+    (tmp_path / "model" / ".git").mkdir(parents=True)
+    (tmp_path / "model" / "model_index.json").write_text("{}")
+    assert cli.main(["publish", str(finished_run), str(tmp_path / "model"), "--overwrite"]) == 2
+    assert "Nothing in it is touched" in capsys.readouterr().err
 
 
 def test_what_is_no_run(tmp_path, capsys):

@@ -104,18 +104,32 @@ def test_a_cache_that_fails_half_way_leaves_the_old_one(tmp_path):
         return {"x": torch.ones(1)}
 
     with pytest.raises(RuntimeError, match="power cut"):
-        build_cache(tmp_path / "cache", 2, failing, {})
+        build_cache(tmp_path / "cache", 2, failing, {}, overwrite=True)
     assert TensorCache(tmp_path / "cache")[0]["x"].item() == 0
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
 def test_folders_of_something_else_are_refused(tmp_path):
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("")
-    with pytest.raises(ValueError, match="something else than a cache"):
-        build_cache(tmp_path / "mine", 1, lambda row: {"x": torch.zeros(1)}, {})
+    for name in ("thesis.txt", "index.json"):  # a file of a cache's name makes no cache
+        (tmp_path / "mine" / name).write_text("{}")
+        for overwrite in (False, True):
+            with pytest.raises(ValueError, match="holds something else"):
+                build_cache(tmp_path / "mine", 1, lambda row: {"x": torch.zeros(1)}, {}, overwrite=overwrite)
+    assert len(list((tmp_path / "mine").iterdir())) == 2
+    (tmp_path / "mine" / "index.json").unlink()
     with pytest.raises(ValueError, match="holds no cache"):
         TensorCache(tmp_path / "mine")
+
+
+def test_a_cache_is_replaced_only_if_asked_and_strangers_stay(tmp_path):
+    build_cache(tmp_path / "cache", 2, lambda row: {"x": torch.zeros(1)}, {})
+    (tmp_path / "cache" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="add --overwrite"):
+        build_cache(tmp_path / "cache", 1, lambda row: {"x": torch.ones(1)}, {})
+    build_cache(tmp_path / "cache", 1, lambda row: {"x": torch.ones(1)}, {}, overwrite=True)
+    assert TensorCache(tmp_path / "cache")[0]["x"].item() == 1
+    assert (tmp_path / "cache" / "notes.txt").read_text() == "mine"
 
 
 def test_a_run_on_cached_latents(tiny_run, tiny_yaml, tmp_path, vae, final_tensors, equal_bits):

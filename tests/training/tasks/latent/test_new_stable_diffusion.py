@@ -82,5 +82,6 @@ def test_bad_input_is_one_line(arguments, tmp_path, capsys):
     assert main(arguments) == 2
     assert "it takes tokenizer, text_encoder, unet" in capsys.readouterr().err
     (tmp_path / "new").mkdir()
-    assert main(arguments) == 2
-    assert "which exists" in capsys.readouterr().err
+    (tmp_path / "new" / "notes.txt").write_text("mine")
+    assert main([*arguments, "--overwrite"]) == 2
+    assert "holds something else" in capsys.readouterr().err
