@@ -75,8 +75,8 @@ class TrainingStream(Dataset):
         image, label, *crop, broken = self._readable(position)
         random = random_numbers(self.seed, SAMPLE, position)
         if random.random() < 0.5 and self.horizontal_flip:
-            image = image[:, :, ::-1].copy()
-            crop = [(top, -(left + image.shape[2]) % width, height, width) for top, left, height, width in crop]
+            image = image[..., ::-1].copy()
+            crop = [(top, -(left + image.shape[-1]) % width, height, width) for top, left, height, width in crop]
         return ({"crop": torch.tensor(crop[0])} if crop else {}) | {
             "image": torch.from_numpy(image),
             "label": torch.tensor(label),

@@ -44,9 +44,10 @@ class FurtherLosses:
             if source is not None and source not in self.teachers:
                 network = task.teacher(source).requires_grad_(False).eval()
                 self.teachers[source] = network.to(task.accelerator.device)
-            _check_taps(objective, "taps", objective.taps, task.network)
-            _check_taps(objective, "taps", objective.teacher_taps, self.teachers.get(source))
-        if self.taps or self.teachers:
+            _check_taps(objective, objective.taps, task.network)
+            _check_taps(objective, objective.teacher_taps, self.teachers.get(source))
+            _check_part(objective, task.network)
+        if any(type(objective).prepare is not Objective.prepare for objective in self.objectives):
             self._prepare()
         self.own = torch.nn.ModuleDict({objective.type: objective for objective in self.objectives})
         self.own.to(task.accelerator.device)
@@ -177,9 +178,18 @@ def see(task: Task, network: torch.nn.Module, step: Step, taps: Sequence[str], i
     return replace(step, outputs=outputs, taps=found)
 
 
-def _check_taps(objective: Objective, key: str, names: Sequence[str], network: torch.nn.Module | None) -> None:
+def _check_taps(objective: Objective, names: Sequence[str], network: torch.nn.Module | None) -> None:
     if names and network is None:
         raise ValueError(f"`{objective.type}` reads {list(names)} of a teacher, and has none; give `teacher`.")
     modules = dict(network.named_modules()) if names else {}
     for name in names:
-        one_of(f"objectives.{objective.type}.{key}", name, modules)
+        one_of(f"objectives.{objective.type}.taps", name, modules)
+
+
+def _check_part(objective: Objective, network: torch.nn.Module) -> None:
+    part = objective.part
+    if part is not None and not any(name.startswith(part) for name, _ in network.named_parameters()):
+        raise ValueError(
+            f"`objectives` has {objective.type!r}, which trains {part!r}, and a {type(network).__name__} has no such "
+            "part; leave it out."
+        )

@@ -40,16 +40,20 @@ def sample_labels(num_classes: int | None, count: int) -> list[int | None]:
 
 
 def draw_samples(pipeline, num_classes: int | None, count: int, steps: int, guidance_scale: float) -> np.ndarray:
-    """Pictures uint8 `(count, H, W, 3)`; picture k has the same class and noise however the weights change."""
+    """Pictures uint8 `(count, H, W, 3)`; picture k has the same class and noise however the weights change.
+
+    The frames of a video lie side by side in one picture.
+    """
     pipeline.set_progress_bar_config(disable=True)
-    pictures = pipeline(
+    output = pipeline(
         class_labels=sample_labels(num_classes, count),
         num_inference_steps=steps,
         guidance_scale=1.0 if num_classes is None else guidance_scale,
         generator=[torch.Generator().manual_seed(k) for k in range(count)],
         output_type="pil",
-    ).images
-    return np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+    )
+    drawn = output.frames if hasattr(output, "frames") else [[picture] for picture in output.images]
+    return np.stack([np.concatenate([np.asarray(f.convert("RGB")) for f in frames], axis=1) for frames in drawn])
 
 
 def show_sheet(task: Task, sheet: Image.Image | None, images: int, log: RunLog) -> None:

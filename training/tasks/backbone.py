@@ -125,7 +125,10 @@ class BackboneTask(DenoisingTask):
         return estimates(network, step.sample, step.timestep, bricks=step.subnet, **step.conditions)
 
     def teacher(self, source: str) -> torch.nn.Module:
-        pipeline = load_pipeline(source, device=self.accelerator.device)
+        try:
+            pipeline = load_pipeline(source, device=self.accelerator.device)
+        except ValueError as error:
+            raise ValueError(f"`teacher` is {source!r}, which cannot be loaded: {error}") from None
         noted = saved_objective(pipeline_folder(source))
         if noted is None:
             raise ValueError(f"`teacher` is {source!r}, which does not say what it was trained for (objective.json).")

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
+from safetensors import safe_open
 
 from brickwork.gen.blocks.norms import BatchNorm
 from brickwork.training.engine import guards
@@ -144,6 +146,30 @@ def test_a_checkpoint_of_an_older_version_goes_on(tiny_run, tmp_path):
     state["config"] = "\n".join(kept)
     manifest.write_text(json.dumps(state))
     assert train(tiny_run("run", "run.total_images=40")) == 40
+
+
+def test_a_checkpoint_of_before_objectives_had_names_goes_on_bit_for_bit(
+    tiny_run, tmp_path, final_tensors, equal_bits
+):
+    """It holds weights, averages and optimiser by parameter, and a configuration without `objectives`."""
+    train(tiny_run("run", "run.total_images=16"))
+    (folder,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert {path.name for path in folder.iterdir()} == {
+        "ema.safetensors", "manifest.json", "model.safetensors", "optimizer.safetensors",
+    }  # fmt: skip
+    with safe_open(folder / "optimizer.safetensors", "pt") as file:
+        network = tiny_run("other").task.network
+        wanted = {
+            f"{name}|{key}" for name, _ in network.named_parameters() for key in ("step", "exp_avg", "exp_avg_sq")
+        }
+        assert set(file.keys()) == wanted
+    state = json.loads((folder / "manifest.json").read_text())
+    config = yaml.safe_load(state["config"])
+    assert config.pop("objectives") == []
+    (folder / "manifest.json").write_text(json.dumps(state | {"config": yaml.safe_dump(config, sort_keys=False)}))
+    train(tiny_run("run"))
+    train(tiny_run("whole"))
+    assert equal_bits(final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "run"))
 
 
 def test_a_damaged_newest_checkpoint_costs_one_interval_and_no_bit(tiny_run, tmp_path, final_tensors, equal_bits):
