@@ -1,7 +1,9 @@
 """The configuration of a training run: one YAML file over the defaults, single values over that."""
 
+import json
 from collections.abc import Collection
 from functools import reduce
+from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -88,7 +90,10 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
     """
     given = reduce(_merge, map(_parse_override, overrides or []), {})
     levels = [_defaults(kind), *apply_data_set([read_yaml(find_config(path)) if path is not None else {}, given])]
-    config = build(kind, reduce(_merge, levels))
+    try:
+        config = build(kind, reduce(_merge, levels))
+    except ValueError as error:
+        raise ValueError(f"{error}{_begun_with(path)}") from None
     if config.run.mixed_precision != "auto":
         return config
     precision = choose_precision(config.run.output_dir)
@@ -113,6 +118,8 @@ def changed_keys(saved: str, config: TrainConfig, bound: Collection[str] = ()) -
     """
     before = flat(_merge(_defaults(type(config)), parse_yaml(saved, "The configuration that the run began with")))
     now = flat(config.model_dump())
+    if before.get("run.mixed_precision") == "auto":  # it said nothing of it
+        before["run.mixed_precision"] = now["run.mixed_precision"]
     # A cosine course ends with the run: its length is part of what is learned.
     free = _FREE_KEYS - ({"run.total_images"} if config.optimizer.schedule == "cosine" else set()) - set(bound)
     return {
@@ -120,6 +127,16 @@ def changed_keys(saved: str, config: TrainConfig, bound: Collection[str] = ()) -
         for key in sorted(set(before) | set(now))
         if before.get(key) != now.get(key) and key not in free and key.split(".")[0] not in _FREE_SECTIONS
     }
+
+
+def _begun_with(path: str | Path | None) -> str:
+    """Where a configuration is that of a run: which versions began the run and read it now, for an error."""
+    try:
+        starts = (Path(path).parent / "starts.jsonl").read_text(encoding="utf-8").splitlines()
+        began = json.loads(starts[0])["versions"]["brickwork"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+    return f" The run was begun with brickwork {began}; this is {metadata.version('brickwork')}."
 
 
 def _defaults(kind: type[Configuration]) -> dict:

@@ -101,7 +101,7 @@ def test_the_length_of_a_cosine_course_may_not_change():
 
 def test_a_key_that_an_older_run_did_not_know_had_its_default():
     values = yaml.safe_load(load_config().to_yaml())
-    del values["optimizer"]["schedule"], values["samples"]
+    del values["optimizer"]["schedule"], values["samples"], values["objectives"], values["run"]["mixed_precision"]
     assert changed_keys(yaml.safe_dump(values), load_config()) == {}
     assert list(changed_keys(yaml.safe_dump(values), load_config(None, ["optimizer.schedule=cosine"]))) == [
         "optimizer.schedule"
@@ -125,6 +125,16 @@ def test_further_objectives_are_a_list_of_names_with_weights():
     }.items():
         with pytest.raises(ValueError, match=message):
             load_config(None, [f"objectives={wrong}"])
+
+
+def test_the_configuration_of_an_older_run_names_its_version(tmp_path):
+    (tmp_path / "config.yaml").write_text("run: {warp: 9}")
+    (tmp_path / "starts.jsonl").write_text('{"versions": {"brickwork": "0.0.9"}}\n')
+    with pytest.raises(ValueError, match=r"Unknown key `run.warp`.*begun with brickwork 0\.0\.9; this is \d"):
+        load_config(tmp_path / "config.yaml")
+    (tmp_path / "starts.jsonl").write_text("{torn")
+    with pytest.raises(ValueError, match=r"model.wrap.\?$"):
+        load_config(tmp_path / "config.yaml")
 
 
 def test_configurations_that_ship_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
