@@ -5,14 +5,12 @@ some. In place of a network there may be several of one objective, `{name: netwo
 a small one for the coarse and a large one for the fine (T-Stitch, arXiv 2402.14167).
 """
 
-import json
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from pathlib import Path
 from typing import Any, Self
 
 from brickwork.gen.subnets import FULL, bricks_of, find_subnet, name_of
@@ -461,35 +459,6 @@ def read_schedule(values: Mapping[str, Any]) -> BrickSchedule | SubnetSchedule:
     """The schedule that `to_dict` of either kind wrote."""
     bricks = isinstance(values, Mapping) and "window_sizes" in values
     return (BrickSchedule if bricks else SubnetSchedule).from_dict(values)
-
-
-def schedule_from_file(path: str | Path) -> BrickSchedule | SubnetSchedule:
-    """A schedule from a file that `brickwork search` wrote, or from `to_dict` as JSON.
-
-    Raises:
-        ValueError: for a file that is none.
-    """
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"`--schedule` is {str(path)!r}, which is no JSON ({error}); give what `brickwork search` wrote."
-        ) from None
-    nested = isinstance(values, dict) and isinstance(values.get("schedule"), dict)
-    return read_schedule(values["schedule"] if nested else values)
-
-
-def named_schedule(name: str, model: Any) -> BrickSchedule | SubnetSchedule | None:
-    """The schedule that a command line names: `full`, `fast` (of LEGO), a JSON file, or `saved`, which is `None`."""
-    if name == "saved":
-        return None
-    if name == "full":
-        return schedule_kind(model).full(model)
-    if name == "fast":
-        return BrickSchedule.fast(model)
-    if Path(name).suffix != ".json" or not Path(name).is_file():
-        raise ValueError(f"`--schedule` is {name!r}; choose saved, full, fast, or an existing .json file.")
-    return schedule_from_file(name)
 
 
 def steps_text(subnets: Sequence[str]) -> str:

@@ -23,7 +23,8 @@ from brickwork.eval.benchmark.timing import Case, MatmulProbe, Stopwatch, Timing
 from brickwork.gen.blocks.registry import build_block
 from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.operations import count_operations
-from brickwork.pipelines.schedules import BrickSchedule, schedule_from_file, schedule_kind
+from brickwork.pipelines.schedule_files import schedule_from_file
+from brickwork.pipelines.schedules import BrickSchedule, schedule_kind
 
 SCALING_SIDES = (64, 128, 256, 512)
 SCALING_BLOCKS = {"dit": {"window_size": 8}, "i2rmb": {"window_size": 8}, "maxvit": {"window_size": 8}}

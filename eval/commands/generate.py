@@ -39,7 +39,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 def _options(args: argparse.Namespace, pipe) -> dict:
     """The schedule, and of LEGO's pipeline how windows lie: other networks have no bricks nor windows to place."""
-    from brickwork.pipelines.schedules import named_schedule
+    from brickwork.pipelines.schedule_files import named_schedule
 
     lego = "windows" in pipe.config
     for name, wrong in (("schedule", args.schedule == "fast"), ("windows", args.windows is not None)):
