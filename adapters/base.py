@@ -203,7 +203,8 @@ class ModuleAdapter(Adapter):
 
     def __init__(self, network: nn.Module, name: str, config: dict, parts: nn.Module, scale: float = 1.0) -> None:
         self.network, self.name, self.config, self.parts = network, name, config, parts
-        self._scale, self._enabled, self._handles = checked_scale("scale", scale), False, []
+        self._scale, self._enabled = checked_scale("scale", scale), False
+        self._placed: list[tuple[nn.Module, str, Callable]] = []
         self._latest: Any = None
 
     @classmethod
@@ -265,11 +266,16 @@ class ModuleAdapter(Adapter):
     def enabled(self, value: bool) -> None:
         self._on_network()
         with _LOCK:
-            self._attach(bool(value))
+            was = self._enabled
+            try:
+                self._attach(bool(value))
+            except BaseException:
+                self._attach(was)
+                raise
 
     def strength(self) -> float:
         """The strength in force in this thread."""
-        return _STRENGTHS.get().get(id(self), self._scale)
+        return _STRENGTHS.get().get(id(self), self._scale) if self._enabled else 0.0
 
     def present(self) -> Any:
         """The conditions in force in this thread, `None` where there are none.
@@ -349,24 +355,37 @@ class ModuleAdapter(Adapter):
                 raise
 
     def _attach(self, on: bool) -> None:
-        """Bring the hooks in line with `on`; an exception leaves none."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._enabled = [], False
+        """Bring the hooks in line with `on`; broken off at any line, it can be called again."""
+        for module, _, hook in self._placed:
+            take_off(module, lambda found, hook=hook: found is hook)
+        self._placed, self._enabled = [], False
         if not on:
             return
-        try:
-            for module, side, hook in self.hooks():
-                register = {"pre": module.register_forward_pre_hook, "post": module.register_forward_hook}[side]
-                self._handles.append(register(hook, with_kwargs=True))
-            self._enabled = True
-        except BaseException:
-            self._attach(False)
-            raise
+        self._placed = list(self.hooks())
+        for module, side, hook in self._placed:
+            register = {"pre": module.register_forward_pre_hook, "post": module.register_forward_hook}[side]
+            register(hook, with_kwargs=True)
+        self._enabled = True
 
     def _on_network(self) -> None:
         if module_adapters(self.network).get(self.name) is not self:
             raise ValueError(f"{self.name!r} is no longer loaded; load it again.")
+
+
+def forward_hooks(module: nn.Module, ours: Callable[[Callable], bool]) -> list[tuple[dict, dict, int]]:
+    """Some of a module's forward hooks, those before it first: where each is, where its kind is noted, its number."""
+    sides = (
+        (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+        (module._forward_hooks, module._forward_hooks_with_kwargs),
+    )
+    return [(hooks, kinds, number) for hooks, kinds in sides for number, hook in list(hooks.items()) if ours(hook)]
+
+
+def take_off(module: nn.Module, ours: Callable[[Callable], bool]) -> None:
+    """Remove some of a module's forward hooks."""
+    for hooks, kinds, number in forward_hooks(module, ours):
+        kinds.pop(number, None)  # first: broken off here, the hook is found again
+        hooks.pop(number, None)
 
 
 def module_adapters(network: nn.Module) -> dict[str, ModuleAdapter]:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from brickwork.adapters.base import forward_hooks, take_off
 from brickwork.adapters.comfyui.strength import auto_strength, range_warning
 from brickwork.adapters.resadapter.base_norms import inner_unet
 from brickwork.adapters.resadapter.inject import layer_tensors, own_float, refresh, write
@@ -239,13 +240,12 @@ def _hang(unet: nn.Module, state: State, outer: nn.Module, pixels_per_latent: in
         watch.automatic, watch.pixels_per_latent, watch.size = automatic, pixels_per_latent, None
     before_compiled = isinstance(unet._compiled_call_impl, _CompiledCall)
     compiled = unet._compiled_call_impl is not None
-    found = [(module, hook) for module in _modules(outer) for hook in _hooks(module)]
+    found = [(module, hook) for module in _modules(outer) for hook in forward_hooks(module, _is_watch)]
     hooked = len(found) == 2 and all(module is outer and number in kinds for module, (_, kinds, number) in found)
     if wanted and not (before_compiled and found) and (before_compiled or hooked and not (compiled and automatic)):
         return
-    for _, (hooks, kinds, number) in found:
-        kinds.pop(number, None)  # first: broken off here, the hook is found again
-        hooks.pop(number, None)
+    for module in _modules(outer):
+        take_off(module, _is_watch)
     if before_compiled:
         unet._compiled_call_impl = unet._compiled_call_impl.compiled
     if wanted and compiled:
@@ -259,18 +259,8 @@ def _modules(outer: nn.Module) -> list[nn.Module]:
     return list({id(module): module for module in (outer, inner_unet(outer))}.values())
 
 
-def _hooks(module: nn.Module) -> list[tuple[dict, dict, int]]:
-    """The watch's hooks on a module: where they are, where their kind is noted, and under which number."""
-    sides = (
-        (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
-        (module._forward_hooks, module._forward_hooks_with_kwargs),
-    )
-    return [
-        (hooks, kinds, number)
-        for hooks, kinds in sides
-        for number, hook in list(hooks.items())
-        if isinstance(getattr(hook, "__self__", None), Watch)
-    ]
+def _is_watch(hook: Callable) -> bool:
+    return isinstance(getattr(hook, "__self__", None), Watch)
 
 
 @dataclass(eq=False)

@@ -1,6 +1,7 @@
 """The handle that every adapter has, on a ResAdapter and on an adapter made of modules."""
 
 import copy
+import sys
 import threading
 
 import pytest
@@ -184,3 +185,63 @@ def test_hooks_that_fail_leave_nothing(unet, sources, monkeypatch):
     with pytest.raises(MemoryError):
         load_adapter(unet, sources["shift"])
     assert set(vars(unet)) == attributes and not unet.conv_in._forward_hooks
+
+
+def test_interrupted_at_any_line(unet, sources):
+    """Loading, switching and unloading an adapter made of modules: before or after, and its record says which."""
+
+    def picture(adapter):
+        hooks = [
+            list(side.values()) for side in (unet.conv_in._forward_hooks, unet.conv_in._forward_hooks_with_kwargs)
+        ]
+        on = [hook for hook in hooks[0] if hook.adapter.strength() != 0]
+        return len(hooks[0]), len(hooks[1]), len(on), sorted(vars(unet)), adapter is not None and adapter.enabled
+
+    def undo(adapter):
+        for one in list(base.module_adapters(unet).values()):
+            one.unload()
+        return adapter
+
+    operations = {
+        "load": (lambda: None, lambda adapter: load_adapter(unet, sources["shift"])),
+        "disable": (lambda: load_adapter(unet, sources["shift"]), lambda adapter: setattr(adapter, "enabled", False)),
+        "unload": (lambda: load_adapter(unet, sources["shift"]), lambda adapter: adapter.unload()),
+    }
+    for name, (prepare, act) in operations.items():
+        adapter = prepare()
+        before = picture(adapter)
+        counter = LineCounter()
+        counter.run(lambda act=act, adapter=adapter: act(adapter))
+        after, count = picture(adapter), counter.count
+        undo(adapter)
+        for at in range(1, count + 1):
+            adapter = prepare()
+            LineCounter(at).run(lambda act=act, adapter=adapter: act(adapter))
+            found = picture(adapter)
+            assert found == before or found == after or (name == "load" and found[:4] == after[:4]), (name, at)
+            undo(adapter)
+
+
+class LineCounter:
+    """Counts the lines of `adapters/base.py` that run, and interrupts at one."""
+
+    def __init__(self, at=0):
+        self.at, self.count = at, 0
+
+    def _trace(self, frame, event, argument):
+        if frame.f_code.co_filename != base.__file__:
+            return None
+        if event == "line":
+            self.count += 1
+            if self.count == self.at:
+                raise KeyboardInterrupt
+        return self._trace
+
+    def run(self, action):
+        sys.settrace(self._trace)
+        try:
+            action()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
