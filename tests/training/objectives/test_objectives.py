@@ -5,21 +5,22 @@ import json
 import pytest
 import torch
 
-import brickwork.training.objectives.registry as registry
 from brickwork.training.engine.checkpoints import CheckpointFolder
 from brickwork.training.engine.loop import train
 from brickwork.training.objectives import Objective, build_objectives, list_objectives, register_objective
 from brickwork.training.objectives.features import channel_axis
+from brickwork.training.objectives.registry import REGISTRY
 
 ALL_BRICKS = "objective.brick_dropout=0"
 
 
 @pytest.fixture
-def new_objective(monkeypatch):
+def new_objective():
     """`new_objective("name")` registers a class for the test alone."""
-    monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
-    monkeypatch.setattr("brickwork.training.objectives.REGISTRY", registry.REGISTRY)
-    return register_objective
+    known = list_objectives()
+    yield register_objective
+    for name in set(REGISTRY) - set(known):
+        del REGISTRY[name]
 
 
 @pytest.fixture
