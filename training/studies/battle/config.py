@@ -1,7 +1,6 @@
 """What a battle of backbones is: its networks, and the ordinary training run that each of its cells comes down to."""
 
 import dataclasses
-import difflib
 import inspect
 import math
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from brickwork.errors import one_of
 from brickwork.gen.networks.wrapped import DENOISERS, brick_sizes
 from brickwork.training.config.config import Configuration, TrainConfig, load_config
 from brickwork.training.config.data import DataConfig
@@ -19,6 +19,7 @@ from brickwork.training.config.objective import ObjectiveConfig
 from brickwork.training.config.optimizer import OptimizerConfig
 from brickwork.training.config.run import RunConfig
 from brickwork.training.config.section import Number, Positive, Section, require
+from brickwork.training.studies.timed import trained_parameters
 from brickwork.training.tasks.backbones import BACKBONES, build_model
 
 CONFIG = Path(__file__).parents[2] / "configs" / "battle.yaml"
@@ -96,10 +97,7 @@ class BattleConfig(Configuration):
                 value = getattr(getattr(self, section), name)
                 require(not value, f"{section}.{name}", value, "leave it out, as not every network can do so")
         for name in self.battle.networks or []:
-            if name not in self.networks:
-                near = difflib.get_close_matches(str(name), self.networks, n=1)
-                mend = f"did you mean {near[0]}?" if near else f"choose of {', '.join(self.networks)}."
-                raise ValueError(f"`battle.networks` has {name!r}; {mend}")
+            one_of("battle.networks", name, self.networks)
         require(bool(self.fighters), "networks", self.networks, "name at least one")
         return self
 
@@ -123,11 +121,7 @@ def _network(name: str, values: Any) -> Network:
     keys = [field.name for field in dataclasses.fields(Network)]
     if not isinstance(values, dict) or set(values) != set(keys):
         raise ValueError(f"`networks.{name}` is {values!r}; give a mapping with {', '.join(keys)}.")
-    kinds = [*BACKBONES, *DENOISERS]
-    if values["type"] not in kinds:
-        near = difflib.get_close_matches(str(values["type"]), kinds, n=1)
-        mend = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(kinds)}."
-        raise ValueError(f"`networks.{name}.type` is {values['type']!r}; {mend}")
+    one_of(f"networks.{name}.type", values["type"], [*BACKBONES, *DENOISERS])
     require(isinstance(values["config"], dict), f"networks.{name}.config", values["config"], "give a mapping")
     return Network(**values)
 
@@ -230,8 +224,6 @@ def build_networks(config: BattleConfig, class_names: list[str], channels: int =
     Raises:
         ValueError: naming the network that does not fit, or is not of the battle's size.
     """
-    from brickwork.training.studies.timed import trained_parameters
-
     built, wanted, share = {}, config.battle.parameters, config.battle.tolerance
     for name in config.fighters:
         entry = Entry(name, config.battle.seeds[0], config.rates[0], config.run.total_images, True)

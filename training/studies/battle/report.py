@@ -208,31 +208,26 @@ def _standings_table(battle: Battle, axis: str, table: dict, distances: Mapping[
 
 def _firmness(battle: Battle, table: dict) -> str:
     """How much of the order is more than chance, in words."""
-    sentences = []
-    tau = table["kendall_tau"]
-    if tau:
-        sentences.append(
-            f"Kendall's tau between the orders of two seeds: {tau['mean']:.2f} on average, {tau['least']:.2f} at "
-            f"least (pairs of seeds: {len(tau['pairs'])}; 1 is the same order, -1 the reverse)."
-        )
-    known = [pair for pair in table["neighbours"] if pair["separated"] is not None]
-    close = [f"{battle.label(p['better'])} and {battle.label(p['worse'])}" for p in known if not p["separated"]]
-    if close:
-        sentences.append(
-            "Not separated by the spread over seeds (the lead is within its standard deviation, or a seed turns it "
-            f"round): {'; '.join(close)}."
-        )
-    if known and not close:
-        sentences.append(
-            "Every lead that has a standard deviation over seeds exceeds it, and no seed turns one round."
-        )
-    unknown = [pair for pair in table["neighbours"] if pair["separated"] is None]
-    if unknown:
-        names = [f"{battle.label(p['better'])} and {battle.label(p['worse'])}" for p in unknown]
-        sentences.append(f"Too few seeds in common to say anything of {'; '.join(names)}.")
-    for network, reason in table["left_out"].items():
-        sentences.append(f"{battle.label(network)} is left out: {reason}.")
-    return " ".join(sentences)
+
+    def pairs(separated: bool | None) -> str:
+        found = [pair for pair in table["neighbours"] if pair["separated"] is separated]
+        return "; ".join(f"{battle.label(pair['better'])} and {battle.label(pair['worse'])}" for pair in found)
+
+    tau, close, firm, unknown = table["kendall_tau"], pairs(False), pairs(True), pairs(None)
+    sentences = [
+        tau
+        and f"Kendall's tau between the orders of two seeds: {tau['mean']:.2f} on average, {tau['least']:.2f} at "
+        f"least (pairs of seeds: {len(tau['pairs'])}; 1 is the same order, -1 the reverse).",
+        close
+        and "Not separated by the spread over seeds (the lead is within its standard deviation, or a seed turns "
+        f"it round): {close}.",
+        not close
+        and firm
+        and "Every lead that has a standard deviation over seeds exceeds it, and no seed turns one round.",
+        unknown and f"Too few seeds in common to say anything of {unknown}.",
+        *(f"{battle.label(network)} is left out: {reason}." for network, reason in table["left_out"].items()),
+    ]
+    return " ".join(filter(None, sentences))
 
 
 def _distances(battle: Battle, budget: float) -> dict[str, dict[str, tuple[float, float | None]]]:
