@@ -19,6 +19,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 
 from brickwork.adapters.base import KIND_KEY
@@ -114,10 +115,22 @@ def write_adapter(
     else:
         files = {"official": _official, "diffusers": _diffusers}[to](adapter, dst)
     there = [str(path) for path in files if path.exists()]
+    foreign = [str(path) for path, (tensors, _) in files.items() if path.exists() and not _is_own(path, tensors)]
+    if foreign:
+        raise ValueError(f"{' and '.join(foreign)} holds something else and is not touched: choose another dst")
     if there and not overwrite:
         raise ValueError(f"{' and '.join(there)} exists already: choose another dst or set overwrite")
     _write_all(files)
     return list(files)
+
+
+def _is_own(path: Path, tensors: dict) -> bool:
+    """Whether a file is an earlier output: a ResAdapter by its metadata, or one of the same tensors."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return KIND_KEY in (file.metadata() or {}) or set(file.keys()) == set(tensors)
+    except (SafetensorError, OSError):
+        return False
 
 
 def _metadata(adapter: ResAdapterWeights) -> dict[str, str]:
