@@ -73,7 +73,8 @@ def take_pictures(args: argparse.Namespace) -> None:
     known = TrainConfig.model_fields
 
     def is_value(word: str) -> bool:
-        return word.split(".")[0].split("=")[0] in known or "=" in word and not Path(word).exists()
+        section = word.partition("=")[0].split(".")[0]
+        return section in known and ("=" in word or not Path(word).exists()) or "=" in word and not Path(word).exists()
 
     pictures = [word for word in args.overrides if not is_value(word)]
     if not pictures:

@@ -7,6 +7,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pydantic import model_validator
+
 from brickwork.errors import shown
 from brickwork.training.config.data import DataConfig
 from brickwork.training.config.ema import EMAConfig
@@ -68,6 +70,14 @@ class TrainConfig(Configuration):
     samples: SamplesConfig
     metrics: MetricsConfig
     run: RunConfig
+
+    @model_validator(mode="after")
+    def _sections_fit(self):
+        data = self.data
+        cropped = data.crop_share == 0 or data.latents is None and self.model.type == "LegoTransformer2DModel"
+        rule = "only LegoTransformer2DModel on pixels learns from crops; set it to 0"
+        require(cropped, "data.crop_share", data.crop_share, rule)
+        return self
 
 
 def require_task(config: TrainConfig, model_type: str, objective_type: str) -> None:

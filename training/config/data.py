@@ -32,8 +32,10 @@ class DataConfig(SourceConfig):
     crop_aspect: Number = Field(ge=1, description="at least 1")
 
     @model_validator(mode="after")
-    def _steps_within_the_size(self):
+    def _keys_fit(self):
         require(self.bucket_step <= self.size, "data.bucket_step", self.bucket_step, "give 0 to data.size")
+        mirrored = self.latents is not None and self.horizontal_flip
+        require(not mirrored, "data.horizontal_flip", True, "latents cannot be mirrored: set it to false")
         return self
 
 

@@ -32,8 +32,6 @@ def build_images(config: TrainConfig) -> LabelledImages | CachedLatents:
     images = images_of(config)
     if config.data.latents is None:
         return images
-    if config.data.horizontal_flip:
-        raise ValueError("`data.horizontal_flip` is true, but latents cannot be mirrored; set it to false.")
     return CachedLatents(images, config.data.latents, load_vae(TensorCache(config.data.latents).source))
 
 
@@ -42,11 +40,6 @@ def build_stream(config: TrainConfig, images: LabelledImages | CachedLatents, ro
     data, seed, batch_size = config.data, config.run.seed, config.run.batch_size
     if data.crop_share == 0:
         return TrainingStream(images, rows, seed, data.horizontal_flip, batch_size)
-    if data.latents is not None or config.model.type != "LegoTransformer2DModel":
-        raise ValueError(
-            f"`data.crop_share` is {data.crop_share}, but only LegoTransformer2DModel on pixels learns from crops; "
-            "set it to 0."
-        )
     canvases = CanvasSettings(data.crop_share, data.crop_scale, data.crop_aspect)
     return CanvasStream(images, rows, seed, data.horizontal_flip, batch_size, canvases=canvases)
 
