@@ -1,6 +1,5 @@
 """Checkpoints that are whole or absent: tensors in safetensors, everything else in one JSON manifest."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,15 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from brickwork.files import file_digest
 from brickwork.training.engine.zero import is_zero, load_zero_tensors, zero_tensors
 
 MANIFEST = "manifest.json"
 _PREFIX = "images-"
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:
@@ -219,7 +214,7 @@ class CheckpointFolder:
     def _read(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict]:
         state = json.loads((path / MANIFEST).read_text())
         for name, checksum in state["checksums"].items():
-            if _digest(path / name) != checksum:
+            if file_digest(path / name) != checksum:
                 raise ValueError(f"{name} does not match its checksum")
         return {Path(name).stem: load_file(path / name) for name in state["checksums"]}, state
 
@@ -228,7 +223,7 @@ def _write_tensors(file: Path, content: dict[str, torch.Tensor]) -> dict[str, st
     """Write one safetensors file; returns its name and checksum."""
     save_file(_apart(content), file)
     sync(file)
-    return {file.name: _digest(file)}
+    return {file.name: file_digest(file)}
 
 
 def _apart(content: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

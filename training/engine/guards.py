@@ -22,6 +22,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from brickwork.files import write_file
 from brickwork.training.config.config import TrainConfig, changed_keys
 
 try:
@@ -31,13 +32,6 @@ except ImportError:  # Windows
 
 LOCK, CONFIG, STARTS = ".lock", "config.yaml", "starts.jsonl"
 _LOCKED_BYTE = 2**20  # where Windows locks: beyond the text, which others could not read otherwise
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file under another name and rename it, so that it is whole or absent."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 @contextmanager
@@ -188,7 +182,7 @@ def _git(*arguments: str) -> str | None:
 
 def note_start(folder: Path, config: TrainConfig, images: int, accelerator: Accelerator, model_type: str) -> None:
     """Write the resolved configuration, and a line about this start, before the first step."""
-    write_text(folder / CONFIG, config.to_yaml())
+    write_file(folder / CONFIG, config.to_yaml())
     line = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "images": images,

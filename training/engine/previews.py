@@ -15,14 +15,14 @@ from brickwork.eval.metrics.live import LiveMetrics
 from brickwork.eval.metrics.reference import Reference
 from brickwork.eval.report.pictures import save_picture
 from brickwork.eval.sampling.sample_set import SamplingSettings
-from brickwork.files import file_digest
+from brickwork.files import file_digest, write_file
 from brickwork.pipelines.objective_file import save_objective
 from brickwork.training.config.config import TrainConfig
 from brickwork.training.config.objective import ObjectiveConfig
 from brickwork.training.config.run import RunConfig
 from brickwork.training.engine.checkpoints import whole
 from brickwork.training.engine.ema import EMA
-from brickwork.training.engine.guards import StopSignal, write_text
+from brickwork.training.engine.guards import StopSignal
 from brickwork.training.engine.page import run_page
 from brickwork.training.engine.runlog import RunLog
 from brickwork.training.task import Task
@@ -64,7 +64,7 @@ def show_sheet(task: Task, sheet: Image.Image | None, images: int, log: RunLog) 
     if sheet is not None:
         log.picture(images, "samples", np.asarray(sheet))
         save_picture(sheet, folder / SAMPLES / f"images-{images:012d}.png")
-    write_text(folder / PAGE, run_page(folder))
+    write_file(folder / PAGE, run_page(folder))
 
 
 def look_at_averages(task: Task, ema: EMA, images: int, log: RunLog, stop: StopSignal) -> None:
@@ -84,7 +84,7 @@ def look_at_averages(task: Task, ema: EMA, images: int, log: RunLog, stop: StopS
 def note_look(task: Task, images: int) -> None:
     """Note, before the checkpoint is saved, that its averages are to be looked at: a killed run makes up for it."""
     if any(_looks_due(task, images)) and task.accelerator.is_main_process:
-        write_text(_look_note(Path(task.config.run.output_dir)), f"{images}\n")
+        write_file(_look_note(Path(task.config.run.output_dir)), f"{images}\n")
 
 
 def owes_a_look(folder: Path, images: int) -> bool:

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +15,7 @@ from safetensors import safe_open
 from brickwork.gen.blocks.norms import BatchNorm
 from brickwork.training.engine import guards
 from brickwork.training.engine.checkpoints import CheckpointFolder
-from brickwork.training.engine.guards import LOCK, StopSignal, run_folder, write_text
+from brickwork.training.engine.guards import LOCK, StopSignal, run_folder
 from brickwork.training.engine.loop import train
 
 HOLDER = """
@@ -239,15 +238,6 @@ def test_copies_of_a_signal_are_ignored_and_an_impatient_ctrl_c_is_not():
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "a.txt"
-    write_text(path, "first")
-    monkeypatch.setattr(Path, "write_text", lambda self, *a, **k: (_ for _ in ()).throw(OSError(28, "No space left")))
-    with pytest.raises(OSError, match="No space"):
-        write_text(path, "second")
-    assert path.read_text() == "first"
 
 
 def test_the_commit_is_of_our_own_clone_alone(tmp_path, monkeypatch):
