@@ -39,6 +39,7 @@ AUTO = "auto"
 _NETWORKS = ("unet", "transformer")  # a pipeline's components that adapters go on
 _ADAPTERS = "_brickwork_adapters"  # on a network: its `ModuleAdapter`s by name
 _CONFIG_LIMIT = 100_000  # characters
+_SHOWN = 60  # characters of a strange kind
 _LOCK = threading.RLock()  # one change of adapters at a time
 
 # What holds within a `with` block, in its thread alone: strength and conditions by the adapter's `id`.
@@ -78,7 +79,7 @@ def kind_of(source: str | Path) -> str:
     """What the files at `source` say of their kind; a ResAdapter's where they say nothing."""
     path = Path(source)
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path] if path.suffix == ".safetensors" else []
-    kinds = {read_metadata(file).get(KIND_KEY, UNTOLD) for file in files if file.is_file()}
+    kinds = {read_metadata(file).get(KIND_KEY, UNTOLD)[:_SHOWN] for file in files if file.is_file()}
     if len(kinds) > 1:
         raise ValueError(f"{path} holds adapters of several kinds ({', '.join(sorted(kinds))}); name one file.")
     return kinds.pop() if kinds else UNTOLD
@@ -357,7 +358,7 @@ class ModuleAdapter(Adapter):
     def _attach(self, on: bool) -> None:
         """Bring the hooks in line with `on`; broken off at any line, it can be called again."""
         for module, _, hook in self._placed:
-            take_off(module, lambda found, hook=hook: found is hook)
+            compat.take_off_hooks(module, lambda found, hook=hook: found is hook)
         self._placed, self._enabled = [], False
         if not on:
             return
@@ -370,22 +371,6 @@ class ModuleAdapter(Adapter):
     def _on_network(self) -> None:
         if module_adapters(self.network).get(self.name) is not self:
             raise ValueError(f"{self.name!r} is no longer loaded; load it again.")
-
-
-def forward_hooks(module: nn.Module, ours: Callable[[Callable], bool]) -> list[tuple[dict, dict, int]]:
-    """Some of a module's forward hooks, those before it first: where each is, where its kind is noted, its number."""
-    sides = (
-        (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
-        (module._forward_hooks, module._forward_hooks_with_kwargs),
-    )
-    return [(hooks, kinds, number) for hooks, kinds in sides for number, hook in list(hooks.items()) if ours(hook)]
-
-
-def take_off(module: nn.Module, ours: Callable[[Callable], bool]) -> None:
-    """Remove some of a module's forward hooks."""
-    for hooks, kinds, number in forward_hooks(module, ours):
-        kinds.pop(number, None)  # first: broken off here, the hook is found again
-        hooks.pop(number, None)
 
 
 def module_adapters(network: nn.Module) -> dict[str, ModuleAdapter]:

@@ -66,6 +66,30 @@ def test_python_become():
     assert torch.equal(layer(x), 2 * before) and list(layer.state_dict()) == keys
 
 
+def test_torch_forward_hooks():
+    layer = nn.Linear(2, 2)
+    mine, other = (lambda *_: None), (lambda *_: None)
+    layer.register_forward_pre_hook(mine, with_kwargs=True)
+    layer.register_forward_hook(mine, with_kwargs=True)
+    layer.register_forward_hook(other, with_kwargs=True)
+    found = compat.forward_hooks(layer, lambda hook: hook is mine)
+    assert len(found) == 2 and all(hooks[number] is mine and kinds[number] for hooks, kinds, number in found)
+    compat.take_off_hooks(layer, lambda hook: hook is mine)
+    assert not compat.forward_hooks(layer, lambda hook: hook is mine)
+    assert len(compat.forward_hooks(layer, lambda hook: True)) == 1
+    layer(torch.ones(1, 2))
+
+
+def test_torch_compiled_call():
+    layer = nn.Linear(2, 2)
+    assert compat.compiled_call(layer) is None
+    layer.compile(backend="eager")
+    compiled, seen = compat.compiled_call(layer), []
+    compat.set_compiled_call(layer, lambda x: [seen.append(1), compiled(x)][1])
+    layer(torch.ones(1, 2))
+    assert seen == [1]
+
+
 def test_accelerate_offloaded_weights():
     from accelerate import cpu_offload
 

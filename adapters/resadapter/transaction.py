@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from brickwork.adapters.base import forward_hooks, take_off
+from brickwork import compat
 from brickwork.adapters.comfyui.strength import auto_strength, range_warning
 from brickwork.adapters.resadapter.base_norms import inner_unet
 from brickwork.adapters.resadapter.inject import layer_tensors, own_float, refresh, write
@@ -238,18 +238,19 @@ def _hang(unet: nn.Module, state: State, outer: nn.Module, pixels_per_latent: in
     automatic = any(loaded.follows_size for loaded in state.adapters.values())
     if watch is not None:
         watch.automatic, watch.pixels_per_latent, watch.size = automatic, pixels_per_latent, None
-    before_compiled = isinstance(unet._compiled_call_impl, _CompiledCall)
-    compiled = unet._compiled_call_impl is not None
-    found = [(module, hook) for module in _modules(outer) for hook in forward_hooks(module, _is_watch)]
+    call = compat.compiled_call(unet)
+    before_compiled, compiled = isinstance(call, _CompiledCall), call is not None
+    found = [(module, hook) for module in _modules(outer) for hook in compat.forward_hooks(module, _is_watch)]
     hooked = len(found) == 2 and all(module is outer and number in kinds for module, (_, kinds, number) in found)
     if wanted and not (before_compiled and found) and (before_compiled or hooked and not (compiled and automatic)):
         return
     for module in _modules(outer):
-        take_off(module, _is_watch)
+        compat.take_off_hooks(module, _is_watch)
     if before_compiled:
-        unet._compiled_call_impl = unet._compiled_call_impl.compiled
+        call = call.compiled
+        compat.set_compiled_call(unet, call)
     if wanted and compiled:
-        unet._compiled_call_impl = _CompiledCall(unet, unet._compiled_call_impl, watch)
+        compat.set_compiled_call(unet, _CompiledCall(unet, call, watch))
     elif wanted:
         outer.register_forward_pre_hook(watch.before, with_kwargs=True)
         outer.register_forward_hook(watch.after, with_kwargs=True)
@@ -296,7 +297,7 @@ def strengths_in_thread(pipe_or_unet, strengths: Mapping[str, float]) -> Iterato
         ValueError: an adapter that is off or fused, one that follows the size beside it, or a compiled UNet.
     """
     unet = inner_unet(pipe_or_unet)
-    if _outer(pipe_or_unet) is not unet or unet._compiled_call_impl is not None:
+    if _outer(pipe_or_unet) is not unet or compat.compiled_call(unet) is not None:
         raise ValueError("a compiled UNet knows one strength for all threads; use set_resadapter_scale")
     with LOCK:
         state = state_of(unet)

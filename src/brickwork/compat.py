@@ -56,6 +56,35 @@ def become(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
     return module
 
 
+def forward_hooks(module: nn.Module, ours: Callable[[Callable], bool]) -> list[tuple[dict, dict, int]]:
+    """Some of a module's forward hooks, those before it first: where each is, where its kind is noted, its number.
+
+    A hook's own handle is lost where an interruption comes between its registration and the handle's keeping.
+    """
+    sides = (
+        (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+        (module._forward_hooks, module._forward_hooks_with_kwargs),
+    )
+    return [(hooks, kinds, number) for hooks, kinds in sides for number, hook in list(hooks.items()) if ours(hook)]
+
+
+def take_off_hooks(module: nn.Module, ours: Callable[[Callable], bool]) -> None:
+    """Remove some of a module's forward hooks; broken off at any line, it can be called again."""
+    for hooks, kinds, number in forward_hooks(module, ours):
+        kinds.pop(number, None)  # first: broken off here, the hook is found again
+        hooks.pop(number, None)
+
+
+def compiled_call(module: nn.Module) -> Callable | None:
+    """What a module compiled in place (`module.compile()`) runs for its call; new hooks do not reach into it."""
+    return module._compiled_call_impl
+
+
+def set_compiled_call(module: nn.Module, call: Callable | None) -> None:
+    """Put something in the place of a module's compiled call."""
+    module._compiled_call_impl = call
+
+
 def offloaded_weights(module: nn.Module) -> dict[str, torch.Tensor] | None:
     """Where accelerate keeps a module's weights while stand-ins are on the meta device; it says so in a hook alone."""
     hook = getattr(module, "_hf_hook", None)

@@ -68,6 +68,27 @@ def test_a_strength_set_for_all_threads_is_right_or_an_error(unet, right):
     assert draw(3) == "right"  # one thread alone goes on as ever
 
 
+def test_automatic_strengths_of_two_sizes(unet, official):
+    """Each size sets its own strength for all threads: right, or an error."""
+    adapter = load_adapter(unet, official, scale="auto")
+    generator = torch.Generator().manual_seed(0)
+    samples = {side: torch.randn(1, 4, side, side, generator=generator) for side in (8, 12, 16)}
+    text = torch.zeros(1, 5, 32)
+
+    def draw(side):
+        try:
+            with torch.no_grad():
+                return [unet(samples[side], time, text).sample for time in (900, 600)]
+        except RuntimeError as error:
+            assert "another thread" in str(error)
+
+    expected = {side: draw(side) for side in samples}
+    assert adapter.scale == "auto" and None not in expected.values()
+    with ThreadPoolExecutor(3) as pool:
+        for side, found in zip((8, 12, 16) * 10, pool.map(draw, (8, 12, 16) * 10)):
+            assert found is None or all(map(torch.equal, found, expected[side]))
+
+
 def in_thread(action):
     thread = threading.Thread(target=action)
     thread.start()
