@@ -37,7 +37,7 @@ def run_cache(args: argparse.Namespace) -> int:
     if bool(args.captions) != bool(args.pipeline):
         raise ValueError("`--captions` and `--pipeline` belong together: name the column and whose encoders to use.")
     check_folder(args.output, MAKER, overwrite=args.overwrite, argument="--output")
-    images = images_of(load_config(args.config, args.overrides))
+    images = images_of(load_config(args.config, args.overrides).data)
     if args.captions:
         return _cache_captions(args, images)
     path = cache_latents(args.output, images, load_vae(args.vae), args.vae, args.overwrite)

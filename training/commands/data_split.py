@@ -39,7 +39,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the two folders and say what is in them."""
     config = load_config(args.config, args.overrides)
-    counts = write_split(images_of(config), config.data.held_out, args.output, args.overwrite)
+    counts = write_split(images_of(config.data), config.data.held_out, args.output, args.overwrite)
     print(", ".join(f"{args.output / part}: {count:,} pictures" for part, count in counts.items()))
     return 0
 

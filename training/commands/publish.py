@@ -69,7 +69,7 @@ def publish(
     if found is None:
         raise ValueError(f"`run_folder` is {str(run_folder)!r}, which holds no checkpoint yet.")
     tensors, state = found
-    images = build_images(config)
+    images = build_images(config.data)
     train_rows, held_out_rows = images.split(config.data.held_out)
     model = build_model(config, images.class_names, images.size, images.channels)
     load_trained_tensors(model, tensors["ema"])
@@ -86,7 +86,7 @@ def publish(
     with new_folder(output, MAKER, overwrite=overwrite) as folder:
         pipeline.save_pretrained(folder)
         save_objective(folder, config.objective.type, config.objective.options)
-        figures["memory"] = _draw(pipeline, images_of(config), train_rows, held_out_rows, folder)
+        figures["memory"] = _draw(pipeline, images_of(config.data), train_rows, held_out_rows, folder)
         card = model_card(output.name, config, figures, _sampler_of(pipeline), licences, license)
         write_file(folder / "README.md", card)
     return figures

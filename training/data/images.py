@@ -11,7 +11,7 @@ from brickwork.eval.sets.decode import BrokenPicture, open_upright, to_rgb
 from brickwork.eval.sets.reader import undecoded
 from brickwork.eval.sets.scan import say_skipped
 from brickwork.eval.sets.tables import find_column, labels_in, numbered, open_table
-from brickwork.training.config.config import TrainConfig
+from brickwork.training.config.data import DataConfig
 from brickwork.training.data.buckets import bucket_shapes, nearest_bucket
 from brickwork.training.data.build.emoji import base_codepoints
 
@@ -218,9 +218,8 @@ class LabelledImages:
         return np.flatnonzero(share >= held_out), np.flatnonzero(share < held_out)
 
 
-def images_of(config: TrainConfig) -> LabelledImages:
-    """The data set that a run's configuration describes."""
-    data = config.data
+def images_of(data: DataConfig) -> LabelledImages:
+    """The data set that a configuration's `data` describes."""
     return LabelledImages(
         load_table(data.source, data.split),
         data.size,

@@ -188,7 +188,7 @@ def score(folder: Path, *, runs: Sequence[str], data: str) -> dict:
 
 def _pairs(config: TrainConfig) -> tuple[PairedSet, PairedSet]:
     """The held-out images, and as many of the training images."""
-    images = build_images(config)
+    images = build_images(config.data)
     train_rows, held_out_rows = images.split(config.data.held_out)
     chosen = np.linspace(0, len(train_rows) - 1, len(held_out_rows)).astype(int)
     return build_held_out(images, held_out_rows), build_held_out(images, [train_rows[row] for row in chosen])

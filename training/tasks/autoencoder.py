@@ -49,7 +49,7 @@ class AutoencoderTask(Task):
             ) from None
         if config.model.init_from:
             task.network = AutoencoderKL.from_pretrained(config.model.init_from).float()
-        images, run = images_of(config), config.run
+        images, run = images_of(config.data), config.run
         task.images, (task.rows, task.held_out) = images, images.split(config.data.held_out)
         parameters = sum(parameter.numel() for parameter in task.network.parameters())
         task.plan = (

@@ -16,6 +16,7 @@ from brickwork.gen.conditioning import crop_coordinates
 from brickwork.gen.parameterization import OBJECTIVES
 from brickwork.pipelines.objective_file import saved_objective
 from brickwork.training.config.config import TrainConfig
+from brickwork.training.config.data import DataConfig
 from brickwork.training.data.cache import CachedLatents, TensorCache, load_vae
 from brickwork.training.data.canvas import CanvasSettings, CanvasStream
 from brickwork.training.data.images import BrokenImage, LabelledImages, images_of
@@ -27,12 +28,12 @@ from brickwork.training.tasks.brick_by_brick import draw_bricks, frozen_digest, 
 from brickwork.training.tasks.denoising import DenoisingTask
 
 
-def build_images(config: TrainConfig) -> LabelledImages | CachedLatents:
+def build_images(data: DataConfig) -> LabelledImages | CachedLatents:
     """Pictures, or their cached latents."""
-    images = images_of(config)
-    if config.data.latents is None:
+    images = images_of(data)
+    if data.latents is None:
         return images
-    return CachedLatents(images, config.data.latents, load_vae(TensorCache(config.data.latents).source))
+    return CachedLatents(images, data.latents, load_vae(TensorCache(data.latents).source))
 
 
 def build_stream(config: TrainConfig, images: LabelledImages | CachedLatents, rows) -> TrainingStream:
@@ -81,7 +82,7 @@ class BackboneTask(DenoisingTask):
     def build(cls, config: TrainConfig, accelerator: Accelerator, dry_run: bool = False) -> Self:
         task = cls()
         task.config, task.accelerator, task.parameterization = config, accelerator, build_objective(config)
-        images = build_images(config)
+        images = build_images(config.data)
         train_rows, held_out_rows = images.split(config.data.held_out)
         task.vae = getattr(images, "vae", None)
         if task.vae is not None:

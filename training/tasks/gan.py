@@ -30,7 +30,7 @@ class GanTask(Task):
     @classmethod
     def build(cls, config: TrainConfig, accelerator: Accelerator, dry_run: bool = False) -> Self:
         require_task(config, "MaxViTGAN2DModel", "non_saturating")
-        task, images = cls(), images_of(config)
+        task, images = cls(), images_of(config.data)
         task.config, task.accelerator = config, accelerator
         try:
             task.adversarial = AdversarialObjective(**config.objective.options)

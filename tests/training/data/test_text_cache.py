@@ -124,6 +124,6 @@ def test_the_command_encodes_a_column(tmp_path, pipeline, capsys, request):
     assert cli.main(["data", "cache", "--captions", "text", *wanted]) == 2
     assert "belong together" in capsys.readouterr().err
     assert cli.main(["data", "cache", "--captions", "text", "--pipeline", str(tmp_path / "pipe"), *wanted]) == 0
-    captions = captions_of(images_of(load_config(None, wanted[2:])), "text")
+    captions = captions_of(images_of(load_config(None, wanted[2:]).data), "text")
     texts = CachedTexts(tmp_path / "c", captions, load_text_encoders(str(tmp_path / "pipe")))
     assert len(texts) == len(captions) and texts.cache.source == str(tmp_path / "pipe")

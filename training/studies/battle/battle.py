@@ -59,7 +59,7 @@ def battle(config: BattleConfig, output_dir: str | Path, jobs: int = 1, dry_run:
     conditions = yaml.safe_load(config.to_yaml())
     StudyFolder(output_dir, STUDY, conditions, FREE, write=False)
     check_packages(config)
-    images = images_of(config)
+    images = images_of(config.data)
     print(plan(config, images, build_networks(config, images.class_names, images.channels)))
     if dry_run:
         return False
@@ -194,7 +194,7 @@ class Cells:
     def _write_reference(self) -> int:
         """Features of the pictures that are trained on; how many."""
         scores, folder = self.config.scores, self.reference.parent
-        images = images_of(self._run(self._entries(1.0)[0]))
+        images = images_of(self._run(self._entries(1.0)[0]).data)
         write_split(images, self.config.data.held_out, folder / "pictures")
         extractor = load_extractor(scores.extractor)
         place(extractor.network)

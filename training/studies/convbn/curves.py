@@ -107,7 +107,7 @@ def target_images(overrides: list[str], classes: list[str]) -> tuple[TrainConfig
     """
     config = load_config(CONFIG, overrides)
     try:
-        return config, build_images(config.replace(data=config.data.replace(classes=classes)))
+        return config, build_images(config.data.replace(classes=classes))
     except ValueError as error:
         raise ValueError(str(error).replace("`data.classes`", "`--target`")) from None
 
