@@ -21,13 +21,13 @@ from typing import Any, ClassVar, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from brickwork import compat
 from brickwork.adapters.hub import local_adapter
 from brickwork.errors import no_unknown, one_of
-from brickwork.files import write_file
+from brickwork.files import check_file, write_file
 
 KINDS = {
     "resadapter": "brickwork.adapters.resadapter.handle.ResAdapter",
@@ -320,8 +320,9 @@ class ModuleAdapter(Adapter):
         path = Path(path)
         if path.suffix != ".safetensors":
             raise ValueError(f"`path` is {str(path)!r}; name a .safetensors file.")
-        if path.exists() and not overwrite:
-            raise ValueError(f"`path` is {str(path)!r}, which is there already; name another, or set overwrite.")
+        check_file(
+            path, lambda there: read_metadata(there).get(KIND_KEY) == self.kind, overwrite=overwrite, argument="path"
+        )
         metadata = {KIND_KEY: self.kind, CONFIG_KEY: json.dumps(self.config, sort_keys=True, allow_nan=False)}
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in self.parts.state_dict().items()}
         return [write_file(path, lambda part: save_file(tensors, part, metadata))]
@@ -410,8 +411,7 @@ def read_module_adapter(source: str | Path, kind: str) -> tuple[dict, dict[str, 
         config = None
     if not isinstance(config, dict):
         raise ValueError(f"{files[0]}: its {CONFIG_KEY!r} metadata are no JSON object; save the adapter again.")
-    with safe_open(str(files[0]), framework="pt", device="cpu") as opened:
-        tensors = {key: opened.get_tensor(key) for key in opened.keys()}
+    tensors = load_file(files[0])
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
             raise ValueError(f"{files[0]}: {key!r} has values that are NaN or infinite, so the file is damaged.")

@@ -22,12 +22,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 
-from brickwork.adapters.base import KIND_KEY
+from brickwork.adapters.base import KIND_KEY, read_metadata
 from brickwork.adapters.comfyui.metadata import HASH_KEYS, INFO_KEY, PEFT_KEY
 from brickwork.adapters.comfyui.names import compvis_path, kohya_name
 from brickwork.adapters.comfyui.reading import LORA_FILES, NORM_FILES, NORMS_SUFFIX, ResAdapterWeights
 from brickwork.adapters.resadapter.base_norms import norms_fingerprint
-from brickwork.files import digest, new_files
+from brickwork.files import check_file, digest, new_files
 
 FORMS = ("official", "diffusers", "comfyui")
 NAMINGS = ("diffusers", "compvis")
@@ -91,7 +91,7 @@ def write_adapter(
         naming: of the `comfyui` form: `diffusers` or `compvis`; None takes compvis for SDXL, whose first upsampler
             A1111 finds under that name only, and diffusers otherwise.
         norm_keys: of the `comfyui` form, see `NORM_KEYS`; None takes "norm".
-        overwrite: replace files that are there.
+        overwrite: replace ResAdapter files of ours that are there, and nothing else.
 
     Returns:
         The files written; each appears whole or not at all.
@@ -114,12 +114,8 @@ def write_adapter(
         files = _comfyui(adapter, dst, naming, norm_keys or "norm")
     else:
         files = {"official": _official, "diffusers": _diffusers}[to](adapter, dst)
-    there = [str(path) for path in files if path.exists()]
-    foreign = [str(path) for path, (tensors, _) in files.items() if path.exists() and not _is_own(path, tensors)]
-    if foreign:
-        raise ValueError(f"{' and '.join(foreign)} holds something else and is not touched: choose another dst")
-    if there and not overwrite:
-        raise ValueError(f"{' and '.join(there)} exists already: choose another dst or set overwrite")
+    for path in files:
+        check_file(path, _is_ours, overwrite=overwrite, argument="dst")
     _write_all(files)
     return list(files)
 
@@ -131,6 +127,11 @@ def _is_own(path: Path, tensors: dict) -> bool:
             return KIND_KEY in (file.metadata() or {}) or set(file.keys()) == set(tensors)
     except (SafetensorError, OSError):
         return False
+
+
+def _is_ours(path: Path) -> bool:
+    stated = read_metadata(path)
+    return stated.get(KIND_KEY) == "resadapter" or INFO_KEY in stated
 
 
 def _metadata(adapter: ResAdapterWeights) -> dict[str, str]:

@@ -282,11 +282,22 @@ def test_convert_refuses(official, tmp_path, arguments, message):
 
 def test_convert_overwrites_only_when_told(official, tmp_path):
     convert_resadapter(official, tmp_path / "out.safetensors", to="diffusers")
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="which is there already"):
         convert_resadapter(official, tmp_path / "out.safetensors", to="diffusers")
     convert_resadapter(official, tmp_path / "out.safetensors", to="diffusers", overwrite=True)
     names = sorted(path.name for path in tmp_path.glob("*"))
     assert names == ["adapter", "out.safetensors", "out_norms.safetensors"]  # nothing temporary is left
+
+
+@pytest.mark.parametrize("name", ["out.safetensors", "out_norms.safetensors"])
+def test_convert_never_overwrites_what_is_not_its_own(official, tmp_path, name):
+    """A LoRA of somebody, or norms that belong to something else, beside what would be written."""
+    save_file({"a.lora_A.weight": torch.ones(1)}, tmp_path / name)
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(ValueError, match="holds something else and is not touched"):
+        convert_resadapter(official, tmp_path / "out.safetensors", to="diffusers", overwrite=True)
+    assert (tmp_path / name).read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", name]
 
 
 def damage(tensors, key, value):

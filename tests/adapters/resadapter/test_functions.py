@@ -263,7 +263,7 @@ def test_saved_file_holds_the_adapter_alone(unet, official, tmp_path):
         tensors, original = load_file(path), load_file(official / path.name)
         assert tensors.keys() == original.keys()
         assert all(torch.equal(tensors[k], original[k]) and tensors[k].dtype == original[k].dtype for k in tensors)
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="which is there already"):
         save_resadapter(unet, tmp_path / "saved")
 
 

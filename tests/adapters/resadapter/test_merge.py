@@ -243,7 +243,7 @@ def test_convert_command(unet, official, tmp_path, capsys):
     command(convert, official, out, "--to", "comfyui", "--base-model", tmp_path / "base", "--norm-type", "float32")
     assert f"wrote {out} (0.0 MB)" in capsys.readouterr().out
     assert load_file(out)["lora_unet_mid_block_resnets_0_norm1.w_norm"].dtype == torch.float32
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="which is there already"):
         command(convert, official, out, "--to", "comfyui", "--base-model", tmp_path / "base")
 
 
