@@ -325,6 +325,20 @@ class SamplingPipeline(BrickworkPipeline):
         check_maps(*size, getattr(self.transformer, "maps", {}), "the network's sample has")
         return size
 
+    def check_call(
+        self,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+    ) -> None:
+        """Raise the `ValueError` that a call with these would raise, before anything is drawn."""
+        config = self.transformer.config
+        steps = self._recommended("num_inference_steps", num_inference_steps, 1)
+        self._check_arguments(steps, self._recommended("guidance_scale", guidance_scale, 1.0), "pil", ())
+        patches = config.get("patch_sizes") or [config.get("patch_size") or 1]
+        self._sample_size(height, width, None, min(patches))
+
     def _set_steps(self, num_inference_steps: int, schedule: Schedule | None) -> list[str | None]:
         """Lay out the scheduler's steps; the subnet of each by a schedule, or by the one saved with the pipeline."""
         schedule = self.schedule if schedule is None else schedule

@@ -7,6 +7,9 @@ from typing import Self
 
 from diffusers import DiffusionPipeline
 
+from brickwork import hub
+from brickwork.errors import MissingFile
+
 _USAGE = """
 ## How to use it
 This is a `{pipeline}` of brickwork, an extension of 🤗 diffusers.
@@ -38,18 +41,26 @@ class BrickworkPipeline(DiffusionPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> Self:
         """Load a folder written by `save_pretrained`, or a repository of the Hub.
 
-        Takes what `DiffusionPipeline.from_pretrained` takes, such as `dtype`, `device_map` or single components. Only
-        safetensors are read, unless `use_safetensors=False` asks for something else.
+        Takes what `DiffusionPipeline.from_pretrained` takes, such as `dtype`, `device_map` or single components, and
+        the names of weights that ship. Weights are read from safetensors, and in a folder of files
+        that `torch.save` wrote (`safe_serialization=False`) from those, of which nothing but tensors is read.
 
         Raises:
-            ValueError: if there is no such pipeline; the text says what is there instead, and what to do.
+            MissingFile: an `OSError` and a `ValueError`: if there is no such pipeline; the text says what is there
+                instead, and what to do.
         """
         path = os.path.expanduser(pretrained_model_name_or_path)
+        if path in hub.shipped_names() and not os.path.exists(path):
+            path = str(hub.shipped_folder() / path)
+        if not os.path.exists(path) and hub.check_name(path, "pretrained_model_name_or_path"):
+            kwargs = {"local_files_only": True} | kwargs
         _check_local([base.__name__ for base in cls.__mro__], path, cls.config_name)
         try:
-            return super().from_pretrained(path, **({"use_safetensors": True} | kwargs))
+            return super().from_pretrained(
+                path, **({"use_safetensors": None if _holds_pickles(Path(path)) else True} | kwargs)
+            )
         except (OSError, ValueError) as error:
-            raise ValueError(f"No {cls.__name__} could be loaded from {str(path)!r}: {error}") from error
+            raise MissingFile(f"No {cls.__name__} could be loaded from {str(path)!r}: {error}") from error
 
     def _upload_folder(self, working_dir: str | os.PathLike, repo_id: str, **kwargs):
         """Tell the reader of the model card which package the pipeline needs, then upload."""
@@ -71,16 +82,20 @@ def _check_local(class_names: list[str], path: str, index_name: str) -> None:
         )
         raise ValueError(f"{path!r} is a file; {class_name} loads folders." + (f" {advice}." if advice else ""))
     if not folder.is_dir():
-        if folder.is_absolute() or path.startswith(".") or len(folder.parts) > 2 or path.endswith(os.sep):
-            raise ValueError(f"There is no folder {path!r}; give the folder of a saved pipeline, or a Hub repository.")
         return
     if not (folder / index_name).is_file():
-        raise ValueError(f"{path!r} holds no {class_name} ({index_name} is missing): {_describe(folder)}")
+        raise MissingFile(f"{path!r} holds no {class_name} ({index_name} is missing): {_describe(folder)}")
     saved = _read_json(folder / index_name).get("_class_name")
     if saved not in class_names:
         raise ValueError(
             f"{path!r} holds a {saved}, not a {class_name}; load it with DiffusionPipeline.from_pretrained."
         )
+
+
+def _holds_pickles(folder: Path) -> bool:
+    """Whether some part of a saved pipeline has its weights as `torch.save` writes them, and not as safetensors."""
+    parts = [entry for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
+    return any(any(part.glob("*.bin")) and not any(part.glob("*.safetensors")) for part in parts)
 
 
 def _describe(folder: Path) -> str:

@@ -1,10 +1,14 @@
 """The `brickwork` command."""
 
+import os
+import re
 import subprocess
 import sys
+import warnings
 
 import pytest
 
+import brickwork
 from brickwork import cli
 
 
@@ -24,7 +28,7 @@ def test_help_shows_an_example(name, capsys):
 
 
 def test_help_is_quick_to_answer():
-    """diffusers takes seconds to import: no command's help waits for it, and the overview not for torch either."""
+    """torch and diffusers take seconds to import: no parser waits for them."""
     names = [[]] + [name.split() for name in cli.COMMANDS]
     code = f"""
 import sys
@@ -35,11 +39,94 @@ for words in {names!r}:
         cli.main([*words, "--help"])
     except SystemExit:
         pass
-    heavy = ("diffusers", "transformers") if words else ("torch", "diffusers")
-    assert not set(heavy) & set(sys.modules), (heavy, words)
+    assert not {{"torch", "diffusers", "transformers", "datasets"}} & set(sys.modules), words
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_python_m_is_the_command():
+    result = subprocess.run([sys.executable, "-m", "brickwork", "--version"], capture_output=True, text=True)
+    assert result.stdout == f"{brickwork.__version__}\n"
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_options_have_one_style(name):
+    """`-o` where something is written, `-n` beside `--count`; every command can be quiet or say more."""
+    helped = cli.parser_of(name).format_help()
+    names = cli.parser_of(name).option_names()
+    assert {"--quiet", "--verbose"} <= set(names)
+    assert not [option for option in names if not re.fullmatch(r"--[a-z0-9]+(-[a-z0-9]+)*", option)]
+    assert "--output" not in names or "-o " in helped
+    assert "--count" not in names or "-n " in helped
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_every_command_and_option(shell, capsys, tmp_path):
+    assert cli.main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(word in script for name in cli.COMMANDS for word in name.split())
+    assert "guidance" in script and "brick-schedule" not in script
+    if shell == "bash":
+        for words, found in ((("data", "se"), "select"), (("generate", "--sche"), "--schedule"), (("inf",), "info")):
+            line = f"COMP_WORDS=(brickwork {' '.join(words)}); COMP_CWORD={len(words)}; "
+            asked = script + line + '_brickwork; echo "${COMPREPLY[@]}"'
+            answer = subprocess.run(["bash", "-c", asked], capture_output=True, text=True)
+            assert answer.stdout.split() == [found], answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("`guidance_scale` is nan; give a number", "`--guidance-scale` is nan; give a number"),
+        ("`num_inference_steps` is 0", "`--steps` is 0"),
+        ("`height` is 3; see `config.height`", "`--height` is 3; see `config.height`"),
+        ("give overwrite=True, or set overwrite", "give --overwrite, or add --overwrite"),
+        ("`nothing_of_ours` is 3", "`nothing_of_ours` is 3"),
+        ("'my_batch_size/x' lacks batch_size", "'my_batch_size/x' lacks --batch-size"),
+    ],
+)
+def test_errors_speak_of_options(text, told):
+    assert cli.as_options(text, cli.parser_of("generate")) == told
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generate", "x", "--guidence", "2"], "did you mean --guidance"),
+        (["evaluate", "gne"], "did you mean gen?"),
+        (["info", "--heigt=3", "x"], "did you mean --height"),
+    ],
+)
+def test_a_slip_in_an_option_or_a_sub_command(words, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def loud(parser):
+    def run(args):
+        warnings.warn("something\nis odd", stacklevel=1)
+        print("done")
+        if args.model == "wrong":
+            raise ValueError("it is wrong")
+
+    parser.add_argument("model")
+    parser.set_defaults(run=run)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [(None, ["warning: something is odd"]), ("--verbose", ["is odd (UserWarning, ", "Traceback"]), ("--quiet", [])],
+)
+def test_warnings_are_one_line_or_none(option, words, monkeypatch, capsys):
+    monkeypatch.setattr("brickwork.eval.commands.info.configure_parser", loud)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    assert cli.main(["info", "wrong", *([option] if option else [])]) == 2
+    told = capsys.readouterr()
+    assert told.out == "done\n" and told.err.endswith("error: it is wrong\n")
+    assert all(word in told.err for word in words)
+    assert ("test_cli.py" in told.err) == (option == "--verbose") and ("odd" in told.err) == (option != "--quiet")
 
 
 @pytest.mark.parametrize(

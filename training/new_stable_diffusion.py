@@ -119,7 +119,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vae", required=True, help="folder of a trained AutoencoderKL")
     parser.add_argument("--captions", required=True, help="data set whose captions the tokenizer is learned from")
     parser.add_argument("--caption-column", default="text", help="its column (default: text)")
-    parser.add_argument("--output", type=Path, required=True, help="pipeline folder to write")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="pipeline folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a pipeline that this script wrote")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: 0)")
     parser.set_defaults(run=write)

@@ -1,6 +1,5 @@
 """`convert_resadapter`: a ResAdapter from any form to any other; as a command, `brickwork convert resadapter`."""
 
-import argparse
 import dataclasses
 from pathlib import Path
 
@@ -87,48 +86,3 @@ def with_stated_facts(adapter: ResAdapterWeights) -> ResAdapterWeights:
         facts["range"] = {"min_size": sizes.min_size, "max_size": sizes.max_size, "max_ratio": sizes.max_ratio}
     stated = {key: value for key, value in facts.items() if value is not None} | adapter.info
     return dataclasses.replace(adapter, info=stated)
-
-
-def configure_parser(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `brickwork convert resadapter`."""
-    parser.description = "Convert a ResAdapter between the authors' folder, a diffusers LoRA and one ComfyUI file."
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = (
-        "example:\n  brickwork convert resadapter resadapter_v2_sd1.5 resadapter.safetensors --to comfyui \\\n"
-        "      --base-model stable-diffusion-v1-5/stable-diffusion-v1-5"
-    )
-    parser.add_argument("src", help="the adapter: a file, an authors' folder, or owner/name/folder on the Hub")
-    parser.add_argument("dst", help="a folder for --to official, else a .safetensors path")
-    parser.add_argument("--to", required=True, choices=formats.FORMS, help="the form to write")
-    parser.add_argument(
-        "--base-model",
-        help="the model it was trained on: a Hub id, a pipeline or UNet folder, or a .safetensors checkpoint; "
-        "needed to or from comfyui",
-    )
-    parser.add_argument(
-        "--naming", choices=formats.NAMINGS, help="module names in the comfyui file (default: fitting)"
-    )
-    parser.add_argument(
-        "--norm-keys",
-        choices=list(formats.NORM_KEYS),
-        help="names of the comfyui file's norms (default: norm); diff for stable-diffusion.cpp",
-    )
-    parser.add_argument("--norm-type", choices=list(NORM_TYPES), default="float64", help="of the comfyui file's norms")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    parser.set_defaults(run=run)
-
-
-def run(args: argparse.Namespace) -> None:
-    """Converts and prints the files written."""
-    files = convert_resadapter(
-        args.src,
-        args.dst,
-        to=args.to,
-        base_model=args.base_model,
-        naming=args.naming,
-        norm_keys=args.norm_keys,
-        norm_type=args.norm_type,
-        overwrite=args.overwrite,
-    )
-    for file in files:
-        print(f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB)")

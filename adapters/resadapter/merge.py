@@ -1,11 +1,10 @@
-"""`merge_resadapter`: an adapter baked into a checkpoint, for programs that load no adapters; `brickwork merge`.
+"""`merge_resadapter`: an adapter baked into a checkpoint, for programs that load no adapters.
 
 The result has the base's tensors, names, types and metadata; only the down- and upsampler convolutions and the ResNet
 norms differ, in every copy of the network that the base holds (variants, shards, averaged weights). There is no way
 back but the base itself.
 """
 
-import argparse
 import re
 import shutil
 from pathlib import Path
@@ -199,32 +198,3 @@ def _merged(
                 "base of another type"
             )
     return result
-
-
-def configure_parser(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `brickwork merge`."""
-    parser.description = "Bake a ResAdapter into a checkpoint, for programs that load no adapters."
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "example:\n  brickwork merge model.safetensors resadapter_v2_sd1.5 merged.safetensors --scale 0.7"
-    parser.add_argument("base", help="a checkpoint, or the folder of a pipeline or a UNet")
-    parser.add_argument("adapter", help="the adapter: a file, an authors' folder, or owner/name/folder on the Hub")
-    parser.add_argument("dst", help="where to write the result: a file or a folder, as the base is; must not exist")
-    parser.add_argument("--scale", type=float, default=1.0, help="strength of LoRA and norms (default: 1.0)")
-    parser.add_argument("--lora-scale", type=float, help="strength of the LoRA alone")
-    parser.add_argument("--norm-scale", type=float, help="strength of the norms alone")
-    parser.set_defaults(run=run)
-
-
-def run(args: argparse.Namespace) -> None:
-    """Merges and prints where to."""
-    print(
-        "wrote",
-        merge_resadapter(
-            args.base,
-            args.adapter,
-            args.dst,
-            scale=args.scale,
-            lora_scale=args.lora_scale,
-            norm_scale=args.norm_scale,
-        ),
-    )

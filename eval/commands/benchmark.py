@@ -44,7 +44,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         default=Path("benchmark"),
         help="folder for benchmark.json, .txt and .png (default: benchmark)",
     )
-    parser.add_argument("--batch", type=int, default=4, help="images at once (default: 4)")
+    parser.add_argument("--batch", "--batch-size", type=int, default=4, help="images at once (default: 4)")
     parser.add_argument("--rounds", type=int, default=5, help="how often everything is timed (default: 5)")
     parser.add_argument("--size", type=int, help="side of the images in pixels (default: the training size)")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, …")

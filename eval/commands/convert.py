@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from brickwork import options
 from brickwork.files import check_folder, new_folder
 
 
@@ -35,7 +36,7 @@ def configure_dit(parser: argparse.ArgumentParser) -> None:
 
 def _add_folders(parser: argparse.ArgumentParser, source: str) -> None:
     parser.add_argument("input", metavar="IN", type=Path, help=source)
-    parser.add_argument("output", metavar="OUT", type=Path, help="the folder to write")
+    options.add_target(parser, "output", "the folder to write", metavar="OUT")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if this command wrote it")
 
 
@@ -56,13 +57,14 @@ def _run_dit(args: argparse.Namespace) -> None:
 
 def _convert(args: argparse.Namespace, maker: str, load: Callable[[], Any], describe: Callable[[Any], str]) -> None:
     """Write what `load` gives as the model folder OUT, complete or not at all, and print what it is."""
-    check_folder(args.output, maker, overwrite=args.overwrite, argument="OUT")
+    output = options.target(args, "output")
+    check_folder(output, maker, overwrite=args.overwrite, argument="OUT")
     model = load()
     dtype = str(model.dtype).removeprefix("torch.")
     print(f"{describe(model.config)}; {model.num_parameters() / 1e6:.1f}M parameters in {dtype}")
-    with new_folder(args.output, maker, overwrite=args.overwrite, argument="OUT") as folder:
+    with new_folder(output, maker, overwrite=args.overwrite, argument="OUT") as folder:
         model.save_pretrained(folder)
-    print(f"written to {args.output}")
+    print(f"written to {output}")
 
 
 def _describe_lego(config: Any) -> str:

@@ -27,11 +27,15 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "that ran."
     )
     parser.epilog = "example:\n  brickwork demo --output demo.png --seed 3"
-    parser.add_argument("--output", type=Path, default=Path("demo.png"), help="picture to write (default: demo.png)")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("demo.png"), help="picture to write (default: demo.png)"
+    )
     parser.add_argument("--weights", default="lego-emoji-64", help="weights that ship, or a pipeline folder")
     parser.add_argument("--images", type=int, default=6, help="images a row (default: 6)")
     parser.add_argument("--steps", type=int, default=18, help="steps of the sampler (default: 18)")
-    parser.add_argument("--guidance", type=float, default=2.0, help="guidance scale (default: 2; 1 is none)")
+    parser.add_argument(
+        "--guidance", "--guidance-scale", type=float, default=2.0, help="guidance scale (default: 2; 1 is none)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier picture of this command")
     parser.set_defaults(run=run)

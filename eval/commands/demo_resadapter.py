@@ -16,13 +16,13 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = "example:\n  brickwork demo resadapter --output before-and-after.png --prompts 'fried egg' penguin"
     parser.add_argument(
-        "--output", type=Path, default=Path("demo-resadapter.png"), help="picture to write (demo-resadapter.png)"
+        "-o", "--output", type=Path, default=Path("demo-resadapter.png"), help="picture to write (demo-resadapter.png)"
     )
     parser.add_argument("--weights", default=WEIGHTS, help=f"pipeline folder with {ADAPTER}/ in it (default: ships)")
     parser.add_argument("--prompts", nargs="+", default=list(PROMPTS), help="what to draw, side by side")
     parser.add_argument("--scale", type=float, default=0.5, help="strength of the adapter (default: 0.5)")
     parser.add_argument("--steps", type=int, default=16, help="steps of the sampler (default: 16)")
-    parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (default: 3)")
+    parser.add_argument("--guidance", "--guidance-scale", type=float, default=3.0, help="guidance scale (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first picture (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier picture of this command")
     parser.set_defaults(run=run)

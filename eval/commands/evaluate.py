@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+from brickwork import hub, options
 from brickwork.errors import one_of
 
 EXAMPLES = """examples:
@@ -104,7 +105,7 @@ def _configure_gen(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--count-work", action="store_true", help="count the floating-point operations of a picture, for reports"
     )
-    parser.add_argument("--guidance-scale", type=float, help="scale of classifier-free guidance")
+    parser.add_argument("--guidance-scale", "--guidance", type=float, help="scale of classifier-free guidance")
     parser.add_argument(
         "--call", default="{}", metavar="JSON", help="""further arguments of the pipeline, such as '{"eta": 0.5}'"""
     )
@@ -115,7 +116,8 @@ def _configure_gen(parser: argparse.ArgumentParser) -> None:
         " (float32 rounds a few pixels in a thousand to the next level)",
     )
     parser.add_argument("--device", help="where the pipeline runs (default: a GPU if there is one)")
-    parser.set_defaults(run=run_gen)
+    options.add_hub(parser)
+    parser.set_defaults(run=run_gen, check=hub.check_argument("pipeline"))
 
 
 def _configure_calc(parser: argparse.ArgumentParser) -> None:
@@ -229,7 +231,7 @@ def run_gen(args: argparse.Namespace) -> None:
     dtypes = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
     one_of("dtype", args.dtype, dtypes)
     settings = SamplingSettings(args.count, args.seed, args.labels, args.num_classes, _prompts(args), _call(args))
-    pipeline = load_pipeline(args.pipeline, dtypes[args.dtype], args.device)
+    pipeline = load_pipeline(args.pipeline, dtypes[args.dtype], args.device, **options.of_hub(args))
     if args.schedule != "saved":
         from brickwork.pipelines.schedule_files import named_schedule
 

@@ -1,11 +1,21 @@
 """`brickwork generate`: pictures from a pipeline, one file each."""
 
 import argparse
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from brickwork import hub, options
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Draw pictures with a pipeline of ours, one PNG each, named by class and seed."
+    parser.description = (
+        "Draw pictures with a pipeline of ours, one PNG each, named by class and seed. Run again, it goes on with the "
+        "next seeds; a picture that is there is never replaced but with --overwrite: one more of the same class and "
+        "seed ends in -2."
+    )
     parser.epilog = (
         "examples:\n"
         "  brickwork generate lego-emoji-64 --count 16 --output faces\n"
@@ -14,11 +24,13 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("model", help="weights that ship (lego-emoji-64), a pipeline folder, or a LEGO one on the hub")
     parser.add_argument("--classes", nargs="+", metavar="CLASS", help="names or numbers (default: every class)")
-    parser.add_argument("--count", type=int, default=4, help="images of each class (default: 4)")
+    parser.add_argument("-n", "--count", type=int, default=4, help="images of each class (default: 4)")
     parser.add_argument("--height", type=int, help="height in pixels (default: the training size)")
     parser.add_argument("--width", type=int, help="width in pixels (default: the training size)")
     parser.add_argument("--steps", type=int, help="steps of the sampler (default: the pipeline's, else 18)")
-    parser.add_argument("--guidance", type=float, help="guidance scale (default: the pipeline's, else 1, none)")
+    parser.add_argument(
+        "--guidance", "--guidance-scale", type=float, help="guidance scale (default: the pipeline's, else 1, none)"
+    )
     parser.add_argument(
         "--schedule",
         default="saved",
@@ -29,12 +41,19 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         help="of LEGO, above the training size: shifted (no seams), fixed, or tiled (pictures side by side); by "
         "default what is saved with the pipeline, else shifted for weights trained on crops, else fixed",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first image; the next has the next")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        help="seed of the first image, the next has the next (default: 0, or behind the last of an earlier call)",
+    )
     parser.add_argument("--batch-size", type=int, default=16, help="images at once (default: 16)")
     parser.add_argument("--device", help="cpu, cuda, … (default: the best there is)")
-    parser.add_argument("--output", type=Path, default=Path("generated"), help="folder for the PNGs")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("generated"), help="folder for the PNGs (default: generated)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace images of these names that it wrote before")
-    parser.set_defaults(run=run)
+    options.add_hub(parser)
+    parser.set_defaults(run=run, check=check)
 
 
 def _options(args: argparse.Namespace, pipe) -> dict:
@@ -52,6 +71,21 @@ def _options(args: argparse.Namespace, pipe) -> dict:
     return schedule | ({"windows": args.windows} if lego else {})
 
 
+def check(args: argparse.Namespace) -> None:
+    """What can be told before anything is imported or loaded."""
+    for name in ("count", "batch_size", "steps", "height", "width"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"`--{name.replace('_', '-')}` is {value}; give at least 1.")
+    if args.guidance is not None and not math.isfinite(args.guidance):
+        raise ValueError(f"`--guidance` is {args.guidance}; give a finite number, 1 for none.")
+    if args.seed is not None and args.seed < 0:
+        raise ValueError(f"`--seed` is {args.seed}; give 0 or more.")
+    if args.output.exists() and not args.output.is_dir():
+        raise ValueError(f"`--output` is {str(args.output)!r}, which is a file; name a folder.")
+    hub.check_argument("model")(args)
+
+
 def run(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
@@ -59,21 +93,26 @@ def run(args: argparse.Namespace) -> int:
     from brickwork.eval.report.pictures import made_by, save_picture
     from brickwork.eval.sampling.pipelines import load_class_pipeline
     from brickwork.files import check_file
+    from brickwork.pipelines.labels import resolve_class_labels
 
-    for name in ("count", "batch_size"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"`--{name.replace('_', '-')}` is {getattr(args, name)}; give at least 1.")
-    pipe = load_class_pipeline(args.model, args.device)
+    pipe = load_class_pipeline(args.model, args.device, **options.of_hub(args))
     pipe.set_progress_bar_config(disable=True)
-    options = _options(args, pipe)
-    classes = [int(name) if name.isdigit() else name for name in args.classes or []]
-    classes = classes or list(range(pipe.transformer.config.num_classes or 0)) or [None]
-    jobs = [(label, args.seed + index) for label in classes for index in range(args.count)]
-    files = [args.output / f"{_slug(label)}-{seed:06d}.png" for label, seed in jobs]
-    if len(set(files)) < len(files):
-        raise ValueError("`--classes` names a class, or two classes of one file name, twice; name each once.")
-    for file in files:
-        check_file(file, made_by("brickwork generate"), overwrite=args.overwrite)
+    call, config = _options(args, pipe), pipe.transformer.config
+    pipe.check_call(args.height, args.width, args.steps, args.guidance)
+    given = [int(name) if name.isdigit() else name for name in args.classes or []]
+    labels = resolve_class_labels(
+        given or list(range(config.num_classes or 0)) or [None], config.num_classes, config.id2label
+    )
+    twice = [str(label) for label, times in Counter(labels).items() if times > 1]
+    if twice:
+        raise ValueError(f"`--classes` names the class {', '.join(twice)} twice; name each once.")
+    slugs = class_slugs(labels, config.id2label or {})
+    first = next_seed(args.output, slugs) if args.seed is None else args.seed
+    jobs = [(label, first + index) for label in labels for index in range(args.count)]
+    files = [args.output / f"{slugs[label]}-{seed:06d}.png" for label, seed in jobs]
+    if args.overwrite:
+        for file in files:
+            check_file(file, made_by("brickwork generate"), overwrite=True)
     with tqdm(total=len(jobs), unit="image") as bar:
         for start in range(0, len(jobs), args.batch_size):
             part = jobs[start : start + args.batch_size]
@@ -84,15 +123,44 @@ def run(args: argparse.Namespace) -> int:
                 num_inference_steps=args.steps or pipe.config.get("num_inference_steps") or 18,
                 guidance_scale=args.guidance,
                 generator=[torch.Generator().manual_seed(seed) for _, seed in part],
-                **options,
+                **call,
             ).images
             for image, file in zip(images, files[start:]):
-                save_picture(image, file, "brickwork generate")
+                save_picture(image, file if args.overwrite else free_name(file), "brickwork generate")
             bar.update(len(part))
     print(f"wrote {len(files)} images to {args.output}")
     return 0
 
 
-def _slug(label: int | str | None) -> str:
-    text = "image" if label is None else str(label).lower()
-    return "".join(character if character.isalnum() else "-" for character in text)
+def class_slugs(labels: Sequence[int | None], names: Mapping) -> dict[int | None, str]:
+    """How each class is called in the names of files: by its name where that tells it from all others, else with its
+    number; the same whatever else is drawn."""
+    slugs = {int(number): _slug(name) for number, name in names.items()}
+    common = {slug for slug, times in Counter(slugs.values()).items() if times > 1}
+    found: dict[int | None, str] = {}
+    for label in labels:
+        slug = slugs.get(label, "class")
+        found[label] = f"{slug}-{label}" if slug in common or label not in slugs else slug
+    return found | ({None: "image"} if None in found else {})
+
+
+def next_seed(folder: Path, slugs: Mapping[int | None, str]) -> int:
+    """The first seed behind those of the pictures of these classes in a folder."""
+    kinds = "|".join(map(re.escape, slugs.values()))
+    name = re.compile(rf"(?:{kinds})-(\d{{6,}})(?:-\d+)?\.png")
+    found = [name.fullmatch(file.name) for file in folder.glob("*.png")]
+    return max((int(match[1]) + 1 for match in found if match), default=0)
+
+
+def free_name(file: Path) -> Path:
+    """A name that is free: the file's own, or with `-2`, `-3` … behind it."""
+    name, number = file, 1
+    while name.exists() or name.is_symlink():
+        number += 1
+        name = file.with_stem(f"{file.stem}-{number}")
+    return name
+
+
+def _slug(name: str) -> str:
+    words = re.findall(r"\w+", name.lower())
+    return "-".join(words) or "class"

@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 
+from brickwork import options
 from brickwork.errors import near_names
 
 
@@ -20,6 +21,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--height", type=int, help="height in pixels (default: the training size)")
     parser.add_argument("--width", type=int, help="width in pixels (default: the training size)")
+    options.add_hub(parser)
     parser.set_defaults(run=run)
 
 
@@ -32,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
             )
         print(describe_pipeline(args.model))
         return 0
-    model, schedule = _open(args.model)
+    model, schedule = _open(args.model, options.of_hub(args))
     size, patch = model.config.sample_size, max(model.config.get("patch_sizes") or [1])
     height, width = size if args.height is None else args.height, size if args.width is None else args.width
     if min(height, width) < patch:
@@ -46,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open(name: str):
+def _open(name: str, given: dict):
     """The network behind a name, and the schedule saved with it, if any."""
     import torch
 
@@ -71,7 +73,7 @@ def _open(name: str):
         raise ValueError(f"`model` is {name!r}; did you mean {' or '.join(near)}?")
     from brickwork.eval.sampling.pipelines import load_lego_pipeline
 
-    pipe = load_lego_pipeline(name, "cpu")
+    pipe = load_lego_pipeline(name, "cpu", **given)
     return pipe.transformer, pipe.schedule
 
 

@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
+from brickwork import hub, options
+
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Arguments of `brickwork search`."""
@@ -49,7 +51,8 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="float32", help="of the samples: float32 (default), bfloat16 or float16")
     parser.add_argument("--device", help="cpu, cuda, … (default: the best there is)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier search in that folder")
-    parser.set_defaults(run=run)
+    options.add_hub(parser)
+    parser.set_defaults(run=run, check=hub.check_argument("model"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     others = [args.output / "search.png", *files]
     check_results(args.output / "search.json", SEARCH_FORMAT, others, overwrite=args.overwrite)
     reference = _reference(args)
-    pipeline = load_class_pipeline(args.model, args.device)
+    pipeline = load_class_pipeline(args.model, args.device, **options.of_hub(args))
     objective = EDMObjective(args.p_mean, args.p_std, pipeline.scheduler.config.get("sigma_data", 0.5))
     search = search_brick_schedule(
         pipeline,

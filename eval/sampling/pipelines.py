@@ -6,6 +6,9 @@ from pathlib import Path
 import torch
 from diffusers.utils import logging
 
+from brickwork import hub
+from brickwork.errors import MissingFile
+
 
 def place(module, device: str | torch.device | None = None):
     """A network or a pipeline on `device`; by default on this process's accelerator if there is one, else the CPU.
@@ -65,8 +68,12 @@ def drawn_with(name: str) -> str:
     return f"{demo}`brickwork sweep` or `brickwork evaluate gen`"
 
 
-def load_lego_pipeline(name: str, device: str | None = None):
-    """A `LegoPipeline` for a command, on `device` (by default the best there is)."""
+def load_lego_pipeline(name: str, device: str | None = None, **options):
+    """A `LegoPipeline` for a command, on `device` (by default the best there is).
+
+    Args:
+        options: of `from_pretrained`, such as those of `brickwork.options.of_hub`.
+    """
     import brickwork
 
     saved = pipeline_class(name)
@@ -74,35 +81,43 @@ def load_lego_pipeline(name: str, device: str | None = None):
         raise ValueError(
             f"`model` is {name!r}, a {saved}, which this command cannot use; draw with {drawn_with(name)}."
         )
-    logging.disable_progress_bar()  # two components load in no time; the bar that matters comes later
-    return place(brickwork.LegoPipeline.from_pretrained(pipeline_folder(name)), device)
+    return place(_load(brickwork.LegoPipeline, name, options), device)
 
 
-def load_class_pipeline(name: str, device: str | None = None):
+def load_class_pipeline(name: str, device: str | None = None, **options):
     """A folder's `ClassToImagePipeline` for a command, on `device`; anything else is a `LegoPipeline`'s name."""
     import brickwork
 
     if pipeline_class(name) != "ClassToImagePipeline":
-        return load_lego_pipeline(name, device)  # which also says what is wrong
-    logging.disable_progress_bar()
-    return place(brickwork.ClassToImagePipeline.from_pretrained(name), device)
+        return load_lego_pipeline(name, device, **options)  # which also says what is wrong
+    return place(_load(brickwork.ClassToImagePipeline, name, options), device)
 
 
-def load_pipeline(name: str, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None):
+def load_pipeline(name: str, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None, **options):
     """A pipeline of any class by the name of weights that ship, a folder or a hub id, on `device`.
 
     Args:
         dtype: Of all its networks, whatever they were saved in.
         device: See `place`.
+        options: Of `from_pretrained`.
     """
     from diffusers import DiffusionPipeline
 
     import brickwork  # noqa: F401  our classes become attributes of diffusers
 
     try:
-        pipeline = DiffusionPipeline.from_pretrained(pipeline_folder(name), dtype=dtype)
+        pipeline = _load(DiffusionPipeline, name, {"dtype": dtype} | options)
     except OSError as error:
-        raise ValueError(f"pipeline: {name!r} could not be loaded: {error}") from error
+        raise MissingFile(f"`pipeline` is {name!r}, which could not be loaded: {error}") from error
     if any(getattr(part, "dtype", dtype) != dtype for part in pipeline.components.values()):
         pipeline = pipeline.to(dtype)  # diffusers 0.39 calls the argument `torch_dtype`, and ignores ours
     return place(pipeline, device)
+
+
+def _load(kind: type, name: str, options: dict):
+    """A pipeline by its name, looked for on the hub only where there can be one; quietly, as it loads in no time."""
+    folder = pipeline_folder(name)
+    if hub.check_name(folder, "model"):
+        options = {"local_files_only": True} | options
+    logging.disable_progress_bar()
+    return kind.from_pretrained(folder, **options)

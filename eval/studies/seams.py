@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from brickwork import hub, options
 from brickwork.errors import one_of
 from brickwork.eval.report.blocks import Plot, Report, Table
 from brickwork.eval.report.numbers import between
@@ -36,13 +37,16 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--windows", nargs="+", default=list(KINDS), help="fixed, shifted, tiled (default: fixed shifted)"
     )
-    parser.add_argument("--count", type=int, default=8, help="pictures of each size (default: 8)")
+    parser.add_argument("-n", "--count", type=int, default=8, help="pictures of each size (default: 8)")
     parser.add_argument("--steps", type=int, default=18, help="steps of the sampler (default: 18)")
-    parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale (default: 1, none)")
+    parser.add_argument(
+        "--guidance", "--guidance-scale", type=float, default=1.0, help="guidance scale (default: 1, none)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the first picture; the next has the next")
     parser.add_argument("--device", help="cpu, cuda, … (default: the best there is)")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier seams in that folder")
-    parser.set_defaults(run=run)
+    options.add_hub(parser)
+    parser.set_defaults(run=run, check=hub.check_argument("model"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         one_of("--windows", kind, WINDOWS)
     if args.count < 2:
         raise ValueError(f"`--count` is {args.count}; draw at least 2, or there is no spread.")
-    pipe = load_lego_pipeline(args.model, args.device)
+    pipe = load_lego_pipeline(args.model, args.device, **options.of_hub(args))
     pipe.set_progress_bar_config(disable=True)
     window, step = window_lines(pipe.transformer.config, pipe.vae_scale_factor)
     for height, width in sizes:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from brickwork import hub, options
 from brickwork.errors import one_of
 from brickwork.eval.studies.core import Cell, StudyFolder, run_cells, table_of, write_report
 
@@ -77,7 +78,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", nargs="+", help="names or numbers, used in turn (default: every class in turn)")
     parser.add_argument("--seed", type=int, default=0, help="of the pictures, the same in every cell (default: 0)")
     parser.add_argument("--steps", type=int, help="sampling steps (num_inference_steps of the pipeline)")
-    parser.add_argument("--guidance-scale", type=float, help="scale of classifier-free guidance")
+    parser.add_argument("--guidance-scale", "--guidance", type=float, help="scale of classifier-free guidance")
     parser.add_argument(
         "--call", default="{}", metavar="JSON", help="""further arguments, such as '{"negative_prompt": "blurry"}'"""
     )
@@ -86,7 +87,8 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--side", type=int, default=256, help="longest side on the sheet, in pixels (default: 256)")
     parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
     parser.add_argument("--device", help="where the pipeline runs (default: a GPU if there is one)")
-    parser.set_defaults(run=run)
+    options.add_hub(parser)
+    parser.set_defaults(run=run, check=hub.check_argument("pipeline"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -112,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     reference = None if args.reference is None else Reference.load(args.reference)
     if reference is not None and args.count < 2:
         raise ValueError(f"`--count` is {args.count}; a kernel distance needs at least 2 pictures a cell.")
-    pipeline = load_pipeline(args.pipeline, getattr(torch, args.dtype), args.device)
+    pipeline = load_pipeline(args.pipeline, getattr(torch, args.dtype), args.device, **options.of_hub(args))
     check_prompt(args, pipeline.components)
     variants = plan_variants(pipeline, args.sizes, ratios, strengths)
     prompts = tuple(args.prompt) if args.prompt else None

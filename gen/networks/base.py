@@ -12,8 +12,8 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from brickwork import compat
-from brickwork.errors import no_unknown
+from brickwork import compat, hub
+from brickwork.errors import MissingFile, no_unknown
 from brickwork.gen.blocks.registry import Block
 from brickwork.gen.blocks.windowed import check_maps
 from brickwork.gen.blocks.windows import static_size
@@ -74,16 +74,19 @@ class Denoiser:
         """Load a folder written by `save_pretrained`, or a repository of the hub; see diffusers for the arguments.
 
         Raises:
-            ValueError: where there is no such network; the text says what is there instead, and what to do.
+            MissingFile: an `OSError` and a `ValueError`: where there is no such network, file or variant; the text
+                says what is there instead, and what to do.
         """
         path = os.path.expanduser(pretrained_model_name_or_path)
         folder = Path(path, kwargs.get("subfolder") or "")
         if folder.is_dir():
             _check_folder(folder, cls.__name__)
+        elif not os.path.exists(path) and hub.check_name(path, "pretrained_model_name_or_path", "network"):
+            kwargs = {"local_files_only": True} | kwargs
         try:
             return super().from_pretrained(path, **kwargs)
         except OSError as error:
-            raise ValueError(f"No {cls.__name__} could be loaded from {path!r}: {error}") from error
+            raise MissingFile(f"No {cls.__name__} could be loaded from {path!r}: {error}") from error
 
     @classmethod
     def from_preset(cls, name: str, in_channels: int = 3, num_classes: int | None = None, **overrides):
@@ -171,7 +174,7 @@ def _check_folder(folder: Path, class_name: str) -> None:
         advice = "give a folder written by save_pretrained."
         if (folder / "model_index.json").is_file():
             advice = 'it is a pipeline; say subfolder="transformer".'
-        raise ValueError(f"{str(folder)!r} holds no network (config.json is missing); {advice}")
+        raise MissingFile(f"{str(folder)!r} holds no network (config.json is missing); {advice}")
     try:
         saved = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):

@@ -4,6 +4,9 @@ import importlib
 import sys
 from pathlib import Path
 
+from brickwork import hub
+from brickwork.errors import one_of
+
 __version__ = "0.1.0"
 
 # Networks, pipelines and schedulers, which `DiffusionPipeline.from_pretrained` and `AutoModel.from_pretrained` find by
@@ -53,20 +56,14 @@ def __dir__() -> list[str]:
     return sorted(set(globals()) | set(_EXPORTS))
 
 
-def _pretrained_folder() -> Path:
-    return Path(importlib.import_module("brickwork.pipelines").__file__).parent / "pretrained"
-
-
 def pretrained_names() -> list[str]:
     """The names of the weights that ship with the package."""
-    return sorted(path.name for path in _pretrained_folder().glob("*") if path.is_dir())
+    return hub.shipped_names()
 
 
 def pretrained(name: str) -> Path:
     """The folder of weights that ship with the package, such as `"lego-emoji-64"`, for `from_pretrained`."""
-    if name not in pretrained_names():
-        raise ValueError(f"`name` is {name!r}; the weights that ship are {', '.join(pretrained_names())}.")
-    return _pretrained_folder() / name
+    return hub.shipped_folder() / one_of("name", name, pretrained_names())
 
 
 def register() -> None:
@@ -76,6 +73,12 @@ def register() -> None:
     compat.attributes_of_diffusers(set(_REGISTERED), __getattr__)
 
 
+def _is_the_command() -> bool:
+    started = Path(sys.argv[0] if hasattr(sys, "argv") and sys.argv else "").name
+    module = getattr(sys, "orig_argv", [])[1:3]
+    return started == "brickwork" or module in (["-m", "brickwork"], ["-m", "brickwork.cli"])
+
+
 # The command answers `--help` without the seconds that diffusers takes to import, and registers before it runs.
-if Path(sys.argv[0] if hasattr(sys, "argv") and sys.argv else "").name != "brickwork":
+if not _is_the_command():
     register()

@@ -3,7 +3,10 @@
 import argparse
 import importlib
 import os
+import re
 import sys
+import traceback
+import warnings
 
 import brickwork
 from brickwork.errors import near_names
@@ -47,10 +50,10 @@ COMMANDS = {
     "convert lego": ("eval.commands.convert:configure_lego", "the LEGO authors' checkpoint => a model folder"),
     "convert dit": ("eval.commands.convert:configure_dit", "the DiT authors' checkpoint => a model folder"),
     "convert resadapter": (
-        "adapters.resadapter.convert",
+        "adapters.commands:configure_convert",
         "between the authors' folder, diffusers and ComfyUI",
     ),
-    "merge": ("adapters.resadapter.merge", "bake a ResAdapter into a checkpoint"),
+    "merge": ("adapters.commands:configure_merge", "bake a ResAdapter into a checkpoint"),
     "data build emoji": ("training.data.build.emoji", "build the emoji data set from its public packages"),
     "data build avatars": ("training.data.build.avatars", "build avatars of known attributes with DiceBear"),
     "data select": ("training.commands.data_select", "some rows of a data set as a Parquet file"),
@@ -60,6 +63,16 @@ COMMANDS = {
     ),
     "data check": ("training.commands.data_check", "what is in a data set, and what is wrong with it"),
     "data cache": ("training.commands.data_cache", "latents or captions of a data set, encoded once"),
+    "completion": ("completion", "a script that lets bash, zsh or fish complete these commands"),
+}
+# What an argument in Python is called on the command line, where the two names differ.
+_OTHER_NAMES = {
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "brick_schedule": "schedule",
+    "subnet_schedule": "schedule",
+    "class_labels": "classes",
+    "pretrained_model_name_or_path": "model",
 }
 
 
@@ -82,7 +95,48 @@ def _find(words: list[str]) -> tuple[str, list[str]]:
     return "", words
 
 
-def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+class Parser(argparse.ArgumentParser):
+    """A command's parser: every one takes --quiet and --verbose, and answers a slip with what comes near."""
+
+    def __init__(self, **options):
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter} | options)
+        told = self.add_argument_group("what is told").add_mutually_exclusive_group()
+        told.add_argument(
+            "-q", "--quiet", action="store_true", default=argparse.SUPPRESS, help="no progress bars, no warnings"
+        )
+        told.add_argument(
+            "-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="what libraries note; tracebacks"
+        )
+
+    def parse_known_args(self, args=None, namespace=None, **options):
+        found, rest = super().parse_known_args(args, namespace, **options)
+        if not hasattr(found, "parser"):  # the innermost of sub-commands is the first to end
+            found.parser = self
+        return found, rest
+
+    def error(self, message: str):
+        unknown = re.search(r"unrecognized arguments: .*?(--[\w-]+)", message)
+        choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        near = near_names(unknown[1], self.option_names(), 2) if unknown else []
+        if choice:
+            near = near_names(choice[1], [name.strip("' ") for name in choice[2].split(",")], 2)
+        super().error(f"{message}; did you mean {' or '.join(near)}?" if near else message)
+
+    def option_names(self) -> list[str]:
+        """The long names of all options."""
+        return sorted(set(re.findall(r"(?<![\w-])--[a-z][\w-]*", self.format_usage() + self.format_help())))
+
+
+def parser_of(name: str) -> Parser:
+    """The parser of one of the `COMMANDS`."""
+    module, _, function = COMMANDS[name][0].partition(":")
+    configure = getattr(importlib.import_module(f"brickwork.{module}"), function or "configure_parser")
+    parser = Parser(prog=f"brickwork {name}", description=COMMANDS[name][1])
+    configure(parser)
+    return parser
+
+
+def _parse(parser: Parser, words: list[str]) -> argparse.Namespace:
     """Options may stand before, between and behind the other words, but with sub-commands."""
     try:
         return parser.parse_intermixed_args(words)
@@ -103,14 +157,16 @@ def main(arguments: list[str] | None = None) -> int:
             f"error: there is no command {f'{name} {rest[0]}'!r}; did you mean {' or '.join(near)}?", file=sys.stderr
         )
         return 2
-    module, _, function = COMMANDS[name][0].partition(":")
-    configure = getattr(importlib.import_module(f"brickwork.{module}"), function or "configure_parser")
-    parser = argparse.ArgumentParser(
-        prog=f"brickwork {name}", formatter_class=argparse.RawDescriptionHelpFormatter, description=COMMANDS[name][1]
-    )
-    configure(parser)
-    args = _parse(parser, rest)
+    args = _parse(parser_of(name), rest)
+    with warnings.catch_warnings():
+        _tell(args)
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
+        if hasattr(args, "check"):  # what can be told before anything is imported
+            args.check(args)
         brickwork.register()
         return args.run(args) or 0
     except BrokenPipeError:  # `| head` has seen enough
@@ -120,8 +176,48 @@ def main(arguments: list[str] | None = None) -> int:
         print("Stopped.", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        if hasattr(args, "verbose"):
+            traceback.print_exc()
+        print(f"error: {as_options(str(error), args.parser)}", file=sys.stderr)
         return 2
+
+
+def _tell(args: argparse.Namespace) -> None:
+    """How much is told: warnings as one line of their own above a progress bar, all that libraries say, or nothing."""
+    if hasattr(args, "quiet"):
+        warnings.simplefilter("ignore")
+        os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    level = "error" if hasattr(args, "quiet") else "info" if hasattr(args, "verbose") else None
+    if level:
+        os.environ |= {"DIFFUSERS_VERBOSITY": level, "TRANSFORMERS_VERBOSITY": level}
+
+    def show(message, category, filename, lineno, file=None, line=None) -> None:
+        from tqdm import tqdm
+
+        text = " ".join(str(message).split())
+        place = f" ({category.__name__}, {filename}:{lineno})" if hasattr(args, "verbose") else ""
+        tqdm.write(f"warning: {text}{place}", file=sys.stderr)
+
+    warnings.showwarning = show
+
+
+def as_options(text: str, parser: Parser) -> str:
+    """An error of a function as the command line speaks: `--to`, not `to=`; `--overwrite`, not `overwrite=True`."""
+    known = set(parser.option_names())
+    for name in {*re.findall(r"(?<!-)\b[a-z][a-z_]*\b", text)}:
+        option = f"--{name.replace('_', '-')}"
+        if option not in known:
+            option = f"--{_OTHER_NAMES.get(name, '')}"
+        if option not in known:
+            continue
+        text = re.sub(rf"`{name}`", f"`{option}`", text)
+        text = re.sub(rf"(?<![\w.-]){name}=True\b", option, text)
+        text = re.sub(rf"(?<![\w.-]){name}=(?=['\"\w])", f"{option} ", text)
+        text = re.sub(rf"\bset {name}\b", f"add {option}", text)
+        text = re.sub(rf"^{name}: ", f"{option}: ", text)
+        if "_" in name:
+            text = re.sub(rf"(?<![\w.`'/-]){name}(?![\w.`'/=-])", option, text)
+    return text
 
 
 def _answer(words: list[str]) -> int:

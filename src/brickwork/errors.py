@@ -14,6 +14,10 @@ _BRIEF.maxlevel, _BRIEF.maxdict, _BRIEF.maxlist, _BRIEF.maxtuple = 3, 6, 12, 12
 _BRIEF.maxstring = _BRIEF.maxother = 200
 
 
+class MissingFile(OSError, ValueError):
+    """Something to be read is not there. diffusers' callers look for an `OSError`, ours for a `ValueError`."""
+
+
 def shown(value: Any) -> str:
     """A value as an error shows it: `repr`, cut short, so that no value makes an error long or slow."""
     return _BRIEF.repr(value)

@@ -150,6 +150,7 @@ def hub(monkeypatch, tmp_path):
     def no_card(repo_id, **rest):
         raise EntryNotFoundError("README.md")
 
+    monkeypatch.setattr("brickwork.hub._reachable", lambda: True)
     hub_utils, pipeline_utils = diffusers.utils.hub_utils, diffusers.pipelines.pipeline_utils
     monkeypatch.setattr(ModelCard, "load", no_card)
     monkeypatch.setattr(hub_utils, "create_repo", lambda repo_id, **rest: SimpleNamespace(repo_id=repo_id))
@@ -238,7 +239,7 @@ def index_that_is_a_list(path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (nothing, "There is no folder"),
+        (nothing, "there is no such pipeline here"),
         (empty, "it holds nothing; give a folder written by save_pretrained"),
         (stray_files, "it holds LEGO-L-PG-64.txt; give a folder"),
         (
@@ -276,5 +277,8 @@ def test_weights_that_are_cut_short(make_pipe, tmp_path):
 
 def test_repositories_that_cannot_be_reached(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="No LegoPipeline could be loaded from 'someone/nothing'"):
+    with pytest.raises(
+        ValueError,
+        match="'someone/nothing'; there is no such pipeline here, and the Hugging Face Hub cannot be reached",
+    ):
         LegoPipeline.from_pretrained("someone/nothing")

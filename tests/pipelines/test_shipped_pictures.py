@@ -23,7 +23,7 @@ CALLS = {
 def draw(pipe, brick_schedule=None, **call) -> np.ndarray:
     """Pictures `(B, H, W, 3)`, uint8."""
     schedule = brickwork.BrickSchedule.fast(pipe.transformer) if brick_schedule else None
-    call = {"num_inference_steps": 3, "generator": torch.Generator().manual_seed(1)} | call
+    call = {"num_inference_steps": 3, "guidance_scale": 1.0, "generator": torch.Generator().manual_seed(1)} | call
     images = pipe(**call, brick_schedule=schedule, output_type="np").images
     return (images * 255).round().astype(np.uint8)
 

@@ -15,7 +15,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "example: brickwork data cache --output latents --vae stabilityai/sd-vae-ft-mse --config run.yaml\n"
         "         brickwork data cache --output texts --captions text --pipeline my-sd --config run.yaml"
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder of the cache")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the cache")
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--vae", help="encode the pictures with this AutoencoderKL: a folder or a hub name")
     kind.add_argument("--captions", metavar="COLUMN", help="encode the captions in this column")

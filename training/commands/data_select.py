@@ -18,7 +18,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("source", help="image folder, Parquet file, or the name of a data set on the hub")
     parser.add_argument("--split", default="train", help="split of a data set from the hub (default: train)")
-    parser.add_argument("--output", type=Path, required=True, help="Parquet file to write")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="Parquet file to write")
     parser.add_argument(
         "--where",
         action="append",

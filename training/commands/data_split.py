@@ -29,7 +29,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "example:\n  brickwork data split --config lego_emoji_64 --output runs/emoji-split\n"
         "  brickwork evaluate calc samples --paired my-model runs/emoji-split/held-out …"
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--config", help="the run's YAML file, or the name of one that ships")
     parser.add_argument("--overwrite", action="store_true", help="replace another split in that folder")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values over the file")

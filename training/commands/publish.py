@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+from brickwork import options
 from brickwork.files import check_folder, new_folder, write_file
 
 MAKER = "brickwork publish"
@@ -23,7 +24,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "--attribution data/emoji/ATTRIBUTION.md"
     )
     parser.add_argument("run_folder", type=Path, help="folder of a run of training/train_backbone.py")
-    parser.add_argument("output", type=Path, help="folder to write")
+    options.add_target(parser, "output", "folder to write")
     parser.add_argument("--data", help="where the run's data lie now (default: data.source of its configuration)")
     parser.add_argument("--attribution", type=Path, help="licences and sources of the data, in Markdown, for the card")
     parser.add_argument("--license", help="licence of the weights as the hub names it, such as cc-by-4.0")
@@ -32,8 +33,9 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    publish(args.run_folder, args.output, args.data, args.attribution, args.license, args.overwrite)
-    print(f"wrote {args.output}")
+    output = options.target(args, "output")
+    publish(args.run_folder, output, args.data, args.attribution, args.license, args.overwrite)
+    print(f"wrote {output}")
     return 0
 
 

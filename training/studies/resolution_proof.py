@@ -383,11 +383,13 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--personal-data", required=True, help="Parquet file of its drawings")
     parser.add_argument("--adapter", required=True, help="ResAdapter: the authors' folder")
     parser.add_argument("--lora", required=True, help="folder of the plain LoRA")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the cells, the table and the picture")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help="folder of the cells, the table and the picture"
+    )
     parser.add_argument("--samples", type=int, default=256, help="pictures of a cell (default: 256)")
     parser.add_argument("--steps", type=int, default=10, help="steps of the sampler (default: 10)")
     parser.add_argument("--bf16", action="store_true", help="draw under bf16 autocast: faster")
-    parser.add_argument("--guidance", type=float, default=2.0, help="guidance scale (default: 2)")
+    parser.add_argument("--guidance", "--guidance-scale", type=float, default=2.0, help="guidance scale (default: 2)")
     parser.add_argument("--only", choices=MODELS, help="compute the cells of one model, and write no report")
     parser.add_argument("--held-out", type=float, default=0.08, help="share that training held out (default: 0.08)")
     sizes = ["32x32", "48x48", "64x64", "96x96", "128x128", "48x96", "96x48"]

@@ -1,6 +1,5 @@
 """Baking an adapter into a checkpoint, and the two commands."""
 
-import argparse
 import shutil
 
 import pytest
@@ -9,8 +8,8 @@ from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from brickwork import cli
 from brickwork.adapters.comfyui.names import compvis_path, module_path
-from brickwork.adapters.resadapter import convert, merge
 from brickwork.adapters.resadapter.base_norms import read_stream
 from brickwork.adapters.resadapter.convert import convert_resadapter
 from brickwork.adapters.resadapter.functions import (
@@ -230,31 +229,36 @@ def test_a_hash_that_the_base_states_is_made_anew(unet, official, tmp_path):
     assert stated == notes | {"modelspec.hash_sha256": f"0x{fresh}"}
 
 
-def command(module, *arguments):
-    parser = argparse.ArgumentParser()
-    module.configure_parser(parser)
-    parsed = parser.parse_args([str(argument) for argument in arguments])
-    return parsed.run(parsed)
+def command(*words) -> int:
+    return cli.main([str(word) for word in words])
 
 
 def test_convert_command(unet, official, tmp_path, capsys):
     unet.save_pretrained(tmp_path / "base" / "unet")
     out = tmp_path / "one.safetensors"
-    command(convert, official, out, "--to", "comfyui", "--base-model", tmp_path / "base", "--norm-type", "float32")
+    base = ["--base-model", tmp_path / "base"]
+    assert command("convert", "resadapter", official, out, "--to", "comfyui", *base, "--norm-type", "float32") == 0
     assert f"wrote {out} (0.0 MB)" in capsys.readouterr().out
     assert load_file(out)["lora_unet_mid_block_resnets_0_norm1.w_norm"].dtype == torch.float32
-    with pytest.raises(ValueError, match="which is there already"):
-        command(convert, official, out, "--to", "comfyui", "--base-model", tmp_path / "base")
+    assert command("convert", "resadapter", official, "-o", out, "--to", "comfyui", *base) == 2
+    assert "which is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["out.safetensors", "--to", "comfui"], "--to 'comfui'"),
+        (["out.safetensors", "--to", "comfyui"], "needs --base-model, the model"),
+        (["--to", "comfyui"], "DST is missing; say where to write as the last word, or with -o"),
+    ],
+)
+def test_errors_speak_of_options(official, tmp_path, capsys, words, message):
+    assert command("convert", "resadapter", official, *words) == 2
+    error = capsys.readouterr().err
+    assert message in error and "base_model" not in error and "to='" not in error
 
 
 def test_merge_command(unet, official, tmp_path, capsys):
     single_file(unet, tmp_path / "base.safetensors")
-    command(merge, tmp_path / "base.safetensors", official, tmp_path / "m.safetensors", "--scale", "0.5")
+    assert command("merge", tmp_path / "base.safetensors", official, tmp_path / "m.safetensors", "--scale", "0.5") == 0
     assert capsys.readouterr().out == f"wrote {tmp_path / 'm.safetensors'}\n"
-
-
-@pytest.mark.parametrize("module", [convert, merge])
-def test_help_shows_an_example(module):
-    parser = argparse.ArgumentParser()
-    module.configure_parser(parser)
-    assert "example:\n  brickwork " in parser.format_help()

@@ -10,6 +10,7 @@ from PIL import Image
 
 from brickwork import BrickSchedule, EDMHeunScheduler, LegoPipeline, LegoTransformer2DModel, cli
 from brickwork.eval.commands.demo import spread_labels
+from brickwork.eval.commands.generate import class_slugs
 from brickwork.eval.sampling.pipelines import load_pipeline
 from brickwork.gen.networks.unet import BlockUNet2DModel
 from brickwork.gen.parameterization import EDMObjective
@@ -67,7 +68,7 @@ def test_generate_writes_one_file_an_image(folder, tmp_path, capsys):
     words = ["generate", str(folder), "--count", "2", "--width", "24", "--steps", "2", "--batch-size", "3"]
     assert cli.main([*words, "--output", str(tmp_path / "all")]) == 0
     names = sorted(path.name for path in (tmp_path / "all").iterdir())
-    assert names == ["0-000000.png", "0-000001.png", "1-000000.png", "1-000001.png"]
+    assert names == ["cats-000000.png", "cats-000001.png", "dogs-000000.png", "dogs-000001.png"]
     assert Image.open(tmp_path / "all" / names[0]).size == (24, 16)
     # By name, alone, the same picture again.
     words = [
@@ -87,7 +88,7 @@ def test_generate_writes_one_file_an_image(folder, tmp_path, capsys):
     assert cli.main([*words, "--output", str(tmp_path / "dogs")]) == 0
     (alone,) = (tmp_path / "dogs").iterdir()
     assert alone.name == "dogs-000001.png"
-    first, second = Image.open(alone), Image.open(tmp_path / "all" / "1-000001.png")
+    first, second = Image.open(alone), Image.open(tmp_path / "all" / "dogs-000001.png")
     assert max(abs(a - b) for a, b in zip(first.tobytes(), second.tobytes())) <= 1
 
 
@@ -99,17 +100,31 @@ def test_generate_places_windows_as_told(folder, tmp_path, capsys):
 
     assert draw("fixed")[0] != draw("tiled")[0] != []
     assert draw("moving") == ([], 2)
-    assert "`windows` is 'moving'" in capsys.readouterr().err
+    assert "`--windows` is 'moving'" in capsys.readouterr().err
 
 
-def test_generate_replaces_its_own_alone_and_when_asked(folder, tmp_path, capsys):
-    words = ["generate", str(folder), "--classes", "0", "--count", "1", "--steps", "1", "--output", str(tmp_path)]
+def test_generate_goes_on_and_never_replaces(folder, tmp_path, capsys):
+    words = ["generate", str(folder), "--classes", "0", "-n", "2", "--steps", "1", "-o", str(tmp_path)]
     assert cli.main(words) == 0
-    before = (tmp_path / "0-000000.png").read_bytes()
-    assert cli.main(words) == 2
-    assert "is there already; name another, or add --overwrite" in capsys.readouterr().err
-    assert cli.main([*words, "--overwrite"]) == 0
-    assert (tmp_path / "0-000000.png").read_bytes() == before
+    first = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert cli.main(words) == 0
+    assert cli.main([*words, "--seed", "1", "--guidance", "3"]) == 0
+    names = ["cats-000000", "cats-000001", "cats-000001-2", "cats-000002", "cats-000002-2", "cats-000003"]
+    assert sorted(file.stem for file in tmp_path.iterdir()) == names
+    assert all((tmp_path / name).read_bytes() == content for name, content in first.items())
+    assert (tmp_path / "cats-000001-2.png").read_bytes() != first["cats-000001.png"]
+    assert cli.main([*words, "--seed", "0", "--overwrite"]) == 0
+    assert len(list(tmp_path.iterdir())) == len(names)
+    (tmp_path / "cats-000000.png").write_bytes(b"mine")
+    assert cli.main([*words, "--seed", "0", "--overwrite"]) == 2
+    assert (tmp_path / "cats-000000.png").read_bytes() == b"mine"
+
+
+def test_generate_names_a_class_one_way():
+    names = {0: "Smileys & Emotion", 1: "a b", 2: "A-B", "3": "été"}
+    assert class_slugs([0, 3], names) == {0: "smileys-emotion", 3: "été"}
+    assert class_slugs([1], names) == {1: "a-b-1"} and class_slugs([1, 2], names) == {1: "a-b-1", 2: "a-b-2"}
+    assert class_slugs([4], names) == {4: "class-4"} and class_slugs([None], {}) == {None: "image"}
 
 
 def test_generate_takes_a_schedule_from_a_file(folder, tmp_path, capsys):
@@ -121,7 +136,7 @@ def test_generate_takes_a_schedule_from_a_file(folder, tmp_path, capsys):
         output = tmp_path / f"out{len(pictures)}"
         words = ["generate", str(folder), "--classes", "0", "--count", "1", "--steps", "4", "--schedule", name]
         assert cli.main([*words, "--output", str(output)]) == 0
-        pictures.append((output / "0-000000.png").read_bytes())
+        pictures.append((output / "cats-000000.png").read_bytes())
     assert len(set(pictures)) == 3
 
 
@@ -131,7 +146,10 @@ def test_generate_takes_a_schedule_from_a_file(folder, tmp_path, capsys):
         (["--schedule", "slow"], "`--schedule` is 'slow'; choose saved, full, fast"),
         (["--classes", "cat"], "'cats'"),
         (["--classes", "2", "7"], "allowed are 0 to 1"),
-        (["--height", "3"], "`height` is 3"),
+        (["--height", "1"], "`--height` is 1"),
+        (["--steps", "0"], "`--steps` is 0"),
+        (["--guidance", "nan"], "`--guidance` is nan"),
+        (["--seed", "-1"], "`--seed` is -1"),
         (["--count", "0"], "`--count` is 0"),
         (["--device", "tpu9"], "`--device` is 'tpu9'"),
     ],

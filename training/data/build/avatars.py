@@ -212,8 +212,10 @@ def configure_parser(parser: ArgumentParser) -> None:
         "example: brickwork data build avatars --output data/avatars --count 40000 --size 64\n"
         "         brickwork data build avatars --styles micah bottts --where mood=happy,sad"
     )
-    parser.add_argument("--output", type=Path, default=Path("data/avatars"), help="a folder (default: %(default)s)")
-    parser.add_argument("--count", type=int, default=10000, help="training pictures (default: %(default)s)")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("data/avatars"), help="a folder (default: %(default)s)"
+    )
+    parser.add_argument("-n", "--count", type=int, default=10000, help="training pictures (default: %(default)s)")
     parser.add_argument("--held-out", type=int, default=1000, help="in each held-out file (default: %(default)s)")
     parser.add_argument("--size", type=int, default=128, help="side of the pictures in pixels (default: %(default)s)")
     parser.add_argument("--styles", nargs="+", metavar="STYLE", help=f"of {', '.join(table()['styles'])}")

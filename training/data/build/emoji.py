@@ -461,7 +461,9 @@ def configure_parser(parser: ArgumentParser) -> None:
         "where npm has no network, fetch the packages elsewhere and pass their folder with --packages:\n"
         f"  npm pack {specs}"
     )
-    parser.add_argument("--output", type=Path, default=Path("data/emoji"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("data/emoji"), metavar="DIR", help="default: %(default)s"
+    )
     parser.add_argument(
         "--packages",
         type=Path,

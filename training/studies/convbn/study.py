@@ -47,7 +47,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     cost.add_argument(
         "--networks", nargs="+", default=NETWORKS, metavar="NAME", help=f"presets ({', '.join(NETWORKS)})"
     )
-    cost.add_argument("--batch", type=int, default=4, help="images at once (default: 4)")
+    cost.add_argument("--batch", "--batch-size", type=int, default=4, help="images at once (default: 4)")
     cost.add_argument("--size", type=int, help="side of the images or latents (default: the training size)")
     cost.add_argument("--rounds", type=int, default=5, help="how often each mode is timed (default: 5)")
     cost.add_argument("--dtype", default="float32", help="float32 (default), or bfloat16 or float16 by autocast")

@@ -1,0 +1,7 @@
+"""`python -m brickwork`, the same as `brickwork`."""
+
+import sys
+
+from brickwork.cli import main
+
+sys.exit(main())

@@ -1,0 +1,115 @@
+"""What a person types for a model: weights that ship, a folder, or a name on the Hugging Face Hub.
+
+Slips are answered before any network is touched, and where there is none, at once: the hub's own client tries again
+for most of a minute.
+"""
+
+import importlib.util
+import os
+import re
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from brickwork.errors import MissingFile, near_names
+
+_PATIENCE = 5.0  # seconds for a connection to the hub
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def shipped_folder() -> Path:
+    """Where the weights lie that ship with the package, a folder for each."""
+    return Path(importlib.util.find_spec("brickwork.pipelines").origin).parent / "pretrained"
+
+
+def shipped_names() -> list[str]:
+    """The names of the weights that ship with the package."""
+    return sorted(path.name for path in shipped_folder().glob("*") if path.is_dir())
+
+
+def check_name(name: str | os.PathLike, argument: str, what: str = "pipeline") -> bool:
+    """Raise for a name that is neither a folder nor can be one on the hub.
+
+    Args:
+        name: as a person typed it.
+        argument: what it was given for.
+        what: is looked for.
+
+    Returns:
+        Whether to look in the hub's cache alone: the hub cannot be reached, and something of that name is there.
+
+    Raises:
+        MissingFile: with the weights that ship and the folders that come near; for a path that is not there; and for
+            a name on the hub, where that cannot be reached and the cache holds nothing.
+    """
+    text = os.fspath(name)
+    if Path(text).expanduser().exists() or _cached(text):
+        return not Path(text).expanduser().exists() and not _reachable()
+    start = f"`{argument}` is {text!r}; there is no such {what} here"
+    near = _near(text)
+    if near and ("/" not in text or Path(text).parent.is_dir()):
+        raise MissingFile(f"{start}; did you mean {' or '.join(map(repr, near))}?")
+    ships = f"the weights that ship are {', '.join(shipped_names())}"
+    if text.startswith((".", "/", "~")) or text.endswith(os.sep) or not _HUB_NAME.fullmatch(text):
+        raise MissingFile(f"{start}, and no name on the hub looks like that; {ships}.")
+    if "/" in text and Path(text).parent.is_dir():
+        raise MissingFile(f"{start}: the folder {str(Path(text).parent)!r} has nothing of that name; {ships}.")
+    if not _reachable():
+        raise MissingFile(f"{start}, and the Hugging Face Hub cannot be reached; {ships}.")
+    return False
+
+
+def check_argument(argument: str) -> Callable[[Any], None]:
+    """A command's check, before anything is imported, of the model that one of its arguments names."""
+
+    def check(args: Any) -> None:
+        name = getattr(args, argument)
+        if name not in shipped_names():
+            check_name(name, argument)
+
+    return check
+
+
+def _near(text: str) -> list[str]:
+    """Shipped weights and folders, in the order of likeness; at most three."""
+    path = Path(text)
+    beside: Iterable[str] = ()
+    if path.parent.is_dir():
+        try:
+            beside = [str(path.parent / entry.name) for entry in os.scandir(path.parent) if entry.is_dir()]
+        except OSError:
+            beside = ()
+    found = near_names(text, shipped_names(), 2) + near_names(text, beside, 2)
+    return list(dict.fromkeys(found))[:3]
+
+
+def _cached(text: str) -> bool:
+    if not _HUB_NAME.fullmatch(text):
+        return False
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE, f"models--{text.replace('/', '--')}").is_dir()
+
+
+def _reachable() -> bool:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    return _connects(constants.ENDPOINT, urllib.request.getproxies().get("https"))
+
+
+@lru_cache
+def _connects(endpoint: str, proxy: str | None) -> bool:
+    """Whether a connection to the hub, or to the proxy before it, can be opened."""
+    place = urllib.parse.urlsplit(proxy if proxy and "//" in proxy else endpoint)
+    port = place.port or (443 if place.scheme == "https" else 80)
+    try:
+        socket.create_connection((place.hostname, port), timeout=_PATIENCE).close()
+    except OSError:
+        return False
+    return True
