@@ -17,9 +17,10 @@ from brickwork.adapters.base import network_of
 from brickwork.adapters.comfyui.names import module_path
 from brickwork.adapters.comfyui.reading import listed
 from brickwork.adapters.resadapter.state import stored
-from brickwork.files import digest
+from brickwork.files import digest, read_json
 
 UNET_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
+_INDEXES = (f"{UNET_FILES[0]}.index.json", f"{UNET_FILES[0]}.index.fp16.json")
 
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "unet.", "")
 _DTYPES = {
@@ -136,9 +137,9 @@ def _read_folder(folder: Path, keys: list[str]) -> dict[str, torch.Tensor]:
     file = next((unet / name for name in UNET_FILES if (unet / name).is_file()), None)
     if file is not None:
         return _read_file(file, keys)
-    index = unet / (UNET_FILES[0] + ".index.json")
-    if index.is_file():
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    index = next((unet / name for name in _INDEXES if (unet / name).is_file()), None)
+    if index is not None:
+        shards = read_weight_map(index)
         places = {key: unet / shards[raw] for key, raw in _wanted(shards, keys, str(index)).items()}
         found = {}
         for shard in sorted(set(places.values())):
@@ -148,6 +149,14 @@ def _read_folder(folder: Path, keys: list[str]) -> dict[str, torch.Tensor]:
         f"{unet} has neither {' nor '.join(UNET_FILES)}; found {listed(f.name for f in unet.iterdir()) or 'nothing'}. "
         "Pickled weights (.bin) are not read: save the model with safe_serialization=True"
     )
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Which shard holds each tensor, by an index beside the shards."""
+    shards = read_json(index, "index of shards").get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+        raise ValueError(f"{index} has no 'weight_map' from tensors to files; download it again")
+    return shards
 
 
 def _read_hub(repository: str, keys: list[str]) -> dict[str, torch.Tensor]:

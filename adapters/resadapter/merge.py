@@ -18,10 +18,10 @@ from brickwork.adapters.base import checked_scale
 from brickwork.adapters.comfyui.metadata import HASH_KEYS
 from brickwork.adapters.comfyui.reading import ResAdapterWeights, check_fits, listed, read_adapter
 from brickwork.adapters.hub import local_adapter
-from brickwork.adapters.resadapter.base_norms import canonical_tensor
+from brickwork.adapters.resadapter.base_norms import canonical_tensor, read_weight_map
 from brickwork.adapters.resadapter.formats import hashes
 from brickwork.errors import count_and_name
-from brickwork.files import new_folder, read_json, write_file
+from brickwork.files import new_folder, write_file
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 # Weights of other frameworks and of quantisers: the network once more, in a form that is not written here.
@@ -110,10 +110,7 @@ def _groups(base: Path) -> list[list[Path]]:
 
 
 def _check_index(index: Path) -> None:
-    names = read_json(index, "index of shards").get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise ValueError(f"{index} has no 'weight_map' from tensors to files; download it again")
-    missing = sorted({name for name in names.values() if not (index.parent / name).is_file()})
+    missing = sorted({name for name in read_weight_map(index).values() if not (index.parent / name).is_file()})
     if missing:
         raise ValueError(f"{index.parent} lacks {count_and_name(missing)}, which {index.name} names; download them")
 

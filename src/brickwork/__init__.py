@@ -36,6 +36,7 @@ _MODULES = {
         "unfuse_resadapter",
         "save_resadapter",
         "use_resadapter",
+        "resadapter_at",
     ],
     "brickwork.eval.search.schedule_search": ["search_brick_schedule"],
     "brickwork.adapters.resadapter.convert": ["convert_resadapter"],

@@ -180,6 +180,7 @@ def base_forms(unet, folder):
     unet.save_pretrained(folder / "pipe" / "unet")
     unet.save_pretrained(folder / "sharded", max_shard_size="30KB")
     unet.save_pretrained(folder / "half", variant="fp16")
+    unet.save_pretrained(folder / "half shards", variant="fp16", max_shard_size="30KB")
     single = {}
     for key, value in unet.state_dict().items():
         path, _, part = key.rpartition(".")
@@ -188,7 +189,7 @@ def base_forms(unet, folder):
     save_file(single, folder / "single.safetensors")
     plain = {key: value.clone() for key, value in unet.state_dict().items()}
     save_file(plain, folder / "diffusers.safetensors")
-    names = ("pipe", "pipe/unet", "sharded", "half", "single.safetensors", "diffusers.safetensors")
+    names = ("pipe", "pipe/unet", "sharded", "half", "half shards", "single.safetensors", "diffusers.safetensors")
     return [unet, *(folder / name for name in names), str(folder / "pipe")]
 
 
@@ -239,7 +240,10 @@ def test_base_models_that_are_none(unet, official, tmp_path):
     (tmp_path / "model.ckpt").write_bytes(b"\x80\x04.")
     (tmp_path / "cut.safetensors").write_bytes(struct.pack("<Q", 1000) + b"{}")
     save_file({"a": torch.ones(1)}, tmp_path / "other.safetensors")
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "diffusion_pytorch_model.safetensors.index.json").write_text('{"weight_map": [1]}')
     for name, message in {
+        "index": "has no 'weight_map'",
         "pickled": "Pickled weights",
         "model.ckpt": "pickles",
         "cut.safetensors": "no readable",
