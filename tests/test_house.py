@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -11,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("gen", "pipelines", "adapters", "eval", "training")
+GROUND = {"files", "errors", "compat"}
 MAY_IMPORT = {
     "gen": {"gen"},
     "adapters": {"adapters"},
@@ -21,49 +23,112 @@ MAY_IMPORT = {
 
 
 def modules() -> dict[str, Path]:
-    files = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
-    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in files}
+    """Every file of the package by its name behind `brickwork.`."""
+    files = [(ROOT, path) for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    files += [(ROOT / "src" / "brickwork", path) for path in (ROOT / "src" / "brickwork").rglob("*.py")]
+    names = {".".join(path.relative_to(top).with_suffix("").parts): path for top, path in files}
+    return {name.removesuffix(".__init__"): path for name, path in names.items()}
 
 
-def imports_of(path: Path, top_level_only: bool = False) -> set[str]:
-    """Names after `brickwork.` that a file imports."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = tree.body if top_level_only else ast.walk(tree)
+def imports_of(path: Path, known: dict[str, Path]) -> set[str]:
+    """The files of ours that a file imports, inside functions and under TYPE_CHECKING too."""
     found = set()
-    for node in nodes:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("brickwork."):
-            module = node.module.removeprefix("brickwork.")
-            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "brickwork":
+            module = node.module.removeprefix("brickwork").removeprefix(".")
+            for alias in node.names:
+                deeper = f"{module}.{alias.name}".removeprefix(".")
+                found.add(deeper if deeper in known else module)
         elif isinstance(node, ast.Import):
-            found |= {a.name.removeprefix("brickwork.") for a in node.names if a.name.startswith("brickwork.")}
+            found |= {alias.name.removeprefix("brickwork.") for alias in node.names}
+    return {name for name in found if name in known and known[name] != path}
+
+
+@pytest.fixture(scope="module")
+def arrows() -> dict[str, set[str]]:
+    known = modules()
+    return {name: imports_of(path, known) for name, path in known.items()}
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """Ways that lead back to where they began, one for each knot of a graph."""
+    found, done = [], set()
+
+    def visit(name: str, trail: list[str]) -> None:
+        if name in trail:
+            found.append(" -> ".join([*trail[trail.index(name) :], name]))
+        elif name not in done:
+            for target in sorted(graph.get(name, ())):
+                visit(target, [*trail, name])
+            done.add(name)
+
+    for name in sorted(graph):
+        visit(name, [])
     return found
 
 
-def test_imports_point_one_way():
+def test_imports_point_one_way(arrows):
+    def floor_of(name: str) -> str:
+        return name.split(".")[0]
+
     wrong = {
-        (name, target)
-        for name, path in modules().items()
-        for target in imports_of(path)
-        if target.split(".")[0] in ROOMS and target.split(".")[0] not in MAY_IMPORT[name.split(".")[0]]
+        f"{name} -> {target}"
+        for name, targets in arrows.items()
+        for target in targets
+        if floor_of(name) in ROOMS and floor_of(target) not in MAY_IMPORT[floor_of(name)] | GROUND
     }
+    wrong |= {f"{name} -> {target}" for name in GROUND for target in arrows[name] - GROUND}
     assert not wrong
 
 
-def test_no_two_files_import_each_other():
+def test_no_two_files_import_each_other(arrows):
+    assert not circles(arrows)
+
+
+def test_no_two_folders_import_each_other(arrows):
     known = modules()
-    graph = {name: imports_of(path, top_level_only=True) & set(known) - {name} for name, path in known.items()}
-    # A package imports its own files to register them; a file's import of its package is a cycle all the same.
-    done: set[str] = set()
 
-    def visit(name: str, trail: tuple[str, ...]) -> None:
-        assert name not in trail, f"a cycle of imports: {' -> '.join((*trail, name))}"
-        if name not in done:
-            for target in graph[name]:
-                visit(target, (*trail, name))
-            done.add(name)
+    def folder_of(name: str) -> str:
+        return name if known[name].name == "__init__.py" else name.rpartition(".")[0]
 
-    for name in graph:
-        visit(name, ())
+    folders: dict[str, set[str]] = {}
+    for name, targets in arrows.items():
+        if name.split(".")[0] in ROOMS:
+            here = folder_of(name)
+            folders.setdefault(here, set()).update({folder_of(target) for target in targets} - {here, ""})
+    assert not circles(folders)
+
+
+def test_the_walls_would_notice():
+    """The search for circles finds some."""
+    assert circles({"a": {"b"}, "b": {"a"}}) == ["a -> b -> a"]
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_private_names_of_other_packages_are_called_in_one_file():
+    private = re.compile(
+        r"torch\._(?!dynamo)[A-Za-z]|\._cdata|_get_init_keys|_hf_hook|__class__ = |_foreach_|diffusers\.[a-z_.]*\._"
+    )
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for room in (*ROOMS, "src")
+        for path in (ROOT / room).rglob("*.py")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if private.search(line) and path.name != "compat.py" and "torch._utils" not in line
+    ]
+    assert not found
+
+
+@pytest.mark.parametrize("call", ["os.replace(", "get_close_matches(", "NamedTemporaryFile("])
+def test_what_the_ground_floor_does_is_done_there(call):
+    found = {
+        str(path.relative_to(ROOT))
+        for room in (*ROOMS, "src")
+        for path in (ROOT / room).rglob("*.py")
+        if call in path.read_text(encoding="utf-8")
+    }
+    # The ComfyUI nodes are copied into other programs, where nothing else of ours is.
+    assert {name for name in found if "comfyui" not in name} <= {"src/brickwork/files.py", "src/brickwork/errors.py"}
 
 
 def test_every_package_is_in_the_wheel():
@@ -139,16 +204,6 @@ def test_every_public_name_exists():
         assert getattr(brickwork, name) is not None
     with pytest.raises(AttributeError, match="NoSuchName"):
         brickwork.NoSuchName  # noqa: B018
-
-
-def test_our_classes_are_attributes_of_diffusers():
-    import diffusers
-
-    import brickwork
-
-    assert diffusers.LegoPipeline is brickwork.LegoPipeline
-    with pytest.raises(AttributeError, match="NoSuchName"):
-        diffusers.NoSuchName  # noqa: B018
 
 
 def test_unknown_weights_are_named():

@@ -143,6 +143,24 @@ def read_json(path: str | Path, what: str = "JSON object") -> dict:
     return content
 
 
+def put_in_place(fresh: Path, target: Path) -> None:
+    """Give what is complete the name `target`; a folder that had it is removed. On Linux the name is never free.
+
+    Args:
+        fresh: a file or folder beside it.
+        target: a name that is free, a file, or a folder.
+    """
+    if not target.is_dir():
+        os.replace(fresh, target)
+        return
+    former = fresh
+    if not _exchange(fresh, target):
+        former = _hidden(target, "old")
+        os.replace(target, former)
+        os.replace(fresh, target)
+    shutil.rmtree(former, ignore_errors=True)
+
+
 @contextmanager
 def new_folder(target: str | Path, maker: str, *, overwrite: bool = False, argument: str = "output") -> Iterator[Path]:
     """A temporary folder that becomes `target` when the block ends without error; otherwise `target` stays as it was.
@@ -171,7 +189,7 @@ def new_folder(target: str | Path, maker: str, *, overwrite: bool = False, argum
             made = sorted(str(file.relative_to(part)) for file in part.rglob("*") if not file.is_dir())
             write_json(part / MANIFEST, {"made_by": maker, "files": made})
             _keep(strangers, target, part)
-            _swap(part, target)
+            put_in_place(part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -346,19 +364,6 @@ def _keep(strangers: list[Path], folder: Path, fresh: Path) -> None:
             os.link(folder / name, there, follow_symlinks=False)
         except OSError:
             shutil.copy2(folder / name, there, follow_symlinks=False)
-
-
-def _swap(part: Path, target: Path) -> None:
-    """Put `part` in the place of `target`, which is removed: at every moment one of them has the name, on Linux."""
-    if not target.exists():
-        os.replace(part, target)
-        return
-    if _exchange(part, target):
-        return  # `part` is the former one now, and goes with the block
-    former = _hidden(target, "old")
-    os.replace(target, former)
-    os.replace(part, target)
-    shutil.rmtree(former, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:

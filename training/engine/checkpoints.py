@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from brickwork.files import file_digest
+from brickwork.files import file_digest, put_in_place
 from brickwork.training.engine.zero import is_zero, load_zero_tensors, zero_tensors
 
 MANIFEST = "manifest.json"
@@ -166,10 +166,8 @@ class CheckpointFolder:
             manifest.write_text(json.dumps({"images": images, "checksums": checksums, **state}, indent=1))
             sync(manifest)
             sync(temporary)
-            if target.exists():  # a damaged one
-                shutil.rmtree(target)
-                self._damaged.discard(target)
-            os.replace(temporary, target)
+            put_in_place(temporary, target)  # of a damaged one, too
+            self._damaged.discard(target)
             sync(self.path)
             self._delete_old()
         except (OSError, SafetensorError) as error:
@@ -187,7 +185,7 @@ class CheckpointFolder:
         for path in self.list():
             if path < good[-self.keep :][0]:
                 going = path.with_name(f".{path.name}.old")
-                os.replace(path, going)
+                path.rename(going)
                 shutil.rmtree(going)
 
     def newest(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict] | None:

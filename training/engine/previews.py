@@ -1,6 +1,5 @@
 """What the averaged weights can do so far: held-out losses, samples and their distances; the pipeline a run leaves."""
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from brickwork.eval.metrics.live import LiveMetrics
 from brickwork.eval.metrics.reference import Reference
 from brickwork.eval.report.pictures import save_picture
 from brickwork.eval.sampling.sample_set import SamplingSettings
-from brickwork.files import file_digest, write_file
+from brickwork.files import file_digest, put_in_place, write_file
 from brickwork.pipelines.objective_file import save_objective
 from brickwork.training.config.config import TrainConfig
 from brickwork.training.config.objective import ObjectiveConfig
@@ -187,14 +186,10 @@ def export_pipeline(pipeline, folder: Path, objective: ObjectiveConfig | None = 
         folder: the run's.
         objective: what its network was trained for, noted beside it.
     """
-    target, temporary, former = (folder / name for name in (PIPELINE, f".{PIPELINE}.new", f".{PIPELINE}.old"))
-    for stale in (temporary, former):
-        shutil.rmtree(stale, ignore_errors=True)
+    target, temporary = folder / PIPELINE, folder / f".{PIPELINE}.new"
+    shutil.rmtree(temporary, ignore_errors=True)
     pipeline.save_pretrained(temporary)
     if objective is not None:
         save_objective(temporary, objective.type, objective.options)
-    if target.exists():
-        os.replace(target, former)
-    os.replace(temporary, target)
-    shutil.rmtree(former, ignore_errors=True)
+    put_in_place(temporary, target)
     return target
