@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, ImagePipelineOutput, ModelMixin, SchedulerM
 
 from brickwork.pipelines.sampling import SamplingPipeline, documented, first_noise
 from brickwork.pipelines.schedules import SubnetSchedule
-from brickwork.pipelines.seeds import generators_per_image
+from brickwork.pipelines.seeds import checked_generator
 
 
 class ClassToImagePipeline(SamplingPipeline):
@@ -94,11 +94,11 @@ class ClassToImagePipeline(SamplingPipeline):
         patch = max([config.get("patch_size") or 1, *(config.get("patch_sizes") or [])])
         shape = (len(labels), config.in_channels, *self._sample_size(height, width, latents, patch))
         subnets = self._set_steps(steps, subnet_schedule)
-        generators = generators_per_image(generator, len(labels))
+        generator = checked_generator(generator, len(labels))
         latents, _ = self._denoise(
-            first_noise(latents, shape, generators, device),
+            first_noise(latents, shape, generator, device),
             self._class_conditions(labels, device),
-            generators,
+            generator,
             subnets,
             callback=callback_on_step_end,
             tensor_inputs=callback_on_step_end_tensor_inputs,

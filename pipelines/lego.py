@@ -16,7 +16,7 @@ from brickwork.pipelines.canvas import WindowPlan, check_windows
 from brickwork.pipelines.sampling import SamplingPipeline, documented, first_noise
 from brickwork.pipelines.schedulers.edm_heun import float_dtype_for
 from brickwork.pipelines.schedules import BrickSchedule, SubnetSchedule
-from brickwork.pipelines.seeds import generators_per_image
+from brickwork.pipelines.seeds import checked_generator
 
 
 @dataclass
@@ -123,12 +123,12 @@ class LegoPipeline(SamplingPipeline):
         patch = max(config.patch_sizes[brick] for brick in set().union(*bricks))
         size = self._sample_size(height, width, latents, patch)
         plan = WindowPlan.of(self.config.windows if windows is None else windows, size, config)
-        generators = generators_per_image(generator, len(labels))
+        generator = checked_generator(generator, len(labels))
         shape = (len(labels), config.in_channels, *size)
         latents, ran = self._denoise(
-            first_noise(latents, shape, generators, device, float_dtype_for(device)),
+            first_noise(latents, shape, generator, device, float_dtype_for(device)),
             self._class_conditions(labels, device),
-            generators,
+            generator,
             subnets,
             hooks=[plan],
             callback=callback_on_step_end,

@@ -7,7 +7,7 @@ from diffusers.image_processor import VaeImageProcessor
 from brickwork.errors import one_of
 from brickwork.pipelines.sampling import OUTPUT_TYPES, first_noise
 from brickwork.pipelines.saving import BrickworkPipeline
-from brickwork.pipelines.seeds import generators_per_image
+from brickwork.pipelines.seeds import checked_generator
 
 
 class OneStepPipeline(BrickworkPipeline):
@@ -38,7 +38,7 @@ class OneStepPipeline(BrickworkPipeline):
 
         Args:
             batch_size: how many.
-            generator: one generator, from which a seed is drawn for each image in turn, or a list with one an image.
+            generator: one generator for the whole batch, or a list with one an image.
             latents: noise of unit variance `(batch_size, latent_dim)` instead of drawing it.
             truncation: standard deviation of the noise; below 1 for fewer oddities and less variety.
             output_type: `"pil"`, `"np"` for `(B, H, W, C)` and `"pt"` for `(B, C, H, W)` in [0, 1], or `"latent"` for
@@ -53,11 +53,8 @@ class OneStepPipeline(BrickworkPipeline):
         one_of("output_type", output_type, OUTPUT_TYPES)
         if not 0 < truncation <= 1:
             raise ValueError(f"`truncation` is {truncation!r}; give a number above 0, at most 1.")
-        shape, generators = (
-            (batch_size, self.transformer.config.latent_dim),
-            generators_per_image(generator, batch_size),
-        )
-        noise = first_noise(latents, shape, generators, self._execution_device)
+        shape = (batch_size, self.transformer.config.latent_dim)
+        noise = first_noise(latents, shape, checked_generator(generator, batch_size), self._execution_device)
         images = self.transformer(noise * truncation, return_dict=False)[0].float()
         if output_type != "latent":
             images = self.image_processor.postprocess(images, output_type=output_type)

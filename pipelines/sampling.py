@@ -24,6 +24,7 @@ from brickwork.pipelines.labels import resolve_class_labels
 from brickwork.pipelines.latents import decode, encode, pixels_per_latent
 from brickwork.pipelines.saving import BrickworkPipeline
 from brickwork.pipelines.schedules import Schedule, read_schedule
+from brickwork.pipelines.seeds import Generators
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 Conditions = Mapping[str, tuple[torch.Tensor | None, torch.Tensor | None]]
@@ -39,9 +40,9 @@ SHARED_ARGUMENTS = """class_labels: one label an image: a number, a name of the 
             guidance_scale: classifier-free guidance, `uncond + scale * (cond - uncond)`. 1 switches it off; otherwise
                 classes and no-class go through the network as one batch. By default what is saved, else 1.
             num_images_per_label: images of each label, next to one another in the result.
-            generator: one generator, from which a seed is drawn for each image in turn, or a list with one an image.
-                Either way the noise of an image does not depend on the others in the batch (the network's rounding,
-                about 1e-6, does).
+            generator: one generator, from which the noise of the whole batch is drawn, as by every pipeline of
+                diffusers; or a list with one an image, by which the noise of an image is the same alone and in any
+                batch (the network's rounding, about 1e-6, is not).
             latents: noise of unit variance `(B, C, h, w)` to start from instead of drawing it.
             output_type: `"pil"`, `"np"` for `(B, H, W, C)` and `"pt"` for `(B, C, H, W)` in [0, 1], or `"latent"` for
                 the sampler's result, which for models of pixels lies about [-1, 1].
@@ -132,13 +133,13 @@ def sample_size(
 def first_noise(
     latents: Any,
     shape: Sequence[int],
-    generators: list[torch.Generator],
+    generator: Generators,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Noise of unit variance `(B, …)` of any shape, drawn image by image in float32, or given and checked."""
+    """Noise of unit variance `(B, …)` of any shape, drawn in float32, or given and checked."""
     if latents is None:
-        latents = randn_tensor(tuple(shape), generators, device, torch.float32)
+        latents = randn_tensor(tuple(shape), generator, device, torch.float32)
     if not isinstance(latents, torch.Tensor):
         raise ValueError(f"`latents` is a {type(latents).__name__}; give a tensor of the shape {tuple(shape)}.")
     if tuple(latents.shape) != tuple(shape):
@@ -193,7 +194,7 @@ class SamplingPipeline(BrickworkPipeline):
         self,
         noise: torch.Tensor,
         conditions: Conditions,
-        generators: list[torch.Generator],
+        generator: Generators,
         subnets: Sequence[str | None],
         hooks: Iterable[Hook] = (),
         callback: Callable | None = None,
@@ -206,7 +207,7 @@ class SamplingPipeline(BrickworkPipeline):
             noise: of unit variance `(B, C, …)`, in the dtype to compute the latents in.
             conditions: arguments of the network with a batch axis: with the condition, and without it for guidance
                 (`None` where guidance would change nothing).
-            generators: one an image, for schedulers that draw.
+            generator: for schedulers that draw.
             subnets: of each step.
             hooks: called after those in `self.hooks`.
             callback: called after every so many evaluations.
@@ -217,7 +218,7 @@ class SamplingPipeline(BrickworkPipeline):
             The latents, and the number of callbacks' worth of evaluations that ran.
         """
         timesteps, order, hooks = self.scheduler.timesteps, self.scheduler.order, [*self.hooks, *hooks]
-        extra = {"generator": generators} if _takes(self.scheduler.step, "generator") else {}
+        extra = {"generator": generator} if _takes(self.scheduler.step, "generator") else {}
         latents = noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
         self._num_timesteps, self._interrupt = math.ceil(len(timesteps) / evaluations), False
         with self.progress_bar(total=self.num_timesteps) as progress_bar:

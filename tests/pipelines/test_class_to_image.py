@@ -100,8 +100,8 @@ def test_an_image_does_not_depend_on_its_batch(scheduler):
     pipe = make_pipeline(scheduler=scheduler())
 
     def draw(labels):
-        generator = torch.Generator().manual_seed(5)
-        return pipe(labels, num_inference_steps=3, output_type="pt", generator=generator).images
+        generators = [torch.Generator().manual_seed(5 + index) for index in range(len(labels))]
+        return pipe(labels, num_inference_steps=3, output_type="pt", generator=generators).images
 
     torch.testing.assert_close(draw([0, 1, 2])[:1], draw([0]), rtol=1e-4, atol=1e-5)
 

@@ -15,7 +15,7 @@ from brickwork.pipelines.lego import LegoPipeline
 from brickwork.pipelines.sampling import Hook, SamplingPipeline, first_noise
 from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
 from brickwork.pipelines.schedules import BrickSchedule, SubnetSchedule
-from brickwork.pipelines.seeds import generators_per_image
+from brickwork.pipelines.seeds import checked_generator
 
 
 def seeded(seed=0):
@@ -213,7 +213,7 @@ class FramePipeline(SamplingPipeline):
     def __call__(self, frames=4, height=None, width=None, generator=None, latents=None, output_type="pil"):
         self._check_arguments(3, 1.0, output_type, (), frames=frames)
         size = self._sample_size(height, width, latents, 1)
-        generators = generators_per_image(generator, 2)
+        generators = checked_generator(generator, 2)
         noise = first_noise(latents, (2, self.transformer.config.in_channels, frames, *size), generators, self.device)
         subnets = self._set_steps(3, None)
         conditions = self._class_conditions([None] * 2, self.device)
@@ -262,7 +262,7 @@ def test_a_series_folded_into_an_image_passes_through():
 
     class SeriesPipeline(FramePipeline):
         def __call__(self, length, generator=None):
-            noise = first_noise(None, (2, 3, length), generators_per_image(generator, 2), self.device)
+            noise = first_noise(None, (2, 3, length), checked_generator(generator, 2), self.device)
             self._check_arguments(2, 1.0, "latent", ())
             conditions = self._class_conditions([0, 1], self.device)
             with torch.no_grad():
