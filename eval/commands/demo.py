@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     check_file(args.output, made_by("brickwork demo"), overwrite=args.overwrite)
     pipe = load_lego_pipeline(args.weights)
     pipe.set_progress_bar_config(disable=True)
-    size = pipe.transformer.config.sample_size
+    size = pipe.transformer.config.sample_size * pipe.vae_scale_factor
     full, fast = BrickSchedule.full(pipe.transformer), BrickSchedule.fast(pipe.transformer)
     rows = [
         Row("all bricks", full, size, size, args.images),

@@ -116,7 +116,7 @@ def _draw(pipeline, images, train_rows, held_out_rows, folder: Path) -> dict:
     import numpy as np
     import torch
 
-    from brickwork.eval.metrics.distances import nearest_neighbours, neighbour_radii
+    from brickwork.eval.metrics.distances import nearest_neighbours
     from brickwork.eval.report.pictures import grid, neighbour_sheet
     from brickwork.training.engine.previews import draw_samples
 
@@ -127,18 +127,19 @@ def _draw(pipeline, images, train_rows, held_out_rows, folder: Path) -> dict:
     def features(pictures: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(pictures.reshape(len(pictures), -1) / 255.0) / (pictures[0].size ** 0.5)
 
-    distances, rows = nearest_neighbours(features(samples), features(training), 3)
-    radii = neighbour_radii(features(training), (1,))[:, 0]
+    known = features(training)
+    distances, rows = nearest_neighbours(features(samples), known, 3)
+    others = nearest_neighbours(known[rows[:, 0]], known, 2)[0][:, 1]  # a row is its own nearest
     grid(samples[:32], columns=8).save(folder / "samples.png")
     shown = [[training[row] for row in found] for found in rows[:SHOWN_NEIGHBOURS].tolist()]
     neighbour_sheet(list(samples[:SHOWN_NEIGHBOURS]), shown).save(folder / "neighbours.png")
     memory = {
         "sample_distance": distances[:, 0].median().item(),
-        "copied": (distances[:, 0] < radii[rows[:, 0]]).double().mean().item(),
+        "copied": (distances[:, 0] < others).double().mean().item(),
     }
     if len(held_out_rows):
         held_out = np.stack([images.picture(row, shape) for row in held_out_rows])
-        nearest = nearest_neighbours(features(held_out), features(training), 1)[0]
+        nearest = nearest_neighbours(features(held_out), known, 1)[0]
         memory["held_out_distance"] = nearest.median().item()
     return memory
 
