@@ -187,6 +187,18 @@ print(brickwork.__file__, image.size)
     assert (tmp_path / "face.png").stat().st_size > 100
 
 
+def test_the_wheel_finds_its_configurations_outside_the_clone(installed, tmp_path):
+    code = """
+from brickwork.cli import main
+from brickwork.training.config.config import load_config
+config = load_config("lego_emoji_64")
+assert config.data.classes and config.run.output_dir == "runs/lego-emoji-64"
+assert main(["new-config", "dit-s-2", "-o", "mine.yaml", "data.source=pics"]) == 0
+print(load_config("mine.yaml").model.preset)
+"""
+    assert run_installed(installed, tmp_path, code).endswith("dit-s-2\n")
+
+
 def test_the_wheel_brings_what_is_not_python(installed):
     site = installed / "brickwork"
     assert (site / "training" / "configs" / "defaults.yaml").is_file()

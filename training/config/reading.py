@@ -7,7 +7,7 @@ import yaml
 
 from brickwork.errors import shown
 
-MAX_BYTES = 2**20
+MAX_BYTES = 2**18
 MAX_VALUES = 100_000  # what aliases and merges refer to counts as often as it is referred to
 MAX_DEPTH = 40
 

@@ -227,7 +227,7 @@ def test_no_small_file_makes_a_long_error_or_much_work(tmp_path):
         "run: &r {seed: *r}": "line 1 to what it is part of",
         "run: {seed: " + "x" * 20_000 + "}": "`run.seed` is 'xxx",
         "run: {seed: [" + "1, " * 3_000 + "]}": r"`run.seed` is \[1, 1",
-        "x" * 2_000_000: "at most 1,048,576",
+        "x" * 300_000: "at most 262,144",
         "run: {seed: 1}\nrun: {seed: 2}": "has 'run' twice",
         "run: {seed: 1, seed: 2}": "has 'seed' twice",
         "run: {output_dir: 2024-99-99}": "has a value that is none",
