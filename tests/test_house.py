@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("gen", "pipelines", "adapters", "eval", "training")
-GROUND = {"files", "errors", "compat"}
+GROUND = {"files", "errors", "compat", "hub", "options"}
 MAY_IMPORT = {
     "gen": {"gen"},
     "adapters": {"adapters"},
