@@ -96,7 +96,12 @@ def publish(
 
 def training_hours(run_folder: Path, longest_pause: float = 600) -> float:
     """Hours in which a run logged something at least every `longest_pause` seconds."""
-    times = [json.loads(line)["time"] for line in (run_folder / "log.jsonl").read_text().splitlines()]
+    times = []
+    for line in (run_folder / "log.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            times.append(float(json.loads(line)["time"]))
+        except (ValueError, LookupError, TypeError):  # a kill or a full disk cut it short
+            continue
     return sum(b - a for a, b in zip(times, times[1:]) if 0 < b - a < longest_pause) / 3600
 
 

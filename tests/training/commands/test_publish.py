@@ -83,3 +83,6 @@ def test_pauses_are_not_training(tmp_path):
     times = [0, 100, 160, 5000, 5060]
     (tmp_path / "log.jsonl").write_text("".join(f'{{"images": 1, "time": {time}}}\n' for time in times))
     assert training_hours(tmp_path) == pytest.approx((160 + 60) / 3600)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('[]\n{"images": 2}\n{"images": 3, "ti')
+    assert training_hours(tmp_path) == pytest.approx((160 + 60) / 3600)
