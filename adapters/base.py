@@ -110,6 +110,19 @@ def network_of(pipe_or_model) -> nn.Module:
     return network
 
 
+def _hookable(pipe_or_model) -> nn.Module:
+    """The network, unless it is compiled: a graph takes no notice of hooks that come later, and says nothing."""
+    network = network_of(pipe_or_model)
+    outer = pipe_or_model
+    if not isinstance(outer, nn.Module):
+        outer = next(getattr(outer, name) for name in _NETWORKS if getattr(outer, name, None) is not None)
+    if hasattr(outer, "_orig_mod") or any(compat.compiled_call(module) is not None for module in network.modules()):
+        raise ValueError(
+            "the network is compiled, and its graph would ignore the adapter: load it first, then compile"
+        )
+    return network
+
+
 def checked_scale(name: str, value: float | str, auto: bool = False) -> float | str:
     """A strength as a float, or "auto" where that is allowed; anything else is a `ValueError`."""
     if auto and isinstance(value, str) and value == AUTO:
@@ -207,6 +220,7 @@ class ModuleAdapter(Adapter):
         self._scale, self._enabled = checked_scale("scale", scale), False
         self._placed: list[tuple[nn.Module, str, Callable]] = []
         self._latest: Any = None
+        self._blocks = 0
 
     @classmethod
     @abstractmethod
@@ -228,7 +242,7 @@ class ModuleAdapter(Adapter):
     @classmethod
     def create(cls, model, name: str | None = None, **config) -> Self:
         """Put an untrained adapter on a network, which changes nothing yet."""
-        network = network_of(model)
+        network = _hookable(model)
         parts, config = cls.build(network, **config)
         adapter = cls(network, free_name(network, cls.kind, name), config, parts)
         adapter._put_on()
@@ -238,7 +252,7 @@ class ModuleAdapter(Adapter):
     def load(cls, pipe_or_model, source: str | Path, name: str | None = None, scale: float = 1.0, **options) -> Self:
         """Read an adapter of this kind and put it on; see `load_adapter`."""
         no_unknown("options", options, (), f"a {cls.kind}")
-        network = network_of(pipe_or_model)
+        network = _hookable(pipe_or_model)
         config, tensors = read_module_adapter(local_adapter(source), cls.kind)
         try:
             parts, config = cls.build(network, **config)
@@ -275,14 +289,23 @@ class ModuleAdapter(Adapter):
                 raise
 
     def strength(self) -> float:
-        """The strength in force in this thread."""
-        return _STRENGTHS.get().get(id(self), self._scale) if self._enabled else 0.0
+        """The strength in force in this thread, 0 where the adapter is off."""
+        if not self._enabled:
+            return 0.0
+        if torch.compiler.is_compiling():  # which knows no context variables
+            if self._blocks:
+                raise RuntimeError("a compiled network knows one strength for all threads: set `adapter.scale`")
+            return self._scale
+        return _STRENGTHS.get().get(id(self), self._scale)
 
     def present(self) -> Any:
         """The conditions in force in this thread, `None` where there are none.
 
-        In a backward pass, which may run in a thread of its own, checkpoints compute again under the latest ones.
+        In a backward pass, which may run in a thread of its own, checkpoints compute again under the latest ones. A
+        compiled network knows the latest ones alone.
         """
+        if torch.compiler.is_compiling():
+            return self._latest
         found = _CONDITIONS.get().get(id(self))
         return self._latest if found is None and compat.in_backward() else found
 
@@ -291,8 +314,10 @@ class ModuleAdapter(Adapter):
         """A `with` block in whose thread alone the adapter has this strength."""
         token = _STRENGTHS.set({**_STRENGTHS.get(), id(self): checked_scale("scale", scale)})
         try:
+            self._blocks += 1
             yield
         finally:
+            self._blocks -= 1
             _STRENGTHS.reset(token)
 
     @contextmanager

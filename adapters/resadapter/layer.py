@@ -26,7 +26,11 @@ _PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def _added(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor] | None:
     """The pair of tensors in force in this thread; a compiled graph knows those of all threads alone."""
     for_all = getattr(module, "adapter_tensors", None)
-    return for_all if torch.compiler.is_compiling() else IN_THREAD.get().get(id(module), for_all)
+    if not torch.compiler.is_compiling():
+        return IN_THREAD.get().get(id(module), for_all)
+    if getattr(module, "adapter_blocks", False):
+        raise RuntimeError("a compiled UNet knows one strength for all threads: use set_resadapter_scale")
+    return for_all
 
 
 class _Adapted:
@@ -81,12 +85,13 @@ def adapt(module: nn.Module, tensors: tuple[torch.Tensor, torch.Tensor] | None, 
     """Add a pair of tensors (`down` and scaled `up`, or norm differences) to the module's work; None removes it.
 
     Interrupted at any line, it can be called again with what was there before. `ready` keeps the class where nothing
-    is added, for threads that add something of their own.
+    is added, for threads in a block of their own.
     """
     if tensors is None and not ready:
         if isinstance(module, _Adapted):
             compat.become(module, _BASE[type(module)])
         vars(module).pop("adapter_tensors", None)
+        vars(module).pop("adapter_blocks", None)
         return
     kept = vars(module).get("adapter_tensors")
     if tensors is None or kept is None or any(a.shape != b.shape for a, b in zip(kept, tensors)):
@@ -94,6 +99,7 @@ def adapt(module: nn.Module, tensors: tuple[torch.Tensor, torch.Tensor] | None, 
     else:
         for old, tensor in zip(kept, tensors):
             old.copy_(tensor)  # in place: a compiled graph sees the new strength without being made again
+    module.adapter_blocks = ready
     if not isinstance(module, _Adapted):
         compat.become(module, _ADAPTED[type(module)])
     _place(module)

@@ -187,6 +187,34 @@ def test_hooks_that_fail_leave_nothing(unet, sources, monkeypatch):
     assert set(vars(unet)) == attributes and not unet.conv_in._forward_hooks
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+def test_compiled_after_loading(helpers, tmp_path, in_place):
+    """One graph takes new strengths and conditions, off is off; what it could not see is refused."""
+    torch._dynamo.reset()
+    network, plain = nn.ModuleDict({"conv_in": nn.Conv2d(4, 8, 3, padding=1)}), nn.Conv2d(4, 8, 3, padding=1)
+    network.conv_in, network.forward = network["conv_in"], lambda x: network["conv_in"](x)
+    plain.load_state_dict(network.conv_in.state_dict())
+    adapter, x = Shift.create(network), torch.randn(1, 4, 5, 5)
+    nn.init.ones_(adapter.parts.shift)
+    compiled = network
+    if in_place:
+        network.compile(backend="eager", fullgraph=True)
+    else:
+        compiled = torch.compile(network, backend="eager", fullgraph=True)
+    for scale in (1.0, 0.5, 0.0, 2.0):
+        adapter.scale = scale
+        torch.testing.assert_close(compiled(x), plain(x) + scale)
+    with adapter.condition(offset=2.0):
+        torch.testing.assert_close(compiled(x), plain(x) + 2 * 3.0)
+    with pytest.raises(RuntimeError, match="one strength for all threads"), adapter.at(0.5):
+        compiled(x)
+    adapter.enabled = False
+    assert torch.equal(compiled(x), plain(x))
+    with pytest.raises(ValueError, match="load it first, then compile"):
+        Shift.create(compiled)
+    torch._dynamo.reset()
+
+
 def test_interrupted_at_any_line(unet, sources):
     """Loading, switching and unloading an adapter made of modules: before or after, and its record says which."""
 

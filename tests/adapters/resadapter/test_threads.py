@@ -179,6 +179,10 @@ def test_what_a_block_refuses(unet, official, official_b):
     with pytest.raises(ValueError, match="enable it first"):
         adapter.at(0.5)
     adapter.enabled = True
+    compiled = torch.compile(unet, backend="eager", fullgraph=True)
+    with pytest.raises(RuntimeError, match="one strength for all threads"), adapter.at(0.5):
+        drawing(compiled, (900,))
+    torch._dynamo.reset()
     unet.compile(backend="eager")
     with pytest.raises(ValueError, match="a compiled UNet"), adapter.at(0.5):
         pass
