@@ -4,25 +4,12 @@ import torch
 from torch import nn
 
 from brickwork.gen.blocks.attention import RelativePositionBias, WindowAttention, heads_of
+from brickwork.gen.blocks.conv_norm import SqueezeExcitation
 from brickwork.gen.blocks.dit import FeedForward
 from brickwork.gen.blocks.modulation import BlockModulation, gated_residual, gated_residual_map, modulate, modulate_map
 from brickwork.gen.blocks.norms import LayerNorm, make_norm
 from brickwork.gen.blocks.registry import Block, register_block
 from brickwork.gen.blocks.windowed import Windowing, check_window
-
-
-class SqueezeExcitation(nn.Module):
-    """Scale each channel by what the means of all channels say."""
-
-    def __init__(self, dim: int, squeezed_dim: int):
-        super().__init__()
-        self.fc1 = nn.Linear(dim, squeezed_dim)
-        self.fc2 = nn.Linear(squeezed_dim, dim)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`(B, C, H, W)` => same."""
-        scale = self.fc2(nn.functional.silu(self.fc1(hidden_states.mean(dim=(2, 3))))).sigmoid()
-        return hidden_states * scale[:, :, None, None]
 
 
 class MBConv(nn.Module):

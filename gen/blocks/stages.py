@@ -20,6 +20,7 @@ class StageSpec:
         layers: how many blocks.
         options: settings of the block, which must know them.
         shared: settings of the whole network; a block takes those it knows.
+        place: where in the network it is, such as "stage 1 of 3", for errors.
     """
 
     block: str
@@ -27,6 +28,7 @@ class StageSpec:
     layers: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
     shared: Mapping[str, Any] = field(default_factory=dict)
+    place: str = ""
 
     def build(self, cond_dim: int, block: str | None = None, channels: int | None = None, **further) -> Block:
         """A block of the stage.
@@ -47,15 +49,21 @@ class StageSpec:
         if name == self.block:
             options |= BLOCKS.check_options(name, self.options, "options")
         options |= BLOCKS.known_options(name, further)
-        built = BLOCKS.find(name)(dim, cond_dim, **options)
-        wanted = (further.get("out_dim") or dim, further.get("stride") or 1)
-        if (built.out_dim, built.stride) != wanted:
+        try:
+            built = BLOCKS.find(name)(dim, cond_dim, **options)
+            self._check_shape(name, built, dim, further.get("out_dim") or dim, further.get("stride") or 1)
+        except ValueError as error:
+            raise ValueError(f"{self.place}: {error}" if self.place else str(error)) from error
+        return built
+
+    @staticmethod
+    def _check_shape(name: str, built: Block, dim: int, out_dim: int, stride: int) -> None:
+        if (built.out_dim, built.stride) != (out_dim, stride):
             raise ValueError(
                 f"The block {name!r} makes {built.out_dim} channels of {dim} and divides the sides by {built.stride}, "
-                f"where {wanted[0]} and {wanted[1]} are needed; choose a block that takes `out_dim` and `stride`, or "
+                f"where {out_dim} and {stride} are needed; choose a block that takes `out_dim` and `stride`, or "
                 "leave these options out."
             )
-        return built
 
 
 def per_stage(argument: str, value: Any, count: int, places: str = "stages") -> list[Any]:
@@ -104,7 +112,8 @@ def resolve_stages(
             settings["attention_head_dim"] = head_dim_of(channels[stage], heads[stage], settings["attention_head_dim"])
         options = BLOCKS.check_options(name, by_block.get(name), "block_options")
         options |= BLOCKS.check_options(name, by_stage[stage], f"stage_options[{stage}]")
-        stages.append(StageSpec(name, channels[stage], layers[stage], options, settings))
+        place = f"{places.removesuffix('s')} {stage + 1} of {count}"
+        stages.append(StageSpec(name, channels[stage], layers[stage], options, settings, place))
     return stages
 
 

@@ -41,3 +41,11 @@ class Stem(nn.Module, ABC):
 def stem_shape(stem: nn.Module) -> tuple[int, int]:
     """`reduction` and `levels` of a stem, which a plain layer of torch does not say: 1 and 1."""
     return getattr(stem, "reduction", 1), getattr(stem, "levels", 1)
+
+
+def check_reduction(reduction: int, allowed: Sequence[int]) -> int:
+    """`reduction`, or a `ValueError` unless the stem can have it."""
+    if isinstance(reduction, bool) or reduction not in allowed:
+        *most, last = map(str, allowed)
+        raise ValueError(f"`stem_options.reduction` is {reduction!r}; give {', '.join(most)} or {last}.")
+    return reduction

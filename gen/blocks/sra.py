@@ -1,0 +1,119 @@
+"""Spatial-reduction attention, the block of the Pyramid Vision Transformer (Wang et al., arXiv 2102.12122)."""
+
+import torch
+from diffusers.models.attention import AttentionModuleMixin
+from torch import nn
+
+from brickwork.gen.blocks.attention import WindowAttnProcessor, check_heads, heads_of
+from brickwork.gen.blocks.dit import FeedForward
+from brickwork.gen.blocks.modulation import BlockModulation, gated_residual, modulate
+from brickwork.gen.blocks.norms import LayerNorm
+from brickwork.gen.blocks.registry import Block, register_block
+from brickwork.gen.blocks.windows import pad_to_multiple
+
+
+class SRAttnProcessor(WindowAttnProcessor):
+    """Every pixel asks a smaller map."""
+
+    def __call__(self, attn: "SRAttention", hidden_states: torch.Tensor) -> torch.Tensor:
+        batch, height, width, dim = hidden_states.shape
+        heads = attn.num_attention_heads
+        query = attn.q(hidden_states).view(batch, height * width, heads, -1)
+        reduced = attn.reduce(hidden_states)
+        key, value = attn.kv(reduced).view(batch, reduced.shape[1], 2, heads, -1).unbind(2)
+        return attn.proj(self.attend(query, key, value, None).reshape(batch, height, width, dim))
+
+
+class SRAttention(nn.Module, AttentionModuleMixin):
+    """Attention whose keys and values come from a map with `sr_ratio` times smaller sides.
+
+    Args:
+        dim: channels.
+        num_attention_heads: heads; divides `dim`.
+        sr_ratio: pixels along one of the smaller map; 1 is plain attention.
+    """
+
+    _default_processor_cls = SRAttnProcessor
+    _available_processors = [SRAttnProcessor]
+    _supports_qkv_fusion = False
+
+    def __init__(self, dim: int, num_attention_heads: int, sr_ratio: int):
+        super().__init__()
+        check_heads(dim, num_attention_heads)
+        self.num_attention_heads, self.sr_ratio = num_attention_heads, check_ratio(sr_ratio)
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+        if sr_ratio > 1:
+            self.reduction = nn.Conv2d(dim, dim, sr_ratio, stride=sr_ratio)
+            self.norm = LayerNorm(dim, eps=1e-5)
+        self.set_processor(SRAttnProcessor())
+
+    def reduce(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(B, H, W, D)` => `(B, tokens, D)`, what keys and values are made of.
+
+        Zeros behind the borders add nothing to the convolution: a patch cut by a border is the sum over its pixels
+        that are there, and the norm takes it to the size of the others.
+        """
+        if self.sr_ratio == 1:
+            return hidden_states.flatten(1, 2)
+        padded = pad_to_multiple(hidden_states.permute(0, 3, 1, 2), self.sr_ratio)
+        return self.norm(self.reduction(padded).flatten(2).transpose(1, 2))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(B, H, W, D)` => same."""
+        return self.processor(self, hidden_states)
+
+
+@register_block("sra")
+class SRABlock(Block):
+    """Attention to a smaller copy of the map, and an MLP. It has no sense of place of its own beyond a patch.
+
+    The authors' pyramid has ratios 8, 4, 2, 1 from the highest resolution down, heads of 64 channels, and MLP ratios
+    8, 8, 4, 4.
+
+    Args:
+        dim: channels.
+        cond_dim: width of the condition.
+        attention_head_dim: channels of a head; divides `dim`.
+        mlp_ratio: hidden width of the MLP over `dim`.
+        sr_ratio: see `SRAttention`; any map does, whether the ratio divides it or not.
+        modulation: see `BlockModulation`; each of the two layers has its own.
+        settings: those of `Block`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        cond_dim: int,
+        *,
+        attention_head_dim: int = 64,
+        mlp_ratio: float = 4.0,
+        sr_ratio: int = 2,
+        modulation: str = "adaln_zero",
+        **settings,
+    ):
+        super().__init__(dim, cond_dim, attention_head_dim=attention_head_dim, **settings)
+        self.norm1 = LayerNorm(dim, eps=1e-6)
+        self.attn = SRAttention(dim, heads_of(dim, attention_head_dim), sr_ratio)
+        self.norm2 = LayerNorm(dim, eps=1e-6)
+        self.mlp = FeedForward(dim, int(dim * mlp_ratio), approximate="none")
+        self.modulation = BlockModulation(cond_dim, dim, 2, modulation)
+
+    def mix(self, hidden_states: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        (shift_attn, scale_attn, gate_attn), (shift_mlp, scale_mlp, gate_mlp) = self.modulation(temb)
+        tokens = hidden_states.permute(0, 2, 3, 1)
+        update = self.attn(modulate(self.norm1(tokens), shift_attn, scale_attn))
+        tokens = gated_residual(tokens, gate_attn, update)
+        update = self.mlp(modulate(self.norm2(tokens), shift_mlp, scale_mlp))
+        return gated_residual(tokens, gate_mlp, update).permute(0, 3, 1, 2)
+
+
+def check_ratio(sr_ratio: int) -> int:
+    """`sr_ratio`, or a `ValueError` unless it is a whole number of at least one."""
+    if isinstance(sr_ratio, bool) or not isinstance(sr_ratio, int) or sr_ratio < 1:
+        raise ValueError(
+            f"`sr_ratio` is {sr_ratio!r}; give a whole number from 1 (plain attention) up, such as 8, 4, 2, 1 from "
+            "the highest resolution down, one for each stage in `stage_options`."
+        )
+    return sr_ratio
