@@ -4,6 +4,7 @@
 attributes that no training picture has, and pictures of other seeds.
 """
 
+import io
 import random
 import tempfile
 from argparse import ArgumentParser, Namespace
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from itertools import count as counted
 from pathlib import Path
 
+import PIL.Image
 from tqdm import tqdm
 
 from brickwork.errors import one_of
@@ -157,12 +159,21 @@ def _write(
             batch = []
             for row, (drawing, words) in enumerate(rows[start : start + ROWS_PER_GROUP], start):
                 svg = hand.draw(drawing.style, drawing.options)
-                picture = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size))
-                image = {"bytes": picture, "path": f"{split}/{row:07d}.png"}
+                image = {
+                    "bytes": _opaque(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size)),
+                    "path": f"{split}/{row:07d}.png",
+                }
                 told = {"text": words, "split": split, "combination": drawing.combination}
                 batch.append({"image": image, "label": styles.index(drawing.style), **told, **drawing.attributes})
                 bar.update()
             writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+
+
+def _opaque(picture: bytes) -> bytes:
+    """The PNG without its alpha channel, which the ground leaves nothing to do."""
+    file = io.BytesIO()
+    PIL.Image.open(io.BytesIO(bytes(picture))).convert("RGB").save(file, "PNG")
+    return file.getvalue()
 
 
 def _card(hand: Artist, counts: Counter, size: int, count: int, held_out: int, seed: int) -> str:

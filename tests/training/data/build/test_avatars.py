@@ -1,11 +1,13 @@
 """The builder of the avatars, with what DiceBear 9.4.3 says of its styles (`tests/data/avatars`) and no network."""
 
+import io
 import json
 import random
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+import PIL.Image
 import pyarrow.parquet as pq
 import pytest
 
@@ -98,6 +100,7 @@ def test_a_set_is_made_of_disjoint_combinations_and_the_same_bytes(offline, tmp_
     assert len({row["text"] for row in files["train"]} & {row["text"] for row in files["seed"]}) < 12
     for name in (*SPLITS.values(), "README.md"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert PIL.Image.open(io.BytesIO(files["seed"][0]["image"]["bytes"])).mode == "RGB"
     card = (tmp_path / "one" / "README.md").read_text()
     assert all(f"{told['creator']} | [{told['license']['name']}]" in card for told in DESCRIBED.values())
 
