@@ -51,7 +51,7 @@ def test_two_steps_and_a_pipeline(network, objective, tmp_path):
     ("overrides", "message"),
     [
         (["objective.type=epsilon"], "LEGO's pipeline samples what edm trains"),
-        (["objective.options={foo: 1}"], "`objective.options` has .'foo'.; edm takes p_mean"),
+        (["objective.options={foo: 1}"], "`objective.options` has 'foo', which edm does not take; edm takes p_mean"),
         (["objective.options={p_std: -1}"], "`p_std`"),
         (["objective.options={p_std: x}"], "`objective.options`"),
         (["optimizer.betas=[a, b]"], "`optimizer.betas`"),
