@@ -84,9 +84,13 @@ class Denoiser:
         elif not os.path.exists(path) and hub.check_name(path, "pretrained_model_name_or_path", "network"):
             kwargs = {"local_files_only": True} | kwargs
         try:
-            return super().from_pretrained(path, **kwargs)
+            return cls._load(path, **kwargs)
         except OSError as error:
             raise MissingFile(f"No {cls.__name__} could be loaded from {path!r}: {error}") from error
+
+    @classmethod
+    def _load(cls, path: str, **kwargs):
+        return super().from_pretrained(path, **kwargs)
 
     @classmethod
     def from_preset(cls, name: str, in_channels: int = 3, num_classes: int | None = None, **overrides):

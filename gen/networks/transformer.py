@@ -14,6 +14,7 @@ from brickwork.gen.blocks.norms import LayerNorm
 from brickwork.gen.blocks.stages import resolve_stages, set_drop_path
 from brickwork.gen.blocks.windows import pad_to_multiple, static_size, window_partition, window_reverse
 from brickwork.gen.conditioning import ClassTimeEmbedding, sincos_position_table
+from brickwork.gen.layers import Layered, Passage
 from brickwork.gen.networks.base import Denoiser, SampleOutput, largest_window
 from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep, join_tokens
 from brickwork.gen.original.dit import load_original_dit
@@ -21,7 +22,7 @@ from brickwork.gen.ports import ResidualPorts
 from brickwork.gen.presets import TRANSFORMER_PRESETS
 
 
-class BlockTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, PeftAdapterMixin):
+class BlockTransformer2DModel(Denoiser, Layered, ResidualPorts, ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Patches of an image go through a stack of blocks, any of `brickwork.gen.blocks.list_blocks()`.
 
     Positions are a fixed sine-cosine table of the patch's row and column, counted from the top left corner. A larger
@@ -100,7 +101,8 @@ class BlockTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, 
         self.pos_embed = nn.Parameter(sincos_position_table(hidden_size, side, side), requires_grad=False)
         self.blocks = nn.ModuleList(layer.build(hidden_size) for layer in layers)
         set_drop_path(self.blocks, drop_path)
-        self.ports = {"block_additional_residuals": [f"blocks.{number}" for number in range(num_layers)]}
+        self.layer_names, self.layer_width = [f"blocks.{number}" for number in range(num_layers)], hidden_size
+        self.ports = {"block_additional_residuals": self.layer_names}
         self.norm_out = LayerNorm(hidden_size, eps=1e-6, elementwise_affine=norm_elementwise_affine)
         self.final_modulation = Modulation(hidden_size, hidden_size, 2)
         self.proj_out = nn.Linear(hidden_size, self.out_channels * patch_size**2)
@@ -192,33 +194,62 @@ class BlockTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, 
             ValueError: for wrong channels, sizes below a patch or a window, labels out of range, or a text that
                 does not fit.
         """
-        patch = self.config.patch_size
         self._find_subnet(subnet)
+        passage = self.begin(sample, timestep, class_labels, encoder_hidden_states, additional_context_tokens)
+        residuals = self._residuals("block_additional_residuals", block_additional_residuals)
+        hidden_states = self.run_layers(self.embed(sample, passage), passage, residuals=residuals)
+        output = self.head(hidden_states, passage)
+        if not return_dict:
+            return (output,)
+        return SampleOutput(sample=output)
+
+    def begin(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float,
+        class_labels: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        additional_context_tokens: torch.Tensor | None = None,
+    ) -> Passage:
+        patch = self.config.patch_size
         check_sample(sample, self.config.in_channels, patch)
         batch, (height, width) = sample.shape[0], static_size(sample)
         self._check_maps(sample)
         context = join_tokens(encoder_hidden_states, additional_context_tokens, batch, self.config.cross_attention_dim)
-        residuals = self._residuals("block_additional_residuals", block_additional_residuals)
-        dtype = self.dtype
         timestep = check_timestep(timestep, batch, sample.device)
         labels = check_class_labels(class_labels, batch, self.config.num_classes)
-        temb = self.condition(timestep, labels, dtype)
+        temb = self.condition(timestep, labels, self.dtype)
+        return Passage((height, width), (-(-height // patch), -(-width // patch)), temb, context)
 
-        grid = (-(-height // patch), -(-width // patch))
-        padded_height, padded_width = grid[0] * patch, grid[1] * patch
+    def embed(self, sample: torch.Tensor, passage: Passage) -> torch.Tensor:
+        patch, grid, dtype = self.config.patch_size, passage.grid, self.dtype
         patches = window_partition(pad_to_multiple(sample.to(dtype), patch), grid, patch_size=patch)
         tokens = self.patch_embed(patches)[:, 0] + self.positions(*grid).to(dtype)  # (B, tokens, D)
-        hidden_states = tokens.transpose(1, 2).unflatten(2, grid)
-        for number, (block, residual) in enumerate(zip(self.blocks, residuals)):
-            hidden_states = self._run(block, hidden_states, temb, context)
-            hidden_states = self._add(hidden_states, residual, "block_additional_residuals", number)
-        shift, scale = self.final_modulation(temb)
+        return tokens.transpose(1, 2).unflatten(2, grid)
+
+    def run_layers(
+        self,
+        hidden_states: torch.Tensor,
+        passage: Passage,
+        start: int = 0,
+        stop: int | None = None,
+        residuals: Sequence[torch.Tensor | None] | None = None,
+    ) -> torch.Tensor:
+        residuals = residuals or [None] * len(self.blocks)
+        for number in range(len(self.blocks))[start:stop]:
+            hidden_states = self._run(self.blocks[number], hidden_states, passage.temb, passage.context)
+            hidden_states = self._add(hidden_states, residuals[number], "block_additional_residuals", number)
+        return hidden_states
+
+    def head(self, hidden_states: torch.Tensor, passage: Passage) -> torch.Tensor:
+        patch, (height, width) = self.config.patch_size, passage.size
+        padded_height, padded_width = passage.grid[0] * patch, passage.grid[1] * patch
+        shift, scale = self.final_modulation(passage.temb)
         tokens = self.norm_out(hidden_states.flatten(2).transpose(1, 2)[:, None])
         tokens = self.proj_out(modulate(tokens, shift, scale))
-        output = window_reverse(tokens, grid, padded_height, padded_width, patch_size=patch)[..., :height, :width]
-        if not return_dict:
-            return (output,)
-        return SampleOutput(sample=output)
+        return window_reverse(tokens, passage.grid, padded_height, padded_width, patch_size=patch)[
+            ..., :height, :width
+        ]
 
 
 def _linears_of_dit(blocks: nn.ModuleList) -> list[nn.Linear]:

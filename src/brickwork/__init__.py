@@ -16,6 +16,7 @@ _REGISTERED = {
     "BlockTransformer2DModel": "brickwork.gen.networks.transformer",
     "BlockUNet2DModel": "brickwork.gen.networks.unet",
     "MaxViTGenerator2DModel": "brickwork.gen.networks.gan",
+    "StitchedDenoiser": "brickwork.gen.networks.stitched",
     "LegoPipeline": "brickwork.pipelines.lego",
     "ClassToImagePipeline": "brickwork.pipelines.class_to_image",
     "OneStepPipeline": "brickwork.pipelines.one_step",
