@@ -1,7 +1,7 @@
 """Whatever line an operation is interrupted at, the UNet is as before it or as after it, and its record says which.
 
 `BRICKWORK_LONG=1000 pytest tests/adapters/resadapter/test_interrupted.py -s` tries as many lines of each operation;
-without it, 40.
+without it, 24.
 """
 
 import copy
@@ -17,7 +17,7 @@ from brickwork.adapters.resadapter.state import STATE
 from brickwork.adapters.resadapter.transaction import loaded_adapters
 
 LONG = bool(os.environ.get("BRICKWORK_LONG"))
-POINTS = int(os.environ.get("BRICKWORK_LONG") or 40)  # lines tried of one operation
+POINTS = int(os.environ.get("BRICKWORK_LONG") or 24)  # lines tried of one operation
 KEY_FILES = ("transaction.py", "layer.py", "state.py")  # where most lines change something
 CHANGING = ("brickwork/adapters/", "adapters/resadapter/", "adapters/base.py", "torch/nn/modules/module.py")
 
