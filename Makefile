@@ -3,10 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint docs release clean
+.PHONY: demo app test lint docs release clean
 
 demo: $(STAMP)
 	$(BIN)/brickwork demo --output demo.png --overwrite
+
+app: $(STAMP)
+	$(BIN)/brickwork app
 
 test: $(STAMP)
 	$(BIN)/ruff check .

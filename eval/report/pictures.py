@@ -1,7 +1,7 @@
 """Sheets of pictures: fixed-seed grids, and samples beside their nearest training pictures."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -92,11 +92,14 @@ def labelled_sheet(
     return sheet
 
 
-def save_picture(picture: Image.Image, path: Path, maker: str = "brickwork") -> None:
-    """Write a PNG, complete or not at all, which says what made it."""
-    notes = PngInfo()
-    notes.add_text("Software", maker)
-    write_file(path, lambda part: picture.save(part, format="PNG", pnginfo=notes))
+def save_picture(
+    picture: Image.Image, path: Path, maker: str = "brickwork", notes: Mapping[str, str] | None = None
+) -> None:
+    """Write a PNG, complete or not at all, which says what made it, and further notes by their names."""
+    info = PngInfo()
+    for name, text in {"Software": maker, **(notes or {})}.items():
+        info.add_itxt(name, text) if not text.isascii() else info.add_text(name, text)
+    write_file(path, lambda part: picture.save(part, format="PNG", pnginfo=info))
 
 
 def made_by(maker: str) -> Callable[[Path], bool]:

@@ -19,6 +19,7 @@ COMMANDS = {
         "the miniature Stable Diffusion at sizes it never saw",
     ),
     "generate": ("eval.commands.generate", "draw pictures with a pipeline"),
+    "app": ("app.command", "a studio in the browser: draw, compare, watch runs, sweep, look back"),
     "info": ("eval.commands.info", "what a checkpoint is: its bricks, their costs, its schedule"),
     "benchmark": (
         "eval.commands.benchmark",
