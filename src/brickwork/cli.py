@@ -51,10 +51,10 @@ COMMANDS = {
     "convert lego": ("eval.commands.convert:configure_lego", "the LEGO authors' checkpoint => a model folder"),
     "convert dit": ("eval.commands.convert:configure_dit", "the DiT authors' checkpoint => a model folder"),
     "convert resadapter": (
-        "adapters.commands:configure_convert",
+        "adapters.resadapter.commands:configure_convert",
         "between the authors' folder, diffusers and ComfyUI",
     ),
-    "merge": ("adapters.commands:configure_merge", "bake a ResAdapter into a checkpoint"),
+    "merge": ("adapters.resadapter.commands:configure_merge", "bake a ResAdapter into a checkpoint"),
     "data build emoji": ("training.data.build.emoji", "build the emoji data set from its public packages"),
     "data build avatars": ("training.data.build.avatars", "build avatars of known attributes with DiceBear"),
     "data select": ("training.commands.data_select", "some rows of a data set as a Parquet file"),
