@@ -1,7 +1,7 @@
 """Class labels as a person gives them, by number or by name, turned into the numbers that a network reads."""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from brickwork.errors import near_names
@@ -16,7 +16,7 @@ def resolve_class_labels(
 
     Args:
         class_labels: a number, a name (case does not matter), `None` or "no class", or a list, array or tensor of
-            these.
+            these, which may be nested, as diffusers' `DiTPipeline` has them.
         num_classes: number of classes of the network, `None` if it is unconditional.
         id2label: names by number; after JSON the numbers are strings.
 
@@ -27,9 +27,7 @@ def resolve_class_labels(
     Raises:
         ValueError: for an empty list, a number out of range, or a name that is unknown or stands for several classes.
     """
-    if hasattr(class_labels, "tolist"):  # tensors and arrays
-        class_labels = class_labels.tolist()
-    labels = list(class_labels) if isinstance(class_labels, (list, tuple)) else [class_labels]
+    labels = list(_flat(class_labels))
     if not labels:
         raise ValueError("`class_labels` is empty; give at least one label, or None for no class.")
     if num_classes is None:
@@ -39,6 +37,16 @@ def resolve_class_labels(
         return [None] * len(labels)
     names = {int(number): name for number, name in (id2label or {}).items()}
     return [_resolve(label, num_classes, names) for label in labels]
+
+
+def _flat(labels: Any) -> Iterator[Any]:
+    if hasattr(labels, "tolist"):  # tensors and arrays
+        labels = labels.tolist()
+    if isinstance(labels, (list, tuple)):
+        for label in labels:
+            yield from _flat(label)
+    else:
+        yield labels
 
 
 def _is_no_class(label: Any) -> bool:

@@ -107,3 +107,15 @@ def test_diffusers_finds_our_classes():
     assert diffusers.LegoPipeline is brickwork.LegoPipeline
     with pytest.raises(AttributeError, match="NoSuchName"):
         diffusers.NoSuchName  # noqa: B018
+
+
+def test_before_saving(tmp_path):
+    class Network(brickwork.BlockTransformer2DModel):
+        pass
+
+    told = []
+    for _ in range(2):
+        compat.before_saving(Network, told.append)
+    network = Network(sample_size=4, num_layers=1, hidden_size=8, attention_head_dim=8)
+    network.save_pretrained(tmp_path)
+    assert told == [network] and (tmp_path / "config.json").is_file()

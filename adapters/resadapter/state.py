@@ -4,6 +4,7 @@ The state hangs on the UNet as a plain attribute, so that it is copied and goes 
 tensors, never modules, so that wrappers put around a layer later do not matter.
 """
 
+import warnings
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from torch import nn
 
 from brickwork.adapters.base import AUTO
 from brickwork.adapters.comfyui.reading import ResAdapterWeights
+from brickwork.compat import before_saving
 
 STATE = "_resadapters"  # the attribute
 
@@ -76,6 +78,25 @@ class State:
         return [loaded for name, loaded in self.adapters.items() if loaded.enabled and name not in gone]
 
 
+def _tell_what_is_not_saved(unet: nn.Module) -> None:
+    """A warning before a UNet is saved, alone or with its pipeline: loaded ResAdapters are not."""
+    state, network = stored(unet), type(unet).__name__
+    fused = {record.name for record in state.fused}
+    beside = [name for name in state.adapters if name not in fused]
+    if beside:
+        warnings.warn(
+            f"the ResAdapters {beside} are not saved with the {network}: save them with `save_resadapter`, "
+            "or fuse them with `fuse_resadapter` first.",
+            stacklevel=4,
+        )
+    if fused:
+        warnings.warn(
+            f"the ResAdapters {sorted(fused)} are fused, and are saved as part of the {network}'s weights; "
+            "`unfuse_resadapter` first to save those without them.",
+            stacklevel=4,
+        )
+
+
 def stored(unet: nn.Module) -> State:
     """The state as it hangs on the UNet; see `transaction.state_of` for what operations go by."""
     return getattr(unet, STATE, State())
@@ -85,5 +106,7 @@ def store(unet: nn.Module, state: State) -> None:
     """Hang a state on the UNet; an empty one leaves no attribute behind."""
     if state.adapters or state.fused or state.blocks:
         setattr(unet, STATE, state)
+        if hasattr(type(unet), "save_pretrained"):
+            before_saving(type(unet), _tell_what_is_not_saved)
     else:
         vars(unet).pop(STATE, None)

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
 from brickwork import compat, hub
 from brickwork.errors import MissingFile, no_unknown
-from brickwork.gen.blocks.registry import Block
+from brickwork.gen.blocks.registry import Block, find_block, list_blocks
 from brickwork.gen.blocks.windowed import check_maps
 from brickwork.gen.blocks.windows import static_size
 from brickwork.gen.convbn import find_convbn_pairs, set_convbn_mode
@@ -42,7 +44,7 @@ def largest_window(blocks: Sequence[Block]) -> int:
     return max((block.window_size or 1 for block in blocks), default=1)
 
 
-class Denoiser:
+class Denoiser(AttentionMixin):
     """Loading that says what is wrong, presets, checkpointing, compilation, sizes and costs.
 
     To be named before `ModelMixin` among a network's bases.
@@ -53,6 +55,8 @@ class Denoiser:
     """
 
     _supports_gradient_checkpointing = True
+    # Of every kind of block: which of them a network has, only its configuration tells.
+    _no_split_modules = _repeated_blocks = sorted({find_block(name).__name__ for name in list_blocks()})
     presets: Mapping[str, dict] = {}
     maps: Mapping[str, tuple[int, int]] = {}
 
@@ -81,12 +85,20 @@ class Denoiser:
         folder = Path(path, kwargs.get("subfolder") or "")
         if folder.is_dir():
             _check_folder(folder, cls.__name__)
+        elif os.path.isdir(path):  # diffusers would take what lies above
+            raise MissingFile(f"`subfolder` is {kwargs['subfolder']!r}, which {path!r} does not have.")
         elif not os.path.exists(path) and hub.check_name(path, "pretrained_model_name_or_path", "network"):
             kwargs = {"local_files_only": True} | kwargs
+        dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
         try:
-            return cls._load(path, **kwargs)
+            found = cls._load(path, **kwargs)
         except OSError as error:
             raise MissingFile(f"No {cls.__name__} could be loaded from {path!r}: {error}") from error
+        if kwargs.get("low_cpu_mem_usage") is False and isinstance(dtype, torch.dtype):
+            # diffusers builds the network under this default type, which tables made in float32 do not follow.
+            for tensor in (found[0] if isinstance(found, tuple) else found).state_dict(keep_vars=True).values():
+                tensor.data = tensor.data.to(dtype) if tensor.is_floating_point() else tensor.data
+        return found
 
     @classmethod
     def _load(cls, path: str, **kwargs):
@@ -171,6 +183,39 @@ class Denoiser:
             inputs = twin.example_inputs(1, height, width)
             runs = {name: partial(twin, **inputs, subnet=name) for name in self.subnet_names()}
             return Subnets((name, count_operations(run)[0]) for name, run in runs.items())
+
+
+class Adaptable(PeftAdapterMixin):
+    """LoRA and other PEFT adapters on a network; those that name none of its layers are told which there are."""
+
+    def add_adapter(self, adapter_config, adapter_name: str = "default") -> None:
+        """Add an adapter to train; see diffusers.
+
+        Raises:
+            ValueError: where its `target_modules` are none of ours, with the names of ours.
+        """
+        targets = getattr(adapter_config, "target_modules", None)
+        names = [name for name, _ in self.named_modules()]
+        if isinstance(targets, (set, list, tuple)) and not any(
+            name == target or name.endswith(f".{target}") for name in names for target in targets
+        ):
+            raise ValueError(
+                f"`target_modules` are {sorted(targets)}, and {type(self).__name__} has none of these layers; its "
+                f"projections are {', '.join(_projections(self))}."
+            )
+        super().add_adapter(adapter_config, adapter_name)
+
+
+def _projections(model: nn.Module) -> list[str]:
+    """The linear layers of a network's attentions, and if it has none, all its linear layers; last parts of names."""
+    attentions = [module for module in model.modules() if isinstance(module, AttentionModuleMixin)]
+    found = {
+        name.rpartition(".")[2]
+        for module in attentions or [model]
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear)
+    }
+    return sorted(found)
 
 
 def _check_folder(folder: Path, class_name: str) -> None:

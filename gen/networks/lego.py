@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.loaders import PeftAdapterMixin
 from torch import nn
 
 from brickwork.errors import one_of
@@ -28,7 +27,7 @@ from brickwork.gen.blocks.windows import (
     window_reverse,
 )
 from brickwork.gen.conditioning import ClassTimeEmbedding, coordinate_channels, sincos_position_table
-from brickwork.gen.networks.base import Denoiser, SampleOutput
+from brickwork.gen.networks.base import Adaptable, Denoiser, SampleOutput
 from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep
 from brickwork.gen.networks.wrapped import (
     PretrainedBrick,
@@ -172,7 +171,7 @@ class LegoBrick(nn.Module):
         return window_partition(pad_to_multiple(tokens, window), window)
 
 
-class LegoTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, PeftAdapterMixin):
+class LegoTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptable):
     """A stack of LEGO bricks that denoises images of any height and width.
 
     Lists with one entry a brick describe the stack; a single number for `hidden_sizes` or `num_attention_heads` holds

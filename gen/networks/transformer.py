@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.loaders import PeftAdapterMixin
 from torch import nn
 
 from brickwork.gen.blocks.modulation import Modulation, modulate
@@ -15,14 +14,14 @@ from brickwork.gen.blocks.stages import resolve_stages, set_drop_path
 from brickwork.gen.blocks.windows import pad_to_multiple, static_size, window_partition, window_reverse
 from brickwork.gen.conditioning import ClassTimeEmbedding, sincos_position_table
 from brickwork.gen.layers import Layered, Passage
-from brickwork.gen.networks.base import Denoiser, SampleOutput, largest_window
+from brickwork.gen.networks.base import Adaptable, Denoiser, SampleOutput, largest_window
 from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep, join_tokens
 from brickwork.gen.original.dit import load_original_dit
 from brickwork.gen.ports import ResidualPorts
 from brickwork.gen.presets import TRANSFORMER_PRESETS
 
 
-class BlockTransformer2DModel(Denoiser, Layered, ResidualPorts, ModelMixin, ConfigMixin, PeftAdapterMixin):
+class BlockTransformer2DModel(Denoiser, Layered, ResidualPorts, ModelMixin, ConfigMixin, Adaptable):
     """Patches of an image go through a stack of blocks, any of `brickwork.gen.blocks.list_blocks()`.
 
     Positions are a fixed sine-cosine table of the patch's row and column, counted from the top left corner. A larger

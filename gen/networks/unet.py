@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.loaders import PeftAdapterMixin
 from diffusers.utils import apply_lora_scale
 from torch import nn
 
@@ -17,7 +16,7 @@ from brickwork.gen.blocks.stages import StageSpec, per_stage, resolve_stages, se
 from brickwork.gen.blocks.windows import static_size
 from brickwork.gen.conditioning import ClassTimeEmbedding
 from brickwork.gen.necks.registry import NECKS
-from brickwork.gen.networks.base import Denoiser, SampleOutput, largest_window
+from brickwork.gen.networks.base import Adaptable, Denoiser, SampleOutput, largest_window
 from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep, join_tokens
 from brickwork.gen.ports import ResidualPorts
 from brickwork.gen.presets import UNET_PRESETS
@@ -35,7 +34,7 @@ class DownStage(nn.Module):
         self.downsample = downsample
 
 
-class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, PeftAdapterMixin):
+class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptable):
     """A UNet of any blocks of `brickwork.gen.blocks.list_blocks()`, for images of any height and width.
 
     It stands where diffusers' pipelines expect a UNet: `StableDiffusionPipeline(unet=BlockUNet2DModel(...), ...)`.

@@ -4,6 +4,7 @@ An upgrade that takes one of them away fails in `tests/test_compat.py`, by its n
 """
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import torch
@@ -93,6 +94,24 @@ def offloaded_weights(module: nn.Module) -> dict[str, torch.Tensor] | None:
         if weights is not None:
             return weights
     return None
+
+
+def before_saving(kind: type, tell: Callable[[Any], None]) -> None:
+    """Call `tell(model)` before each `save_pretrained` of a class of diffusers, which has no hook for it.
+
+    Once a class and `tell`, however often it is asked for.
+    """
+    save = kind.save_pretrained
+    if getattr(save, "tell", None) is tell:
+        return
+
+    @wraps(save)
+    def save_pretrained(self, *arguments, **options):
+        tell(self)
+        return save(self, *arguments, **options)
+
+    save_pretrained.tell = tell
+    kind.save_pretrained = save_pretrained
 
 
 def attributes_of_diffusers(names: set[str], find: Callable[[str], Any]) -> None:

@@ -1,6 +1,7 @@
 """Loading, scaling, switching, fusing and unloading, against the base and the authors' own procedure."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -372,3 +373,25 @@ def test_a_refused_adapter_leaves_the_pipeline_alone(pipelines, helpers, tmp_pat
     assert_same_state(pipe.unet, before)
     assert not {name for name in vars(pipe.unet) if "resadapter" in name}
     assert not {type(module).__name__ for module in pipe.unet.modules()} & {"AdaptedConv2d", "AdaptedGroupNorm"}
+
+
+def test_saving_says_what_is_not_saved(pipelines, helpers, tmp_path):
+    pipe = copy.deepcopy(pipelines["sd"])
+    folder = helpers.write_official(tmp_path / "adapter", *helpers.random_adapter_tensors(pipe.unet))
+    before = snapshot(pipe.unet)
+    load_resadapter(pipe, folder, adapter_name="sizes")
+    with pytest.warns(UserWarning, match="the ResAdapters .'sizes'. are not saved with the UNet2DConditionModel"):
+        pipe.unet.save_pretrained(tmp_path / "unet")
+    saved = load_file(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(saved[key], before[key]) for key in before)
+    copied = copy.deepcopy(pipe.unet)
+    fuse_resadapter(pipe)
+    with pytest.warns(UserWarning, match="'sizes'. are fused, and are saved as part of"):
+        pipe.unet.save_pretrained(tmp_path / "fused")
+    with pytest.warns(UserWarning, match="are not saved"):
+        copied.save_pretrained(tmp_path / "copied")
+    unfuse_resadapter(pipe)
+    unload_resadapter(pipe)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe.unet.save_pretrained(tmp_path / "plain")

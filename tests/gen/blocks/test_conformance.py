@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+from peft import LoraConfig
 
 from brickwork.gen.blocks import list_blocks
 from brickwork.gen.necks import list_necks
@@ -281,3 +282,62 @@ def test_bad_inputs_say_what_to_do(any_network, inputs):
     ):
         with pytest.raises(ValueError, match=match):
             any_network(**(call | change))
+
+
+def test_half_precision_either_way_of_loading(any_network, inputs, tmp_path):
+    """`low_cpu_mem_usage=False` builds the network before it reads the weights; both give the same one."""
+    any_network.save_pretrained(tmp_path)
+    kind, call = type(any_network), inputs()
+    found = [kind.from_pretrained(tmp_path, torch_dtype=torch.float16, low_cpu_mem_usage=low) for low in (True, False)]
+    for name, tensor in found[0].state_dict().items():
+        assert found[1].state_dict()[name].dtype == tensor.dtype, name
+        assert torch.equal(found[1].state_dict()[name], tensor), name
+    with torch.no_grad():
+        outputs = [model(**call).sample for model in found]
+    assert outputs[0].dtype == torch.float16 and torch.equal(*outputs)
+
+
+def test_weights_saved_by_torch_load_too(mixed_network, inputs, tmp_path):
+    mixed_network.save_pretrained(tmp_path, safe_serialization=False)
+    assert not list(tmp_path.glob("*.safetensors"))
+    again = type(mixed_network).from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again(**inputs()).sample, mixed_network(**inputs()).sample)
+
+
+@pytest.mark.parametrize("missing", [{"variant": "fp16"}, {"subfolder": "unet"}, {}])
+def test_what_is_missing_is_an_error_of_both_kinds(mixed_network, tmp_path, missing):
+    mixed_network.save_pretrained(tmp_path)
+    if not missing:
+        next(tmp_path.glob("*.safetensors")).unlink()
+    for kind in (OSError, ValueError):
+        with pytest.raises(kind):
+            type(mixed_network).from_pretrained(tmp_path, **missing)
+
+
+def test_classes_say_what_must_not_be_split(any_network):
+    """Before there is a network, of all kinds of block; a network itself, of those that it has."""
+    own, all_kinds = set(any_network._no_split_modules), set(type(any_network)._no_split_modules)
+    assert own and own <= all_kinds
+    assert own == {type(module).__name__ for module in any_network.modules() if type(module).__name__ in all_kinds}
+
+
+@torch.no_grad()
+def test_attention_processors_are_listed_and_set_as_in_diffusers(mixed_network, inputs):
+    expected, processors = mixed_network(**inputs()).sample, mixed_network.attn_processors
+    assert len(processors) > 2 and all(name.endswith(".processor") for name in processors)
+    mixed_network.set_attn_processor(dict(processors))
+    assert mixed_network.attn_processors == processors
+    with pytest.raises(ValueError, match="number of processors 1 does not match"):
+        mixed_network.set_attn_processor({"only": next(iter(processors.values()))})
+    mixed_network.fuse_qkv_projections()  # nothing to do: ours are one layer from the start
+    assert torch.equal(mixed_network(**inputs()).sample, expected)
+    mixed_network.unfuse_qkv_projections()
+    assert torch.equal(mixed_network(**inputs()).sample, expected)
+
+
+def test_lora_on_layers_of_other_networks_names_ours(mixed_network):
+    with pytest.raises(ValueError, match="`target_modules` are .'to_k', 'to_q'.*its projections are .*qkv"):
+        mixed_network.add_adapter(LoraConfig(target_modules=["to_q", "to_k"]))
+    mixed_network.add_adapter(LoraConfig(target_modules=["qkv", "proj"]))  # the refused one left nothing behind
+    assert any("lora_A" in name for name, _ in mixed_network.named_parameters())
