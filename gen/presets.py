@@ -66,6 +66,34 @@ _UNET_FIELDS = (
 
 UNET_PRESETS = {name: dict(zip(_UNET_FIELDS, values)) for name, values in _UNET.items()}
 
+# name: (block, channels of `-s`, layers, further settings). Both sizes have the parameters of `resnet-s` or `resnet-b`
+# within 5%, and double widths are four times the parameters. Recipes raise `drop_path`.
+_PAIRS = {
+    "pvt-u": (
+        "sra",
+        (96, 192, 480),
+        (2, 2, 2),
+        {"attention_head_dim": 32, "stage_options": [{"sr_ratio": 4}, {"sr_ratio": 2}, {"sr_ratio": 1}]},
+    ),
+    "osa-u": ("osa", (128, 256, 512), (2, 2, 1), {}),
+    "resnet-rs-u": ("resnet_rs", (128, 256, 512), (4, 5, 6), {}),
+    "ffnet": ("basic", (80, 160, 320), (4, 8, 10), {"neck": "ffnet_up"}),
+    "giraffe": ("basic", (104, 208, 416), (0, 0, 0), {"stem": "s2d", "neck": "gfpn", "neck_options": {"depth": 5}}),
+}
+_PAIR_FIELDS = ("block_types", "block_out_channels", "layers_per_block")
+
+
+def _sized(block: str, channels: tuple[int, ...], layers: tuple[int, ...], further: dict, times: int) -> dict:
+    wider = tuple(times * width for width in channels)
+    return dict(zip(_PAIR_FIELDS, (block, wider, layers))) | {"time_embed_dim": 4 * wider[0]} | further
+
+
+UNET_PRESETS |= {
+    f"{name}-{size}": _sized(*values, times) for name, values in _PAIRS.items() for size, times in (("s", 1), ("b", 2))
+}
+# For small devices: an eighth of the parameters.
+UNET_PRESETS["osa-lite"] = _sized("osa", (64, 128, 256), (1, 1, 1), {"block_options": {"osa": {"depthwise": True}}}, 1)
+
 
 # All of them, by the class of the network: whatever offers, trains, measures or describes presets reads this.
 PRESETS = {

@@ -30,7 +30,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="in place of --config, a network's preset (dit-s-2, d-emo-b-2, maxvit-s, lego-l-pg-64 …) with its "
         "family's recipe, or one for a CPU: tiny-lego, tiny-dit, tiny-d-emo, tiny-u-emo, tiny-maxvit, "
-        "tiny-resnet, tiny-mixed",
+        "tiny-resnet, tiny-pvt-u, tiny-osa-u, tiny-resnet-rs-u, tiny-ffnet, tiny-giraffe, tiny-mixed",
     )
     parser.description = (
         "Train a backbone in one process. With PICTURES alone (a folder of pictures, with a sub-folder for each\n"

@@ -18,6 +18,7 @@ _FILES = {"LegoTransformer2DModel": "lego", "BlockTransformer2DModel": "dit", "B
 _SMALL = {"attention_head_dim": 32, "window_size": 8}
 _LEGO = {"window_sizes": (32, 8), "patch_sizes": (4, 2), "num_layers": (4, 2), "hidden_sizes": (128, 64)}
 _UNET = _SMALL | {"block_out_channels": (32, 64, 128), "layers_per_block": 1}
+_GIRAFFE = {"stem": "s2d", "neck": "gfpn", "layers_per_block": 0}
 TINY = {
     "tiny-lego": ("LegoTransformer2DModel", _LEGO | {"num_attention_heads": (4, 2)}),
     "tiny-dit": ("BlockTransformer2DModel", {"num_layers": 4, "hidden_size": 128, "patch_size": 4}),
@@ -25,6 +26,11 @@ TINY = {
     "tiny-u-emo": ("BlockUNet2DModel", _UNET | {"block_types": "i2rmb"}),
     "tiny-maxvit": ("BlockUNet2DModel", _UNET | {"block_types": "maxvit"}),
     "tiny-resnet": ("BlockUNet2DModel", _UNET | {"block_types": "resnet"}),
+    "tiny-pvt-u": ("BlockUNet2DModel", _UNET | {"block_types": "sra"}),
+    "tiny-osa-u": ("BlockUNet2DModel", _UNET | {"block_types": "osa"}),
+    "tiny-resnet-rs-u": ("BlockUNet2DModel", _UNET | {"block_types": "resnet_rs"}),
+    "tiny-ffnet": ("BlockUNet2DModel", _UNET | {"block_types": "basic", "neck": "ffnet_up", "layers_per_block": 2}),
+    "tiny-giraffe": ("BlockUNet2DModel", _UNET | {"block_types": "basic"} | _GIRAFFE),
     "tiny-mixed": ("BlockUNet2DModel", _UNET | {"block_types": "resnet,i2rmb,maxvit"}),
 }
 

@@ -11,6 +11,7 @@ from brickwork.gen.convbn import set_convbn_mode
 from brickwork.gen.necks import list_necks
 from brickwork.gen.necks.gfpn import leading_to, queen_fusion
 from brickwork.gen.networks.unet import BlockUNet2DModel
+from brickwork.gen.presets import UNET_PRESETS
 from brickwork.gen.stems import list_stems
 
 NEW = "sra,osa,resnet_rs,basic"
@@ -119,21 +120,27 @@ def test_checkpoints_leave_the_statistics_of_batch_norms_alone():
         torch.testing.assert_close(found[1][name], tensor, rtol=1e-4, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("config", [{}, {"stem": "s2d", "neck": "gfpn"}, {"stem": "resnet_d", "neck": "ffnet_up"}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"stem": "s2d", "neck": "gfpn", "neck_options": {"depth": 1}},
+        {"stem": "resnet_d", "neck": "ffnet_up", "block_types": "basic", "block_out_channels": (16, 24)},
+    ],
+    ids=["gfpn", "ffnet_up"],
+)
 def test_they_compile_to_one_graph_for_all_batches(config):
     torch._dynamo.reset()
     model, graphs = make_unet(**config, sample_size=24), []
 
     def backend(graph, example_inputs):
         graphs.append(graph)
-        return torch._dynamo.lookup_backend("aot_eager")(graph, example_inputs)
+        return graph.forward
 
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
     with torch.no_grad():
         for batch in (2, 3):
-            sample = torch.randn(batch, 3, 17, 22)
-            expected = model(sample, 3.0).sample
-            torch.testing.assert_close(compiled(sample, 3.0).sample, expected, rtol=1e-4, atol=1e-4)
+            call = {"sample": torch.randn(batch, 3, 17, 22), "timestep": torch.rand(batch)}
+            torch.testing.assert_close(compiled(**call).sample, model(**call).sample)
     assert len(graphs) == 1
     torch._dynamo.reset()
 
@@ -163,6 +170,35 @@ def test_fresh_networks_learn_in_every_parameter(config):
         moved |= {name for name, parameter in model.named_parameters() if parameter.grad.abs().sum() > 0}
         optimizer.step()
     assert moved == {name for name, _ in model.named_parameters()}
+
+
+PRESETS = ("pvt-u", "osa-u", "resnet-rs-u", "ffnet", "giraffe")
+
+
+def parameters_of(preset):
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in BlockUNet2DModel.from_preset(preset).parameters())
+
+
+@pytest.mark.parametrize("size", ["s", "b"])
+def test_presets_have_the_parameters_of_the_plain_network(size):
+    plain = parameters_of(f"resnet-{size}")
+    for name in PRESETS:
+        assert abs(parameters_of(f"{name}-{size}") / plain - 1) < 0.05, name
+    assert parameters_of("osa-lite") < 0.15 * parameters_of("resnet-s")
+
+
+@pytest.mark.parametrize("name", [*(f"{name}-s" for name in PRESETS), "osa-lite"])
+def test_every_parameter_of_a_preset_reaches_the_output(name):
+    preset = UNET_PRESETS[name]
+    narrow = {"block_out_channels": [width // 8 for width in preset["block_out_channels"]], "sample_size": 16}
+    torch.manual_seed(0)
+    model = BlockUNet2DModel.from_preset(name, **narrow, time_embed_dim=16, attention_head_dim=4).train()
+    assert all(block.drop_path == 0 for block in model.modules() if isinstance(block, Block))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    model(torch.randn(2, 3, 16, 16), torch.tensor([3.0, 900.0])).sample.square().mean().backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad.abs().sum() == 0] == []
 
 
 @torch.no_grad()
