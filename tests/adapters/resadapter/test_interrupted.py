@@ -8,11 +8,13 @@ import copy
 import os
 import random
 import sys
+import threading
 
 import pytest
 import torch
 
-from brickwork.adapters.resadapter import functions
+from brickwork.adapters import base
+from brickwork.adapters.resadapter import functions, transaction
 from brickwork.adapters.resadapter.state import STATE
 from brickwork.adapters.resadapter.transaction import loaded_adapters
 
@@ -20,6 +22,14 @@ LONG = bool(os.environ.get("BRICKWORK_LONG"))
 POINTS = int(os.environ.get("BRICKWORK_LONG") or 24)  # lines tried of one operation
 KEY_FILES = ("transaction.py", "layer.py", "state.py")  # where most lines change something
 CHANGING = ("brickwork/adapters/", "adapters/resadapter/", "adapters/base.py", "torch/nn/modules/module.py")
+
+
+@pytest.fixture(autouse=True)
+def own_locks(monkeypatch):
+    """An interruption between the end of a `with` block and its lock's release, which Python cannot make good, would
+    keep the lock from other threads: from those of other tests, too."""
+    monkeypatch.setattr(transaction, "LOCK", threading.RLock())
+    monkeypatch.setattr(base, "_LOCK", threading.RLock())
 
 
 class Interruption:
