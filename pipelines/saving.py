@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline
 
 from brickwork import hub
 from brickwork.errors import MissingFile
+from brickwork.files import follow_umask
 
 _USAGE = """
 ## How to use it
@@ -36,6 +37,11 @@ class BrickworkPipeline(DiffusionPipeline):
             if isinstance(value, tuple) and len(value) == 2 and str(value[0]).startswith("brickwork."):
                 kwargs[name] = ("diffusers", value[1])
         super().register_to_config(**kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *arguments, **kwargs) -> None:
+        """Write a folder that `from_pretrained` loads, with files that others may read; see diffusers."""
+        super().save_pretrained(save_directory, *arguments, **kwargs)
+        follow_umask(save_directory)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> Self:

@@ -8,9 +8,11 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from brickwork import files
 from brickwork.files import check_file, check_folder, new_files, new_folder, write_file, write_json
+from brickwork.gen.networks.transformer import BlockTransformer2DModel
 
 
 def names(folder):
@@ -35,6 +37,17 @@ def test_files_follow_the_umask(tmp_path):
     former = os.umask(0o022)
     try:
         assert write_file(tmp_path / "x", b"1").stat().st_mode & 0o777 == 0o644
+        tensors = {"a": torch.ones(2)}
+        assert write_file(tmp_path / "y", lambda part: save_file(tensors, part)).stat().st_mode & 0o777 == 0o644
+        with new_folder(tmp_path / "folder", "test") as folder:
+            (folder / "inner").mkdir()
+            save_file(tensors, folder / "inner" / "a.safetensors")
+        network = BlockTransformer2DModel(sample_size=4, num_layers=1, hidden_size=8, attention_head_dim=8)
+        network.save_pretrained(tmp_path / "folder" / "network")
+        modes = {entry.is_dir(): entry.stat().st_mode & 0o777 for entry in (tmp_path / "folder").rglob("*")}
+        assert modes == {True: 0o755, False: 0o644}
+        os.umask(0o077)
+        assert write_file(tmp_path / "x", b"1").stat().st_mode & 0o777 == 0o600
     finally:
         os.umask(former)
 

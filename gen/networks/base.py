@@ -4,11 +4,12 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
 from diffusers.utils import BaseOutput
@@ -16,6 +17,7 @@ from torch import nn
 
 from brickwork import compat, hub
 from brickwork.errors import MissingFile, no_unknown
+from brickwork.files import follow_umask
 from brickwork.gen.blocks.registry import Block, find_block, list_blocks
 from brickwork.gen.blocks.windowed import check_maps
 from brickwork.gen.blocks.windows import static_size
@@ -72,6 +74,12 @@ class Denoiser(AttentionMixin):
         """Keep constructor arguments and other values for `config.json`."""
         kwargs.pop("_name_or_path", None)  # a folder of this machine, of no use to anyone else
         super().register_to_config(**kwargs)
+
+    @wraps(ModelMixin.save_pretrained)  # pipelines go by its arguments
+    def save_pretrained(self, save_directory: str | os.PathLike, *arguments, **kwargs) -> None:
+        """Write a folder that `from_pretrained` loads, with files that others may read; see diffusers."""
+        super().save_pretrained(save_directory, *arguments, **kwargs)
+        follow_umask(save_directory)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):

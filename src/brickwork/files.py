@@ -81,6 +81,27 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
     return tensors
 
 
+def follow_umask(path: str | Path) -> None:
+    """Let whom the umask lets read a file, or a folder with all in it: safetensors writes for its owner alone."""
+    path, umask = Path(path), _umask()
+    for entry in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        if not entry.is_symlink():
+            mode = entry.stat().st_mode & 0o7777
+            usual = mode | ((0o777 if entry.is_dir() else 0o666) & ~umask)
+            if usual != mode:
+                entry.chmod(usual)
+
+
+def _umask() -> int:
+    try:  # changing it to learn it would be seen by other threads
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("\nUmask:")[2].split(maxsplit=1)[0], 8)
+    except (OSError, ValueError, IndexError):
+        umask = os.umask(0o022)
+        os.umask(umask)
+        return umask
+
+
 @contextmanager
 def new_files(*paths: str | Path) -> Iterator[list[Path]]:
     """Temporary names for files that belong together; each is renamed to its own when the block ends without error.
@@ -97,6 +118,7 @@ def new_files(*paths: str | Path) -> Iterator[list[Path]]:
             yield parts
             for part, target in zip(parts, targets):
                 if part.exists():
+                    follow_umask(part)
                     os.replace(part, target)
     finally:
         for part in parts:
@@ -188,6 +210,7 @@ def new_folder(target: str | Path, maker: str, *, overwrite: bool = False, argum
             yield part
             made = sorted(str(file.relative_to(part)) for file in part.rglob("*") if not file.is_dir())
             write_json(part / MANIFEST, {"made_by": maker, "files": made})
+            follow_umask(part)
             _keep(strangers, target, part)
             put_in_place(part, target)
     finally:

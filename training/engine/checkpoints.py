@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from brickwork.files import file_digest, put_in_place
+from brickwork.files import file_digest, follow_umask, put_in_place
 from brickwork.training.engine.zero import is_zero, load_zero_tensors, zero_tensors
 
 MANIFEST = "manifest.json"
@@ -220,6 +220,7 @@ class CheckpointFolder:
 def _write_tensors(file: Path, content: dict[str, torch.Tensor]) -> dict[str, str]:
     """Write one safetensors file; returns its name and checksum."""
     save_file(_apart(content), file)
+    follow_umask(file)
     sync(file)
     return {file.name: file_digest(file)}
 
