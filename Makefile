@@ -26,6 +26,21 @@ docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "open build/site/index.html"
 
+# Builds dist/ from what is committed, and draws a picture from the wheel in an environment of its own; uploads nothing.
+release: $(STAMP)
+	git diff --quiet HEAD || { echo "error: commit first; a release is built from what is committed."; exit 1; }
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[release]'
+	rm -rf build/release dist
+	mkdir -p build/release/source
+	git archive HEAD | tar -x -C build/release/source
+	$(BIN)/python -m build --outdir dist build/release/source
+	$(BIN)/python -m twine check --strict dist/*
+	test -z "$$(find dist -size +48M)" || { echo "error: a file of dist/ is above 48 MB"; exit 1; }
+	$(PYTHON) -m venv build/release/venv
+	build/release/venv/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	cd build/release && venv/bin/brickwork demo --images 1 --steps 2 --output demo.png
+	@echo "dist/ is ready: $(BIN)/python -m twine upload dist/*"
+
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else 'Python 3.11 to 3.13 is needed, this is %s; set PYTHON=…' % sys.version.split()[0])"
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -34,4 +49,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build dist *.egg-info

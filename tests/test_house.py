@@ -200,6 +200,46 @@ print(load_config("mine.yaml").model.preset)
     assert run_installed(installed, tmp_path, code).endswith("dit-s-2\n")
 
 
+def test_the_walk_of_a_new_user(installed, tmp_path):
+    """A fresh folder with pictures of one's own, five commands as the README has them, nothing edited."""
+    code = """
+import sys
+from pathlib import Path
+import numpy as np
+from PIL import Image
+from brickwork import cli
+
+for number in range(48):
+    path = Path("my-pictures") / ("cats", "dogs")[number % 2] / f"{number}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(number).integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(path)
+for words in (
+    "data check my-pictures -o check",
+    "train my-pictures run.total_images=8",  # only the length is shorter than what is chosen
+    "generate runs/my-pictures --count 2 --steps 2",
+    "info runs/my-pictures",
+    "publish runs/my-pictures my-model",
+):
+    assert cli.main(words.split()) == 0, words
+"""
+    output = run_installed(installed, tmp_path, code)
+    assert "48 pictures, 2 classes: cats 24, dogs 24" in output
+    assert (tmp_path / "runs" / "my-pictures" / "index.html").is_file()
+    assert (tmp_path / "my-model" / "model_index.json").is_file()
+    assert len([*tmp_path.glob("generated/**/*.png")]) == 2
+    assert not [*tmp_path.rglob("*.tmp")]
+
+
+def test_the_wheel_is_small_enough_to_publish(installed):
+    (wheel,) = installed.parent.glob("brickwork-*.whl")
+    assert wheel.stat().st_size <= 48 * 2**20
+    pretrained = installed / "brickwork" / "pipelines" / "pretrained"
+    assert sum(file.stat().st_size for file in pretrained.rglob("*.safetensors")) <= 36 * 2**20
+    for folder in pretrained.iterdir():
+        card = (folder / "README.md").read_text()
+        assert "license:" in card.split("---")[1], folder.name
+
+
 def test_the_wheel_brings_what_is_not_python(installed):
     site = installed / "brickwork"
     assert (site / "training" / "configs" / "defaults.yaml").is_file()
