@@ -5,6 +5,8 @@ What Python needs to run here stands before its block, in comments that no reade
     <!-- before: code that is run first -->
     <!-- with: words of the block => what is put in their place here; more => less -->
     <!-- not run: the reason -->      (its names are still imported)
+
+Blocks of a page are run in order, with the names of those before.
 """
 
 import ast
@@ -228,25 +230,28 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def python_blocks():
-    return [pytest.param(block, id=str(block)) for block in blocks("python", "py")]
+@pytest.mark.parametrize("page", sorted({block.page for block in blocks("python", "py")}), ids=lambda page: page.name)
+def test_python_runs(page, folder, recwarn):
+    """The blocks of a page are run in order, each with the names of those before it."""
+    scope = {"torch": torch}
+    torch.manual_seed(0)
+    for block in blocks("python", "py"):
+        if block.page == page:
+            run_block(block, scope)
 
 
-@pytest.mark.parametrize("block", python_blocks())
-def test_python_runs(block, folder, recwarn):
+def run_block(block: Block, scope: dict) -> None:
     code = compile(block.text, str(block), "exec", ast.PyCF_ONLY_AST)
     if "not run" in block.comments:
         assert len(block.comments["not run"].split()) > 2, "say why"
         code.body = [node for node in code.body if isinstance(node, ast.Import | ast.ImportFrom)]
-        exec(compile(code, str(block), "exec"), {})
+        exec(compile(code, str(block), "exec"), scope)
         return
     text = block.text
     for pair in filter(None, re.split(r";\s", block.comments.get("with", ""))):
         words, instead = pair.split(" => ")
         assert words in text, f"{block} does not have {words!r}"
         text = text.replace(words, instead)
-    scope = {"torch": torch}
-    torch.manual_seed(0)
     exec(compile(block.comments.get("before", ""), f"{block} (before)", "exec"), scope)
     exec(compile(text, str(block), "exec"), scope)
 
