@@ -59,7 +59,11 @@ class ResidualPorts:
         """`hidden_states (B, C, H, W)` with the residual of an argument's site number `number`."""
         if residual is None:
             return hidden_states
-        return hidden_states + as_map(residual, hidden_states.shape, argument, self.ports[argument][number])
+        added = hidden_states + as_map(residual, hidden_states.shape, argument, self.ports[argument][number])
+        if added.stride() == hidden_states.stride():
+            return added
+        # Convolutions choose their kernel, and with it how they round, by strides, those of a batch of one too.
+        return hidden_states.new_empty_strided(hidden_states.shape, hidden_states.stride()).copy_(added)
 
 
 def as_map(residual: torch.Tensor, shape: Sequence[int], argument: str, site: str) -> torch.Tensor:

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.loaders import PeftAdapterMixin
 from torch import nn
 
 from brickwork.files import read_json
-from brickwork.gen.networks.base import SampleOutput
+from brickwork.gen.networks.base import Adaptable, SampleOutput
 from brickwork.gen.networks.parts import Parted, build_part, describe, network_folder
 from brickwork.gen.networks.transformer import BlockTransformer2DModel
 from brickwork.gen.parameterization import OBJECTIVES, EDMObjective
@@ -66,7 +65,7 @@ class StitchingLayers(ModelMixin, ConfigMixin):
         self.layers = nn.ModuleList(nn.Conv2d(before, after, 1) for before, after in channels)
 
 
-class StitchedDenoiser(Parted, ModelMixin, ConfigMixin, PeftAdapterMixin):
+class StitchedDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
     """Several networks of one family and objective, and stitches from each to the next costlier one.
 
     Build one with `from_anchors`.

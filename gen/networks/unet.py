@@ -1,7 +1,7 @@
 """A U-shaped denoiser: a stem, an encoder whose stages are made of any of the blocks, and a neck that fuses them."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -32,6 +32,22 @@ class DownStage(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.downsample = downsample
+
+
+class Encoding(NamedTuple):
+    """What the encoder made of its inputs.
+
+    Attributes:
+        size: height and width of the sample.
+        stages: for each stage the outputs of its blocks, the last with what was added to it.
+        temb: condition of time and class `(B, time_embed_dim)`.
+        context: tokens that the blocks attend to `(B, length, cross_attention_dim)`, or `None`.
+    """
+
+    size: tuple[int, int]
+    stages: list[list[torch.Tensor]]
+    temb: torch.Tensor
+    context: torch.Tensor | None
 
 
 class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptable):
@@ -226,8 +242,35 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
             ValueError: for wrong channels, sizes below a window, labels out of range, or conditions that do not fit
                 the network.
         """
-        self._check_conditions(timestep_cond, cross_attention_kwargs, added_cond_kwargs)
+        self._check_conditions(cross_attention_kwargs, added_cond_kwargs)
         self._find_subnet(subnet)
+        encoding = self.encode(
+            sample,
+            timestep,
+            encoder_hidden_states,
+            class_labels,
+            timestep_cond,
+            down_intrablock_additional_residuals,
+            additional_context_tokens,
+        )
+        output = self.decode(encoding, down_block_additional_residuals, mid_block_additional_residual)
+        if not return_dict:
+            return (output,)
+        return SampleOutput(sample=output)
+
+    def encode(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float,
+        encoder_hidden_states: torch.Tensor | None = None,
+        class_labels: torch.Tensor | None = None,
+        timestep_cond: torch.Tensor | None = None,
+        down_intrablock_additional_residuals: Sequence[torch.Tensor | None] | None = None,
+        additional_context_tokens: torch.Tensor | None = None,
+    ) -> Encoding:
+        """The first half of `forward`, with its arguments."""
+        if timestep_cond is not None and self.config.time_cond_proj_dim is None:
+            raise ValueError("`timestep_cond` was given, but this network has no `time_cond_proj_dim`; leave it out.")
         check_sample(sample, self.config.in_channels)
         self._check_maps(sample)
         batch, dtype = sample.shape[0], self.dtype
@@ -237,9 +280,44 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
         timestep = check_timestep(timestep, batch, sample.device)
         labels = check_class_labels(class_labels, batch, self.config.num_classes)
         temb = self.condition(timestep, labels, dtype, timestep_cond)
-
         inner = self._residuals("down_intrablock_additional_residuals", down_intrablock_additional_residuals)
-        features = self._encode(sample.to(dtype, memory_format=torch.channels_last), temb, context, inner)
+        stages = self._encode(sample.to(dtype, memory_format=torch.channels_last), temb, context, inner)
+        return Encoding(static_size(sample), stages, temb, context)
+
+    def _encode(
+        self,
+        sample: torch.Tensor,
+        temb: torch.Tensor,
+        context: torch.Tensor | None,
+        residuals: Sequence[torch.Tensor | None],
+    ) -> list[list[torch.Tensor]]:
+        maps = self.conv_in(sample)
+        maps = [maps] if isinstance(maps, torch.Tensor) else list(maps)
+        stages, hidden_states = [], maps[0]
+        for number, (stage, residual) in enumerate(zip(self.down_blocks, residuals)):
+            if self.stem_levels > 1:
+                hidden_states = maps[number]
+            outputs = []
+            for block in stage.blocks:
+                hidden_states = self._run(block, hidden_states, temb, context)
+                outputs.append(hidden_states)
+            hidden_states = self._add(hidden_states, residual, "down_intrablock_additional_residuals", number)
+            stages.append([*outputs[:-1], hidden_states])
+            if isinstance(stage.downsample, Block):
+                hidden_states = self._run(stage.downsample, hidden_states, temb, context)
+            elif stage.downsample is not None:
+                hidden_states = stage.downsample(hidden_states)
+        return stages
+
+    def decode(
+        self,
+        encoding: Encoding,
+        down_block_additional_residuals: Sequence[torch.Tensor | None] | None = None,
+        mid_block_additional_residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The second half of `forward`: the estimate `(B, out_channels, H, W)`."""
+        size, stages, temb, context = encoding
+        features = [feature for outputs in stages for feature in outputs[0 if self.reads_every_block else -1 :]]
         hidden_states = features[-1]
         for block in self.mid_block:
             hidden_states = self._run(block, hidden_states, temb, context)
@@ -253,44 +331,11 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
         hidden_states = self.up_blocks([*skips, hidden_states], temb, context, self._run)
         output = self.conv_out(nn.functional.silu(self.norm_out(hidden_states)))
         if self.reduction > 1:
-            height, width = static_size(sample)
-            output = nn.functional.pixel_shuffle(output, self.reduction)[..., :height, :width]
-        if not return_dict:
-            return (output,)
-        return SampleOutput(sample=output)
+            output = nn.functional.pixel_shuffle(output, self.reduction)[..., : size[0], : size[1]]
+        return output
 
-    def _encode(
-        self,
-        sample: torch.Tensor,
-        temb: torch.Tensor,
-        context: torch.Tensor | None,
-        residuals: Sequence[torch.Tensor | None],
-    ) -> list[torch.Tensor]:
-        """What the neck reads of the encoder: of each block, or of each stage; the last is the lowest map."""
-        maps = self.conv_in(sample)
-        maps = [maps] if isinstance(maps, torch.Tensor) else list(maps)
-        features, hidden_states = [], maps[0]
-        for number, (stage, residual) in enumerate(zip(self.down_blocks, residuals)):
-            if self.stem_levels > 1:
-                hidden_states = maps[number]
-            outputs = []
-            for block in stage.blocks:
-                hidden_states = self._run(block, hidden_states, temb, context)
-                outputs.append(hidden_states)
-            hidden_states = self._add(hidden_states, residual, "down_intrablock_additional_residuals", number)
-            outputs = [*outputs[:-1], hidden_states]
-            features += outputs if self.reads_every_block else outputs[-1:]
-            if isinstance(stage.downsample, Block):
-                hidden_states = self._run(stage.downsample, hidden_states, temb, context)
-            elif stage.downsample is not None:
-                hidden_states = stage.downsample(hidden_states)
-        return features
-
-    def _check_conditions(
-        self, timestep_cond: torch.Tensor | None, cross_attention_kwargs: dict | None, added_cond_kwargs: dict | None
-    ) -> None:
-        if timestep_cond is not None and self.config.time_cond_proj_dim is None:
-            raise ValueError("`timestep_cond` was given, but this network has no `time_cond_proj_dim`; leave it out.")
+    @staticmethod
+    def _check_conditions(cross_attention_kwargs: dict | None, added_cond_kwargs: dict | None) -> None:
         for name, given in (
             ("cross_attention_kwargs", {k: v for k, v in (cross_attention_kwargs or {}).items() if k != "scale"}),
             ("added_cond_kwargs", added_cond_kwargs or {}),

@@ -17,6 +17,7 @@ _REGISTERED = {
     "BlockUNet2DModel": "brickwork.gen.networks.unet",
     "MaxViTGenerator2DModel": "brickwork.gen.networks.gan",
     "StitchedDenoiser": "brickwork.gen.networks.stitched",
+    "CompositeDenoiser": "brickwork.gen.networks.composite",
     "LegoPipeline": "brickwork.pipelines.lego",
     "ClassToImagePipeline": "brickwork.pipelines.class_to_image",
     "OneStepPipeline": "brickwork.pipelines.one_step",

@@ -1,0 +1,350 @@
+"""A trained UNet grown by copies of itself, whose features assist it (CBNet V2, arXiv 2107.00420).
+
+The assistant reads the same sample. What its encoder makes of it in every higher stage (and the same one) goes through
+a 1×1 convolution, a norm and nearest upsampling into the lead's stage, by the lead's residual ports. The norms begin
+at zero: before the first step of training the whole equals the single network bit for bit.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin, UNet2DConditionModel
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+from brickwork.errors import one_of
+from brickwork.files import read_json
+from brickwork.gen.blocks.norms import make_norm
+from brickwork.gen.networks.base import Adaptable, SampleOutput
+from brickwork.gen.networks.parts import Parted, build_part, describe, network_folder
+from brickwork.gen.networks.unet import BlockUNet2DModel
+from brickwork.gen.subnets import FULL
+from brickwork.gen.taps import tapped
+
+KINDS = {"BlockUNet2DModel": BlockUNet2DModel, "UNet2DConditionModel": UNet2DConditionModel}
+COMPOSITIONS = ("dhlc", "same_level")
+ASSISTANT = "assistant"
+# What the whole says of itself in the networks' words, for pipelines; a kind of network may lack some.
+_TOLD = (
+    "sample_size",
+    "in_channels",
+    "out_channels",
+    "num_classes",
+    "cross_attention_dim",
+    "time_cond_proj_dim",
+    "addition_embed_type",
+    "addition_time_embed_dim",
+    "projection_class_embeddings_input_dim",
+)
+
+
+@dataclass
+class CompositeOutput(SampleOutput):
+    """What a composite network returns.
+
+    Attributes:
+        intermediates: the estimates of the assistants and of the lead, in order, the last equal to `sample`; `None`
+            if not asked for.
+    """
+
+    intermediates: list[torch.Tensor] | None = None
+
+
+class Link(nn.Module):
+    """From one stage's map `(B, C, h, w)` to another's `(B, D, H, W)`; zeros before training."""
+
+    def __init__(self, channels: int, out_channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out_channels, 1)
+        self.norm = make_norm("layer", out_channels)
+        nn.init.zeros_(self.norm.weight)
+        nn.init.zeros_(self.norm.bias)
+
+    def forward(self, feature: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        linked = self.norm(self.conv(feature))
+        if linked.shape[-2:] == tuple(size):
+            return linked
+        return nn.functional.interpolate(linked, size=tuple(size), mode="nearest")
+
+
+class CompositeLinks(ModelMixin, ConfigMixin):
+    """The links from the stages of one network to those of the next.
+
+    Args:
+        channels: of each stage, from the highest resolution down.
+        copies: how many networks give features.
+        composition: `"dhlc"`: each stage gets those of its own and of every higher one; `"same_level"`: of its own.
+    """
+
+    @register_to_config
+    def __init__(self, channels: Sequence[int], copies: int = 1, composition: str = "dhlc"):
+        super().__init__()
+        one_of("composition", composition, COMPOSITIONS)
+        count = len(channels)
+        sources = [range(i, count if composition == "dhlc" else i + 1) for i in range(count)]
+        self.links = nn.ModuleList(
+            nn.ModuleList(
+                nn.ModuleDict({str(j): Link(channels[j], channels[i]) for j in sources[i]}) for i in range(count)
+            )
+            for _ in range(copies)
+        )
+
+    def forward(self, copy: int, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Residuals for each stage of network `copy + 1`, from the stages' features of network `copy`."""
+        return [
+            sum(link(features[int(source)], features[stage].shape[-2:]) for source, link in links.items())
+            for stage, links in enumerate(self.links[copy])
+        ]
+
+
+class CompositeDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
+    """Copies of one UNet, each assisting the next; the last leads. It stands where its network stood.
+
+    Build one with `grow`. As subnets it has `"assistant"`, the first copy alone, and `"full"`.
+
+    Args:
+        network: configuration of the network with its `_class_name`.
+        k: how many copies there are, the lead among them.
+        composition: which stages are linked, see `CompositeLinks`.
+        sample_size: as the network's; so are the values that follow.
+        in_channels: channels of `sample`.
+        out_channels: channels of the estimate.
+        num_classes: number of classes, `None` for a network without them.
+        cross_attention_dim: width of a text's tokens, `None` for a network that reads no text.
+        time_cond_proj_dim: width of `timestep_cond`, `None` for none.
+        addition_embed_type: of Stable Diffusion XL's kind of network, as are the two that follow.
+        addition_time_embed_dim: likewise.
+        projection_class_embeddings_input_dim: likewise.
+        id2label: class names by number, for pipelines.
+
+    Attributes:
+        output_weights: of each network's loss in training, the assistants' first.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        network: Mapping[str, Any],
+        k: int = 2,
+        composition: str = "dhlc",
+        sample_size: int | None = None,
+        in_channels: int | None = None,
+        out_channels: int | None = None,
+        num_classes: int | None = None,
+        cross_attention_dim: int | None = None,
+        time_cond_proj_dim: int | None = None,
+        addition_embed_type: str | None = None,
+        addition_time_embed_dim: int | None = None,
+        projection_class_embeddings_input_dim: int | None = None,
+        id2label: dict[int, str] | None = None,
+    ):
+        super().__init__()
+        if type(k) is not int or k < 2:
+            raise ValueError(f"`k` is {k!r}; give a whole number of copies from 2 up, the lead among them.")
+        self.networks = nn.ModuleList(build_part("network", network, KINDS) for _ in range(k))
+        lead = self.networks[-1]
+        widths = list(lead.config.block_out_channels) if isinstance(lead, UNet2DConditionModel) else lead.widths
+        self.links = CompositeLinks(channels=widths, copies=k - 1, composition=composition)
+        told = {name: lead.config.get(name) for name in _TOLD}
+        names = id2label if id2label is not None else lead.config.get("id2label")
+        self.register_to_config(**told, id2label=names)
+        self.output_weights = (*(0.5,) * (k - 1), 1.0)
+        self._take_over(self.networks)
+        self.gradient_checkpointing = False
+
+    @classmethod
+    def grow(
+        cls, model_or_folder: ModelMixin | str | os.PathLike, k: int = 2, composition: str = "dhlc"
+    ) -> "CompositeDenoiser":
+        """A composite of copies of a trained network, equal to it until trained on.
+
+        Args:
+            model_or_folder: a `BlockUNet2DModel` or diffusers' `UNet2DConditionModel`, which stays as it is, or a
+                folder of such a network, of a pipeline with it, or of a training run.
+            k: how many copies, the lead among them.
+            composition: `"dhlc"` (dense higher-level composition): every stage is linked to the lead's stages at its
+                own and all larger resolutions; `"same_level"`: to the one at its own.
+
+        Raises:
+            ValueError: for a network without stages that take residuals, or another composition.
+        """
+        one_of("composition", composition, COMPOSITIONS)
+        model = model_or_folder
+        if isinstance(model, (str, os.PathLike)):
+            folder = network_folder(model)
+            kind = _check_kind(read_json(folder / "config.json").get("_class_name"))
+            model = KINDS[kind].from_pretrained(folder)
+        _check_kind(type(model).__name__)
+        with torch.device("meta"):
+            grown = cls(network=describe(model), k=k, composition=composition)
+        grown.networks = nn.ModuleList(deepcopy(model) for _ in range(k))
+        channels = grown.links.config.channels
+        grown.links = CompositeLinks(channels=channels, copies=k - 1, composition=composition)
+        grown.links.links.to(model.device, model.dtype)
+        return grown.eval()
+
+    def parts(self) -> dict[str, str]:
+        last = len(self.networks) - 1
+        names = [ASSISTANT] if last == 1 else [f"{ASSISTANT}-{number}" for number in range(last)]
+        return {name: f"networks.{number}" for number, name in enumerate([*names, "lead"])} | {"links": "links"}
+
+    @property
+    def add_embedding(self) -> nn.Module:
+        """The lead's, which Stable Diffusion XL's pipelines look at."""
+        return self.networks[-1].add_embedding
+
+    def subnet_names(self) -> list[str]:
+        return [ASSISTANT, FULL]
+
+    def example_inputs(self, batch: int, height: int, width: int) -> dict[str, Any]:
+        inputs = super().example_inputs(batch, height, width)
+        if self.config.addition_embed_type == "text_time":
+            times = 6 * self.config.addition_time_embed_dim
+            pooled = self.config.projection_class_embeddings_input_dim - times
+            further = {"text_embeds": torch.zeros(batch, pooled), "time_ids": torch.zeros(batch, 6)}
+            inputs["added_cond_kwargs"] = further
+        return inputs
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float,
+        encoder_hidden_states: torch.Tensor | None = None,
+        class_labels: torch.Tensor | None = None,
+        timestep_cond: torch.Tensor | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        added_cond_kwargs: dict[str, torch.Tensor] | None = None,
+        return_dict: bool = True,
+        subnet: str | None = None,
+        return_intermediates: bool = False,
+        assistant_sample: torch.Tensor | None = None,
+        **lead_residuals,
+    ) -> CompositeOutput | tuple:
+        """Estimate what the network was trained for.
+
+        Args:
+            sample: `(B, in_channels, H, W)`, as the network takes it.
+            timestep: `(B,)` or a scalar, what the scheduler says.
+            encoder_hidden_states: `(B, length, cross_attention_dim)`, a text.
+            class_labels: as the network takes them.
+            timestep_cond: `(B, time_cond_proj_dim)`.
+            cross_attention_kwargs: handed on to every network.
+            added_cond_kwargs: likewise.
+            return_dict: return an output object rather than a tuple.
+            subnet: `"assistant"` for the first copy alone; `None` and `"full"` for all.
+            return_intermediates: also return the assistants' estimates, which are supervised in training.
+            assistant_sample: what the assistants read in place of `sample`, such as a condition of its shape.
+            lead_residuals: `down_block_additional_residuals` and others that the network's ports take, for the lead.
+
+        Returns:
+            `CompositeOutput`, or `(sample,)`, or `(sample, intermediates)` if those are asked for.
+
+        Raises:
+            ValueError: for an unknown subnet, and as the network does.
+        """
+        name = self._find_subnet(subnet)
+        conditions = {
+            "encoder_hidden_states": encoder_hidden_states,
+            "class_labels": class_labels,
+            "timestep_cond": timestep_cond,
+            "cross_attention_kwargs": cross_attention_kwargs,
+            "added_cond_kwargs": added_cond_kwargs,
+        }
+        other = sample if assistant_sample is None else assistant_sample
+        if name == ASSISTANT:
+            estimates = [self.networks[0](other, timestep, **conditions, **lead_residuals).sample]
+        else:
+            estimates = self._estimates(sample, other, timestep, conditions, lead_residuals, return_intermediates)
+        if not return_dict:
+            return (estimates[-1], estimates) if return_intermediates else (estimates[-1],)
+        return CompositeOutput(sample=estimates[-1], intermediates=estimates if return_intermediates else None)
+
+    def _estimates(
+        self,
+        sample: torch.Tensor,
+        assistant_sample: torch.Tensor,
+        timestep: torch.Tensor | float,
+        conditions: dict[str, Any],
+        lead_residuals: dict[str, Any],
+        every: bool,
+    ) -> list[torch.Tensor]:
+        """The lead's estimate, after those of the assistants where `every` one is wanted."""
+        estimates, residuals = [], None
+        for number, network in enumerate(self.networks[:-1]):
+            read = _read_diffusers if isinstance(network, UNet2DConditionModel) else _read_ours
+            features, estimate = read(network, assistant_sample, timestep, conditions, residuals, every)
+            residuals = self.links(number, features)
+            estimates += [] if estimate is None else [estimate]
+        further = dict(lead_residuals)
+        given = further.pop("down_intrablock_additional_residuals", None)
+        if given is not None:
+            residuals = [own if more is None else own + more for own, more in zip(residuals, given)]
+        inner = {"down_intrablock_additional_residuals": residuals}
+        estimates.append(self.networks[-1](sample, timestep, **conditions, **inner, **further).sample)
+        return estimates
+
+
+def _read_ours(
+    network: BlockUNet2DModel, sample, timestep, conditions: dict, residuals: list | None, whole: bool
+) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    """The features of each stage, and the estimate if the `whole` network is to run."""
+    known = {name: conditions[name] for name in ("encoder_hidden_states", "class_labels", "timestep_cond")}
+    encoding = network.encode(sample, timestep, **known, down_intrablock_additional_residuals=residuals)
+    return [outputs[-1] for outputs in encoding.stages], network.decode(encoding) if whole else None
+
+
+def _read_diffusers(
+    network: UNet2DConditionModel, sample, timestep, conditions: dict, residuals: list | None, whole: bool
+) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    """As `_read_ours`; the maps are those that `down_intrablock_additional_residuals` are added to."""
+    sites = [
+        f"down_blocks.{number}.attentions.{len(stage.attentions) - 1}" if _attends(stage) else f"down_blocks.{number}"
+        for number, stage in enumerate(network.down_blocks)
+    ]
+    inner = {} if residuals is None else {"down_intrablock_additional_residuals": residuals}
+    estimate = None
+    with tapped(network, sites) as taps, _stopping_behind_the_encoder(network, not whole):
+        try:
+            estimate = network(sample, timestep, **conditions, **inner).sample
+        except _EncoderDone:
+            pass
+    outputs = [taps[site] for site in sites]
+    return [output if isinstance(output, torch.Tensor) else output[0] for output in outputs], estimate
+
+
+class _EncoderDone(Exception):  # noqa: N818
+    pass
+
+
+@contextmanager
+def _stopping_behind_the_encoder(network: UNet2DConditionModel, stop: bool):
+    """Only the encoder's features are wanted of an assistant, whose decoder is more than half of its cost."""
+
+    def done(module, inputs):
+        raise _EncoderDone
+
+    behind = network.up_blocks[0] if network.mid_block is None else network.mid_block
+    handle = behind.register_forward_pre_hook(done) if stop else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def _attends(stage: nn.Module) -> bool:
+    return getattr(stage, "has_cross_attention", False)
+
+
+def _check_kind(name: Any) -> str:
+    if name not in KINDS:
+        raise ValueError(
+            f"`model_or_folder` is a {name}, which has no stages whose ports take residuals; give one of "
+            f"{', '.join(KINDS)}."
+        )
+    return name
