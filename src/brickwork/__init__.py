@@ -25,6 +25,7 @@ _REGISTERED = {
 }
 _MODULES = {
     "brickwork.gen.convbn": ["set_convbn_mode"],
+    "brickwork.gen.networks.pretrained_encoder": ["from_pretrained_encoder"],
     "brickwork.pipelines.schedules": ["BrickSchedule", "SubnetSchedule"],
     "brickwork.adapters.base": ["load_adapter"],
     "brickwork.adapters.resadapter.handle": ["ResAdapter"],
