@@ -282,3 +282,45 @@ def test_repositories_that_cannot_be_reached(monkeypatch):
         match="'someone/nothing'; there is no such pipeline here, and the Hugging Face Hub cannot be reached",
     ):
         LegoPipeline.from_pretrained("someone/nothing")
+
+
+@pytest.mark.parametrize("kind", [OSError, ValueError])
+def test_a_missing_variant_is_an_error_of_both_kinds(make_pipe, tmp_path, kind):
+    make_pipe().save_pretrained(tmp_path)
+    with pytest.raises(kind, match="variant"):
+        LegoPipeline.from_pretrained(tmp_path, variant="fp16")
+
+
+def test_a_folder_that_torch_saved_loads(make_pipe, tmp_path):
+    pipe = make_pipe()
+    pipe.save_pretrained(tmp_path, safe_serialization=False)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    again = LegoPipeline.from_pretrained(tmp_path)
+    for name, tensor in pipe.transformer.state_dict().items():
+        assert torch.equal(again.transformer.state_dict()[name], tensor), name
+
+
+def test_components_keep_the_schedule_and_what_is_recommended(make_pipe):
+    pipe = make_pipe()
+    pipe.brick_schedule = BrickSchedule.fast(pipe.transformer)
+    pipe.register_to_config(guidance_scale=1.5, num_inference_steps=4)
+    again = LegoPipeline(**pipe.components)
+    assert again.brick_schedule == pipe.brick_schedule
+    assert (again.config.guidance_scale, again.config.num_inference_steps) == (1.5, 4)
+
+
+def test_weights_that_ship_load_by_their_name():
+    pipe = LegoPipeline.from_pretrained("lego-emoji-64")
+    assert pipe.config.guidance_scale == 2.0 and pipe.config.num_inference_steps == 18
+    with pytest.raises(ValueError, match="did you mean 'lego-emoji-64'"):
+        LegoPipeline.from_pretrained("lego-emoji-46")
+
+
+def test_labels_may_be_nested(make_pipe):
+    pipe = make_pipe()
+    arguments = {"num_inference_steps": 1, "output_type": "np", "num_images_per_prompt": 2}
+    images = [
+        pipe(labels, generator=torch.Generator().manual_seed(0), **arguments).images
+        for labels in ([0, 1], [[0], [1]], torch.tensor([[0], [1]]))
+    ]
+    assert len(images[0]) == 4 and all((other == images[0]).all() for other in images[1:])

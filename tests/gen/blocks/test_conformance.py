@@ -341,3 +341,11 @@ def test_lora_on_layers_of_other_networks_names_ours(mixed_network):
         mixed_network.add_adapter(LoraConfig(target_modules=["to_q", "to_k"]))
     mixed_network.add_adapter(LoraConfig(target_modules=["qkv", "proj"]))  # the refused one left nothing behind
     assert any("lora_A" in name for name, _ in mixed_network.named_parameters())
+
+
+def test_shards_and_variants_load_again(mixed_network, tmp_path):
+    mixed_network.save_pretrained(tmp_path, max_shard_size="30KB", variant="fp16")
+    assert len(list(tmp_path.glob("*.fp16-0*.safetensors"))) > 1
+    again = type(mixed_network).from_pretrained(tmp_path, variant="fp16")
+    for name, tensor in mixed_network.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
