@@ -47,13 +47,15 @@ class PairedSet:
 
 
 def estimates(model, sample, timestep, class_labels=None, bricks=None, **further) -> list[torch.Tensor]:
-    """What a network says: the estimate of every brick that ran, or the one estimate of a network without bricks.
+    """What a network says: the estimate of every brick that ran, of every copy of a composite, or the one of another.
 
     `further` arguments, such as `coordinates`, are for networks with bricks.
     """
     if hasattr(getattr(model, "module", model), "num_bricks"):
         output = model(sample, timestep, class_labels, bricks=bricks, return_intermediates=True, **further)
         return output.intermediates
+    if hasattr(getattr(model, "module", model), "output_weights"):
+        return model(sample, timestep, class_labels=class_labels, return_intermediates=True).intermediates
     return [model(sample, timestep, class_labels=class_labels).sample]
 
 

@@ -36,7 +36,7 @@ def fit_zero(task: Task) -> None:
     elif config.optimizer.type != "adamw":
         refused = f"`optimizer.type` is {config.optimizer.type!r}; adamw is possible"
     elif task.leaves_out is not None:
-        refused = f"`{task.leaves_out}` is not 0, and its flat optimiser moves what a step leaves out"
+        refused = f"`{task.leaves_out}` has steps that leave parts out, and its flat optimiser moves those too"
     if refused:
         raise ValueError(
             f"accelerate is set up for DeepSpeed, and {refused}. Or launch with one_node_fsdp2.yaml or one_node.yaml "

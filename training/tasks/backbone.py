@@ -13,10 +13,12 @@ from brickwork.eval.report.pictures import grid
 from brickwork.eval.sampling.pipelines import load_pipeline, pipeline_folder
 from brickwork.eval.sampling.sample_set import denoiser_of
 from brickwork.gen.conditioning import crop_coordinates
+from brickwork.gen.networks.stitched import StitchedDenoiser
 from brickwork.gen.parameterization import OBJECTIVES
 from brickwork.pipelines.objective_file import saved_objective
 from brickwork.training.config.config import TrainConfig
 from brickwork.training.config.data import DataConfig
+from brickwork.training.data.buckets import STEP, random_numbers
 from brickwork.training.data.cache import CachedLatents, TensorCache, load_vae
 from brickwork.training.data.canvas import CanvasSettings, CanvasStream
 from brickwork.training.data.images import BrokenImage, LabelledImages, images_of
@@ -75,8 +77,9 @@ class BackboneTask(DenoisingTask):
 
     @staticmethod
     def handlers(config: TrainConfig) -> list[Any]:
-        # With brick dropout, the bricks that a step leaves out have no gradient.
-        return [DistributedDataParallelKwargs(find_unused_parameters=config.objective.brick_dropout > 0)]
+        # What a step leaves out has no gradient: bricks with brick dropout, layers with a random stitch.
+        in_part = config.objective.brick_dropout > 0 or config.model.type == "StitchedDenoiser"
+        return [DistributedDataParallelKwargs(find_unused_parameters=in_part)]
 
     @classmethod
     def build(cls, config: TrainConfig, accelerator: Accelerator, dry_run: bool = False) -> Self:
@@ -94,6 +97,8 @@ class BackboneTask(DenoisingTask):
             network.set_attention_backend(config.model.attention_backend)
         task.fixed = frozen_digest(network)
         task.leaves_out = "objective.brick_dropout" if config.objective.brick_dropout > 0 else None
+        if isinstance(network, StitchedDenoiser):
+            task.leaves_out = "model.type"
         task.stream = build_stream(config, images, train_rows)
         classes, processes = len(images.class_names), accelerator.num_processes
         task.plan = plan(config, network, len(train_rows), len(held_out_rows), classes, processes)
@@ -111,11 +116,17 @@ class BackboneTask(DenoisingTask):
             conditions["class_labels"] = torch.where(hidden, num_classes, batch["label"])
         if "crop" in batch:
             conditions["coordinates"] = crop_coordinates(batch["crop"], *batch["image"].shape[-2:])
-        bricks = draw_bricks(self.config, getattr(self.network, "num_bricks", 0), number, self.phase)
-        return self.noisy(batch["image"], batch, conditions, bricks)
+        if isinstance(self.network, StitchedDenoiser):
+            names = self.network.subnet_names()
+            subnet = names[int(random_numbers(self.config.run.seed, STEP, number).integers(len(names)))]
+        else:
+            subnet = draw_bricks(self.config, getattr(self.network, "num_bricks", 0), number, self.phase)
+        return self.noisy(batch["image"], batch, conditions, subnet)
 
     def call(self, network: torch.nn.Module, step: Step) -> list[torch.Tensor]:
-        """The estimate of every brick that ran, or the one of a network without bricks."""
+        """The estimate of every brick that ran, of every copy of a composite, or the one of any other network."""
+        if isinstance(step.subnet, str):
+            return [network(step.sample, step.timestep, **step.conditions, subnet=step.subnet).sample]
         return estimates(network, step.sample, step.timestep, bricks=step.subnet, **step.conditions)
 
     def teacher(self, source: str) -> torch.nn.Module:

@@ -13,7 +13,9 @@ import torch
 
 from brickwork import compat
 from brickwork.errors import no_unknown, one_of
+from brickwork.gen.networks.composite import CompositeDenoiser
 from brickwork.gen.networks.lego import LegoTransformer2DModel
+from brickwork.gen.networks.stitched import StitchedDenoiser
 from brickwork.gen.networks.transformer import BlockTransformer2DModel
 from brickwork.gen.networks.unet import BlockUNet2DModel
 from brickwork.gen.networks.wrapped import load_denoiser
@@ -42,6 +44,8 @@ BACKBONES = {
     "LegoTransformer2DModel": Backbone(LegoTransformer2DModel, lego_pipeline),
     "BlockTransformer2DModel": Backbone(BlockTransformer2DModel, ClassToImagePipeline.from_objective),
     "BlockUNet2DModel": Backbone(BlockUNet2DModel, ClassToImagePipeline.from_objective),
+    "StitchedDenoiser": Backbone(StitchedDenoiser, ClassToImagePipeline.from_objective),
+    "CompositeDenoiser": Backbone(CompositeDenoiser, ClassToImagePipeline.from_objective),
 }
 
 
@@ -60,6 +64,13 @@ def build_model(config: TrainConfig, class_names: list[str], size: int, channels
     """
     settings = config.model
     kind = one_of("model.type", settings.type, BACKBONES).model
+    if kind in (StitchedDenoiser, CompositeDenoiser) and (
+        settings.preset or settings.config or not settings.init_from
+    ):
+        raise ValueError(
+            f"`model.type` is {settings.type!r}, which is made of trained networks; make one in Python, save it, and "
+            "name its folder in `model.init_from`, without `model.preset` and `model.config`."
+        )
     known = compat.constructor_keys(kind)
     no_unknown("model.config", settings.config, known, settings.type)
     values = _described(config, known, class_names, size, channels)

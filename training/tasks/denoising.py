@@ -30,10 +30,15 @@ class DenoisingTask(Task):
         return Step(images, noise, level, sample, timestep, conditions, subnet)
 
     def losses(self, step: Step) -> torch.Tensor:
-        """The loss of each image `(B,)`, averaged over the outputs that learn."""
-        learning = [output for output in step.outputs if output.requires_grad] or step.outputs
-        losses = [self.parameterization.losses(output, step.images, step.noise, step.level) for output in learning]
-        return torch.stack(losses).mean(dim=0)
+        """The loss of each image `(B,)`, averaged over the outputs that learn, by the network's weights for them."""
+        weights = getattr(self.network, "output_weights", (1.0,) * len(step.outputs))
+        learning = [pair for pair in zip(step.outputs, weights) if pair[0].requires_grad]
+        learning = learning or list(zip(step.outputs, weights))
+        losses = [
+            weight * self.parameterization.losses(output, step.images, step.noise, step.level)
+            for output, weight in learning
+        ]
+        return torch.stack(losses).sum(dim=0) / sum(weight for _, weight in learning)
 
     def check_teacher(self, source: str, parameterization: Any, channels: int) -> None:
         """Raise a `ValueError` for a teacher that was asked for something else than this network is."""
