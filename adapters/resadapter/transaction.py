@@ -148,13 +148,14 @@ class Watch:
             return
         if PerThread.holds(self):
             return
-        if self.automatic:
-            sample = kwargs["sample"] if "sample" in kwargs else args[0]
-            size = tuple(int(side) * self.pixels_per_latent for side in sample.shape[-2:])
-            if size != self.size:
-                _follow_size(module, *size, self.pixels_per_latent)
-                self.size = size
-        self._check(kwargs["timestep"] if "timestep" in kwargs else args[1] if len(args) > 1 else None)
+        with LOCK:  # or another thread could set the strength of its own size between the look and the note
+            if self.automatic:
+                sample = kwargs["sample"] if "sample" in kwargs else args[0]
+                size = tuple(int(side) * self.pixels_per_latent for side in sample.shape[-2:])
+                if size != self.size:
+                    _follow_size(module, *size, self.pixels_per_latent)
+                    self.size = size
+            self._check(kwargs["timestep"] if "timestep" in kwargs else args[1] if len(args) > 1 else None)
 
     def after(self, module: nn.Module, args: tuple, kwargs: dict, output) -> None:
         """Called after each forward pass."""
