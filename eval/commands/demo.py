@@ -30,8 +30,8 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("demo.png"), help="picture to write (default: demo.png)"
     )
-    parser.add_argument("--weights", default="lego-emoji-64", help="weights that ship, or a pipeline folder")
-    parser.add_argument("--images", type=int, default=6, help="images a row (default: 6)")
+    parser.add_argument("--weights", default="lego-avatars-64", help="weights that ship, or a pipeline folder")
+    parser.add_argument("--images", type=int, default=8, help="images a row (default: 8)")
     parser.add_argument("--steps", type=int, default=18, help="steps of the sampler (default: 18)")
     parser.add_argument(
         "--guidance", "--guidance-scale", type=float, default=2.0, help="guidance scale (default: 2; 1 is none)"
