@@ -150,9 +150,10 @@ def describe(model, height: int, width: int) -> str:
     described = _describe_bricks if hasattr(model, "bricks") else _describe_maps
     lines += ["", *described(model, height, width, max(subnets.values()))]
     if len(subnets) > 1:
-        lines += ["", "subnet           GFLOP    share"]
+        wide = max(17, *(len(name) + 2 for name in subnets))
+        lines += ["", f"{'subnet':<{wide}}GFLOP    share"]
         for name, operations in subnets.items():
-            lines.append(f"{name:<17}{operations / 1e9:<9.3f}{operations / max(subnets.values()):.0%}")
+            lines.append(f"{name:<{wide}}{operations / 1e9:<9.3f}{operations / max(subnets.values()):.0%}")
     return "\n".join(lines)
 
 

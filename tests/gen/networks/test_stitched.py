@@ -5,6 +5,7 @@ import torch
 from diffusers import AutoModel
 
 from brickwork import BlockTransformer2DModel, BlockUNet2DModel, StitchedDenoiser, SubnetSchedule
+from brickwork.eval.commands.info import describe
 from brickwork.gen.networks.stitched import Stitch, least_squares, sliding_windows
 from brickwork.gen.parameterization import EpsilonObjective
 from brickwork.gen.taps import tapped
@@ -62,6 +63,7 @@ def test_subnets_go_from_the_cheap_to_the_costly_and_schedules_take_them(anchors
     assert [costs[f"anchor-{i}"] for i in range(2)] == [anchor.subnets(8, 8)["full"] for anchor in anchors]
     assert sorted(costs) == sorted(stitched.subnet_names())
     middle = list(costs)[1]
+    assert f"{middle}  " in describe(stitched, 8, 8)
     schedule = SubnetSchedule.from_rules(stitched, {"anchor-0": (2, None), middle: (1, 2), "full": (0, 1)})
     assert schedule.subnets == ("anchor-1", middle, "anchor-0")
     pipe = ClassToImagePipeline.from_objective(stitched, EpsilonObjective())
