@@ -231,12 +231,20 @@ def _record(
         "dtype": str(denoiser_of(pipeline).dtype).removeprefix("torch."),
         "scheduler": {"class": type(pipeline.scheduler).__name__, **_public(pipeline.scheduler.config)},
         "brick_schedule": _plain(pipeline.config.get(getattr(pipeline, "schedule_name", "brick_schedule"))),
+        "recommended": _recommended(pipeline, settings),
         "format": format,
         **_plain(asdict(settings)),
         "num_classes": call.num_classes or None,
         "gflops": gflops,
         "versions": library_versions(),
     }
+
+
+def _recommended(pipeline, settings: SamplingSettings) -> dict | None:
+    """What a pipeline of ours brings itself where the call says nothing: its guidance, its steps."""
+    names = {"guidance_scale", "num_inference_steps"} - set(settings.call)
+    found = {name: pipeline.config.get(name) for name in sorted(names)}
+    return {name: value for name, value in found.items() if value is not None} or None
 
 
 def _public(config) -> dict:

@@ -177,5 +177,11 @@ class BackboneTask(DenoisingTask):
         """Leave `pipeline/`, with the averaged weights."""
         network = averaged_copy(self.network, weights)  # by all processes: what is frozen may be sharded too
         if self.accelerator.is_main_process:
-            path = export_pipeline(self.pipeline(network), folder, self.config.objective)
+            pipeline, shown = self.pipeline(network), self.config.samples
+            guided = shown.guidance_scale != 1 and network.config.get("num_classes") is not None
+            if hasattr(pipeline, "schedule_name"):  # ours: whoever draws with it gets what the run's grids show
+                pipeline.register_to_config(
+                    num_inference_steps=shown.steps, guidance_scale=shown.guidance_scale if guided else None
+                )
+            path = export_pipeline(pipeline, folder, self.config.objective)
             self.accelerator.print(f"The pipeline with the averaged weights is in {path}.")
