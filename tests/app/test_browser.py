@@ -51,7 +51,7 @@ def find(browser, selector: str):
     return browser.find_element(By.CSS_SELECTOR, selector)
 
 
-def until(browser, condition, seconds: float = 90):
+def until(browser, condition, seconds: float = 240):
     return WebDriverWait(browser, seconds, 0.1, [WebDriverException]).until(lambda _: condition())
 
 

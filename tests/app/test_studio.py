@@ -10,7 +10,7 @@ from PIL import Image
 import brickwork
 from brickwork.app.compare import Comparison, variants
 from brickwork.app.drawing import Settings, checked, draw
-from brickwork.app.gallery import notes_of
+from brickwork.app.gallery import keep, listing, notes_of
 
 LEGO = {"model": "lego-emoji-64", "steps": 2, "height": 32, "width": 32, "label": "smileys & emotion"}
 EMOJI = {"model": "emoji-sd-64", "prompt": "red apple", "steps": 2, "height": 32, "width": 32}
@@ -148,6 +148,16 @@ def test_what_is_not_in_the_gallery_is_not_shown(running):
     assert running.request("/page/..%2Fserver.py")[0] == 404
 
 
+@pytest.mark.parametrize(
+    "notes", ["", "[]", "{}", '{"model": "m", "seconds": NaN}', '{"model": "m", "no": 1}', "[" * 9000]
+)
+def test_metadata_of_others_are_checked(tmp_path, notes):
+    from brickwork.eval.report.pictures import save_picture
+
+    save_picture(Image.new("RGB", (4, 4)), tmp_path / "a.png", notes={"brickwork": notes})
+    assert notes_of(tmp_path / "a.png") == {} and listing(tmp_path) == []
+
+
 def test_links_do_not_leave_the_roots(running, tmp_path):
     pipe = brickwork.pretrained("lego-emoji-64")
     (running.root / "out").symlink_to(pipe)
@@ -165,8 +175,6 @@ def test_comparisons_need_two():
 
 
 def test_settings_survive_a_png(tmp_path):
-    from brickwork.app.gallery import keep
-
     settings = Settings(model="m", prompt="ein rotes Äpfelchen 🍎", adapters={"a": 0.5})
     name = keep(tmp_path, Image.new("RGB", (8, 8)), settings, 1.5, 10)
     assert notes_of(tmp_path / name) == {"settings": settings.model_dump(), "seconds": 1.5, "operations": 10}

@@ -4,8 +4,10 @@ import json
 import re
 import time
 from pathlib import Path
+from typing import Annotated
 
-from PIL import Image, PngImagePlugin
+from PIL import Image
+from pydantic import Field
 
 from brickwork.app.drawing import Settings, checked
 from brickwork.eval.commands.generate import free_name
@@ -15,12 +17,19 @@ MAKER, KEY = "brickwork app", "brickwork"
 _NAME = re.compile(r"[\w-]+\.png")
 
 
+class Kept(Settings):
+    """What a picture's metadata hold: its settings, and its share of seconds and operations."""
+
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    operations: Annotated[int, Field(ge=0)] = 0
+
+
 def keep(folder: Path, picture: Image.Image, settings: Settings, seconds: float, operations: int) -> str:
     """Write a picture with its settings and its share of the cost; returns its name."""
-    notes = settings.model_dump() | {"seconds": round(seconds, 3), "operations": operations}
+    notes = Kept(**settings.model_dump(), seconds=round(seconds, 3), operations=operations).model_dump_json()
     model = re.sub(r"[^\w-]+", "-", Path(settings.model).name).strip("-")[:40] or "model"
     file = free_name(folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{model}-{settings.seed:06d}.png")
-    save_picture(picture, file, MAKER, {KEY: json.dumps(notes, ensure_ascii=False)})
+    save_picture(picture, file, MAKER, {KEY: notes})
     return file.name
 
 
@@ -43,16 +52,11 @@ def notes_of(file: Path) -> dict:
     """
     try:
         with Image.open(file) as picture:
-            text = picture.text.get(KEY, "") if isinstance(picture, PngImagePlugin.PngImageFile) else ""
-            notes = json.loads(text) if text else {}
-            seconds, operations = notes.pop("seconds", None), notes.pop("operations", None)
-            if not notes:
-                return {}
-            settings = checked(Settings, notes).model_dump()
-            cost = {"seconds": float(seconds or 0), "operations": int(operations or 0)}
-            return {"settings": settings} | cost
-    except (ValueError, OSError, AttributeError, TypeError, SyntaxError):
+            kept = checked(Kept, json.loads(picture.info.get(KEY, "")))
+    except (ValueError, OSError, TypeError, SyntaxError, RecursionError, Image.DecompressionBombError):
         return {}
+    cost = {"seconds": kept.seconds, "operations": kept.operations}
+    return {"settings": kept.model_dump(exclude=set(cost)), **cost}
 
 
 def listing(folder: Path, limit: int = 60) -> list[dict]:

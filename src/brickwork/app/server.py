@@ -1,6 +1,8 @@
 """The studio's addresses: one page, what it asks for as JSON, and pictures."""
 
 import json
+import sys
+import traceback
 from collections.abc import Callable, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -128,6 +130,9 @@ def _json(answer: Callable[[dict], Any], method: str) -> Callable:
             return JSONResponse(await run_in_threadpool(answer, values))
         except (ValueError, OSError) as error:
             return JSONResponse({"error": one_line(error)}, 400)
+        except Exception as error:  # such as a log that another program wrote
+            traceback.print_exc(file=sys.stderr)
+            return JSONResponse({"error": f"{type(error).__name__}: {one_line(error)}"}, 500)
 
     return endpoint
 

@@ -64,7 +64,7 @@ export async function follow(name, values, place, whileWorking = () => {}) {
         const meter = bar.querySelector("progress");
         if (job.steps) Object.assign(meter, { max: job.steps, value: job.step });
         else meter.removeAttribute("value");
-        const words = job.steps ? `step ${job.step} of ${job.steps}` : job.state === "waiting" ? "waiting" : "loading";
+        const words = job.steps ? `step ${job.step} of ${job.steps}` : job.state === "waiting" ? "waiting" : "working";
         bar.querySelector("span").textContent = words;
         if (job.preview) Object.assign(preview, { src: job.preview, hidden: false });
       }
