@@ -81,6 +81,7 @@ def test_a_click_draws_pictures_and_they_are_drawn_again(page, running):
     assert "GFLOP" in find(page, "#draw .cost").text and not find(page, "#message").is_displayed()
     find(page, "[data-tab=gallery]").click()
     until(page, lambda: len(loaded_pictures(page, "#gallery img")) >= 2)
+    assert find(page, "#gallery").size["width"] > DESK[0] / 2
     before = len(running.get("gallery")["pictures"])
     find(page, "#gallery figure button").click()
     until(page, lambda: len(running.get("gallery")["pictures"]) == before + 1)
