@@ -224,6 +224,8 @@ def labels_in(table, column: str) -> list[int | str | None]:
         if value is None or value == "" or (isinstance(value, int) and value < 0) or value != value:
             return None
         if names is not None and isinstance(value, int):
+            if value >= len(names):
+                raise ValueError(f"The column {column!r} holds class {value}, but names {len(names)}; write it anew.")
             return names[value]
         if isinstance(value, float) and value.is_integer():
             return int(value)

@@ -275,6 +275,11 @@ def test_class_names_come_with_numbers(tmp_path):
     columns = {"image": [{"bytes": png(), "path": None}] * 3, "label": [1, 0, -1]}
     datasets.Dataset.from_dict(columns, features=features).to_parquet(str(tmp_path / "t.parquet"))
     assert [label for _, _, label in read(tmp_path / "t.parquet")] == ["dog", "cat", None]
+    named = datasets.Dataset.from_dict(columns, features=features).data.table
+    beyond = named.set_column(1, named.schema.field("label"), pyarrow.array([1, 0, 7]))
+    pyarrow.parquet.write_table(beyond, tmp_path / "beyond.parquet")
+    with pytest.raises(ValueError, match="'label' holds class 7, but names 2"):
+        read(tmp_path / "beyond.parquet")
 
 
 @pytest.mark.parametrize(

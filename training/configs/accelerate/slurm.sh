@@ -15,7 +15,8 @@ set -euo pipefail
 config=$1
 shift
 trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
-address=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+address=${hosts%%$'\n'*} # no pipe into head, which under pipefail may end the job
 export OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK / SLURM_GPUS_ON_NODE))
 # Steps do not inherit the job's --cpus-per-task. $SLURM_NODEID is each node's own, hence the single quotes.
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 bash -c '
