@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print and write, after each suite what there is so far."""
     from diffusers.utils import logging
 
-    from brickwork.eval.benchmark.report import marks, marks_table, suite_text
+    from brickwork.eval.benchmark.tables import marks, marks_table, suite_text
     from brickwork.files import check_results
 
     logging.set_verbosity_error()  # diffusers warns of every cast to another number format
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
 def write_result(folder: Path, suites: dict[str, dict], settings) -> None:
     """`benchmark.json`, with every single measurement, and the tables as `benchmark.txt`."""
-    from brickwork.eval.benchmark.report import marks, marks_table, suite_text
+    from brickwork.eval.benchmark.tables import marks, marks_table, suite_text
     from brickwork.eval.benchmark.timing import describe_machine
     from brickwork.eval.report.versions import library_versions
     from brickwork.files import write_file, write_json
@@ -118,7 +118,7 @@ def write_result(folder: Path, suites: dict[str, dict], settings) -> None:
 
 def write_plot(folder: Path, suites: dict[str, dict]) -> bool:
     """`benchmark.png`, if there is anything to plot and matplotlib to do it."""
-    from brickwork.eval.benchmark.report import plot
+    from brickwork.eval.benchmark.tables import plot
     from brickwork.files import write_file
 
     try:

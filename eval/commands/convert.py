@@ -68,7 +68,7 @@ def _convert(args: argparse.Namespace, maker: str, load: Callable[[], Any], desc
 
 
 def _describe_lego(config: Any) -> str:
-    from brickwork.gen.original.lego import preset_name
+    from brickwork.gen.original.lego_checkpoints import preset_name
 
     name = preset_name(config) or "a stack of its own"
     windows = " -> ".join(map(str, config["window_sizes"]))

@@ -37,7 +37,7 @@ from brickwork.gen.networks.wrapped import (
     describe_denoiser,
     with_row_for_no_class,
 )
-from brickwork.gen.original.lego import load_original_lego
+from brickwork.gen.original.lego_checkpoints import load_original_lego
 from brickwork.gen.ports import ResidualPorts, as_map
 from brickwork.gen.presets import LEGO_PRESETS
 from brickwork.gen.subnets import Subnets, brick_subsets, bricks_of, name_of

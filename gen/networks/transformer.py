@@ -16,7 +16,7 @@ from brickwork.gen.conditioning import ClassTimeEmbedding, sincos_position_table
 from brickwork.gen.layers import Layered, Passage
 from brickwork.gen.networks.base import Adaptable, Denoiser, SampleOutput, largest_window
 from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep, join_tokens
-from brickwork.gen.original.dit import load_original_dit
+from brickwork.gen.original.dit_checkpoints import load_original_dit
 from brickwork.gen.ports import ResidualPorts
 from brickwork.gen.presets import TRANSFORMER_PRESETS
 

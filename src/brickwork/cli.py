@@ -235,8 +235,8 @@ def _answer(words: list[str]) -> int:
             print(overview(group), file=sys.stdout if known else sys.stderr)
             return 0 if known else 2
     near = near_names(given, COMMANDS, 3) or near_names(words[0], COMMANDS, 3)
-    mend = f"did you mean {' or '.join(near)}?" if near else "`brickwork --help` lists them."
-    print(f"error: there is no command {given or words[0]!r}; {mend}", file=sys.stderr)
+    fix = f"did you mean {' or '.join(near)}?" if near else "`brickwork --help` lists them."
+    print(f"error: there is no command {given or words[0]!r}; {fix}", file=sys.stderr)
     return 2
 
 

@@ -68,8 +68,8 @@ def no_unknown(argument: str, given: Iterable[str], known: Iterable[str], owner:
     known = sorted(known)
     for key in given:
         if key not in known:
-            mend = advice(key, known, f"{owner} takes")
-            raise ValueError(f"`{argument}` has {shown(key)}, which {owner} does not take; {mend}")
+            fix = advice(key, known, f"{owner} takes")
+            raise ValueError(f"`{argument}` has {shown(key)}, which {owner} does not take; {fix}")
 
 
 def count_and_name(items: Sequence[str], limit: int = 5) -> str:

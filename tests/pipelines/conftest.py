@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from brickwork.gen.conditioning import sincos_position_table
 from brickwork.gen.networks.lego import LegoTransformer2DModel
-from brickwork.gen.original.lego import convert_original_lego
+from brickwork.gen.original.lego_checkpoints import convert_original_lego
 from brickwork.pipelines.lego import LegoPipeline
 from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
 

@@ -63,8 +63,8 @@ def select_rows(source: str, output: Path, where: list[str], split: str = "train
         values = _texts(table, column)
         wanted = set(listed.split(","))
         if missing := sorted(wanted - set(values)):
-            mend = advice(missing[0], sorted(set(values)), limit=12)
-            raise ValueError(f"`--where` is {condition!r}, but no row has {missing[0]!r}; {mend}")
+            fix = advice(missing[0], sorted(set(values)), limit=12)
+            raise ValueError(f"`--where` is {condition!r}, but no row has {missing[0]!r}; {fix}")
         rows = [row for row in rows if values[row] in wanted]
     if not rows:
         raise ValueError(f"No row meets all of {where}; leave one out.")

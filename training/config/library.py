@@ -34,8 +34,8 @@ def find_config(name: str | Path, argument: str = "--config", folder: Path = CON
         return known[plain]
     what = "is a folder" if path.is_dir() else "is not there"
     beside = [*path.parent.glob("*.yaml"), *path.parent.glob("*.yml")] if path.parent.is_dir() else []
-    mend = advice(path.name, [*known, *(file.name for file in beside)], "name a file, or one of those that ship:")
-    raise ValueError(f"`{argument}` is {shown(str(name))}, which {what}; {mend}")
+    fix = advice(path.name, [*known, *(file.name for file in beside)], "name a file, or one of those that ship:")
+    raise ValueError(f"`{argument}` is {shown(str(name))}, which {what}; {fix}")
 
 
 def apply_data_set(levels: list[dict]) -> list[dict]:

@@ -154,7 +154,7 @@ class LatentCache:
             pixels = self.images.pixels(row, shape)[None].to(self.pipeline.vae.device)
         except BrokenImage as error:
             raise ValueError(
-                f"Row {row} of the data set cannot be read ({error}), so it cannot be cached; mend or remove it "
+                f"Row {row} of the data set cannot be read ({error}), so it cannot be cached; repair or remove it "
                 "(`brickwork data check` names all), or leave `data.cache` out."
             ) from None
         mean, logvar = moments(self.pipeline.vae, pixels)
@@ -182,7 +182,7 @@ class LatentCache:
 
 @contextmanager
 def _rebuilt_by_removing() -> Iterator[None]:
-    """These caches are made by the run itself, so their refusals say another way to mend."""
+    """These caches are made by the run itself, so their refusals say another way to repair them."""
     try:
         yield
     except ValueError as error:

@@ -94,7 +94,7 @@ class RunLog:
         if len(self.broken) > limit:
             raise DataLost(
                 f"`data.max_broken_images` is {limit}, and {len(self.broken)} pictures could not be read (rows "
-                f"{sorted(self.broken)[:8]} …); mend or remove them (`brickwork data check` names all), or raise it."
+                f"{sorted(self.broken)[:8]} …); repair or remove them (`brickwork data check` names all), or raise it."
             )
 
     def check_finite(self, norm: torch.Tensor | float | None, limit: int) -> bool:

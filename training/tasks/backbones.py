@@ -197,11 +197,11 @@ def _check_out_channels(config: TrainConfig, model: torch.nn.Module) -> None:
     learned = estimated == 2 * channels
     if estimated == channels or (learned and objective == "epsilon"):
         return
-    mend = f"build the network with `model.config.out_channels={channels}`"
+    fix = f"build the network with `model.config.out_channels={channels}`"
     if learned:
-        mend = f"a learned variance goes with epsilon alone. Set `objective.type=epsilon`, or {mend}"
+        fix = f"a learned variance goes with epsilon alone. Set `objective.type=epsilon`, or {fix}"
     raise ValueError(
-        f"`objective.type` is {objective!r}, but the network estimates {estimated} channels for {channels}; {mend}."
+        f"`objective.type` is {objective!r}, but the network estimates {estimated} channels for {channels}; {fix}."
     )
 
 

@@ -12,8 +12,8 @@ from brickwork.eval.benchmark import timing as benchmark_timing
 from brickwork.eval.benchmark.memory import TensorBytes, derive_memory
 from brickwork.eval.benchmark.networks import DIT, OURS, PLAIN, UNET, forward_of, step_of, subjects
 from brickwork.eval.benchmark.reference import PlainLego
-from brickwork.eval.benchmark.report import marks, memory_table, suite_text
 from brickwork.eval.benchmark.suites import Settings
+from brickwork.eval.benchmark.tables import marks, memory_table, suite_text
 from brickwork.eval.benchmark.timing import Case, Spread, fit_exponent, interleave
 from brickwork.eval.commands import benchmark
 from brickwork.gen.networks.lego import LegoTransformer2DModel

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from brickwork.gen.original import pickles
-from brickwork.gen.original.lego import load_original_lego
+from brickwork.gen.original.lego_checkpoints import load_original_lego
 
 
 class Call:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from brickwork.gen.conditioning import sincos_position_table
 from brickwork.gen.networks.lego import LegoTransformer2DModel
-from brickwork.gen.original.lego import convert_original_lego, load_original_lego, preset_name
+from brickwork.gen.original.lego_checkpoints import convert_original_lego, load_original_lego, preset_name
 from brickwork.gen.presets import LEGO_PRESETS
 
 SIZES = {"pg": (32, 64), "pr": (32, 64), "u": (16, 32)}

@@ -17,7 +17,7 @@ from brickwork.gen.blocks.norms import BatchNorm
 from brickwork.gen.parameterization import EDMObjective
 from brickwork.training.studies.convbn import cost as convbn_cost
 from brickwork.training.studies.convbn import curves as convbn_curves
-from brickwork.training.studies.convbn.report import apart, ending, report, smoothed
+from brickwork.training.studies.convbn.figures import apart, ending, report, smoothed
 
 SAMPLE = Path(__file__).parents[2] / "data" / "emoji" / "sample.parquet"
 SMALL = {"num_layers": 1, "hidden_size": 16, "attention_head_dim": 8, "window_size": 2}

@@ -126,19 +126,19 @@ def fetch_package(package: Package, folder: Path) -> Path:
 
 
 def _npm_pack(package: Package, folder: Path) -> Path:
-    mend = (
+    fix = (
         f"Or download the tarball {package.tarball} of {package.spec} where there is a network "
         f"(`npm pack {package.spec}`) and pass its folder with --packages DIR."
     )
     npm = shutil.which("npm")
     if npm is None:
-        raise ValueError(f"npm, which downloads {package.spec}, was not found on PATH: install Node.js. {mend}")
+        raise ValueError(f"npm, which downloads {package.spec}, was not found on PATH: install Node.js. {fix}")
     command = [npm, "pack", package.spec, "--pack-destination", str(folder), "--ignore-scripts", "--loglevel=error"]
     result = subprocess.run(command, capture_output=True, text=True)
     path = folder / package.tarball
     if result.returncode != 0 or not path.exists():
         said = " ".join((result.stderr or result.stdout).split())[:300] or "it said nothing"
-        raise ValueError(f"`npm pack {package.spec}` failed with exit status {result.returncode} ({said}). {mend}")
+        raise ValueError(f"`npm pack {package.spec}` failed with exit status {result.returncode} ({said}). {fix}")
     return path
 
 

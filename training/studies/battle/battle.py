@@ -33,7 +33,7 @@ from brickwork.training.studies.battle.config import (
     sweep_entries,
     train_config,
 )
-from brickwork.training.studies.battle.report import STUDY, report
+from brickwork.training.studies.battle.pages import STUDY, report
 from brickwork.training.studies.timed import cost_cells, count_work, trained_parameters
 from brickwork.training.studies.trained import FEATURES, FREE, training_cell
 

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     """Fight, say what would be fought, or report."""
     if args.report_only is not None:
         from brickwork.eval.studies.core import StudyFolder, write_report
-        from brickwork.training.studies.battle.report import STUDY, report
+        from brickwork.training.studies.battle.pages import STUDY, report
 
         write_report(StudyFolder.read(args.report_only, STUDY), report)
         return 0

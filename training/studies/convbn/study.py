@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     from diffusers.utils import logging
 
     from brickwork.eval.studies.core import StudyFolder, run_cells
-    from brickwork.training.studies.convbn.report import write
+    from brickwork.training.studies.convbn.figures import write
 
     logging.set_verbosity_error()
     settings, rates = check(args), read_rates(args.rates)
