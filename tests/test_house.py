@@ -226,7 +226,7 @@ for words in (
     assert "48 pictures, 2 classes: cats 24, dogs 24" in output
     assert (tmp_path / "runs" / "my-pictures" / "index.html").is_file()
     assert (tmp_path / "my-model" / "model_index.json").is_file()
-    assert len([*tmp_path.glob("generated/**/*.png")]) == 2
+    assert len([*tmp_path.glob("generated/**/*.png")]) == 4  # two of each class
     assert not [*tmp_path.rglob("*.tmp")]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from brickwork import hub
 from brickwork.errors import one_of
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Networks, pipelines and schedulers, which `DiffusionPipeline.from_pretrained` and `AutoModel.from_pretrained` find by
 # name once they are registered.

@@ -102,7 +102,7 @@ def before_saving(kind: type, tell: Callable[[Any], None]) -> None:
     Once a class and `tell`, however often it is asked for.
     """
     save = kind.save_pretrained
-    if getattr(save, "tell", None) is tell:
+    if getattr(save, "tell", None) == tell:
         return
 
     @wraps(save)

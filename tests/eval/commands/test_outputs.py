@@ -12,7 +12,6 @@ COMMANDS = {
     "evaluate calc elsewhere --reference nothing -o OUT/a.json": "a.neighbours.png",
     "demo --output OUT/a.png": "a.png",
     "demo resadapter --output OUT/a.png": "a.png",
-    "generate lego-emoji-64 --classes 0 --seed 1 --count 1 --output OUT": "0-000001.png",
     "benchmark where -o OUT": "benchmark.json",
     "benchmark memory -o OUT": "benchmark.png",
     "seams lego-emoji-64 -o OUT": "seams.json",

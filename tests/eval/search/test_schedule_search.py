@@ -476,6 +476,6 @@ def test_the_command_writes_schedules_plot_and_results_for_the_report(
     assert "Metrics over share" in (tmp_path / "report" / "index.html").read_text()
     assert cli.main([*arguments, "--budget", "0.7"]) == 2
     assert "search.json', which is there already; name another, or add --overwrite" in capsys.readouterr().err
-    for budget, message in (("0.05", "give at least"), ("1.2", "`budget` is 1.2; give a share")):
+    for budget, message in (("0.05", "give at least"), ("1.2", "`--budget` is 1.2; give a share")):
         assert cli.main([*arguments, "--budget", budget, "--overwrite"]) == 2
         assert message in capsys.readouterr().err

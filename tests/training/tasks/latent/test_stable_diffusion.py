@@ -35,7 +35,7 @@ def make_batch(pipeline, height=6, width=10, batch=3):
 
 def latent_loss(pipeline, parameterization, batch, complete=lambda batch: batch):
     """The losses `(B,)` of a task of the pipeline's UNet."""
-    task = SimpleNamespace(parameterization=parameterization, complete=complete)
+    task = SimpleNamespace(parameterization=parameterization, complete=complete, network=pipeline.unet)
     task.noisy = partial(LatentTask.noisy, task)
     step = LatentTask.step(task, batch, 0)
     step.outputs = LatentTask.call(task, pipeline.unet, step)
