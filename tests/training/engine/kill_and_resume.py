@@ -54,7 +54,8 @@ def config_of(folder: Path, steps: int, workers: int):
         f"run.output_dir={folder}", f"run.total_images={8 * steps}", f"data.source={SAMPLE}",
         f"model.config={NETWORK}",
         f"data.num_workers={workers}", "data.size=8", "objective.brick_dropout=0.5", "optimizer.learning_rate=1e-2",
-        "run.batch_size=8", "run.checkpoint_images=8", "run.log_images=8", "run.sample_images=0", "samples.count=0",
+        "run.batch_size=8", "run.checkpoint_images=8", "run.log_images=8", "run.sample_images=16", "samples.count=1",
+        "data.held_out=0.1",
     ]  # fmt: skip
     return load_config(None, overrides)
 
@@ -154,8 +155,12 @@ def kill_and_resume(folder: Path, kills: int, steps: int = 60, longest: float = 
         run_under_fire(run, steps, longest, chance, tally, kills)
         tensors = final_tensors(run)
         same = set(tensors) == set(expected) and all(torch.equal(tensors[name], expected[name]) for name in expected)
-        lines = [json.loads(line)["images"] for line in (run / "log.jsonl").read_text().splitlines()]
-        if not same or lines != sorted(set(lines)):
+        lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        images, told = [line["images"] for line in lines], [(line["images"], *sorted(line)) for line in lines]
+        # Every loss and every evaluation once, in order: none lost by a kill, none made again by going on.
+        evaluated = sum(any(key.startswith("held_out") for key in line) for line in lines)
+        complete = evaluated == steps // 2
+        if not same or images != sorted(images) or len(set(told)) < len(told) or not complete:
             tally.lost.append(f"{run} ended otherwise than the run that nobody killed")
         print(tally.report(), flush=True)
     return tally
