@@ -120,7 +120,7 @@ def _describe(folder: Path) -> str:
 def _read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is not valid JSON ({error}); save the pipeline anew.") from None
     if not isinstance(content, dict):
         raise ValueError(f"{str(path)!r} holds no JSON object; save the pipeline anew.")

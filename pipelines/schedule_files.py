@@ -15,7 +15,7 @@ def schedule_from_file(path: str | Path) -> BrickSchedule | SubnetSchedule:
     """
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(
             f"`--schedule` is {str(path)!r}, which is no JSON ({error}); give what `brickwork search` wrote."
         ) from None

@@ -164,3 +164,14 @@ def test_ctrl_c_is_no_traceback(capsys, monkeypatch):
     monkeypatch.setattr("brickwork.eval.commands.info.configure_parser", interrupted)
     assert cli.main(["info"]) == 130
     assert capsys.readouterr().err == "Stopped.\n"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model_index.json"])
+def test_deep_nesting_is_one_line(name, tmp_path, capsys):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / name).write_text('{"_class_name": ' + "[" * 100_000)
+    for words in (["info", str(folder)], ["generate", str(folder), "-o", str(tmp_path / "out")]):
+        assert cli.main(words) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and "Traceback" not in said

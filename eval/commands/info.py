@@ -83,7 +83,7 @@ def _schedule_in(folder: Path):
 
     try:
         saved = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("subnet_schedule")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
     return None if saved is None else read_schedule(saved)
 
@@ -101,7 +101,7 @@ def _class_of(folder: Path) -> str:
     """The class of the network that a folder holds, or no name."""
     try:
         return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name") or ""
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return ""
 
 

@@ -50,7 +50,7 @@ def pipeline_class(name: str) -> str | None:
     """The class of a saved pipeline, of weights that ship or in a folder; `None` where there is none to read."""
     try:
         return json.loads(Path(pipeline_folder(name), "model_index.json").read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
 
@@ -58,7 +58,7 @@ def pipeline_parts(name: str) -> dict | None:
     """What `model_index.json` says of a saved pipeline's parts, of weights that ship or in a folder; else `None`."""
     try:
         return json.loads(Path(pipeline_folder(name), "model_index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

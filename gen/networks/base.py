@@ -234,7 +234,7 @@ def _check_folder(folder: Path, class_name: str) -> None:
         raise MissingFile(f"{str(folder)!r} holds no network (config.json is missing); {advice}")
     try:
         saved = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, RecursionError):
         raise ValueError(f"{str(folder / 'config.json')!r} is no JSON object; save the network anew.") from None
     if saved not in (None, class_name):
         raise ValueError(f"{str(folder)!r} holds a {saved}, not a {class_name}; load it with {saved}.from_pretrained.")

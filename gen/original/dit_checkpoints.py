@@ -80,7 +80,7 @@ def _read_config(folder: Path) -> dict:
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} cannot be read: {error}; give a folder that diffusers saved.") from None
     if not isinstance(config, dict) or config.get("_class_name") != "DiTTransformer2DModel":
         raise ValueError(f"{str(path)!r} does not describe a DiTTransformer2DModel.")

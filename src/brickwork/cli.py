@@ -176,7 +176,7 @@ def _run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         if hasattr(args, "verbose"):
             traceback.print_exc()
         print(f"error: {as_options(str(error), args.parser)}", file=sys.stderr)

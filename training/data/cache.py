@@ -90,7 +90,7 @@ class TensorCache:
         self.folder = Path(folder)
         try:
             index = json.loads((self.folder / INDEX).read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             raise ValueError(f"{str(self.folder)!r} holds no cache; build one with `brickwork data cache`.") from None
         self.rows, self.names, self.fingerprint = index["rows"], index["names"], index["fingerprint"]
         self.source = index["source"]
