@@ -1,4 +1,4 @@
-"""Kill every command that writes, at random moments, and see what it leaves: the old or the new, never a part.
+"""Kill commands that write, at random moments, and see what they leave: the old or the new, never a part.
 
     python tests/kill_commands.py --kills 300
 
