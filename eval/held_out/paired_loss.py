@@ -46,33 +46,37 @@ class PairedSet:
         return torch.from_numpy(np.stack(draws))
 
 
-def estimates(model, sample, timestep, class_labels=None, bricks=None, **further) -> list[torch.Tensor]:
-    """What a network says: the estimate of every brick that ran, of every copy of a composite, or the one of another.
+def estimates(model, sample, timestep, class_labels=None, subnet=None, **further) -> list[torch.Tensor]:
+    """What a subnet says: the estimate of every brick that ran, of every copy of a composite, or the one of another.
 
-    `further` arguments, such as `coordinates`, are for networks with bricks.
+    Args:
+        model: a network, wrapped or not.
+        sample, timestep, class_labels: what it reads.
+        subnet: the name of the one to run; `None` for the network itself.
+        further: arguments such as `coordinates`, for networks that take them.
     """
-    if hasattr(getattr(model, "module", model), "num_bricks"):
-        output = model(sample, timestep, class_labels, bricks=bricks, return_intermediates=True, **further)
-        return output.intermediates
-    if hasattr(getattr(model, "module", model), "output_weights"):
-        return model(sample, timestep, class_labels=class_labels, return_intermediates=True).intermediates
-    return [model(sample, timestep, class_labels=class_labels).sample]
+    network = getattr(model, "module", model)
+    further |= {} if subnet is None else {"subnet": subnet}
+    if hasattr(network, "num_bricks") or hasattr(network, "output_weights"):
+        further["return_intermediates"] = True
+        return model(sample, timestep, class_labels=class_labels, **further).intermediates
+    return [model(sample, timestep, class_labels=class_labels, **further).sample]
 
 
 @torch.no_grad()
-def paired_loss(model, pairs: PairedSet, objective, bricks=None, batch_size: int = 32) -> dict:
+def paired_loss(model, pairs: PairedSet, objective, subnet=None, batch_size: int = 32) -> dict:
     """Score a network on the frozen list.
 
     Args:
         model: a denoiser, in the mode (train or eval) that is to be scored.
         pairs: the frozen list.
         objective: what the network was trained for (see `brickwork.gen.parameterization`).
-        bricks: the bricks to run, for networks that have them.
+        subnet: the name of the one to run; `None` for the network itself.
         batch_size: images at once.
 
     Returns:
-        `loss`: mean of the last estimate's loss; `per_brick`: mean loss of each estimate; `per_level`: `{sigma: loss}`
-        of the last estimate.
+        `loss`: mean of the last estimate's loss; `per_estimate`: mean loss of each of `estimates`; `per_level`:
+        `{sigma: loss}` of the last one.
     """
     parameter = next(model.parameters())
     sums = None
@@ -85,7 +89,7 @@ def paired_loss(model, pairs: PairedSet, objective, bricks=None, batch_size: int
             sample, timestep = objective.network_inputs(images, noise, sigma)
             losses = [
                 objective.losses(estimate, images, noise, sigma).double().sum().item()
-                for estimate in estimates(model, sample, timestep, labels, bricks)
+                for estimate in estimates(model, sample, timestep, labels, subnet)
             ]
             if sums is None:
                 sums = np.zeros((len(pairs.levels), len(losses)))
@@ -94,6 +98,6 @@ def paired_loss(model, pairs: PairedSet, objective, bricks=None, batch_size: int
     sigmas = objective.noise_levels(torch.tensor(pairs.levels)).tolist()
     return {
         "loss": float(means[:, -1].mean()),
-        "per_brick": means.mean(axis=0).tolist(),
+        "per_estimate": means.mean(axis=0).tolist(),
         "per_level": {f"{sigma:.4g}": float(value) for sigma, value in zip(sigmas, means[:, -1])},
     }

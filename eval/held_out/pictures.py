@@ -62,7 +62,9 @@ def measure_paired_loss(
         settings["options"] = options
     if getattr(pipeline, "vae", None) is not None:
         settings["vae"] = weights_digest(pipeline.vae)
-    return Score(scores["loss"], settings=settings, details={key: scores[key] for key in ("per_brick", "per_level")})
+    return Score(
+        scores["loss"], settings=settings, details={key: scores[key] for key in ("per_estimate", "per_level")}
+    )
 
 
 def _objective(name: str, options: dict):

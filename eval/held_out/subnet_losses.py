@@ -81,20 +81,16 @@ def subnet_losses(
             sigmas = torch.full((len(images),), sigma, device=device)
             sample, timestep = objective.network_inputs(images, noise, sigmas)
             for run in runs:
-                for name, estimate in zip(run, _estimates(model, run[-1], sample, timestep, labels)):
+                if isinstance(model, Mapping):
+                    found = estimates(model[run[-1]], sample, timestep, labels)[-1:]
+                else:
+                    found = estimates(model, sample, timestep, labels, run[-1])
+                for name, estimate in zip(run, found):
                     scored = objective.losses(estimate, images, noise, sigmas)
                     losses[name][level, part] = scored.double().cpu().numpy()
                 if on_batch is not None:
                     on_batch()
     return losses
-
-
-def _estimates(model, name: str, sample, timestep, labels) -> list[torch.Tensor]:
-    if isinstance(model, Mapping):
-        return estimates(model[name], sample, timestep, labels)[-1:]
-    if hasattr(model, "num_bricks"):
-        return estimates(model, sample, timestep, labels, bricks_of(name, model.num_bricks))
-    return [model(sample, timestep, class_labels=labels, subnet=name).sample]
 
 
 def runs_of(model, subnets: Iterable[str]) -> list[tuple[str, ...]]:

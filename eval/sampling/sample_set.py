@@ -230,7 +230,7 @@ def _record(
         "weights_sha256": weights_digest(denoiser_of(pipeline)),
         "dtype": str(denoiser_of(pipeline).dtype).removeprefix("torch."),
         "scheduler": {"class": type(pipeline.scheduler).__name__, **_public(pipeline.scheduler.config)},
-        "brick_schedule": _plain(pipeline.config.get(getattr(pipeline, "schedule_name", "brick_schedule"))),
+        "subnet_schedule": _plain(pipeline.config.get(getattr(pipeline, "schedule_name", "brick_schedule"))),
         "recommended": _recommended(pipeline, settings),
         "format": format,
         **_plain(asdict(settings)),
@@ -265,6 +265,8 @@ def _is_finished(output: Path, record: dict, folder: Path, format: str) -> bool:
             raise ValueError(f"output: {output} exists and is no sampled set; choose another place or empty it")
         return False
     found = json.loads(stored.read_text(encoding="utf-8"))
+    if "brick_schedule" in found:  # its name until 0.2
+        found["subnet_schedule"] = found.pop("brick_schedule")
     ignored = ("source", "versions", "gflops")
     changed = [key for key in record if key not in ignored and found.get(key) != record[key]]
     if changed:

@@ -71,7 +71,8 @@ class ScheduleScore:
         operations: counted operations of an image, without guidance (which doubles them).
         share: of the full schedule's operations.
         loss: weighted paired loss.
-        change: loss over the full schedule's, minus 1. error: its standard error over the images.
+        change: loss over the full schedule's, minus 1.
+        error: its standard error over the images; `None` for a single image.
         subnets: of each step.
     """
 
@@ -79,13 +80,8 @@ class ScheduleScore:
     share: float
     loss: float
     change: float
-    error: float
+    error: float | None
     subnets: tuple[str, ...]
-
-    @property
-    def bricks(self) -> tuple[tuple[int, ...], ...]:
-        """`subnets` of a LEGO stack as bricks."""
-        return tuple(map(bricks_of, self.subnets))
 
     def to_dict(self) -> dict:
         """As it is stored."""
@@ -188,10 +184,11 @@ class ScheduleSearch:
         values, full = self._of_each_image(names), self._full
         # Images that were met with several noises count once: their noises are no independent pictures.
         differences = _by_image(values - full, self.num_images)
-        error = differences.std(ddof=1) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
-        loss, base = values.mean(), full.mean()
+        loss, base, error = values.mean(), full.mean(), None
+        if len(differences) > 1:
+            error = float(differences.std(ddof=1) / math.sqrt(len(differences)) / base)
         share = operations / self.full_operations
-        return ScheduleScore(operations, share, float(loss), float(loss / base - 1), float(error / base), tuple(names))
+        return ScheduleScore(operations, share, float(loss), float(loss / base - 1), error, tuple(names))
 
     def _of_each_image(self, names: Sequence[str]) -> np.ndarray:
         return sum(self._step_losses[name][step] for step, name in enumerate(names))
@@ -253,7 +250,7 @@ class ScheduleSearch:
                 f"{s.share:.1%}",
                 f"{s.operations / 1e9:.4g}",
                 f"{s.loss:.4f}",
-                "" if name == "full" else f"{s.change:+.1%} ± {s.error:.1%}",
+                "" if name == "full" else f"{s.change:+.1%}" + ("" if s.error is None else f" ± {s.error:.1%}"),
                 steps_text(s.subnets),
             )
             for name, s in self.scores(further).items()
@@ -326,10 +323,11 @@ def search_brick_schedule(
     objective=None,
     weighting: str = "sampler",
     num_pairs: int = 128,
-    max_subsets: int = 64,
+    max_subnets: int = 64,
     batch_size: int = 32,
     seed: int = 0,
     progress: bool = True,
+    max_subsets: int | None = None,
 ) -> ScheduleSearch:
     """Measure a network's subnets and find the schedule of least loss within a budget of operations.
 
@@ -350,10 +348,11 @@ def search_brick_schedule(
         weighting: how noise levels are weighted, `"sampler"`, `"training"` or `"even"`; see the module's text.
         num_pairs: how many pictures and noises each level is scored with; fewer pictures are used again with other
             noise, of more an even selection is used. A `PairedSet` is used as it is.
-        max_subsets: networks with more subnets are searched for those worth scoring (`candidate_subnets`).
+        max_subnets: networks with more subnets are searched for those worth scoring (`candidate_subnets`).
         batch_size: images at once.
         seed: of the noise.
         progress: show a bar.
+        max_subsets: the former name of `max_subnets`.
 
     Raises:
         ValueError: for a budget outside (0, 1] or below the cheapest schedule, and for data of the wrong size,
@@ -377,7 +376,7 @@ def search_brick_schedule(
     levels = distinct_levels(sampler_steps(scheduler))
     weights = step_weights(sampler_steps(scheduler), objective, weighting)
 
-    losses = _score_subnets(network, pairs, objective, levels, costs, max_subsets, batch_size, progress)
+    losses = _score_subnets(network, pairs, objective, levels, costs, max_subsets or max_subnets, batch_size, progress)
     settings = {
         "height": size[0] * factor,
         "width": size[1] * factor,
@@ -387,7 +386,7 @@ def search_brick_schedule(
         "weighting": weighting,
         "pairs": len(pairs.images),
         "seed": pairs.seed,
-        "all_subsets": len(losses) == len(costs),
+        "all_subnets": len(losses) == len(costs),
     }
     return ScheduleSearch(network, scheduler, losses, costs, weights, budget, settings, num_images)
 

@@ -186,7 +186,7 @@ def model_card(
         f"{figures['train_images']:,} training images{start}.",
     ]
     if held_out is not None:
-        bricks = ", ".join(f"{loss:.4f}" for loss in held_out["per_brick"])
+        bricks = ", ".join(f"{loss:.4f}" for loss in held_out["per_estimate"])
         lines += [
             f"Paired held-out denoising loss: {held_out['loss']:.4f} (after each brick: {bricks}).",
         ]

@@ -15,6 +15,7 @@ from brickwork.eval.sampling.sample_set import denoiser_of
 from brickwork.gen.conditioning import crop_coordinates
 from brickwork.gen.networks.stitched import StitchedDenoiser
 from brickwork.gen.parameterization import OBJECTIVES
+from brickwork.gen.subnets import name_of
 from brickwork.pipelines.objective_file import saved_objective
 from brickwork.training.config.config import TrainConfig
 from brickwork.training.config.data import DataConfig
@@ -120,14 +121,13 @@ class BackboneTask(DenoisingTask):
             names = self.network.subnet_names()
             subnet = names[int(random_numbers(self.config.run.seed, STEP, number).integers(len(names)))]
         else:
-            subnet = draw_bricks(self.config, getattr(self.network, "num_bricks", 0), number, self.phase)
+            bricks = draw_bricks(self.config, getattr(self.network, "num_bricks", 0), number, self.phase)
+            subnet = None if bricks is None else name_of(bricks)
         return self.noisy(batch["image"], batch, conditions, subnet)
 
     def call(self, network: torch.nn.Module, step: Step) -> list[torch.Tensor]:
         """The estimate of every brick that ran, of every copy of a composite, or the one of any other network."""
-        if isinstance(step.subnet, str):
-            return [network(step.sample, step.timestep, **step.conditions, subnet=step.subnet).sample]
-        return estimates(network, step.sample, step.timestep, bricks=step.subnet, **step.conditions)
+        return estimates(network, step.sample, step.timestep, subnet=step.subnet, **step.conditions)
 
     def teacher(self, source: str) -> torch.nn.Module:
         try:
@@ -154,10 +154,11 @@ class BackboneTask(DenoisingTask):
         if self.held_out is not None:
             with self.accelerator.autocast():
                 bricks = getattr(self.phase, "runs", None)
-                result = paired_loss(self.network, self.held_out, self.parameterization, bricks)
+                subnet = None if bricks is None else name_of(bricks)
+                result = paired_loss(self.network, self.held_out, self.parameterization, subnet)
             scalars = {"held_out/loss": result["loss"]}
-            if len(result["per_brick"]) > 1:
-                scalars |= {f"held_out/brick_{i}": loss for i, loss in enumerate(result["per_brick"])}
+            if len(result["per_estimate"]) > 1:
+                scalars |= {f"held_out/brick_{i}": loss for i, loss in enumerate(result["per_estimate"])}
             scalars |= {f"held_out_at/sigma_{sigma}": loss for sigma, loss in result["per_level"].items()}
             log.scalars(images, scalars)
             self.accelerator.print(f"{images:,} images: held-out paired loss {result['loss']:.4f}")

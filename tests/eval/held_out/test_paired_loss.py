@@ -89,9 +89,9 @@ def test_bricks_are_scored_one_by_one_and_in_subsets(images):
     pairs = PairedSet.from_images(images, torch.tensor([0, 1, 2, 0, 1]))
     model, objective = make_lego(), EDMObjective()
     whole = paired_loss(model, pairs, objective)
-    assert len(whole["per_brick"]) == 2 and whole["per_brick"][-1] == pytest.approx(whole["loss"])
-    exit_early = paired_loss(model, pairs, objective, bricks=(0,))
-    assert exit_early["loss"] == pytest.approx(whole["per_brick"][0], rel=1e-6)
+    assert len(whole["per_estimate"]) == 2 and whole["per_estimate"][-1] == pytest.approx(whole["loss"])
+    exit_early = paired_loss(model, pairs, objective, subnet="0")
+    assert exit_early["loss"] == pytest.approx(whole["per_estimate"][0], rel=1e-6)
 
 
 def test_networks_of_diffusers_are_scored_too(images):
@@ -100,7 +100,7 @@ def test_networks_of_diffusers_are_scored_too(images):
         down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, add_attention=False,
     )  # fmt: skip
     result = paired_loss(unet, PairedSet.from_images(images, None), EDMObjective())
-    assert result["loss"] > 0 and len(result["per_brick"]) == 1
+    assert result["loss"] > 0 and len(result["per_estimate"]) == 1
 
 
 def test_the_cpus_fused_attention_is_counted():

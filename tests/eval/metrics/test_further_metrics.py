@@ -136,7 +136,7 @@ def test_paired_loss_of_a_pipeline_is_that_of_its_network(lego, pixels, write_fo
     batch = torch.from_numpy(np.stack(by_hand)).permute(0, 3, 1, 2) / 127.5 - 1
     pairs = PairedSet.from_images(batch, torch.tensor([0, 1, 2] * 2), num_levels=2)
     expected = paired_loss(lego.transformer, pairs, EDMObjective())
-    assert found.value == expected["loss"] and found.details["per_brick"] == expected["per_brick"]
+    assert found.value == expected["loss"] and found.details["per_estimate"] == expected["per_estimate"]
     unlabelled = measure_paired_loss(lego, from_arrays(np.stack(by_hand)), Preparation(), num_levels=2)
     assert unlabelled.value != found.value
     assert unlabelled.settings == found.settings  # the same pictures, however they are stored

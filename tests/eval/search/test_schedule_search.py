@@ -101,7 +101,7 @@ def test_every_set_of_bricks_scores_what_paired_loss_says(model):
     found = subnet_losses(model, pairs, objective, sigmas, subsets, batch_size=2)
     assert sorted(found) == sorted(subsets)
     for subset in subsets:
-        expected = list(paired_loss(model, pairs, objective, bricks=bricks_of(subset))["per_level"].values())
+        expected = list(paired_loss(model, pairs, objective, subnet=subset)["per_level"].values())
         assert found[subset].shape == (len(sigmas), 3)
         assert found[subset].mean(axis=1).tolist() == pytest.approx(expected, rel=1e-5)
 
@@ -226,7 +226,7 @@ def test_counted_operations_are_those_of_the_pipeline(model, search):
     pipe.set_progress_bar_config(disable=True)
     arguments = {"num_inference_steps": 4, "brick_schedule": search.schedule, "class_labels": [1]}
     counted, result = count_operations(lambda: pipe(**arguments))
-    assert counted == search.score.operations and tuple(result.bricks) == search.score.bricks
+    assert counted == search.score.operations and tuple(map(name_of, result.bricks)) == search.score.subnets
     assert count_operations(lambda: pipe(**arguments, guidance_scale=2.0))[0] == 2 * counted
     wide = search_brick_schedule(
         model, make_pairs(1, 3, 8, 8), 0.6, width=19, num_inference_steps=2, num_pairs=1, progress=False
@@ -240,7 +240,7 @@ def test_without_brick_dropout_only_early_exits():
         make_lego(trained_subsets="prefix"), make_pairs(3, 3, 8, 8), 0.6, num_inference_steps=4, progress=False
     )
     assert exits.subnets == ["0", "0+1", "0+1+2"]
-    assert set(exits.score.bricks) <= {(0,), (0, 1), (0, 1, 2)}
+    assert set(exits.score.subnets) <= {"0", "0+1", "0+1+2"}
 
 
 def test_the_schedule_is_saved_with_a_pipeline(model, search, tmp_path):
@@ -249,7 +249,7 @@ def test_the_schedule_is_saved_with_a_pipeline(model, search, tmp_path):
     again = brickwork.LegoPipeline.from_pretrained(tmp_path / "pipe")
     assert again.brick_schedule == search.schedule
     again.set_progress_bar_config(disable=True)
-    assert tuple(again(class_labels=[0], num_inference_steps=4).bricks) == search.score.bricks
+    assert tuple(map(name_of, again(class_labels=[0], num_inference_steps=4).bricks)) == search.score.subnets
 
 
 def test_pictures_are_brought_to_the_training_size(model, pictures):
@@ -312,9 +312,9 @@ def test_tall_stacks_are_searched_for_sets_worth_scoring():
 
 def test_a_limit_is_kept_in_a_real_search():
     found = search_brick_schedule(
-        make_lego(), make_pairs(2, 3, 8, 8), 0.7, num_inference_steps=2, max_subsets=5, progress=False
+        make_lego(), make_pairs(2, 3, 8, 8), 0.7, num_inference_steps=2, max_subnets=5, progress=False
     )
-    assert "0+1+2" in found.subnets and not found.settings["all_subsets"]
+    assert "0+1+2" in found.subnets and not found.settings["all_subnets"]
     with pytest.raises(ValueError, match="did not score"):
         missing = next(subset for subset in brick_subsets(3, "any") if name_of(subset) not in found.subnets)
         found.score_of(BrickSchedule.from_levels(found.model, {1.0: missing}))
@@ -447,6 +447,15 @@ def test_refuses_pictures_without_labels_or_below_the_size(model, pictures):
     Image.new("RGB", (7, 9)).save(pictures / "0.png")
     with pytest.raises(ValueError, match=r"1 \(0.png 7x9\) of 5 .* smaller than the training size, 8x8"):
         search_brick_schedule(model, pictures, 0.6)
+
+
+def test_a_single_picture_has_no_error_but_a_schedule(model, pictures, tmp_path, capsys):
+    LegoPipeline(model, EDMHeunScheduler()).save_pretrained(tmp_path / "pipe")
+    arguments = ["search", str(tmp_path / "pipe"), str(pictures), "-o", str(tmp_path / "out"), "--device", "cpu"]
+    assert cli.main([*arguments, "--steps", "2", "--pairs", "1"]) == 0
+    assert "±" not in capsys.readouterr().out
+    stored = json.loads((tmp_path / "out" / "search.json").read_text())
+    assert {score["error"] for score in stored["schedules"].values()} == {None}
 
 
 def test_the_command_writes_schedules_plot_and_results_for_the_report(

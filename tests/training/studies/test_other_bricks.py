@@ -73,7 +73,7 @@ def test_losses_of_every_image_average_to_the_paired_loss():
     pairs, objective = PairedSet.from_images(torch.rand(3, 3, 8, 8) * 2 - 1, None), EDMObjective()
     losses, expected = losses_of(model, pairs, objective), paired_loss(model, pairs, objective)
     assert losses.shape == (2, 8, 3)
-    np.testing.assert_allclose(losses.mean(axis=(1, 2)), expected["per_brick"], rtol=1e-6)
+    np.testing.assert_allclose(losses.mean(axis=(1, 2)), expected["per_estimate"], rtol=1e-6)
     np.testing.assert_allclose(losses[-1].mean(axis=1), list(expected["per_level"].values()), rtol=1e-6)
 
 
