@@ -1,4 +1,8 @@
-"""What `brickwork benchmark` measures, one function a suite; each returns plain JSON values."""
+"""What `brickwork benchmark` measures, one function a suite, named in `SUITES` of `eval/commands/benchmark.py`.
+
+A suite returns plain JSON values: `rows` of times (see `time_cases`), `memory` of training steps, further `tables`
+(`columns` and `rows` of text), and `marks` that its figures can be held to (see `mark`); the rest goes into the file.
+"""
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -13,19 +17,23 @@ from brickwork.eval.benchmark.memory import derive_memory, measure_in_child
 from brickwork.eval.benchmark.networks import (
     DTYPES,
     OURS,
+    PLAIN,
+    PRESETS,
     Subject,
     forward_of,
     sampling_of,
     step_of,
     subjects,
 )
-from brickwork.eval.benchmark.timing import Case, MatmulProbe, Stopwatch, Timings, fit_exponent, interleave
+from brickwork.eval.benchmark.timing import Case, MatmulProbe, Stopwatch, fit_exponent, interleave
+from brickwork.eval.report.numbers import spread
 from brickwork.gen.blocks.registry import build_block
 from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.operations import count_operations
 from brickwork.pipelines.schedule_files import schedule_from_file
 from brickwork.pipelines.schedules import BrickSchedule, schedule_kind
 
+HALF = "ours, bfloat16"
 SCALING_SIDES = (64, 128, 256, 512)
 SCALING_BLOCKS = {"dit": {"window_size": 8}, "i2rmb": {"window_size": 8}, "maxvit": {"window_size": 8}}
 SCALING_WIDTH = 32
@@ -87,12 +95,13 @@ class Settings:
         return DTYPES[self.dtype]
 
 
-def _bar(total: int, title: str) -> tqdm:
-    return tqdm(total=total, desc=title, leave=False, disable=None)
-
-
 def _over(items: Collection, title: str) -> Iterable:
     return tqdm(items, desc=title, leave=False, disable=None)
+
+
+def mark(what: str, wanted: str, measured: float, met: bool) -> dict:
+    """A mark that a result is held to."""
+    return {"what": what, "wanted": wanted, "measured": measured, "met": bool(met)}
 
 
 def _counted(group: str, name: str, function: Callable[[], object], probe: Callable[[], float]) -> Case:
@@ -100,8 +109,22 @@ def _counted(group: str, name: str, function: Callable[[], object], probe: Calla
     return Case(group, name, function, count_operations(function)[0], probe)
 
 
-def _rows(timings: Timings, bases: Mapping[str, str]) -> list[dict]:
-    """Everything measured, one row a case; ratios to the case that `bases` names for its group."""
+def time_cases(
+    cases: Sequence[Case], settings: Settings, bases: Mapping[str, str], rounds: int | None = None, warm: bool = True
+) -> list[dict]:
+    """Time cases in turn: one row each, with every measurement.
+
+    Args:
+        cases: in their order.
+        settings: of the benchmark.
+        bases: for a group the case that the others of it are compared with.
+        rounds: how often, by default the settings'.
+        warm: whether all have run before, so that no round is lost on warming up (compiled ones need it).
+    """
+    rounds, warm_up = rounds or settings.rounds, settings.compile or not warm
+    total, title = (rounds + warm_up) * len(cases), cases[0].group
+    with tqdm(total=total, desc=title, leave=False, disable=None) as bar:
+        timings = interleave(cases, rounds, Stopwatch(settings.torch_device), warm_up=warm_up, bar=bar)
     rows = []
     for number, case in enumerate(timings.cases):
         base = timings.number_of(case.group, bases.get(case.group) or "")
@@ -131,52 +154,63 @@ def _compile(network: nn.Module, settings: Settings) -> None:
         network.compile()
 
 
-def bench_network(name: str, settings: Settings) -> dict:
+def bench_network(settings: Settings, name: str = "lego-s-pg-64") -> dict:
     """Forward pass, training step, sampling and memory of a network beside its plain reference and diffusers' own."""
-    device, dtype = settings.torch_device, settings.torch_dtype
-    probe, stopwatch = MatmulProbe(device, dtype), Stopwatch(device)
+    probe = MatmulProbe(settings.torch_device, settings.torch_dtype)
     found = subjects(name, settings.size)
-    cases, parameters = [], {}
-    with _bar(3 * len(found), "counting") as bar:
-        for subject in found.values():
-            network = subject.build().to(device)
-            parameters[subject.name] = sum(p.numel() for p in network.parameters())
-            cases += _network_cases(subject, network, settings, probe, bar)
+    cases, parameters, rows = [], {}, []
+    for subject in _over(found.values(), "counting"):
+        network = subject.build().to(settings.torch_device)
+        parameters[subject.name] = sum(p.numel() for p in network.parameters())
+        cases += _network_cases(subject, network, settings, probe)
     cases += _half_cases(found[OURS], settings)
-    cases.sort(key=lambda case: case.group)  # stable: the groups one after another
-    timings = Timings([])
-    for group in dict.fromkeys(case.group for case in cases):
+    for group in ("forward", "sampling", "training step"):
         of_group = [case for case in cases if case.group == group]
         rounds = settings.rounds if group == "forward" else max(2, (settings.rounds + 1) // 2)
-        with _bar((rounds + settings.compile) * len(of_group), group) as bar:
-            part = interleave(of_group, rounds, stopwatch, warm_up=settings.compile, bar=bar)
-        timings = Timings(timings.cases + part.cases, timings.seconds + part.seconds, timings.rates + part.rates)
+        rows += time_cases(of_group, settings, {group: OURS}, rounds)
     del cases
     memory = [memory_of(name, subject, settings, measured=True) for subject in _over(found.values(), "memory")]
     return {
-        "kind": "network",
-        "name": name,
-        "parameters": parameters,
-        "rows": _rows(timings, dict.fromkeys(("forward", "training step", "sampling"), OURS)),
-        "memory": memory,
-    }
+        "kind": "network", "name": name, "parameters": parameters, "rows": rows, "memory": memory,
+        "marks": _network_marks(name, rows, memory),
+    }  # fmt: skip
 
 
-def _network_cases(subject: Subject, network: nn.Module, settings: Settings, probe, bar) -> list[Case]:
+def _network_marks(name: str, rows: Sequence[dict], memory: Sequence[dict]) -> list[dict]:
+    """Ours against the plain reference; none without one."""
+    timed = {(row["group"], row["case"]): row for row in rows}
+    if ("forward", PLAIN) not in timed:
+        return []
+    share = timed["forward", OURS]["fraction_of_machine"]["median"]
+    found = [mark(f"{name}: forward, share of the machine's rate", "≥ 0.82", share, share >= 0.82)]
+    for group, least in (("forward", 1.1), ("training step", 1.05)):
+        ratio = timed[group, PLAIN]["ratio"]["median"]
+        what = f"{name}: {group}, times as fast as the plain reference"
+        found.append(mark(what, f"≥ {least}", ratio, ratio >= least))
+    if ("forward", HALF) in timed:
+        ratio = 1 / timed["forward", HALF]["ratio"]["median"]
+        found.append(mark(f"{name}: forward in bfloat16, times as fast as in float32", "> 1", ratio, ratio > 1))
+    of = {row["case"]: row for row in memory}
+    for way, words in (("derived", "of tensors"), ("measured", "of the process")):
+        if of[OURS][way] is not None and of[PLAIN][way] is not None:
+            ratio = of[OURS][way]["peak"] / of[PLAIN][way]["peak"]
+            what = f"{name}: peak training memory {words}, to the plain reference's"
+            found.append(mark(what, "≤ 0.7", ratio, ratio <= 0.7))
+    return found
+
+
+def _network_cases(subject: Subject, network: nn.Module, settings: Settings, probe) -> list[Case]:
     device, dtype, batch = settings.torch_device, settings.torch_dtype, settings.batch
     trained = network if dtype == torch.float32 else subject.build().to(device)
     network = _in_dtype(network, dtype).eval()
     forward = forward_of(subject, network, batch, device, dtype)
     cases = [_counted("forward", subject.name, forward, probe)]
-    bar.update()
     draw = sampling_of(subject, network, 1, SAMPLING_STEPS, device, dtype)
     cases.append(_counted("sampling", subject.name, draw, probe))
-    bar.update()
     if isinstance(network, LegoTransformer2DModel) and network.num_bricks > 1:
         fast = BrickSchedule.fast(network)
         cases.append(_counted("sampling", "ours, fast schedule", lambda: draw(schedule=fast), probe))
     cases.append(_counted("training step", subject.name, step_of(subject, trained, batch, device, dtype), probe))
-    bar.update()
     _compile(network, settings)
     if trained is not network:
         _compile(trained, settings)
@@ -191,7 +225,7 @@ def _half_cases(subject: Subject, settings: Settings) -> list[Case]:
     device, dtype = settings.torch_device, torch.bfloat16
     network, probe = _in_dtype(subject.build().to(device), dtype).eval(), MatmulProbe(device, dtype)
     forward = forward_of(subject, network, settings.batch, device, dtype)
-    return [_counted("forward", "ours, bfloat16", forward, probe)]
+    return [_counted("forward", HALF, forward, probe)]
 
 
 def memory_of(name: str, subject: Subject, settings: Settings, measured: bool) -> dict:
@@ -212,7 +246,7 @@ def memory_of(name: str, subject: Subject, settings: Settings, measured: bool) -
     return row
 
 
-def bench_memory(names: Sequence[str], settings: Settings) -> dict:
+def bench_memory(settings: Settings, names: Sequence[str] = tuple(PRESETS)) -> dict:
     """Training memory of presets: derived for all, measured where a step is small enough."""
     rows = []
     for name in _over(names, "memory"):
@@ -233,9 +267,10 @@ def bench_blocks(settings: Settings) -> dict:
         network = _in_dtype(subject.build().to(device), dtype).eval()
         cases.append(_counted("forward", name, forward_of(subject, network, settings.batch, device, dtype), probe))
         _compile(network, settings)
-    with _bar((settings.rounds + settings.compile) * len(cases), "blocks") as bar:
-        timings = interleave(cases, settings.rounds, Stopwatch(device), warm_up=settings.compile, bar=bar)
-    return {"kind": "blocks", "rows": _rows(timings, {"forward": "dit-s-2"})}
+    rows = time_cases(cases, settings, {"forward": "dit-s-2"})
+    ratio = next(row for row in rows if row["case"] == "d-emo-s-2")["ratio_per_operation"]["median"]
+    marks = [mark("D-EMO-S to DiT-S: time per operation", "≤ 1.3", ratio, ratio <= 1.3)]
+    return {"kind": "blocks", "rows": rows, "marks": marks}
 
 
 def bench_scaling(settings: Settings, sides: Sequence[int] = SCALING_SIDES) -> dict:
@@ -249,13 +284,16 @@ def bench_scaling(settings: Settings, sides: Sequence[int] = SCALING_SIDES) -> d
             sample = torch.randn(1, SCALING_WIDTH, side, side, device=device, dtype=dtype)
             temb = torch.randn(1, SCALING_WIDTH, device=device, dtype=dtype)
             cases.append(_counted(name, f"{side} px", lambda b=block, s=sample, t=temb: b(s, t), probe))
-    with _bar((settings.rounds + 1) * len(cases), "scaling") as bar:
-        timings = interleave(cases, settings.rounds, Stopwatch(device), bar=bar)
-    exponents = {}
+    rows, exponents, marks = time_cases(cases, settings, {}, warm=False), {}, []
     for name in SCALING_BLOCKS:
-        seconds = [s for case, s in zip(timings.cases, timings.seconds) if case.group == name]
-        exponents[name] = asdict(fit_exponent([side**2 for side in sides], seconds))
-    return {"kind": "scaling", "sides": list(sides), "rows": _rows(timings, {}), "exponents": exponents}
+        exponent = fit_exponent([side**2 for side in sides], [r["seconds"] for r in rows if r["group"] == name])
+        exponents[name], near = asdict(exponent), abs(exponent.median - 1) <= 0.1
+        marks.append(mark(f"{name} with windows: exponent of time in pixels", "about 1", exponent.median, near))
+    shown = [(name, spread(exponent, ".3f")) for name, exponent in exponents.items()]
+    return {
+        "kind": "scaling", "sides": list(sides), "rows": rows, "exponents": exponents, "marks": marks,
+        "tables": [{"columns": ("time ~ pixels to the power of", "exponent"), "rows": shown}],
+    }  # fmt: skip
 
 
 def bench_schedules(settings: Settings) -> dict:
@@ -288,20 +326,37 @@ def bench_schedules(settings: Settings) -> dict:
         for title, schedule in _over(schedules.items(), "counting")
     ]
     _compile(network, settings)
-    with _bar((settings.rounds + settings.compile) * len(cases), "schedules") as bar:
-        timings = interleave(cases, settings.rounds, Stopwatch(device), warm_up=settings.compile, bar=bar)
+    rows = time_cases(cases, settings, {"sampling": "full"})
+    shares = {row["case"]: row["operations"] / rows[0]["operations"] for row in rows}
     return {
         "kind": "schedules",
         "name": settings.weights,
-        "rows": _rows(timings, {"sampling": "full"}),
+        "rows": rows,
         "schedules": {name: schedule.to_dict() for name, schedule in schedules.items()},
         "losses": losses,
         "pairs": settings.pairs if losses else None,
-    }
+        "tables": [_losses_table(losses)] if losses else [],
+        "marks": [
+            mark(
+                f"{settings.weights}: operations, {title} to full", f"≤ {most}", shares[title],
+                shares[title] <= most + 5e-4,
+            )
+            for title, most in (("fast 0.5", 0.75), ("fast 0.65", 0.75), ("searched", 0.6))
+            if title in shares
+        ],
+    }  # fmt: skip
 
 
-def bench_where(name: str, settings: Settings) -> dict:
-    """Where the time of a forward pass goes: whole, at batch 1, in each brick, in a training step, in the sampler."""
+def _losses_table(losses: Mapping[str, Mapping]) -> dict:
+    rows = [
+        (title, f"{score['share']:.1%}", f"{score['loss']:.4f}", f"{score['change']:+.1%} ± {score['error']:.1%}")
+        for title, score in losses.items()
+    ]
+    return {"columns": ("schedule", "operations", "paired loss", "against full"), "rows": rows}
+
+
+def bench_where(settings: Settings, name: str = "lego-s-pg-64") -> dict:
+    """Where the time of a forward pass goes: in all, at batch 1, in each brick, in a training step, in the sampler."""
     device, dtype = settings.torch_device, settings.torch_dtype
     subject = subjects(name, settings.size, peers=False)[OURS]
     network = _in_dtype(subject.build().to(device), dtype).eval()
@@ -320,12 +375,15 @@ def bench_where(name: str, settings: Settings) -> dict:
     parts["sampler, batch 1"] = draw
     parts["training step"] = step_of(subject, subject.build().to(device), settings.batch, device, dtype)
     shares = {title: _shares(function, device) for title, function in _over(parts.items(), "profiling")}
+    sampler = _sampler_overhead(network, subject, draw, device)
+    outside = 1 - sampler["seconds_in_network"] / sampler["seconds"]
+    kinds = list(next(iter(shares.values())))
+    table = [(title, *(f"{of[kind]:.1%}" for kind in kinds)) for title, of in shares.items()]
+    note = f"sampler, batch 1: {outside:.1%} of its time outside the network's {sampler['evaluations']} runs"
     return {
-        "kind": "where",
-        "name": name,
-        "shares": shares,
-        "sampler": _sampler_overhead(network, subject, draw, device),
-    }
+        "kind": "where", "name": name, "shares": shares, "sampler": sampler,
+        "tables": [{"columns": ("share of the time", *kinds), "rows": table, "note": note}],
+    }  # fmt: skip
 
 
 def _shares(function: Callable[[], object], device: torch.device) -> dict[str, float]:
@@ -351,7 +409,7 @@ def _sampler_overhead(network: nn.Module, subject: Subject, draw: Callable, devi
     ]
     started = time.process_time()
     draw()
-    whole = time.process_time() - started
+    seconds = time.process_time() - started
     for handle in handles:
         handle.remove()
-    return {"seconds": whole, "seconds_in_network": sum(inside), "evaluations": len(inside) // 2}
+    return {"seconds": seconds, "seconds_in_network": sum(inside), "evaluations": len(inside) // 2}

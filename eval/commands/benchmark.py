@@ -1,17 +1,25 @@
 """`brickwork benchmark`: how fast and how large our networks are, beside a plain reference and diffusers' own."""
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 
+# suite: (function of `brickwork.eval.benchmark`, called with the settings; what it measures)
 SUITES = {
-    "lego": "lego-s-pg-64: forward, training step, sampling and memory, beside the plain reference and diffusers' DiT "
-    "and UNet of like size",
-    "schedules": "whole pictures of the weights that ship by each brick schedule; with --data, their paired losses",
-    "blocks": "the block networks' forward pass per operation, against DiT-S",
-    "scaling": "time of window attention over pixels, 64 to 512 px, and its exponent",
-    "memory": "peak training memory of every preset",
-    "where": "where the time goes: in bricks, at batch 1, in the sampler",
+    "lego": (
+        "suites:bench_network",
+        "lego-s-pg-64: forward, training step, sampling and memory, beside the plain reference and diffusers' DiT "
+        "and UNet of like size",
+    ),
+    "schedules": (
+        "suites:bench_schedules",
+        "complete pictures of the weights that ship by each brick schedule; with --data, their paired losses",
+    ),
+    "blocks": ("suites:bench_blocks", "the block networks' forward pass per operation, against DiT-S"),
+    "scaling": ("suites:bench_scaling", "time of window attention over pixels, 64 to 512 px, and its exponent"),
+    "memory": ("suites:bench_memory", "peak training memory of every preset"),
+    "where": ("suites:bench_where", "where the time goes: in bricks, at batch 1, in the sampler"),
 }
 FORMAT = "brickwork-benchmark/1"
 
@@ -19,7 +27,7 @@ FORMAT = "brickwork-benchmark/1"
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `brickwork benchmark`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    listed = "\n".join(f"  {name:<10} {text}" for name, text in SUITES.items())
+    listed = "\n".join(f"  {name:<10} {text}" for name, (_, text) in SUITES.items())
     parser.description = (
         "Time networks in turn, round by round, in one run: counted operations, processor time with quartiles, the\n"
         "share of this machine's own rate of matrix products, and peak memory in processes of their own.\n\nsuites:\n"
@@ -172,17 +180,9 @@ def check_names(names: list[str]) -> None:
 
 def run_suite(name: str, settings) -> dict:
     """Measure one suite, preset or pipeline."""
-    from brickwork.eval.benchmark import suites
-    from brickwork.eval.benchmark.networks import PRESETS
+    if name not in SUITES:
+        from brickwork.eval.benchmark.suites import bench_network
 
-    if name == "schedules":
-        return suites.bench_schedules(settings)
-    if name == "blocks":
-        return suites.bench_blocks(settings)
-    if name == "scaling":
-        return suites.bench_scaling(settings)
-    if name == "memory":
-        return suites.bench_memory(list(PRESETS), settings)
-    if name == "where":
-        return suites.bench_where("lego-s-pg-64", settings)
-    return suites.bench_network("lego-s-pg-64" if name == "lego" else name, settings)
+        return bench_network(settings, name)
+    module, _, function = SUITES[name][0].partition(":")
+    return getattr(importlib.import_module(f"brickwork.eval.benchmark.{module}"), function)(settings)

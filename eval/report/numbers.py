@@ -1,7 +1,7 @@
 """How numbers are written in every table: a value and its spread to the same place."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 def number(value: float | None, spread: float | None = None, *, signed: bool = False, digits: int = 4) -> str:
@@ -25,6 +25,11 @@ def number(value: float | None, spread: float | None = None, *, signed: bool = F
 def between(middle: float, low: float, high: float, form: str = ".2f") -> str:
     """`1.02 (0.98–1.10)`: a median and its quartiles, or a value and its interval."""
     return f"{middle:{form}} ({low:{form}}–{high:{form}})"
+
+
+def spread(values: Mapping[str, float] | None, form: str = ".2f") -> str:
+    """`{"median": 1.02, "lower": 0.98, "upper": 1.1}` => `1.02 (0.98–1.10)`; a dash for `None`."""
+    return "–" if values is None else between(values["median"], values["lower"], values["upper"], form)
 
 
 def column(values: Sequence[tuple[float, float | None] | None]) -> list[str]:

@@ -30,7 +30,7 @@ COMMANDS = {
     "train": ("training.commands.train", "train a backbone, on pictures of one's own too"),
     "publish": ("training.commands.publish", "a run as a folder to share, with a model card"),
     "battle": (
-        "training.studies.battle.command",
+        "training.studies.commands:configure_battle",
         "backbones of one size under equal conditions: tables and a plot",
     ),
     "evaluate": ("eval.commands.evaluate", "reference statistics, samples, metrics, comparisons"),
@@ -40,7 +40,7 @@ COMMANDS = {
     ),
     "search": ("eval.commands.search", "the best brick schedules within budgets of operations"),
     "convbn": (
-        "training.studies.convbn.study",
+        "training.studies.commands:configure_convbn",
         "a convolution and its BatchNorm: memory, time, stability by mode",
     ),
     "report": ("eval.commands.report", "results as one page: samples, neighbours, tables, curves"),

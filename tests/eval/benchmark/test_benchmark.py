@@ -228,7 +228,7 @@ def test_scaling_finds_an_exponent_for_every_block():
 
 
 def test_where_shares_add_up(tiny):
-    suite = benchmark_suites.bench_where(tiny, Settings(batch=2))
+    suite = benchmark_suites.bench_where(Settings(batch=2), tiny)
     assert list(suite["shares"])[:2] == ["forward, batch 1", "forward, batch 2"]
     assert all(sum(shares.values()) == pytest.approx(1) for shares in suite["shares"].values())
     assert suite["sampler"]["evaluations"] == 7 and 0 < suite["sampler"]["seconds_in_network"]

@@ -18,10 +18,9 @@ from brickwork.eval.studies.core import StudyFolder
 from brickwork.eval.studies.core import processes as core_processes
 from brickwork.training.config.config import load_config
 from brickwork.training.engine.runlog import Diverged
+from brickwork.training.studies import battle as battle_module
 from brickwork.training.studies import timed, trained
-from brickwork.training.studies.battle import battle as battle_module
-from brickwork.training.studies.battle.battle import battle
-from brickwork.training.studies.battle.config import CONFIG, BattleConfig, build_networks
+from brickwork.training.studies.battle import CONFIG, BattleConfig, battle, build_networks
 
 SAMPLE = Path(__file__).parents[2] / "data" / "emoji" / "sample.parquet"
 NETWORKS = {

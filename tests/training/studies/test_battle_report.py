@@ -14,8 +14,8 @@ from brickwork.eval.report.blocks import Picture
 from brickwork.eval.report.numbers import in_units
 from brickwork.eval.studies.core import StudyFolder, write_report
 from brickwork.eval.studies.core.cells import keep
-from brickwork.training.studies.battle import pages as battle_report
-from brickwork.training.studies.battle.pages import report
+from brickwork.training.studies import battle_report
+from brickwork.training.studies.battle_report import report
 
 IMAGES = (100, 200, 400)
 LABELS = {"quick": "Quick", "slow": "Slow & sure", "even": "Even"}

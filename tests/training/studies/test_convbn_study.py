@@ -15,9 +15,8 @@ from brickwork.eval.held_out.paired_loss import PairedSet
 from brickwork.gen import convbn
 from brickwork.gen.blocks.norms import BatchNorm
 from brickwork.gen.parameterization import EDMObjective
-from brickwork.training.studies.convbn import cost as convbn_cost
-from brickwork.training.studies.convbn import curves as convbn_curves
-from brickwork.training.studies.convbn.figures import apart, ending, report, smoothed
+from brickwork.training.studies import convbn as study
+from brickwork.training.studies.convbn_report import apart, ending, report, smoothed
 
 SAMPLE = Path(__file__).parents[2] / "data" / "emoji" / "sample.parquet"
 SMALL = {"num_layers": 1, "hidden_size": 16, "attention_head_dim": 8, "window_size": 2}
@@ -39,10 +38,10 @@ def network(num_classes: int | None = 1) -> BlockTransformer2DModel:
     return model
 
 
-def task(steps: int = 3) -> convbn_curves.Task:
+def task(steps: int = 3) -> study.Task:
     images = torch.rand(5, 3, 9, 7, generator=torch.Generator().manual_seed(1)) * 2 - 1
     held_out = PairedSet.from_images(images[:2], torch.tensor([0, 0]), num_levels=2)
-    return convbn_curves.Task(images, held_out, EDMObjective(), 3, steps)
+    return study.Task(images, held_out, EDMObjective(), 3, steps)
 
 
 @pytest.mark.parametrize("num_classes", [None, 1])
@@ -50,8 +49,7 @@ def test_tune_lies_on_evals_curve_and_deploy_only_begins_there(num_classes):
     model, rate = network(num_classes), 0.05
     before = copy.deepcopy(model.state_dict())
     runs = {
-        mode: convbn_curves.fine_tune(model, mode, "sgd", rate, task(), torch.device("cpu"))
-        for mode in convbn.CONVBN_MODES
+        mode: study.fine_tune(model, mode, "sgd", rate, task(), torch.device("cpu")) for mode in convbn.CONVBN_MODES
     }
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(len(run["losses"]) == 3 for run in runs.values())
@@ -66,17 +64,17 @@ def test_tune_lies_on_evals_curve_and_deploy_only_begins_there(num_classes):
 
 def test_convolutions_alone_learn_where_that_is_asked_for():
     fresh = BlockTransformer2DModel(sample_size=8, in_channels=3, block_types="i2rmb", **SMALL)
-    untouched = convbn_curves.describe(fresh, task(), torch.device("cpu"))["losses"]
+    untouched = study.describe(fresh, task(), torch.device("cpu"))["losses"]
     # A fresh network ends in zeros, so that no gradient reaches its convolutions.
     convs, whole = (
-        convbn_curves.fine_tune(fresh, "eval", optimizer, 0.1, task(), torch.device("cpu"))["losses"]
+        study.fine_tune(fresh, "eval", optimizer, 0.1, task(), torch.device("cpu"))["losses"]
         for optimizer in ("sgd-convs", "sgd")
     )
     assert convs == untouched and whole[1] != untouched[1]
 
 
 def test_what_is_no_number_is_none():
-    run = convbn_curves.fine_tune(network(), "eval", "sgd", 1e20, task(), torch.device("cpu"))
+    run = study.fine_tune(network(), "eval", "sgd", 1e20, task(), torch.device("cpu"))
     assert run["losses"][0] is not None and run["losses"][2] is None and run["held_out"] is None
 
 
@@ -92,14 +90,14 @@ def test_every_run_sees_the_same():
 
 def test_scales_are_what_folding_multiplies_by():
     model = network()
-    about = convbn_curves.describe(model, task(), torch.device("cpu"))
+    about = study.describe(model, task(), torch.device("cpu"))
     conv, norm = (model.get_submodule(name) for name in convbn.find_convbn_pairs(model)[0])
     before = conv.weight.detach().flatten(1).norm(dim=1)
     names = convbn.set_convbn_mode(model, "deploy")
     after = model.get_submodule(names[0]).weight.detach().flatten(1).norm(dim=1)
     assert about["scales"][1] == pytest.approx((after / before).quantile(0.5).item(), rel=1e-5)
     assert about["pairs"] == 1 and about["held_out"] > 0
-    run = convbn_curves.fine_tune(network(), "eval", "sgd", 1e-12, task(), torch.device("cpu"))
+    run = study.fine_tune(network(), "eval", "sgd", 1e-12, task(), torch.device("cpu"))
     assert about["losses"] == pytest.approx(run["losses"], rel=1e-5)
 
 
@@ -108,9 +106,9 @@ def test_turned_scales_are_the_same_function():
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.normal_(module.running_mean)
-    about = convbn_curves.describe(model, task(), torch.device("cpu"))
-    convbn_curves.turn_scales(model)
-    turned = convbn_curves.describe(model, task(), torch.device("cpu"))
+    about = study.describe(model, task(), torch.device("cpu"))
+    study.turn_scales(model)
+    turned = study.describe(model, task(), torch.device("cpu"))
     assert turned["losses"] == pytest.approx(about["losses"], rel=1e-5)
     assert turned["scales"][1] == pytest.approx(1 / about["scales"][1], rel=0.1) and about["scales"][1] > 2
 
@@ -118,9 +116,9 @@ def test_turned_scales_are_the_same_function():
 @pytest.mark.parametrize(("optimizer", "faster"), [("sgd-convs", "eval"), ("sgd-convs-turned", "deploy")])
 def test_how_far_a_step_goes_is_a_matter_of_scale(optimizer, faster):
     """Where |γ|/σ is above 1, a step in eval mode moves the function further, where it is below 1 one in deploy."""
-    first, moved = convbn_curves.describe(network(), task(), torch.device("cpu"))["losses"], {}
+    first, moved = study.describe(network(), task(), torch.device("cpu"))["losses"], {}
     for mode in ("eval", "deploy"):
-        run = convbn_curves.fine_tune(network(), mode, optimizer, 1e-3, task(2), torch.device("cpu"))
+        run = study.fine_tune(network(), mode, optimizer, 1e-3, task(2), torch.device("cpu"))
         moved[mode] = abs(run["losses"][1] - first[1])
     assert max(moved, key=moved.get) == faster
 
@@ -133,8 +131,8 @@ def tiny_preset(monkeypatch):
 
 def test_memory_is_that_of_the_mode(tiny_preset, monkeypatch):
     asked = []
-    monkeypatch.setattr(convbn_cost, "measure_in_child", lambda given: asked.append(given) or {"peak": 7})
-    rows = {mode: convbn_cost.memory_of(tiny_preset[0], mode, tiny_preset[1]) for mode in convbn.CONVBN_MODES}
+    monkeypatch.setattr(study, "measure_in_child", lambda given: asked.append(given) or {"peak": 7})
+    rows = {mode: study.memory_of(tiny_preset[0], mode, tiny_preset[1]) for mode in convbn.CONVBN_MODES}
     assert rows["tune"]["derived"] < rows["eval"]["derived"]
     assert rows["deploy"]["fixed"] < rows["eval"]["fixed"] == rows["tune"]["fixed"]
     assert [row["measured"] for row in rows.values()] == [7] * 4
@@ -152,7 +150,7 @@ def test_memory_is_that_of_the_mode(tiny_preset, monkeypatch):
 
 
 def test_times_are_compared_within_a_round(tiny_preset):
-    times = convbn_cost.time_modes(*tiny_preset, rounds=3)
+    times = study.time_modes(*tiny_preset, rounds=3)
     assert list(times) == list(convbn.CONVBN_MODES)
     assert times["eval"]["ratio"] == {"median": 1.0, "lower": 1.0, "upper": 1.0}
     ratios = [a / b for a, b in zip(times["tune"]["seconds"], times["eval"]["seconds"])]
@@ -178,8 +176,8 @@ def test_the_command_writes_and_goes_on(tmp_path, monkeypatch, capsys):
     def not_again(*arguments):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(convbn_curves, "pretrain", not_again)
-    monkeypatch.setattr(convbn_curves, "fine_tune", not_again)
+    monkeypatch.setattr(study, "pretrain", not_again)
+    monkeypatch.setattr(study, "fine_tune", not_again)
     assert main(command) == 0
     assert json.loads((tmp_path / "convbn.json").read_text())["curves"] == written["curves"]
     assert main([*command, "--steps", "3"]) == 2
@@ -257,8 +255,8 @@ def test_curves_end_where_there_is_no_number():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_on_a_gpu(tiny_preset):
     settings = tiny_preset[1] | {"device": "cuda", "dtype": "bfloat16", "batch": 64}
-    rows = {mode: convbn_cost.memory_of(tiny_preset[0], mode, settings) for mode in ("deploy", "eval", "tune")}
+    rows = {mode: study.memory_of(tiny_preset[0], mode, settings) for mode in ("deploy", "eval", "tune")}
     assert rows["eval"]["derived"] is None and rows["tune"]["measured"] < rows["eval"]["measured"]
-    assert convbn_cost.time_modes(tiny_preset[0], settings, 1)["deploy"]["ratio"]["median"] > 0
-    run = convbn_curves.fine_tune(network(), "tune", "adamw", 1e-3, task(), torch.device("cuda"))
+    assert study.time_modes(tiny_preset[0], settings, 1)["deploy"]["ratio"]["median"] > 0
+    run = study.fine_tune(network(), "tune", "adamw", 1e-3, task(), torch.device("cuda"))
     assert run["losses"][2] is not None

@@ -12,8 +12,9 @@ from brickwork.eval.report.versions import library_versions
 from brickwork.eval.studies.core import StudyFolder, table_of
 from brickwork.files import write_json
 from brickwork.gen.convbn import CONVBN_MODES
-from brickwork.training.studies.convbn.cost import BASE
 
+BASE = "eval"  # the mode that the others are compared with
+COSTS, FINE_TUNING = "cost of convbn", "fine-tuning of convbn"
 MIB = 2**20
 COLOURS = {"train": "#8a6d1b", "eval": "#2b6a8f", "tune": "#5b7f2b", "deploy": "#b3431f", "untouched": "#888888"}
 HIGHEST = 6  # times the loss before fine-tuning, where curves leave the figure
@@ -33,7 +34,7 @@ def write(folder: Path, settings: dict) -> str:
 
 def _costs(folder: Path) -> dict[str, dict]:
     """By network and mode, what is measured of all modes."""
-    found = _found(folder, "cost of convbn")
+    found = _found(folder, COSTS)
     timed = {path.removesuffix("/time"): times for path, times in found.items() if path.endswith("/time")}
     return {
         name: {mode: found[f"{name}/memory-{mode}"] | times[mode] for mode in CONVBN_MODES}
@@ -43,7 +44,7 @@ def _costs(folder: Path) -> dict[str, dict]:
 
 def _curves(folder: Path) -> dict[str, dict]:
     """By network, `about` and `runs`, by optimiser, rate (rising) and mode, where all modes are there."""
-    found = _found(folder, "fine-tuning of convbn")
+    found = _found(folder, FINE_TUNING)
     curves: dict[str, dict] = {}
     for path in sorted(found, key=lambda path: path.count("/") == 3 and float(path.split("/")[2])):
         name, *rest = path.split("/")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from brickwork.eval.studies.core import kendall_tau
-from brickwork.training.studies.battle.tables import Curve, agreement_of_seeds, compare_neighbours, standings
+from brickwork.eval.studies.core.standings import Curve, agreement_of_seeds, compare_neighbours, standings
 
 
 def curve(network, seed, losses, operations=1.0, seconds=1.0, images=(100, 200, 400)) -> Curve:

@@ -1,29 +1,46 @@
-"""Fine-tuning in each of the four modes of `set_convbn_mode`, from the same weights on the same pictures and noise."""
+"""Memory, time and stability of the four modes of `set_convbn_mode` in fine-tuning, for `brickwork convbn`.
 
+Every mode starts from the same weights and sees the same pictures and noise.
+"""
+
+import argparse
 import copy
+import gc
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 
 import torch
+import yaml
 from diffusers import AutoModel
+from diffusers.utils import logging
 from torch import nn
 
+from brickwork.errors import one_of
+from brickwork.eval.benchmark.memory import derive_memory, measure_here, measure_in_child
+from brickwork.eval.benchmark.networks import DTYPES, OURS, Subject, step_of, subjects
+from brickwork.eval.benchmark.timing import Case, MatmulProbe, Stopwatch, interleave
 from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
+from brickwork.eval.sampling.pipelines import place
+from brickwork.eval.studies.core import Cell, StudyFolder, run_cells
 from brickwork.files import digest
-from brickwork.gen.convbn import find_convbn_pairs, set_convbn_mode
+from brickwork.gen.convbn import CONVBN_MODES, find_convbn_pairs, set_convbn_mode
+from brickwork.gen.operations import count_operations
 from brickwork.gen.parameterization import EDMObjective
 from brickwork.training.config.config import TrainConfig, load_config
-from brickwork.training.config.recipes import recipe
+from brickwork.training.config.recipes import list_recipes, recipe
 from brickwork.training.data.images import LabelledImages
 from brickwork.training.engine.loop import prepare, train
+from brickwork.training.studies.convbn_report import BASE, COSTS, FINE_TUNING, write
 from brickwork.training.tasks.backbone import BackboneTask, build_held_out, build_images
 from brickwork.training.tasks.backbones import build_objective
 
-CONFIG = Path(__file__).parents[2] / "configs" / "convbn.yaml"
+WITH_BATCH_NORM = ("d-emo", "u-emo", "maxvit", "mixed")  # the presets with a BatchNorm behind a convolution
+TIMED_RATE = 1e-6  # of AdamW in the steps that are timed: weights stay about where they are
+CONFIG = Path(__file__).parents[1] / "configs" / "convbn.yaml"
 # What goes over a preset here: EDM asks for no learned variance, and 64 tokens are enough for two cores.
 OVER_PRESETS = {"d-emo": "model.config.out_channels=null", "tiny-d-emo": "model.config.patch_size=4"}
 
@@ -273,3 +290,200 @@ def _labels(network: nn.Module, count: int) -> torch.Tensor | None:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def memory_of(name: str, mode: str, settings: dict) -> dict:
+    """Bytes of one step with AdamW.
+
+    Args:
+        name: a preset of a network of blocks.
+        mode: one of `CONVBN_MODES`.
+        settings: `batch`, `size` (`None` for the training size), `device`, `dtype`, `threads`.
+
+    Returns:
+        `fixed`: weights and AdamW's two averages. `derived`: the peak of all tensors on a CPU, found without
+        computing; `None` on a GPU. `measured`: on a CPU the highest resident size of a process of its own above that
+        before the network was built, on a GPU the highest number of bytes allocated.
+    """
+    subject, device = subjects(name, settings["size"])[OURS], torch.device(settings["device"])
+    specification = {**settings, "name": name, "subject": OURS, "convbn_mode": mode}
+    if device.type == "cuda":
+        gc.collect()  # what is left of the mode before would be counted
+        network, _ = _step(subject, mode, {**settings, "device": "meta"})
+        fixed = sum(parameter.nbytes * (3 if parameter.requires_grad else 1) for parameter in network.parameters())
+        derived = None
+        measured = measure_here(specification)["peak"]
+    else:
+        found = derive_memory(lambda: _step(subject, mode, settings))
+        fixed, derived = found["weights"] + found["optimizer"], found["peak"]
+        measured = measure_in_child(specification)["peak"]
+    return {"fixed": fixed, "derived": derived, "measured": measured}
+
+
+def _step(subject: Subject, mode: str, settings: dict) -> tuple[nn.Module, Callable[[], None]]:
+    """A network in a mode, and its forward and backward pass."""
+    device = torch.device(settings["device"])
+    with device:
+        network = subject.build()
+    network.train()
+    set_convbn_mode(network, mode)
+    return network, step_of(subject, network, settings["batch"], device, DTYPES[settings["dtype"]])
+
+
+def time_modes(name: str, settings: dict, rounds: int) -> dict[str, dict]:
+    """Seconds of a step, AdamW's included, in all modes, in turn, round after round.
+
+    Args:
+        name: a preset of a network of blocks.
+        settings: as for `memory_of`.
+        rounds: how often each mode is timed.
+
+    Returns:
+        For each mode `seconds` of every round (processor time on a CPU, device time on a GPU), `machine_rate` (the
+        matrix product before each, operations a second), `operations` and `ratio` to `BASE` within a round, its median
+        and quartiles.
+    """
+    subject, device = subjects(name, settings["size"])[OURS], torch.device(settings["device"])
+    probe = MatmulProbe(device, DTYPES[settings["dtype"]], side=1024 if device.type == "cpu" else None)
+    cases = []
+    for mode in CONVBN_MODES:
+        torch.manual_seed(0)
+        function = _fine_tuning_step(*_step(subject, mode, settings))
+        cases.append(Case(name, mode, function, count_operations(function)[0], probe))
+    timings = interleave(cases, rounds, Stopwatch(device), warm_up=device.type == "cuda")
+    base = CONVBN_MODES.index(BASE)
+    return {
+        mode: {
+            "seconds": timings.seconds[number],
+            "machine_rate": timings.rates[number],
+            "operations": cases[number].operations,
+            "ratio": asdict(timings.ratio(number, base)),
+        }
+        for number, mode in enumerate(CONVBN_MODES)
+    }
+
+
+def _fine_tuning_step(network: nn.Module, forward_backward: Callable[[], None]) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW(network.parameters(), lr=TIMED_RATE)
+
+    def step() -> None:
+        forward_backward()
+        optimizer.step()
+
+    return step
+
+
+def compare_modes(args: argparse.Namespace) -> str:
+    """Measure and fine-tune what is not there yet, and write it after each network; returns the tables."""
+    logging.set_verbosity_error()
+    settings, rates = check(args), read_rates(args.rates)
+    work = []
+    if args.only != "cost":
+        identity, make_cells = fine_tuning(args, rates, settings["device"])
+        folder = StudyFolder(args.output / "curves", FINE_TUNING, identity)
+        work += [(folder, make_cells(name)) for name in names_of(args)]
+    if args.only != "curves":
+        folder = StudyFolder(args.output / "cost", COSTS, settings | {"rounds": args.rounds})
+        work[:0] = [(folder, cost_cells(name, settings, args.rounds)) for name in args.networks]
+    for folder, cells in work:
+        run_cells(folder, cells)
+        text = write(args.output, settings)
+    return text
+
+
+def names_of(args: argparse.Namespace) -> list[str]:
+    """What the networks that are fine-tuned are called."""
+    if args.pretrained is None:
+        return list(dict.fromkeys(args.curves))
+    folder = args.pretrained.resolve()
+    return [folder.parent.name if folder.name in ("pipeline", "transformer") else folder.name]
+
+
+def check(args: argparse.Namespace) -> dict:
+    """The settings of the measurements.
+
+    Raises:
+        ValueError: for what the command cannot work with, before anything is measured.
+    """
+    for name in ("batch", "rounds", "size", "steps"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"`--{name}` is {value}; give a whole number from 1 up.")
+    one_of("--dtype", args.dtype, DTYPES)
+    presets = [name for name in list_recipes() if any(kind in name for kind in WITH_BATCH_NORM)]
+    for option, known in (("networks", [name for name in presets if "tiny" not in name]), ("curves", presets)):
+        for name in getattr(args, option):
+            one_of(f"--{option}", name, known)
+    device = place(torch.empty(1), args.device).device
+    return {
+        "device": str(device), "dtype": args.dtype, "batch": args.batch, "size": args.size,
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
+def read_rates(given: Sequence[Sequence]) -> dict[str, list[float]]:
+    """Learning rates by optimiser, rising.
+
+    Raises:
+        ValueError: for an unknown optimiser, or what is no rate.
+    """
+    rates: dict[str, list[float]] = {}
+    for name, *numbers in given:
+        one_of("--rates", name, OPTIMIZATIONS)
+        try:
+            found = sorted(float(number) for number in numbers)
+        except ValueError:
+            found = []
+        if not found or not 0 < found[0] <= found[-1] < float("inf"):
+            raise ValueError(f"`--rates {name}` is {numbers}; give one or more positive numbers behind the optimiser.")
+        rates[name] = sorted({*rates.get(name, []), *found})
+    return rates
+
+
+def cost_cells(name: str, settings: dict, rounds: int) -> list:
+    """Memory of every mode of one network, and time of all in turn."""
+    memory = [
+        Cell(f"{name}/memory-{mode}", lambda folder, mode=mode: memory_of(name, mode, settings))
+        for mode in CONVBN_MODES
+    ]
+    return [*memory, Cell(f"{name}/time", lambda folder: time_modes(name, settings, rounds))]
+
+
+def fine_tuning(args: argparse.Namespace, rates: dict[str, list[float]], device: str) -> tuple[dict, Callable]:
+    """What all fine-tuning has in common, and the cells of a network by its name; nothing is trained yet.
+
+    The cells of a network: `NAME/about`, see `describe`, and `NAME/OPTIMISER/RATE/MODE`, see `fine_tune`.
+    """
+    if args.pretrained:
+        load_network(args.pretrained)  # what is wrong with it is said before anything is measured
+    config, images = target_images(args.overrides, args.target)
+    task, where = make_task(images, config, args.steps), torch.device(device)
+    identity = yaml.safe_load(config.to_yaml())
+    del identity["data"]["source"], identity["run"]["output_dir"]  # data may move; its pictures are looked at
+    identity |= {"--target": args.target, "pictures": images.fingerprint[:16], "--steps": args.steps}
+    identity |= {"--device": device, "--pretrained": digest_of(args.pretrained) if args.pretrained else None}
+
+    def cells_of(name: str) -> list:
+        @cache
+        def network():
+            if args.pretrained:
+                return load_network(args.pretrained)
+            return pretrain(name, args.overrides, args.output / "pretrained" / name)
+
+        def fine_tuned(folder: Path, optimizer: str, rate: float, mode: str) -> dict:
+            return fine_tune(network(), mode, optimizer, rate, task, where)
+
+        return [
+            Cell(f"{name}/about", lambda folder: describe(network(), task, where)),
+            *(
+                Cell(
+                    f"{name}/{optimizer}/{rate:g}/{mode}", fine_tuned,
+                    {"optimizer": optimizer, "rate": rate, "mode": mode},
+                )
+                for optimizer, chosen in rates.items()
+                for rate in chosen
+                for mode in CONVBN_MODES
+            ),
+        ]  # fmt: skip
+
+    return identity, cells_of
