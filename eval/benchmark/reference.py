@@ -97,10 +97,10 @@ class PlainLego(nn.Module):
     ) -> list[torch.Tensor]:
         """`(B, C, H, W)`, `(B,)`, `(B,)` => the estimate of each brick, `(B, C, H, W)`."""
         condition = self.condition(timestep, class_labels, sample.dtype)
-        place = coordinate_channels(*sample.shape[-2:], sample.device, sample.dtype).expand(len(sample), -1, -1, -1)
+        position = coordinate_channels(*sample.shape[-2:], sample.device, sample.dtype).expand(len(sample), -1, -1, -1)
         estimates = []
         for brick in self.bricks:
-            estimates.append(brick(torch.cat([*estimates[-1:], sample, place], dim=1), condition))
+            estimates.append(brick(torch.cat([*estimates[-1:], sample, position], dim=1), condition))
         return estimates
 
 

@@ -38,7 +38,7 @@ SCALING_SIDES = (64, 128, 256, 512)
 SCALING_BLOCKS = {"dit": {"window_size": 8}, "i2rmb": {"window_size": 8}, "maxvit": {"window_size": 8}}
 SCALING_WIDTH = 32
 FAST_BREAKS = (0.5, 0.65)  # the default, and one that leaves the last brick out of more steps
-SAMPLING_STEPS = 4  # of the large networks; the embedded one draws whole pictures
+SAMPLING_STEPS = 4  # of the large networks; the embedded one draws complete pictures
 MEASURED_BELOW = 2**30  # bytes of derived memory; beyond, steps take long on two cores
 # Kinds of work, by the beginning of the name of torch's operation.
 KINDS = {
@@ -297,7 +297,7 @@ def bench_scaling(settings: Settings, sides: Sequence[int] = SCALING_SIDES) -> d
 
 
 def bench_schedules(settings: Settings) -> dict:
-    """Whole pictures of a pipeline by every schedule: operations, time, and paired losses where there is data."""
+    """Complete pictures of a pipeline by every schedule: operations, time, and paired losses where there is data."""
     from brickwork.eval.sampling.pipelines import load_class_pipeline
     from brickwork.eval.search.schedule_search import search_brick_schedule
 

@@ -13,7 +13,7 @@ SHARES = (0.5, 0.95)
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """What one pixel of the output owes to each of the input.
+    """How much one pixel of the output depends on each of the input.
 
     Attributes:
         influence: `(H, W)`, float64, sums to 1; the pixel in question is `(H // 2, W // 2)`.

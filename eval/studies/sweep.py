@@ -69,7 +69,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         metavar="W:H",
         help="width to height; sides are rounded to what pipeline and network take (default: 1:1)",
     )
-    parser.add_argument("--adapter", help="a ResAdapter: the authors' folder, a converted file, or a place on the hub")
+    parser.add_argument("--adapter", help="a ResAdapter: the authors' folder, a converted file, or a hub id")
     parser.add_argument(
         "--strengths", nargs="+", metavar="S", help="of the adapter: numbers, 0 is off, or auto (default: 0 1)"
     )

@@ -337,9 +337,9 @@ def report(folder: StudyFolder) -> tuple[Report, dict[str, Any]]:
         Picture(_sheet(folder.path, found, sizes), name="proof"),
     ]
     values = {"losses": found["loss"], "losses_on_training_drawings": found["fit"], "probe": probe}
-    for place, name in enumerate(("kernel_distance", "style")):
+    for position, name in enumerate(("kernel_distance", "style")):
         values[name] = {
-            model: {v: {size: pair[place] for size, pair in of.items()} for v, of in kd.items()}
+            model: {v: {size: pair[position] for size, pair in of.items()} for v, of in kd.items()}
             for model, kd in found["kd"].items()
         }
     return Report("What a ResAdapter is worth", blocks), values

@@ -39,7 +39,7 @@ class Difference:
 def compare_pairs(
     lower: Mapping[Hashable, float] | Sequence[float], upper: Mapping[Hashable, float] | Sequence[float]
 ) -> Difference:
-    """Subtract `lower` from `upper`, key by key (or place by place), over the keys that both have.
+    """Subtract `lower` from `upper`, key by key (or position by position), over the keys that both have.
 
     A shift that a key gives to both, such as a seed or a hard picture, does not count.
     """

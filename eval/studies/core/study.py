@@ -1,4 +1,4 @@
-"""A study as a whole: its conditions, its cells stage by stage, and the report of what they found."""
+"""A study: its conditions, its cells stage by stage, and the report of what they found."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
