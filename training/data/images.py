@@ -13,7 +13,7 @@ from brickwork.eval.sets.scan import say_skipped
 from brickwork.eval.sets.tables import find_column, labels_in, numbered, open_table
 from brickwork.training.config.data import DataConfig
 from brickwork.training.data.buckets import bucket_shapes, nearest_bucket
-from brickwork.training.data.build.emoji import base_codepoints
+from brickwork.training.data.build.codepoints import base_codepoints
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from PIL import Image
 from brickwork.eval.sets.decode import open_upright
 from brickwork.eval.sets.shards import shard_paths
 from brickwork.training.data.buckets import bucket_shapes, nearest_bucket
-from brickwork.training.data.build.emoji import base_codepoints
+from brickwork.training.data.build.codepoints import base_codepoints
 from brickwork.training.data.images import (
     BrokenImage,
     LabelledImages,

@@ -6,22 +6,21 @@ import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 
+from brickwork.training.data.build.svg import require_rasteriser
+
 SOURCES = Path(__file__).parent / "node"
 PROGRAMS = ("node", "npm")
 
 
 def require_programs() -> None:
     """Raises `ValueError` where Node or the rasteriser is missing, with what to install."""
-    import importlib.util
-
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     if missing:
         raise ValueError(
             f"{' and '.join(missing)}, which run DiceBear's styles, were not found on PATH: install Node.js 18 or "
             "later (nodejs.org, or `apt install nodejs npm`)."
         )
-    if importlib.util.find_spec("resvg_py") is None:
-        raise ValueError("resvg-py, which rasterises SVG drawings, is missing: pip install 'brickwork[build]'.")
+    require_rasteriser()
 
 
 def install(folder: Path) -> None:

@@ -3,21 +3,12 @@
 `brickwork data build emoji` takes Twemoji's SVGs, Microsoft's Fluent Emoji 3D and the names of emoji-datasource, draws
 every emoji on white and writes one Parquet file in the Hugging Face image layout with its attribution beside it. The
 packages are pinned by version and digest, so everyone who builds the set has the same pictures.
-
-Also here, since it holds for emoji alone: `base_codepoints`, which says which rows are variants of one drawing and
-must land on the same side of a split.
 """
 
-import hashlib
-import importlib.util
 import io
 import json
 import os
 import random
-import re
-import shutil
-import subprocess
-import tarfile
 import tempfile
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -28,7 +19,10 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from brickwork.files import new_files, write_file
+from brickwork.files import new_files
+from brickwork.training.data.build.codepoints import SKIN_TONES, base_codepoints, plain_codepoints
+from brickwork.training.data.build.npm import Package, fetch_package, read_members
+from brickwork.training.data.build.svg import rasterise, require_rasteriser
 
 GROUPS = (
     "Smileys & Emotion",
@@ -42,34 +36,8 @@ GROUPS = (
     "Flags",
 )
 STYLES = ("fluent", "twemoji")
-SKIN_TONES = {
-    "1f3fb": "light skin tone",
-    "1f3fc": "medium-light skin tone",
-    "1f3fd": "medium skin tone",
-    "1f3fe": "medium-dark skin tone",
-    "1f3ff": "dark skin tone",
-}
 MIN_SIZE, MAX_SIZE = 16, 1024
 ROWS_PER_GROUP = 500  # of the Parquet file: small enough that one picture can be read without the rest
-
-
-@dataclass(frozen=True)
-class Package:
-    """One pinned npm package: `sha512` is the tarball's digest in hexadecimal, `members` the files we read in it."""
-
-    name: str
-    version: str
-    sha512: str
-    members: str
-
-    @property
-    def spec(self) -> str:
-        return f"{self.name}@{self.version}"
-
-    @property
-    def tarball(self) -> str:
-        """The file name `npm pack` gives it."""
-        return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
 
 
 @dataclass(frozen=True)
@@ -106,68 +74,6 @@ SOURCES = Sources(
 )
 
 
-# --- fetching -------------------------------------------------------------------------------------------------------
-
-
-def fetch_package(package: Package, folder: Path) -> Path:
-    """Path of the package's tarball in `folder`, downloaded with the user's own npm if it is not there yet.
-
-    Raises `ValueError` if npm is missing or fails, or if the file's digest is not the pinned one.
-    """
-    path = folder / package.tarball
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".npm-") as temporary:
-            downloaded = _npm_pack(package, Path(temporary))
-            _check_digest(package, downloaded)
-            write_file(path, downloaded.rename)
-    else:
-        _check_digest(package, path)
-    return path
-
-
-def _npm_pack(package: Package, folder: Path) -> Path:
-    fix = (
-        f"Or download the tarball {package.tarball} of {package.spec} where there is a network "
-        f"(`npm pack {package.spec}`) and pass its folder with --packages DIR."
-    )
-    npm = shutil.which("npm")
-    if npm is None:
-        raise ValueError(f"npm, which downloads {package.spec}, was not found on PATH: install Node.js. {fix}")
-    command = [npm, "pack", package.spec, "--pack-destination", str(folder), "--ignore-scripts", "--loglevel=error"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    path = folder / package.tarball
-    if result.returncode != 0 or not path.exists():
-        said = " ".join((result.stderr or result.stdout).split())[:300] or "it said nothing"
-        raise ValueError(f"`npm pack {package.spec}` failed with exit status {result.returncode} ({said}). {fix}")
-    return path
-
-
-def _check_digest(package: Package, path: Path) -> None:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha512").hexdigest()
-    if digest != package.sha512:
-        raise ValueError(
-            f"{path} is not {package.spec}: its sha512 is {digest[:16]}…, but {package.sha512[:16]}… is needed. "
-            "Delete the file and run the command again to download it anew."
-        )
-
-
-def read_members(package: Package, tarball: Path) -> dict[str, bytes]:
-    """The files of a tarball that `package.members` matches, keyed by the pattern's group, sorted by file name.
-
-    They are read in place: nothing is unpacked, so no path inside the archive can reach the disk.
-    """
-    found = {}
-    with tarfile.open(tarball, "r:gz") as archive:
-        for member in archive:
-            match = re.fullmatch(package.members, member.name)
-            if match and member.isfile():
-                found[member.name] = (match[1], archive.extractfile(member).read())
-    if not found:
-        raise ValueError(f"{tarball} has no file like {package.members}: is it really {package.spec}?")
-    return dict(found[name] for name in sorted(found))
-
-
 # --- which drawings there are ---------------------------------------------------------------------------------------
 
 
@@ -181,11 +87,6 @@ class Drawing:
     label: int
     subgroup: str
     source: bytes
-
-
-def plain_codepoints(codepoints: str) -> str:
-    """Lower case, without variation selectors, which say "as a picture" and which the packages write or leave out."""
-    return "-".join(part for part in codepoints.lower().split("-") if part != "fe0f")
 
 
 def emoji_rows(emoji: Sequence[dict]) -> list[tuple[str, str, int, str]]:
@@ -217,57 +118,12 @@ def list_drawings(twemoji: dict[str, bytes], fluent: dict[str, bytes], emoji: Se
     ]
 
 
-# People of any gender are drawn alike, as are the families and couples made of them.
-_PERSON = {"1f468": "1f9d1", "1f469": "1f9d1", "1f466": "1f9d2", "1f467": "1f9d2"}
-# Other codepoints for one drawing: sequences of people (as `base_codepoints` writes them), and pictures that at least
-# one style has twice, found by comparing all of them (mean squared difference below 15 of 65,025 at 24 pixels).
-_SAME_DRAWING = {
-    "1f46b": "1f9d1-200d-1f91d-200d-1f9d1",  # holding hands
-    "1f46c": "1f9d1-200d-1f91d-200d-1f9d1",
-    "1f46d": "1f9d1-200d-1f91d-200d-1f9d1",
-    "1f48f": "1f9d1-200d-2764-200d-1f48b-200d-1f9d1",  # kiss
-    "1f491": "1f9d1-200d-2764-200d-1f9d1",  # couple with heart
-    "1faf1-200d-1faf2": "1f91d",  # handshake
-    "1f46a": "1f9d1-200d-1f9d1-200d-1f9d2",  # family
-    "1f471": "1f9d1",  # blond person
-    "1f64e": "1f64d",  # pouting, frowning
-    "1f63a": "1f431",  # cat
-    "26c4": "2603",  # snowman
-    "1f1e7-1f1fb": "1f1f3-1f1f4",  # flags: Bouvet Island, Norway
-    "1f1f8-1f1ef": "1f1f3-1f1f4",  # Svalbard and Jan Mayen
-    "1f1e8-1f1f5": "1f1eb-1f1f7",  # Clipperton Island, France
-    "1f1f2-1f1eb": "1f1eb-1f1f7",  # St. Martin
-    "1f1e9-1f1ec": "1f1ee-1f1f4",  # Diego Garcia, British Indian Ocean Territory
-    "1f1ea-1f1e6": "1f1ea-1f1f8",  # Ceuta and Melilla, Spain
-    "1f1ed-1f1f2": "1f1e6-1f1fa",  # Heard and McDonald Islands, Australia
-    "1f1fa-1f1f2": "1f1fa-1f1f8",  # U.S. Outlying Islands, United States
-}
-
-
-def base_codepoints(codepoints: str) -> str:
-    """The drawing that an emoji is a variant of: equal for all rows that would give each other away across a split.
-
-    Most of the set are variants: each hand in six skin tones, each profession as woman, man and person, each in two
-    styles. Left out are variation selectors, skin tones, a gender sign or a change of direction at the end; man and
-    woman become person, boy and girl child; couples, and flags drawn alike, have one spelling; numbers have at least
-    four digits, since the packages disagree on zeros. A skin tone or a gender sign that stands alone is an emoji of
-    its own and stays.
-
-    Args:
-        codepoints: hexadecimal codepoints joined by `-`, as in the column of that name.
-    """
-    parts = [part.zfill(4) for part in plain_codepoints(codepoints).split("-")]
-    parts = [part for place, part in enumerate(parts) if place == 0 or part not in SKIN_TONES]
-    base = re.sub(r"(-200d-(2640|2642|27a1))+$", "", "-".join(_PERSON.get(part, part) for part in parts))
-    return _SAME_DRAWING.get(base, base)
-
-
 # --- drawing --------------------------------------------------------------------------------------------------------
 
 
 def draw(drawing: Drawing, size: int) -> bytes:
     """The drawing on white, `size`×`size` RGB, as WebP (lossy, quality 80)."""
-    png_or_webp = rasterise(drawing.source, size) if drawing.style == "twemoji" else drawing.source
+    png_or_webp = rasterise(drawing.source.decode(), size) if drawing.style == "twemoji" else drawing.source
     with Image.open(io.BytesIO(png_or_webp)) as opened:
         picture = opened.convert("RGBA")
     if picture.size != (size, size):
@@ -277,13 +133,6 @@ def draw(drawing: Drawing, size: int) -> bytes:
     encoded = io.BytesIO()
     page.convert("RGB").save(encoded, "WEBP", quality=80, method=6)
     return encoded.getvalue()
-
-
-def rasterise(svg: bytes, size: int) -> bytes:
-    """A square SVG as a PNG of `size`×`size` pixels with transparency, drawn at that size and not resized to it."""
-    import resvg_py
-
-    return bytes(resvg_py.svg_to_bytes(svg_string=svg.decode(), width=size, height=size, skip_system_fonts=True))
 
 
 def draw_all(drawings: Sequence[Drawing], size: int) -> list[bytes]:
@@ -432,8 +281,7 @@ def _check_request(output: Path, files: Sequence[Path], size: int, overwrite: bo
         raise ValueError(
             f"{' and '.join(existing)} would be overwritten: choose another --output, or add --overwrite to replace"
         )
-    if importlib.util.find_spec("resvg_py") is None:
-        raise ValueError("resvg-py, which rasterises SVG drawings, is missing: pip install 'brickwork[build]'")
+    require_rasteriser()
 
 
 def load_drawings(folder: Path, sources: Sources = SOURCES) -> list[Drawing]:

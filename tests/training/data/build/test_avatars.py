@@ -3,33 +3,40 @@
 import io
 import json
 import random
+import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
+import PIL.ImageColor
 import pyarrow.parquet as pq
 import pytest
 
 from brickwork.cli import main
-from brickwork.training.data.build import avatars, dicebear
+from brickwork.training.data.build import avatar_files, dicebear
 from brickwork.training.data.build.attributes import ATTRIBUTES, draw, expand, table, values_of
-from brickwork.training.data.build.avatars import SPLITS, build_avatars, check_licences
+from brickwork.training.data.build.avatar_files import SPLITS, check_licences
+from brickwork.training.data.build.avatars import build_avatars
 from brickwork.training.data.build.captions import caption
+from brickwork.training.data.build.scenes import ASPECTS, MOST, build_scenes, picture_sides, place, to_pixels
 
 DESCRIBED = json.loads((Path(__file__).parents[3] / "data" / "avatars" / "styles.json").read_text())
+PEOPLE = [style for style in DESCRIBED if style != "fun-emoji"]  # all but the face that is its ground
 
 
 class Hand:
-    """Draws the ground alone."""
+    """Draws the ground alone, and where there is none a black half."""
 
     def __init__(self, styles):
         self.styles = {style: DESCRIBED[style] for style in styles}
 
     def draw(self, style, options):
-        (ground,) = options["backgroundColor"]
-        rectangle = f'<rect width="9" height="9" fill="#{ground}"/>'
-        return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9">{rectangle}</svg>'
+        (ground,) = options.get("backgroundColor", [None])
+        assert ground is None or re.fullmatch("[0-9a-f]{6}", ground)
+        shape = f'width="9" height="9" fill="#{ground}"' if ground else 'y="4.5" width="9" height="4.5"'
+        return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><rect {shape}/></svg>'
 
 
 @pytest.fixture
@@ -38,9 +45,9 @@ def offline(monkeypatch):
     def artist(folder, styles):
         yield Hand(styles)
 
-    monkeypatch.setattr(avatars, "install", lambda folder: None)
-    monkeypatch.setattr(avatars, "require_programs", lambda: None)
-    monkeypatch.setattr(avatars, "artist", artist)
+    monkeypatch.setattr(avatar_files, "install", lambda folder: None)
+    monkeypatch.setattr(avatar_files, "require_programs", lambda: None)
+    monkeypatch.setattr(avatar_files, "artist", artist)
 
 
 def drawings(style, number=300, **where):
@@ -109,6 +116,63 @@ def test_values_can_be_chosen(offline, tmp_path):
     build_avatars(tmp_path, count=30, held_out=0, size=32, styles=["micah"], where={"mood": ["happy"]})
     rows = pq.read_table(tmp_path / SPLITS["train"]).to_pylist()
     assert {row["mood"] for row in rows} == {"happy"}
+
+
+@pytest.mark.parametrize("count", range(1, MOST + 1))
+def test_avatars_of_a_scene_lie_apart_within_the_picture(count):
+    for seed, aspect in enumerate(ASPECTS * 8):
+        width, height = picture_sides(96, aspect)
+        squares = [to_pixels(one, aspect, width, height) for one in place(count, aspect, random.Random(seed))]
+        pixels = np.zeros((height, width), int)
+        for left, top, side in squares:
+            assert min(left, top) >= 0 and side >= 0.6 * min(width, height) / count
+            assert (covered := pixels[top : top + side, left : left + side]).shape == (side, side)
+            covered += 1
+        assert len(squares) == count and pixels.max() == 1
+
+
+def test_a_scene_is_told_with_exact_boxes(offline, tmp_path):
+    for folder in ("one", "two"):
+        build_scenes(
+            tmp_path / folder, count=40, held_out=8, size=64, where={"ground": ["white", "blue"]}, styles=PEOPLE
+        )
+    files = {split: pq.read_table(tmp_path / "one" / name).to_pylist() for split, name in SPLITS.items()}
+    assert {split: len(rows) for split, rows in files.items()} == {"train": 40, "combination": 8, "seed": 8}
+    sizes, counts = set(), set()
+    for row in files["train"]:
+        boxes, page = json.loads(row["boxes"]), PIL.Image.open(io.BytesIO(row["image"]["bytes"]))
+        ground = PIL.ImageColor.getrgb("#" + table()["palettes"]["ground"][row["ground"]])
+        covered = (np.asarray(page) != ground).any(axis=2)
+        for told in boxes:
+            left, top, right, bottom = np.round(np.array(told["box"]) * (page.size * 2)).astype(int)
+            assert covered[top:bottom, left:right].all() and (bottom - top) * 2 - (right - left) in (0, 1)
+            covered[top:bottom, left:right] = False
+            assert told["label"] in PEOPLE and told["ground"] == row["ground"] and told["text"] in row["text"]
+        assert not covered.any() and row["count"] == len(boxes) and row["ground"] in row["text"]
+        assert [told["box"][0] for told in boxes] == sorted(told["box"][0] for told in boxes)
+        sizes.add(page.size)
+        counts.add(row["count"])
+    assert len(sizes) > 3 and all(width * height < 1.4 * 64**2 for width, height in sizes)
+    assert counts == set(range(1, MOST + 1))
+    for name in (*SPLITS.values(), "README.md"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_a_larger_picture_shows_the_same_scene(offline, tmp_path):
+    for size in (96, 192):
+        build_scenes(tmp_path / str(size), count=6, held_out=0, size=size)
+    small, large = (pq.read_table(tmp_path / size / SPLITS["train"]).to_pylist() for size in ("96", "192"))
+    for one, other in zip(small, large):
+        assert one["text"] == other["text"]
+        for here, there in zip(json.loads(one["boxes"]), json.loads(other["boxes"])):
+            np.testing.assert_allclose(here["box"], there["box"], atol=0.1)
+
+
+def test_scenes_from_the_command_line(offline, tmp_path, capsys):
+    assert main(["data", "build", "avatars", "--scenes", "2", "--held-out", "0", "-o", str(tmp_path / "s")]) == 0
+    assert pq.read_table(tmp_path / "s" / SPLITS["train"]).num_rows == 2
+    assert main(["data", "build", "avatars", "--scenes", "0", "-o", str(tmp_path / "t")]) == 2
+    assert "count is 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

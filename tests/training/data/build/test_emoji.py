@@ -16,7 +16,10 @@ import pytest
 from PIL import Image
 
 from brickwork.training.data.build import emoji
-from brickwork.training.data.build.emoji import GROUPS, SKIN_TONES, SOURCES, STYLES, base_codepoints, build_emoji
+from brickwork.training.data.build.codepoints import SKIN_TONES, base_codepoints
+from brickwork.training.data.build.emoji import GROUPS, SOURCES, STYLES, build_emoji
+from brickwork.training.data.build.npm import read_members
+from brickwork.training.data.build.svg import rasterise
 
 SAMPLE = Path(__file__).parents[3] / "data" / "emoji" / "sample.parquet"
 FULL_SET = Path(__file__).parents[5] / "shared" / "data" / "emoji" / "train.parquet"
@@ -134,7 +137,7 @@ def test_pictures_lie_on_white_at_the_wanted_size(packages, tmp_path, size):
 
 @pytest.mark.parametrize("size", [31, 300])
 def test_svg_is_drawn_at_the_size_itself(size):
-    drawn = Image.open(io.BytesIO(emoji.rasterise(RED_DISC, size)))
+    drawn = Image.open(io.BytesIO(rasterise(RED_DISC.decode(), size)))
     assert drawn.size == (size, size) and drawn.convert("RGBA").getpixel((0, 0))[3] == 0
 
 
@@ -270,7 +273,7 @@ def test_missing_tarballs_are_downloaded_checked_and_kept(packages, tmp_path, np
 
 def test_nothing_outside_the_package_is_read_or_written(packages, tmp_path):
     folder, sources = packages
-    files = emoji.read_members(sources.twemoji, folder / sources.twemoji.tarball)
+    files = read_members(sources.twemoji, folder / sources.twemoji.tarball)
     assert sorted(files) == ["1f3fb", "1f44b", "1f44b-1f3fb", "2620"]
     assert not list(tmp_path.rglob("*.svg"))
 
