@@ -1,4 +1,4 @@
-"""What a network is told beside the image: time, class and place."""
+"""What a network is told beside the image: time, class and position."""
 
 import torch
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
@@ -99,13 +99,13 @@ def crop_coordinates(crops: torch.Tensor, height: int, width: int) -> torch.Tens
         float32 `(B, 2, height, width)`: row, then column coordinate, each from -1 to 1 over the canvas.
     """
 
-    def places(length: int, start: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+    def positions(length: int, start: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
         steps = (torch.arange(length, device=crops.device) + start[:, None]) % total[:, None]
         return (steps / (total[:, None] - 1).clamp(min=1) - 0.5) * 2
 
     top, left, canvas_height, canvas_width = crops.unbind(1)
-    rows = places(height, top, canvas_height)[:, :, None].expand(-1, height, width)
-    columns = places(width, left, canvas_width)[:, None, :].expand(-1, height, width)
+    rows = positions(height, top, canvas_height)[:, :, None].expand(-1, height, width)
+    columns = positions(width, left, canvas_width)[:, None, :].expand(-1, height, width)
     return torch.stack([rows, columns], dim=1)
 
 

@@ -1,6 +1,7 @@
 """What a network is asked to predict, for training, scoring and sampling alike."""
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
@@ -21,7 +22,38 @@ def _squared_error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (output.float() - target).square().flatten(1).mean(dim=1)
 
 
-class EDMObjective:
+class Objective(ABC):
+    """What is predicted of images `(B, C, H, W)`, in [-1, 1] or latents, with standard normal noise of their shape.
+
+    A noise level is one number an image, `(B,)`; what it means is the objective's own.
+    """
+
+    @abstractmethod
+    def noise_levels(self, normal: torch.Tensor) -> torch.Tensor:
+        """Standard normal draws `(B,)` => noise levels `(B,)` as in training."""
+
+    @abstractmethod
+    def network_inputs(
+        self, images: torch.Tensor, noise: torch.Tensor, level: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noisy images, scaled as the network reads them, and its timesteps `(B,)`."""
+
+    @abstractmethod
+    def target(self, images: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        """What the raw network output should be, shaped like `images`."""
+
+    @abstractmethod
+    def scheduler(self) -> SchedulerMixin:
+        """A scheduler of diffusers that samples from a network trained so."""
+
+    def losses(
+        self, output: torch.Tensor, images: torch.Tensor, noise: torch.Tensor, level: torch.Tensor
+    ) -> torch.Tensor:
+        """The loss of each image `(B,)`, in float32, averaged over channels and pixels."""
+        return _squared_error(output, self.target(images, noise, level))
+
+
+class EDMObjective(Objective):
     """EDM's preconditioned denoising (Karras et al., arXiv 2206.00364, table 1).
 
     The weighted denoising loss `λ(σ)·‖D − y‖²` equals the plain squared error of the raw network output `F` against
@@ -39,42 +71,29 @@ class EDMObjective:
         self.p_mean, self.p_std, self.sigma_data = float(p_mean), p_std, sigma_data
 
     def noise_levels(self, normal: torch.Tensor) -> torch.Tensor:
-        """Standard normal draws `(B,)` => noise levels σ `(B,)` as in training."""
+        """σ."""
         return (normal * self.p_std + self.p_mean).exp()
 
     def network_inputs(
         self, images: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noisy images, scaled by `c_in`, and the timestep `ln(σ) / 4`.
-
-        Args:
-            images: `(B, C, H, W)` in [-1, 1], or latents.
-            noise: standard normal, shaped like `images`.
-            sigma: `(B,)`.
-        """
+        """Noisy images times `c_in`, and `ln(σ) / 4`."""
         level = _per_image(sigma, images)
         noisy = images + noise * level
         return noisy / (level**2 + self.sigma_data**2).sqrt(), sigma.log() / 4
 
     def target(self, images: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """What the raw network output should be: `(y − c_skip·x) / c_out`, shaped like `images`."""
+        """`(y − c_skip·x) / c_out`."""
         level = _per_image(sigma, images)
         # c_skip = σd² / (σ² + σd²), c_out = σ σd / √(σ² + σd²), written out to cancel what cancels.
         scale = (level**2 + self.sigma_data**2).sqrt()
         return (images * level / self.sigma_data - noise * self.sigma_data) / scale
 
-    def losses(
-        self, output: torch.Tensor, images: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor
-    ) -> torch.Tensor:
-        """The weighted denoising loss of each image `(B,)`, in float32, averaged over channels and pixels."""
-        return _squared_error(output, self.target(images, noise, sigma))
-
     def scheduler(self) -> SchedulerMixin:
-        """A scheduler of diffusers that samples from a network trained so."""
         return EDMEulerScheduler(sigma_data=self.sigma_data)
 
 
-class EpsilonObjective:
+class EpsilonObjective(Objective):
     """Predict the noise (DDPM, arXiv 2006.11239); with twice the channels, the variance as well (arXiv 2102.09672).
 
     Noise levels are timesteps, whole numbers from 0 up.
@@ -106,7 +125,7 @@ class EpsilonObjective:
         self.alphas_cumprod = DDPMScheduler(self.num_train_timesteps, **self.betas).alphas_cumprod.double()
 
     def noise_levels(self, normal: torch.Tensor) -> torch.Tensor:
-        """Standard normal draws `(B,)` => timesteps `(B,)`, each equally likely."""
+        """Timesteps, each equally likely."""
         share = torch.special.ndtr(normal.double())
         return (share * self.num_train_timesteps).floor().clamp(0, self.num_train_timesteps - 1).float()
 
@@ -118,13 +137,7 @@ class EpsilonObjective:
     def network_inputs(
         self, images: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noisy images `√ᾱ·x + √(1 − ᾱ)·ε`, and the timestep.
-
-        Args:
-            images: `(B, C, H, W)` in [-1, 1], or latents.
-            noise: standard normal, shaped like `images`.
-            timestep: `(B,)`.
-        """
+        """`√ᾱ·x + √(1 − ᾱ)·ε`, and the timestep."""
         signal, scale = self._signal_and_noise(timestep, images)
         return signal * images + scale * noise, timestep
 
@@ -147,7 +160,6 @@ class EpsilonObjective:
     def losses(
         self, output: torch.Tensor, images: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor
     ) -> torch.Tensor:
-        """The loss of each image `(B,)`, in float32, averaged over channels and pixels."""
         target = self.target(images, noise, timestep)
         if output.shape[1] != 2 * images.shape[1] or self.prediction_type != "epsilon":
             return self.weights(timestep) * _squared_error(output, target)
@@ -193,7 +205,6 @@ class EpsilonObjective:
         return bound.flatten(1).mean(dim=1) / math.log(2)
 
     def scheduler(self) -> SchedulerMixin:
-        """A scheduler of diffusers that samples from a network trained so."""
         return DDIMScheduler(
             self.num_train_timesteps, **self.betas, prediction_type=self.prediction_type, clip_sample=False
         )
@@ -213,7 +224,7 @@ class VObjective(EpsilonObjective):
         return snr + 1
 
 
-class FlowObjective:
+class FlowObjective(Objective):
     """Rectified flow (arXiv 2403.03206): predict `ε − x` between the image (level 0) and the noise (level 1).
 
     Args:
@@ -230,20 +241,14 @@ class FlowObjective:
         self.num_train_timesteps = int(num_train_timesteps)
 
     def noise_levels(self, normal: torch.Tensor) -> torch.Tensor:
-        """Standard normal draws `(B,)` => levels `(B,)` between 0 and 1."""
+        """Between 0 and 1."""
         level = (normal * self.std + self.mean).sigmoid()
         return self.shift * level / (1 + (self.shift - 1) * level)
 
     def network_inputs(
         self, images: torch.Tensor, noise: torch.Tensor, level: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noisy images `(1 − t)·x + t·ε`, and the timestep.
-
-        Args:
-            images: `(B, C, H, W)` in [-1, 1], or latents.
-            noise: standard normal, shaped like `images`.
-            level: `(B,)`.
-        """
+        """`(1 − t)·x + t·ε`, and the timestep."""
         share = _per_image(level, images)
         return (1 - share) * images + share * noise, level * self.num_train_timesteps
 
@@ -251,14 +256,7 @@ class FlowObjective:
         """The velocity from the image to the noise."""
         return noise - images
 
-    def losses(
-        self, output: torch.Tensor, images: torch.Tensor, noise: torch.Tensor, level: torch.Tensor
-    ) -> torch.Tensor:
-        """The loss of each image `(B,)`, in float32, averaged over channels and pixels."""
-        return _squared_error(output, self.target(images, noise, level))
-
     def scheduler(self) -> SchedulerMixin:
-        """A scheduler of diffusers that samples from a network trained so."""
         return FlowMatchEulerDiscreteScheduler(self.num_train_timesteps, shift=self.shift)
 
 

@@ -6,6 +6,7 @@ of residuals by site what `forward` takes, under the names that diffusers has fo
 nothing: outputs stay equal bit for bit.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from brickwork.errors import no_unknown
 
 
-class ResidualPorts:
+class ResidualPorts(ABC):
     """For networks that take residuals in.
 
     Attributes:
@@ -22,9 +23,9 @@ class ResidualPorts:
 
     ports: Mapping[str, Sequence[str]] = {}
 
+    @abstractmethod
     def residual_sites(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
         """Channels, rows and columns of the residual at every site, for images of `height` × `width`."""
-        raise NotImplementedError
 
     def residual_arguments(self, residuals: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor | tuple]:
         """Residuals by site => keyword arguments of `forward`.

@@ -64,7 +64,7 @@ class Registry:
         return dict(options or {})
 
     def known_options(self, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of a whole network's settings that the class takes and that are not `None`."""
+        """Those of a network's settings that the class takes and that are not `None`."""
         known = self.keywords(name)
         return {key: value for key, value in settings.items() if key in known and value is not None}
 

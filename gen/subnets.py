@@ -15,7 +15,7 @@ _FULL_NAMES = (None, FULL, "whole")
 
 
 class Subnets(dict[str, int]):
-    """Operations of a forward pass of one image by subnet; `"full"` and `"whole"` find the last, the whole network."""
+    """Operations of a forward pass of one image by subnet; `"full"` and `"whole"` find the last, the full network."""
 
     def __missing__(self, name: str) -> int:
         if name in _FULL_NAMES and self:

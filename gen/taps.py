@@ -18,7 +18,7 @@ def tapped(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, torch
         names: of modules, as in `network.named_modules()`, such as `"blocks.3"` or `"mid_block.0"`.
 
     Yields:
-        The outputs by name, empty until a forward pass filled it. They keep their place in autograd's graph.
+        The outputs by name, empty until a forward pass filled it. They stay in autograd's graph.
 
     Raises:
         ValueError: for a module that is not there, with the name that comes near.

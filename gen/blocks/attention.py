@@ -88,8 +88,8 @@ class WindowAttnProcessor:
         )  # fmt: skip
 
 
-class WindowAttention(nn.Module, AttentionModuleMixin):
-    """Multi-head self-attention within each window, with biases.
+class Attention(nn.Module, AttentionModuleMixin):
+    """Layers whose processor does the work, so that `set_attention_backend` reaches it.
 
     Args:
         dim: width of a token.
@@ -97,16 +97,26 @@ class WindowAttention(nn.Module, AttentionModuleMixin):
     """
 
     _default_processor_cls = WindowAttnProcessor
-    _available_processors = [WindowAttnProcessor]
     _supports_qkv_fusion = False
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls._available_processors = [cls._default_processor_cls]
 
     def __init__(self, dim: int, num_attention_heads: int):
         super().__init__()
         check_heads(dim, num_attention_heads)
         self.num_attention_heads = num_attention_heads
+        self.set_processor(self._default_processor_cls())
+
+
+class WindowAttention(Attention):
+    """Multi-head self-attention within each window, with biases; arguments are those of `Attention`."""
+
+    def __init__(self, dim: int, num_attention_heads: int):
+        super().__init__(dim, num_attention_heads)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
-        self.set_processor(WindowAttnProcessor())
 
     def forward(
         self,
@@ -163,7 +173,7 @@ class TextAttnProcessor(WindowAttnProcessor):
         return attn.proj(self.attend(query, key, value, None).flatten(-2))
 
 
-class TextAttention(nn.Module, AttentionModuleMixin):
+class TextAttention(Attention):
     """Cross-attention from a feature map to a sequence, normed before, zero at the start.
 
     The layers are not called `to_q` and the like: `convert_state_dict_to_diffusers` renames those alone, and a LoRA
@@ -176,13 +186,9 @@ class TextAttention(nn.Module, AttentionModuleMixin):
     """
 
     _default_processor_cls = TextAttnProcessor
-    _available_processors = [TextAttnProcessor]
-    _supports_qkv_fusion = False
 
     def __init__(self, dim: int, cross_attention_dim: int, num_attention_heads: int):
-        super().__init__()
-        check_heads(dim, num_attention_heads)
-        self.num_attention_heads = num_attention_heads
+        super().__init__(dim, num_attention_heads)
         self.norm = LayerNorm(dim, eps=1e-6)
         self.q = nn.Linear(dim, dim, bias=False)
         self.k = nn.Linear(cross_attention_dim, dim, bias=False)
@@ -190,7 +196,6 @@ class TextAttention(nn.Module, AttentionModuleMixin):
         self.proj = nn.Linear(dim, dim)
         nn.init.zeros_(self.proj.weight)
         nn.init.zeros_(self.proj.bias)
-        self.set_processor(TextAttnProcessor())
 
     def forward(self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
         """`hidden_states (B, C, H, W)`, `encoder_hidden_states (B, length, cross_attention_dim)` => `(B, C, H, W)`."""

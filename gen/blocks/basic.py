@@ -15,14 +15,9 @@ class BasicBlock(Block):
 
     Deep and narrow stacks of it see far without dilation, attention or windows.
 
-    Args:
-        dim: channels.
-        cond_dim: width of the condition.
-        out_dim: channels of the output, `None` for `dim`.
-        stride: 1, or 2 for half the sides, rounded up.
+    Args beside those of `Block`:
         conv_norm: see `make_norm`; the authors' is `"batch"`.
         modulation: see `BlockModulation`; without a gate the last norm starts at zero.
-        settings: those of `Block`.
     """
 
     convbn_pairs = (("conv1", "norm1"), ("conv2", "norm2"))

@@ -83,15 +83,11 @@ class DiTTokenBlock(nn.Module):
 
 @register_block("dit")
 class DiTBlock(Block):
-    """A DiT block on a feature map. It has no sense of place of its own: the network adds positions.
+    """A DiT block on a feature map. It knows no positions: the network adds them.
 
-    Args:
-        dim: channels.
-        cond_dim: width of the condition.
-        attention_head_dim: channels of a head; divides `dim`.
+    Args beside those of `Block`:
         mlp_ratio: hidden width of the MLP over `dim`.
-        window_size: side of the windows in which pixels attend to one another, `None` for the whole map.
-        settings: those of `Block`.
+        window_size: side of the windows in which pixels attend to one another, `None` for the full map.
     """
 
     def __init__(

@@ -1,10 +1,15 @@
 """EMOv2's improved inverted residual mobile block, i2RMB (Zhang et al., arXiv 2412.06674), steered by adaLN-zero."""
 
 import torch
-from diffusers.models.attention import AttentionModuleMixin
 from torch import nn
 
-from brickwork.gen.blocks.attention import WindowAttnProcessor, heads_of, small_window_attention, window_attn_mask
+from brickwork.gen.blocks.attention import (
+    Attention,
+    WindowAttnProcessor,
+    heads_of,
+    small_window_attention,
+    window_attn_mask,
+)
 from brickwork.gen.blocks.modulation import BlockModulation, gated_residual_map, modulate_map
 from brickwork.gen.blocks.norms import make_norm
 from brickwork.gen.blocks.registry import Block, register_block
@@ -49,7 +54,7 @@ class SpanningAttnProcessor(WindowAttnProcessor):
         return super().attend(query, key, value, attn_mask)
 
 
-class SpanningAttention(nn.Module, AttentionModuleMixin):
+class SpanningAttention(Attention):
     """Attention whose value is `expand_ratio` times as wide as its input, which makes it the block's expansion.
 
     Args:
@@ -60,16 +65,13 @@ class SpanningAttention(nn.Module, AttentionModuleMixin):
     """
 
     _default_processor_cls = SpanningAttnProcessor
-    _available_processors = [SpanningAttnProcessor]
-    _supports_qkv_fusion = False
 
     def __init__(self, dim: int, expand_ratio: float, num_attention_heads: int, window_size: int):
-        super().__init__()
+        super().__init__(dim, num_attention_heads)
         check_window(window_size)
-        self.num_attention_heads, self.window_size = num_attention_heads, window_size
+        self.window_size = window_size
         self.qk = nn.Linear(dim, 2 * dim)
         self.v = nn.Linear(dim, int(dim * expand_ratio))
-        self.set_processor(SpanningAttnProcessor())
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`(B, D, H, W)` => `(B, D * expand_ratio, H, W)`."""
@@ -83,16 +85,12 @@ class I2RMB(Block):
     The authors' classifier scales the branch by 1e-6 at the start (LayerScale); the gate of adaLN-zero takes its place
     in a denoiser.
 
-    Args:
-        dim: channels.
-        cond_dim: width of the condition.
+    Args beside those of `Block`:
         attention_head_dim: channels of a head's query and key; divides `dim`.
         window_size: side of the windows and of the grids in pixels of the map.
         expand_ratio: hidden channels over `dim`.
         kernel_size: side of the depthwise convolution, odd.
         conv_norm: norm after it, see `make_norm`; the authors' is `"batch"`.
-        modulation: see `BlockModulation`.
-        settings: those of `Block`.
     """
 
     convbn_pairs = (("conv", "conv_norm"),)

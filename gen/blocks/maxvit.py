@@ -69,10 +69,7 @@ class PartitionAttention(nn.Module):
 class MaxViTBlock(Block):
     """MBConv, windows, grid; in a decoder the other way round, as the paper's generator has it.
 
-    Args:
-        dim: channels.
-        cond_dim: width of the condition.
-        attention_head_dim: channels of a head; divides `dim`.
+    Args beside those of `Block`:
         window_size: side of the windows and of the grids in pixels of the map.
         expand_ratio: hidden channels of the MBConv over `dim`.
         squeeze_ratio: squeezed channels of its squeeze-excitation over `dim`.
@@ -80,7 +77,6 @@ class MaxViTBlock(Block):
         conv_norm: norm of the MBConv, see `make_norm`; the paper's is `"batch"`.
         modulation: see `BlockModulation`; each of the five layers has its own.
         decoder: grid, windows, MBConv.
-        settings: those of `Block`.
     """
 
     def __init__(

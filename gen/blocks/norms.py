@@ -21,8 +21,8 @@ def constant(name: str) -> property:
     ratio = f"_{name}_ratio"
 
     def read(self: nn.Module) -> float | None:
-        whole = getattr(self, ratio)
-        return None if whole is None else whole[0] / whole[1]
+        fraction = getattr(self, ratio)
+        return None if fraction is None else fraction[0] / fraction[1]
 
     def write(self: nn.Module, value: float | None) -> None:
         self.__dict__[name] = value  # for whoever changes the module's class

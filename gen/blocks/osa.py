@@ -42,15 +42,11 @@ class OSABlock(Block):
     A dense block reads every map again in each layer; this one reads it once, at the end: less memory traffic at the
     same receptive fields. The condition shifts and scales what the block reads.
 
-    Args:
-        dim: channels.
-        cond_dim: width of the condition.
+    Args beside those of `Block`:
         mid_ratio: channels of each 3×3 convolution over `dim`; the authors' stages have 0.5 down to 0.22.
         num_convs: 3×3 convolutions.
         depthwise: separable convolutions in their place, for small devices; behind a 1×1 to their width.
         conv_norm: see `make_norm`; the authors' is `"batch"`.
-        modulation: see `BlockModulation`.
-        settings: those of `Block`.
     """
 
     def __init__(

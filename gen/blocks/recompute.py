@@ -38,7 +38,7 @@ class _Recomputed(torch.autograd.Function):
             inputs, outputs = _again(ctx)
         ctx.again = None
         wanted = [tensor for tensor in inputs if tensor.requires_grad]
-        # By their place in the graph, so that the outputs themselves are gone before the gradients come.
+        # By their position in the graph, so that the outputs themselves are gone before the gradients come.
         reached = tuple(get_gradient_edge(output) for output, grad in zip(outputs, grads) if grad is not None)
         del outputs
         given = tuple(grad for grad in grads if grad is not None)

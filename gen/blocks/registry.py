@@ -24,7 +24,9 @@ class Block(nn.Module, ABC):
     """A block works on a feature map: `forward(hidden_states, temb, encoder_hidden_states=None)`.
 
     A subclass writes `mix`. Attention to a text is the same for all of them and comes after it. A block keeps the
-    shape of its map; one that can change it takes `out_dim` and `stride` by keyword and hands them on.
+    shape of its map; one that can change it takes `out_dim` and `stride` by keyword and hands them on. Settings of one
+    name mean the same in all blocks: `conv_norm` is the norm of convolutions (see `make_norm`), `modulation` how the
+    condition steers the block (see `BlockModulation`), `mlp_ratio` the hidden width of MLPs over `dim`.
 
     Args:
         dim: channels of the feature map.
@@ -32,7 +34,7 @@ class Block(nn.Module, ABC):
         out_dim: channels of the output, `None` for `dim`.
         stride: pixels of the input along one of the output, rounded up.
         cross_attention_dim: width of the text's tokens, `None` for a block that reads no text.
-        attention_head_dim: channels of a head of the attention to the text.
+        attention_head_dim: channels of a head, in the block's own attention and in that to the text; divides `dim`.
 
     Attributes:
         window_size: side of the windows that a map is cut into and must hold one of; `None` for a block without.
@@ -92,7 +94,7 @@ def build_block(name: str, dim: int, cond_dim: int, shared: dict | None = None, 
         name: one of `list_blocks()`.
         dim: channels.
         cond_dim: width of the condition.
-        shared: settings of the whole network; a block takes those it knows, and its default where one is `None`.
+        shared: settings of all stages; a block takes those it knows, and its default where one is `None`.
         own: settings of this kind of block; one that it does not know is an error.
     """
     options = BLOCKS.known_options(name, shared or {}) | BLOCKS.check_options(name, own, "block_options")
@@ -111,13 +113,13 @@ def check_block_options(block_options: dict[str, dict] | None, names: Sequence[s
     return block_options
 
 
-def parse_block_types(block_types: str | Sequence[str], count: int | None = None, places: str = "stages") -> list[str]:
+def parse_block_types(block_types: str | Sequence[str], count: int | None = None, unit: str = "stage") -> list[str]:
     """One block name for each stage, or layer.
 
     Args:
         block_types: one name, names separated by commas, or a sequence of names.
         count: number of stages; one name stands for all of them. `None` for as many as there are names.
-        places: what the stages are called in an error.
+        unit: what a stage is called in an error.
     """
     names = block_types.replace(" ", "").split(",") if isinstance(block_types, str) else list(block_types)
     for name in names:
@@ -125,5 +127,5 @@ def parse_block_types(block_types: str | Sequence[str], count: int | None = None
     if count is not None and len(names) == 1:
         names = names * count
     if count is not None and len(names) != count:
-        raise ValueError(f"`block_types` has {len(names)} entries for {count} {places}; give one name, or one each.")
+        raise ValueError(f"`block_types` has {len(names)} entries for {count} {unit}s; give one name, or one each.")
     return names

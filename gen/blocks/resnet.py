@@ -12,12 +12,8 @@ from brickwork.gen.blocks.registry import Block, register_block
 class ResNetBlock(Block):
     """Norm, SiLU, 3×3 convolution, twice; the condition shifts and scales the second norm.
 
-    Args:
-        dim: channels.
-        cond_dim: width of the condition.
+    Args beside those of `Block`:
         modulation: see `BlockModulation`; ADM's is `"film"`.
-        conv_norm: see `make_norm`.
-        settings: those of `Block`.
     """
 
     convbn_pairs = (("conv1", "norm2"),)

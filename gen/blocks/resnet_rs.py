@@ -35,17 +35,12 @@ class ResNetRSBlock(Block):
 
     Stochastic depth, the paper's other part, is `drop_path` of the network.
 
-    Args:
-        dim: channels.
-        cond_dim: width of the condition.
-        out_dim: channels of the output, `None` for `dim`.
-        stride: 1, or 2 for half the sides, rounded up.
+    Args beside those of `Block`:
         bottleneck_ratio: channels of the 3×3 convolution over those of the output.
         squeeze_ratio: squeezed channels of the squeeze-excitation over those of the output, in steps of 8.
         conv_norm: see `make_norm`; the authors' is `"batch"`.
         modulation: see `BlockModulation`; without a gate the last norm starts at zero, as in the paper. (Both at zero
             would never learn: the gradient of each is a multiple of the other.)
-        settings: those of `Block`.
     """
 
     convbn_pairs = (("conv1", "norm1"), ("conv2", "norm2"), ("conv3", "norm3"))

@@ -1,10 +1,9 @@
 """Spatial-reduction attention, the block of the Pyramid Vision Transformer (Wang et al., arXiv 2102.12122)."""
 
 import torch
-from diffusers.models.attention import AttentionModuleMixin
 from torch import nn
 
-from brickwork.gen.blocks.attention import WindowAttnProcessor, check_heads, heads_of
+from brickwork.gen.blocks.attention import Attention, WindowAttnProcessor, heads_of
 from brickwork.gen.blocks.dit import FeedForward
 from brickwork.gen.blocks.modulation import BlockModulation, gated_residual, modulate
 from brickwork.gen.blocks.norms import LayerNorm
@@ -24,7 +23,7 @@ class SRAttnProcessor(WindowAttnProcessor):
         return attn.proj(self.attend(query, key, value, None).reshape(batch, height, width, dim))
 
 
-class SRAttention(nn.Module, AttentionModuleMixin):
+class SRAttention(Attention):
     """Attention whose keys and values come from a map with `sr_ratio` times smaller sides.
 
     Args:
@@ -34,20 +33,16 @@ class SRAttention(nn.Module, AttentionModuleMixin):
     """
 
     _default_processor_cls = SRAttnProcessor
-    _available_processors = [SRAttnProcessor]
-    _supports_qkv_fusion = False
 
     def __init__(self, dim: int, num_attention_heads: int, sr_ratio: int):
-        super().__init__()
-        check_heads(dim, num_attention_heads)
-        self.num_attention_heads, self.sr_ratio = num_attention_heads, check_ratio(sr_ratio)
+        super().__init__(dim, num_attention_heads)
+        self.sr_ratio = check_ratio(sr_ratio)
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
         if sr_ratio > 1:
             self.reduction = nn.Conv2d(dim, dim, sr_ratio, stride=sr_ratio)
             self.norm = LayerNorm(dim, eps=1e-5)
-        self.set_processor(SRAttnProcessor())
 
     def reduce(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`(B, H, W, D)` => `(B, tokens, D)`, what keys and values are made of.
@@ -67,19 +62,15 @@ class SRAttention(nn.Module, AttentionModuleMixin):
 
 @register_block("sra")
 class SRABlock(Block):
-    """Attention to a smaller copy of the map, and an MLP. It has no sense of place of its own beyond a patch.
+    """Attention to a smaller copy of the map, and an MLP. It knows no positions beyond a patch.
 
     The authors' pyramid has ratios 8, 4, 2, 1 from the highest resolution down, heads of 64 channels, and MLP ratios
     8, 8, 4, 4.
 
-    Args:
-        dim: channels.
-        cond_dim: width of the condition.
-        attention_head_dim: channels of a head; divides `dim`.
+    Args beside those of `Block`:
         mlp_ratio: hidden width of the MLP over `dim`.
         sr_ratio: see `SRAttention`; any map does, whether the ratio divides it or not.
         modulation: see `BlockModulation`; each of the two layers has its own.
-        settings: those of `Block`.
     """
 
     def __init__(

@@ -19,8 +19,8 @@ class StageSpec:
         channels: of the stage's map.
         layers: how many blocks.
         options: settings of the block, which must know them.
-        shared: settings of the whole network; a block takes those it knows.
-        place: where in the network it is, such as "stage 1 of 3", for errors.
+        shared: settings of all stages; a block takes those it knows.
+        position: where in the network it is, such as "stage 1 of 3", for errors.
     """
 
     block: str
@@ -28,7 +28,7 @@ class StageSpec:
     layers: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
     shared: Mapping[str, Any] = field(default_factory=dict)
-    place: str = ""
+    position: str = ""
 
     def build(self, cond_dim: int, block: str | None = None, channels: int | None = None, **further) -> Block:
         """A block of the stage.
@@ -53,7 +53,7 @@ class StageSpec:
             built = BLOCKS.find(name)(dim, cond_dim, **options)
             self._check_shape(name, built, dim, further.get("out_dim") or dim, further.get("stride") or 1)
         except ValueError as error:
-            raise ValueError(f"{self.place}: {error}" if self.place else str(error)) from error
+            raise ValueError(f"{self.position}: {error}" if self.position else str(error)) from error
         return built
 
     @staticmethod
@@ -66,12 +66,12 @@ class StageSpec:
             )
 
 
-def per_stage(argument: str, value: Any, count: int, places: str = "stages") -> list[Any]:
+def per_stage(argument: str, value: Any, count: int, unit: str = "stage") -> list[Any]:
     """`value` for each of `count` stages: one for all, or a sequence with one each."""
     if not isinstance(value, (list, tuple)):
         return [value] * count
     if len(value) != count:
-        raise ValueError(f"`{argument}` has {len(value)} entries for {count} {places}; give one for all, or one each.")
+        raise ValueError(f"`{argument}` has {len(value)} entries for {count} {unit}s; give one for all, or one each.")
     return list(value)
 
 
@@ -82,7 +82,7 @@ def resolve_stages(
     shared: Mapping[str, Any],
     block_options: Mapping[str, dict] | None = None,
     stage_options: Sequence[dict | None] | None = None,
-    places: str = "stages",
+    unit: str = "stage",
 ) -> list[StageSpec]:
     """The flat arguments of a network's constructor as its stages.
 
@@ -94,16 +94,16 @@ def resolve_stages(
             where one is `None`. `num_attention_heads` stands for the `attention_head_dim` of as many heads.
         block_options: further settings by kind of block.
         stage_options: further settings by stage, which go before those.
-        places: what the stages are called in an error.
+        unit: what a stage is called in an error.
 
     Raises:
         ValueError: for lists of another length, unknown blocks, and settings that a block does not take.
     """
     count = len(channels)
-    names = parse_block_types(block_types, count, places)
+    names = parse_block_types(block_types, count, unit)
     by_block = check_block_options(block_options, names)
-    by_stage = per_stage("stage_options", stage_options, count, places)
-    lists = {key: per_stage(key, value, count, places) for key, value in shared.items()}
+    by_stage = per_stage("stage_options", stage_options, count, unit)
+    lists = {key: per_stage(key, value, count, unit) for key, value in shared.items()}
     heads = lists.pop("num_attention_heads", [None] * count)
     stages = []
     for stage, name in enumerate(names):
@@ -112,8 +112,8 @@ def resolve_stages(
             settings["attention_head_dim"] = head_dim_of(channels[stage], heads[stage], settings["attention_head_dim"])
         options = BLOCKS.check_options(name, by_block.get(name), "block_options")
         options |= BLOCKS.check_options(name, by_stage[stage], f"stage_options[{stage}]")
-        place = f"{places.removesuffix('s')} {stage + 1} of {count}"
-        stages.append(StageSpec(name, channels[stage], layers[stage], options, settings, place))
+        position = f"{unit} {stage + 1} of {count}"
+        stages.append(StageSpec(name, channels[stage], layers[stage], options, settings, position))
     return stages
 
 

@@ -58,7 +58,7 @@ def check_window(window_size: int) -> None:
 
 
 def check_maps(height: int, width: int, maps: Mapping[str, tuple[int, int]], subject: str) -> None:
-    """Raise a `ValueError` unless every map of an image holds a whole window.
+    """Raise a `ValueError` unless every map of an image holds a full window.
 
     Args:
         height: of the image.

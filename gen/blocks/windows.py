@@ -121,7 +121,7 @@ def window_mask(
     patch_size: int = 1,
     device: torch.device | None = None,
 ) -> torch.Tensor | None:
-    """Which tokens of an image, padded to whole windows, show any of the image.
+    """Which tokens of an image, padded to full windows, show any of the image.
 
     Returns:
         bool `(windows, tokens)`, true for real tokens, or `None` where all of them are.

@@ -1,6 +1,6 @@
 """The up-head of FFNet (Mehta et al., "Simple and Efficient Architectures …", arXiv 2206.08236)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ from torch import nn
 from brickwork.errors import one_of
 from brickwork.gen.blocks.conv_norm import ConvNorm
 from brickwork.gen.blocks.stages import StageSpec
-from brickwork.gen.necks.registry import Neck, register_neck
+from brickwork.gen.necks.registry import Neck, RunBlock, register_neck
 
 # For each level from the highest resolution down (the last stands for further ones too), in units of `width`: channels
 # on the way up, and channels that go into the concatenation. The authors' unit is 64.
@@ -26,8 +26,8 @@ class FFNetUpNeck(Neck):
 
     Args:
         stages: of the network.
-        cond_dim: width of the condition, which this neck leaves to the stages.
-        variant: `"A"`, `"B"` or `"C"`, from dear to cheap; see `VARIANTS`.
+        cond_dim: not used: the stages read the condition.
+        variant: `"A"`, `"B"` or `"C"`, from the costliest to the cheapest; see `VARIANTS`.
         width: unit of the channels, `None` for those of the first stage.
         upsample: `"nearest"`, or `"bilinear"` with aligned corners.
         conv_norm: see `make_norm`; the authors' is `"batch"`.
@@ -77,11 +77,5 @@ class FFNetUpNeck(Neck):
             smoothed.insert(0, self.smooth[level](hidden_states))
         return torch.cat([smoothed[0], *(self.resize(one, smoothed[0]) for one in smoothed[1:])], dim=1)
 
-    def forward(
-        self,
-        features: list[torch.Tensor],
-        temb: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None,
-        run: Callable[..., torch.Tensor],
-    ) -> torch.Tensor:
+    def forward(self, features: list[torch.Tensor], run: RunBlock) -> torch.Tensor:
         return self.fuse(self.gather(features))

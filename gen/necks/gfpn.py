@@ -1,6 +1,6 @@
 """The generalised feature pyramid with queen fusion of GiraffeDet (Jiang et al., arXiv 2202.04256)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,7 @@ from torch import nn
 from brickwork.errors import one_of
 from brickwork.gen.blocks.stages import StageSpec
 from brickwork.gen.blocks.windows import static_size
-from brickwork.gen.necks.registry import Neck, register_neck
+from brickwork.gen.necks.registry import Neck, RunBlock, register_neck
 
 SKIPS = ("log2n", "dense")
 
@@ -93,7 +93,7 @@ def to_size(hidden_states: torch.Tensor, height: int, width: int) -> torch.Tenso
 
 @register_neck("gfpn")
 class GFPNNeck(Neck):
-    """A pyramid of blocks, each of which reads its whole neighbourhood. Concatenation takes memory.
+    """A pyramid of blocks, each of which reads all its neighbours. Concatenation takes memory.
 
     The nodes that the highest resolution of the last layer does not read, directly or through others, are not built.
 
@@ -122,23 +122,17 @@ class GFPNNeck(Neck):
         channels = [stage.channels for stage in stages]
         self.graph = leading_to(queen_fusion(len(stages), depth, skips), depth, 0)
         self.nodes = nn.ModuleList()
-        for place in self.graph:
-            block = stages[place.level].build(cond_dim, block=node)
-            inputs = [channels[level] for _, level in place.inputs]
-            self.nodes.append(FusionNode(inputs, block, channels[place.level]))
+        for position in self.graph:
+            block = stages[position.level].build(cond_dim, block=node)
+            inputs = [channels[level] for _, level in position.inputs]
+            self.nodes.append(FusionNode(inputs, block, channels[position.level]))
 
-    def forward(
-        self,
-        features: list[torch.Tensor],
-        temb: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None,
-        run: Callable[..., torch.Tensor],
-    ) -> torch.Tensor:
+    def forward(self, features: list[torch.Tensor], run: RunBlock) -> torch.Tensor:
         sizes = [static_size(feature) for feature in features]
         maps = {(0, level): feature for level, feature in enumerate(features)}
         hidden_states = features[0]
-        for place, node in zip(self.graph, self.nodes):
-            hidden_states = node([maps[key] for key in place.inputs], *sizes[place.level])
-            hidden_states = run(node.block, hidden_states, temb, encoder_hidden_states)
-            maps[place.layer, place.level] = hidden_states
+        for position, node in zip(self.graph, self.nodes):
+            hidden_states = node([maps[key] for key in position.inputs], *sizes[position.level])
+            hidden_states = run(node.block, hidden_states)
+            maps[position.layer, position.level] = hidden_states
         return hidden_states

@@ -15,6 +15,7 @@ from brickwork.gen.registry import Registry
 NECKS = Registry("neck")
 register_neck = NECKS.register
 list_necks = NECKS.names
+RunBlock = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 
 
 class Neck(nn.Module, ABC):
@@ -33,22 +34,14 @@ class Neck(nn.Module, ABC):
     reads_every_block: bool = False
 
     @abstractmethod
-    def forward(
-        self,
-        features: list[torch.Tensor],
-        temb: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None,
-        run: Callable[..., torch.Tensor],
-    ) -> torch.Tensor:
+    def forward(self, features: list[torch.Tensor], run: RunBlock) -> torch.Tensor:
         """Fuse the encoder's maps.
 
         Args:
             features: from the highest resolution down, the last behind the blocks in the middle. Each stage's sides
                 are half of those of the one before, rounded up. With `reads_every_block` all blocks' outputs in their
                 order, then the map behind the middle; otherwise one for each stage.
-            temb: `(B, cond_dim)`, time and class.
-            encoder_hidden_states: `(B, length, cross_attention_dim)`, a text, or `None`.
-            run: `run(block, hidden_states, temb, encoder_hidden_states)` runs a block, with gradient checkpointing
+            run: `run(block, hidden_states)` runs a block under the network's conditions, with gradient checkpointing
                 where that is on.
 
         Returns:

@@ -1,12 +1,12 @@
 """The decoder of diffusion UNets: up again, stage by stage, each block beside its twin of the encoder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from brickwork.gen.blocks.stages import StageSpec
-from brickwork.gen.necks.registry import Neck, register_neck
+from brickwork.gen.necks.registry import Neck, RunBlock, register_neck
 
 
 class UpStage(nn.Module):
@@ -32,18 +32,12 @@ class SkipNeck(nn.ModuleList, Neck):
             for stage, next_dim in zip(reversed(stages), [*(stage.channels for stage in stages[-2::-1]), None])
         )
 
-    def forward(
-        self,
-        features: list[torch.Tensor],
-        temb: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None,
-        run: Callable[..., torch.Tensor],
-    ) -> torch.Tensor:
+    def forward(self, features: list[torch.Tensor], run: RunBlock) -> torch.Tensor:
         *skips, hidden_states = features
         for stage in self:
             for fuse, block in zip(stage.fuse, stage.blocks):
                 hidden_states = fuse(torch.cat([hidden_states, skips.pop()], dim=1))
-                hidden_states = run(block, hidden_states, temb, encoder_hidden_states)
+                hidden_states = run(block, hidden_states)
             if stage.upsample is not None:
                 # To the size of the encoder's map, which odd sides made larger than half.
                 hidden_states = nn.functional.interpolate(hidden_states, size=skips[-1].shape[-2:], mode="nearest")

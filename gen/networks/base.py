@@ -22,6 +22,7 @@ from brickwork.gen.blocks.registry import Block, find_block, list_blocks
 from brickwork.gen.blocks.windowed import check_maps
 from brickwork.gen.blocks.windows import static_size
 from brickwork.gen.convbn import find_convbn_pairs, set_convbn_mode
+from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep
 from brickwork.gen.operations import count_operations
 from brickwork.gen.presets import find_preset
 from brickwork.gen.subnets import FULL, Subnets, find_subnet
@@ -41,6 +42,25 @@ class SampleOutput(BaseOutput):
     sample: torch.Tensor
 
 
+@dataclass
+class EstimatesOutput(SampleOutput):
+    """What a network returns that makes several estimates in turn.
+
+    Attributes:
+        sample: `(B, out_channels, H, W)`, the last estimate.
+        intermediates: all estimates in order, the last equal to `sample`; `None` unless asked for.
+    """
+
+    intermediates: list[torch.Tensor] | None = None
+
+    @classmethod
+    def of(cls, estimates: list[torch.Tensor], keep: bool, return_dict: bool) -> "EstimatesOutput | tuple":
+        """What `forward` returns: the last of the estimates, or if they are to be kept, all of them as well."""
+        if not return_dict:
+            return (estimates[-1], estimates) if keep else (estimates[-1],)
+        return cls(sample=estimates[-1], intermediates=estimates if keep else None)
+
+
 def largest_window(blocks: Sequence[Block]) -> int:
     """The side that a map needs for every one of the blocks."""
     return max((block.window_size or 1 for block in blocks), default=1)
@@ -49,10 +69,39 @@ def largest_window(blocks: Sequence[Block]) -> int:
 class Denoiser(AttentionMixin):
     """Loading that says what is wrong, presets, checkpointing, compilation, sizes and costs.
 
-    To be named before `ModelMixin` among a network's bases.
+    To be named before `ModelMixin` among a network's bases. Settings and arguments that several networks have mean the
+    same in all of them, and are described here alone.
+
+    Settings:
+        sample_size: side of the training images, in pixels of what the network sees (latents for a latent model).
+        in_channels: channels of `sample`.
+        out_channels: channels of the estimate, `None` for as many as `in_channels`.
+        num_classes: number of classes, `None` for a network without them.
+        cross_attention_dim: width of a text's tokens, `None` for a network that reads no text.
+        time_cond_proj_dim: width of `timestep_cond`, such as an embedded guidance scale; `None` for none.
+        block_options: further settings by block name, such as `{"i2rmb": {"kernel_size": 3}}`.
+        drop_path: how often training leaves the last block out of an image; earlier ones less, the first never.
+        freq_shift: see `ClassTimeEmbedding`.
+        convbn_folded: whether BatchNorms are in the convolutions before them, as `set_convbn_mode(model, "deploy")`
+            leaves them.
+        id2label: class names by number, for pipelines.
+
+    Arguments of `forward`:
+        sample: floating point `(B, in_channels, H, W)`, scaled as the scheduler does.
+        timestep: `(B,)` or a scalar, what the scheduler says.
+        class_labels: integers `(B,)` from 0 to `num_classes`, which itself stands for "no class", as does `None`.
+        encoder_hidden_states: `(B, length, cross_attention_dim)`, a text.
+        additional_context_tokens: `(B, length, cross_attention_dim)`, what the blocks attend to beside the text.
+        timestep_cond: `(B, time_cond_proj_dim)`.
+        subnet: one of `subnet_names()`; `None` and `"full"` for the network itself.
+        return_dict: return an output object rather than a tuple.
+
+    All of them raise a `ValueError` for wrong channels, sizes below a patch or a window, labels out of range, an
+    unknown subnet, and conditions that the network does not read.
 
     Attributes:
         presets: configurations by name, for `from_preset`.
+        smallest: constructor arguments of a tiny network with all that it has, for the tests of every network.
         maps: the feature maps that the blocks work on (see `check_maps`).
     """
 
@@ -60,6 +109,7 @@ class Denoiser(AttentionMixin):
     # Of every kind of block: which of them a network has, only its configuration tells.
     _no_split_modules = _repeated_blocks = sorted({find_block(name).__name__ for name in list_blocks()})
     presets: Mapping[str, dict] = {}
+    smallest: Mapping[str, Any] = {}
     maps: Mapping[str, tuple[int, int]] = {}
 
     @classmethod
@@ -157,8 +207,15 @@ class Denoiser(AttentionMixin):
             self.get_submodule(norm).to(self.get_submodule(conv).weight.device)
         set_convbn_mode(self, "deploy")
 
-    def _check_maps(self, sample: torch.Tensor) -> None:
-        check_maps(*static_size(sample), self.maps, "`sample` has")
+    def _read(
+        self, sample: torch.Tensor, timestep: Any, class_labels: torch.Tensor | None, smallest: int = 1
+    ) -> tuple[tuple[int, int], torch.Tensor, torch.Tensor | None]:
+        """The sample's height and width, timesteps `(B,)` and labels `(B,)`, checked; see `gen.networks.inputs`."""
+        check_sample(sample, self.config.in_channels, smallest)
+        batch, size = sample.shape[0], static_size(sample)
+        check_maps(*size, self.maps, "`sample` has")
+        timestep = check_timestep(timestep, batch, sample.device)
+        return size, timestep, check_class_labels(class_labels, batch, self.config.num_classes)
 
     def _run(self, block: nn.Module, *inputs: torch.Tensor | None) -> torch.Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:

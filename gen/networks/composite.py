@@ -2,14 +2,13 @@
 
 The assistant reads the same sample. What its encoder makes of it in every higher stage (and the same one) goes through
 a 1×1 convolution, a norm and nearest upsampling into the lead's stage, by the lead's residual ports. The norms begin
-at zero: before the first step of training the whole equals the single network bit for bit.
+at zero: before the first step of training the composite equals the single network bit for bit.
 """
 
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from torch import nn
 from brickwork.errors import one_of
 from brickwork.files import read_json
 from brickwork.gen.blocks.norms import make_norm
-from brickwork.gen.networks.base import Adaptable, SampleOutput
+from brickwork.gen.networks.base import Adaptable, EstimatesOutput
 from brickwork.gen.networks.parts import Parted, build_part, describe, network_folder
 from brickwork.gen.networks.unet import BlockUNet2DModel
 from brickwork.gen.subnets import FULL
@@ -29,7 +28,7 @@ from brickwork.gen.taps import tapped
 KINDS = {"BlockUNet2DModel": BlockUNet2DModel, "UNet2DConditionModel": UNet2DConditionModel}
 COMPOSITIONS = ("dhlc", "same_level")
 ASSISTANT = "assistant"
-# What the whole says of itself in the networks' words, for pipelines; a kind of network may lack some.
+# What the composite says of itself in the networks' words, for pipelines; a kind of network may lack some.
 _TOLD = (
     "sample_size",
     "in_channels",
@@ -41,18 +40,6 @@ _TOLD = (
     "addition_time_embed_dim",
     "projection_class_embeddings_input_dim",
 )
-
-
-@dataclass
-class CompositeOutput(SampleOutput):
-    """What a composite network returns.
-
-    Attributes:
-        intermediates: the estimates of the assistants and of the lead, in order, the last equal to `sample`; `None`
-            if not asked for.
-    """
-
-    intermediates: list[torch.Tensor] | None = None
 
 
 class Link(nn.Module):
@@ -107,24 +94,17 @@ class CompositeDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
 
     Build one with `grow`. As subnets it has `"assistant"`, the first copy alone, and `"full"`.
 
-    Args:
+    Args beside those of `Denoiser`, which are always the network's, as are those of Stable Diffusion XL's networks
+    (`addition_embed_type`, `addition_time_embed_dim`, `projection_class_embeddings_input_dim`):
         network: configuration of the network with its `_class_name`.
         k: how many copies there are, the lead among them.
         composition: which stages are linked, see `CompositeLinks`.
-        sample_size: as the network's; so are the values that follow.
-        in_channels: channels of `sample`.
-        out_channels: channels of the estimate.
-        num_classes: number of classes, `None` for a network without them.
-        cross_attention_dim: width of a text's tokens, `None` for a network that reads no text.
-        time_cond_proj_dim: width of `timestep_cond`, `None` for none.
-        addition_embed_type: of Stable Diffusion XL's kind of network, as are the two that follow.
-        addition_time_embed_dim: likewise.
-        projection_class_embeddings_input_dim: likewise.
-        id2label: class names by number, for pipelines.
 
     Attributes:
         output_weights: of each network's loss in training, the assistants' first.
     """
+
+    smallest = {"network": {"_class_name": "BlockUNet2DModel"} | BlockUNet2DModel.smallest}
 
     @register_to_config
     def __init__(
@@ -224,28 +204,14 @@ class CompositeDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
         return_intermediates: bool = False,
         assistant_sample: torch.Tensor | None = None,
         **lead_residuals,
-    ) -> CompositeOutput | tuple:
+    ) -> EstimatesOutput | tuple:
         """Estimate what the network was trained for.
 
-        Args:
-            sample: `(B, in_channels, H, W)`, as the network takes it.
-            timestep: `(B,)` or a scalar, what the scheduler says.
-            encoder_hidden_states: `(B, length, cross_attention_dim)`, a text.
-            class_labels: as the network takes them.
-            timestep_cond: `(B, time_cond_proj_dim)`.
-            cross_attention_kwargs: handed on to every network.
-            added_cond_kwargs: likewise.
-            return_dict: return an output object rather than a tuple.
-            subnet: `"assistant"` for the first copy alone; `None` and `"full"` for all.
+        Args beside those of `Denoiser`:
+            cross_attention_kwargs: handed on to every network, as are `added_cond_kwargs`.
             return_intermediates: also return the assistants' estimates, which are supervised in training.
             assistant_sample: what the assistants read in place of `sample`, such as a condition of its shape.
             lead_residuals: `down_block_additional_residuals` and others that the network's ports take, for the lead.
-
-        Returns:
-            `CompositeOutput`, or `(sample,)`, or `(sample, intermediates)` if those are asked for.
-
-        Raises:
-            ValueError: for an unknown subnet, and as the network does.
         """
         name = self._find_subnet(subnet)
         conditions = {
@@ -260,9 +226,7 @@ class CompositeDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
             estimates = [self.networks[0](other, timestep, **conditions, **lead_residuals).sample]
         else:
             estimates = self._estimates(sample, other, timestep, conditions, lead_residuals, return_intermediates)
-        if not return_dict:
-            return (estimates[-1], estimates) if return_intermediates else (estimates[-1],)
-        return CompositeOutput(sample=estimates[-1], intermediates=estimates if return_intermediates else None)
+        return EstimatesOutput.of(estimates, return_intermediates, return_dict)
 
     def _estimates(
         self,
@@ -290,16 +254,16 @@ class CompositeDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
 
 
 def _read_ours(
-    network: BlockUNet2DModel, sample, timestep, conditions: dict, residuals: list | None, whole: bool
+    network: BlockUNet2DModel, sample, timestep, conditions: dict, residuals: list | None, decode: bool
 ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-    """The features of each stage, and the estimate if the `whole` network is to run."""
+    """The features of each stage, and the estimate if the decoder is to run."""
     known = {name: conditions[name] for name in ("encoder_hidden_states", "class_labels", "timestep_cond")}
     encoding = network.encode(sample, timestep, **known, down_intrablock_additional_residuals=residuals)
-    return [outputs[-1] for outputs in encoding.stages], network.decode(encoding) if whole else None
+    return [outputs[-1] for outputs in encoding.stages], network.decode(encoding) if decode else None
 
 
 def _read_diffusers(
-    network: UNet2DConditionModel, sample, timestep, conditions: dict, residuals: list | None, whole: bool
+    network: UNet2DConditionModel, sample, timestep, conditions: dict, residuals: list | None, decode: bool
 ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
     """As `_read_ours`; the maps are those that `down_intrablock_additional_residuals` are added to."""
     sites = [
@@ -308,7 +272,7 @@ def _read_diffusers(
     ]
     inner = {} if residuals is None else {"down_intrablock_additional_residuals": residuals}
     estimate = None
-    with tapped(network, sites) as taps, _stopping_behind_the_encoder(network, not whole):
+    with tapped(network, sites) as taps, _stopping_behind_the_encoder(network, not decode):
         try:
             estimate = network(sample, timestep, **conditions, **inner).sample
         except _EncoderDone:

@@ -45,8 +45,11 @@ class MaxViTGenerator2DModel(Denoiser, ModelMixin, ConfigMixin):
         block_options: further settings of `MaxViTBlock`.
     """
 
-    _no_split_modules = ["MaxViTBlock"]
-    _repeated_blocks = ["MaxViTBlock"]
+    _no_split_modules = _repeated_blocks = ["MaxViTBlock"]
+    smallest = {
+        "sample_size": 16, "latent_dim": 16, "block_out_channels": (16, 16), "layers_per_stage": 1,
+        "attention_head_dim": 8, "window_size": 4,
+    }  # fmt: skip
 
     @register_to_config
     def __init__(
@@ -100,11 +103,7 @@ class MaxViTGenerator2DModel(Denoiser, ModelMixin, ConfigMixin):
     def forward(
         self, latents: torch.Tensor, return_dict: bool = True, subnet: str | None = None
     ) -> SampleOutput | tuple:
-        """`latents (B, latent_dim)` of unit variance => `sample (B, out_channels, H, W)` in [-1, 1].
-
-        Raises:
-            ValueError: for latents of another shape, or a `subnet` other than `"full"`.
-        """
+        """`latents (B, latent_dim)` of unit variance => `sample (B, out_channels, H, W)` in [-1, 1]."""
         self._find_subnet(subnet)
         if latents.ndim != 2 or latents.shape[1] != self.config.latent_dim:
             raise ValueError(

@@ -6,7 +6,6 @@ of the same thing and hands it to the next, which is what makes bricks skippable
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,9 @@ from brickwork.errors import one_of
 from brickwork.gen.blocks.dit import DiTTokenBlock, modulated_norm
 from brickwork.gen.blocks.modulation import Modulation
 from brickwork.gen.blocks.recompute import not_kept, recomputed
-from brickwork.gen.blocks.windows import (
-    pad_to_multiple,
-    static_size,
-    window_mask,
-    window_partition,
-    window_reverse,
-)
+from brickwork.gen.blocks.windows import pad_to_multiple, window_mask, window_partition, window_reverse
 from brickwork.gen.conditioning import ClassTimeEmbedding, coordinate_channels, sincos_position_table
-from brickwork.gen.networks.base import Adaptable, Denoiser, SampleOutput
-from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep
+from brickwork.gen.networks.base import Adaptable, Denoiser, EstimatesOutput
 from brickwork.gen.networks.wrapped import (
     PretrainedBrick,
     brick_sizes,
@@ -42,18 +34,7 @@ from brickwork.gen.ports import ResidualPorts, as_map
 from brickwork.gen.presets import LEGO_PRESETS
 from brickwork.gen.subnets import Subnets, brick_subsets, bricks_of, name_of
 
-
-@dataclass
-class LegoTransformer2DModelOutput(SampleOutput):
-    """Output of `LegoTransformer2DModel`.
-
-    Attributes:
-        sample: `(B, C, H, W)`, the estimate of the last brick that ran.
-        intermediates: the estimates of the bricks that ran, in order, the last one equal to `sample`; `None` unless
-            asked for.
-    """
-
-    intermediates: list[torch.Tensor] | None = None
+LegoTransformer2DModelOutput = EstimatesOutput  # the former name
 
 
 class LegoBrick(nn.Module):
@@ -177,17 +158,13 @@ class LegoTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, A
     Lists with one entry a brick describe the stack; a single number for `hidden_sizes` or `num_attention_heads` holds
     for every brick.
 
-    Args:
-        sample_size: side of the training images, in pixels of what the network sees (latents for a latent model).
-        in_channels: channels of `sample` and of the estimate.
-        num_classes: number of classes, `None` for an unconditional network.
+    Args beside those of `Denoiser`:
         window_sizes: side of each brick's windows, in pixels.
         patch_sizes: side of each brick's tokens, in pixels; divides the window.
         num_layers: transformer blocks of each brick.
         hidden_sizes: width of each brick, a multiple of 4.
         num_attention_heads: heads of each brick; divides the width.
         mlp_ratio: hidden width of the MLPs over the brick's width.
-        id2label: class names by number, for pipelines.
         trained_subsets: which subsets of bricks the weights were trained for: `"prefix"` (early exits), or `"any"`
             (brick dropout).
         trained_crops: whether the weights were trained on crops of pictures larger than `sample_size` too, so that
@@ -197,6 +174,10 @@ class LegoTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, A
     """
 
     presets = LEGO_PRESETS
+    smallest = {
+        "sample_size": 16, "num_classes": 5, "window_sizes": (4, 16), "patch_sizes": (2, 4), "num_layers": (1, 1),
+        "hidden_sizes": (8, 16), "num_attention_heads": 2, "trained_subsets": "any",
+    }  # fmt: skip
     _no_split_modules = ["DiTTokenBlock", "PretrainedBrick"]
     # The last two are those of pretrained bricks.
     _repeated_blocks = ["DiTTokenBlock", "ResnetBlock2D", "BasicTransformerBlock"]
@@ -304,11 +285,8 @@ class LegoTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, A
         Args:
             denoiser: a `UNet2DModel` or `DiTTransformer2DModel`; its weights are copied.
             scheduler: that it was trained with: a DDPM scheduler or any with betas, or its configuration.
-            window_sizes: of the bricks on top, as are the four lists that follow; none for the denoiser alone.
-            patch_sizes: likewise.
-            num_layers: likewise.
-            hidden_sizes: likewise, or one number.
-            num_attention_heads: likewise, or one number.
+            window_sizes: of the bricks on top, as are `patch_sizes`, `num_layers`, `hidden_sizes` and
+                `num_attention_heads`; none for the denoiser alone.
             num_classes: classes of the stack; by default those of the denoiser. A UNet without a row for "no class"
                 gets one, the mean of the others.
             sample_size: side of the training images; by default what the denoiser's configuration says.
@@ -397,43 +375,32 @@ class LegoTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, A
         cyclic: tuple[bool, bool] = (False, False),
         subnet: str | None = None,
         block_additional_residuals: Sequence[torch.Tensor | None] | None = None,
-    ) -> LegoTransformer2DModelOutput | tuple:
+    ) -> EstimatesOutput | tuple:
         """Estimate what the network was trained for (EDM's F for the authors' weights).
 
-        Args:
-            sample: `(B, C, H, W)`, scaled as the scheduler does; any height and width of at least one patch.
-            timestep: `(B,)` or a scalar; `log(sigma) / 4` for the EDM family.
-            class_labels: integers `(B,)` from 0 to `num_classes`, which itself stands for "no class", as does `None`.
+        Any height and width of at least one patch will do. Timesteps of the EDM family are `log(sigma) / 4`.
+
+        Args beside those of `Denoiser`:
             bricks: numbers of the bricks to run, in order; `None` for all. Where no earlier brick ran, the previous
                 estimate is zeros.
             return_intermediates: also return the estimate of every brick that ran.
-            return_dict: return an output object rather than a tuple.
             coordinates: `(B or 1, 2, H, W)`, the row, then the column of each pixel from -1 to 1, where `sample` is a
-                part of a larger picture or a shifted one; `None` for those of a whole picture.
+                part of a larger picture or a shifted one; `None` for a picture of its own.
             cyclic: whether rows, and columns, go on at the opposite side, so that windows that reach over the end are
                 filled from the beginning rather than with masked padding.
             subnet: the bricks to run by name, such as `"0+2"` or `"full"`, in place of `bricks`.
             block_additional_residuals: for each block of every brick but a pretrained one, in order, what is added to
                 its output (see `gen.ports`): a map `(B, width, H / patch, W / patch)`, sides rounded up, or its tokens
                 `(B, tokens, width)`. Those of bricks that do not run add nothing.
-
-        Returns:
-            `LegoTransformer2DModelOutput`, or `(sample,)`, or `(sample, intermediates)` if those are asked for.
-
-        Raises:
-            ValueError: for wrong channels, sizes below one patch, labels out of range, coordinates of another
-                shape, or an impossible set of bricks.
         """
         if subnet is not None:
             if bricks is not None:
                 raise ValueError(f"`bricks` is {bricks!r} and `subnet` is {subnet!r}; give one of them.")
             bricks = bricks_of(subnet, self.num_bricks)
         bricks = self._check_bricks(bricks)
-        check_sample(sample, self.config.in_channels, max(self.bricks[brick].patch_size for brick in bricks))
-        batch, (height, width) = sample.shape[0], static_size(sample)
-        dtype = self.dtype
-        timestep = check_timestep(timestep, batch, sample.device)
-        class_labels = check_class_labels(class_labels, batch, self.config.num_classes)
+        smallest, dtype = max(self.bricks[brick].patch_size for brick in bricks), self.dtype
+        (height, width), timestep, class_labels = self._read(sample, timestep, class_labels, smallest)
+        batch = sample.shape[0]
         temb = self.condition(timestep, class_labels, dtype) if self._needs_condition(bricks) else None
         image = sample.to(dtype)
         if coordinates is None:
@@ -457,10 +424,7 @@ class LegoTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, A
                 estimate = self.bricks[brick](torch.cat(inputs, dim=1), temb, cyclic, residuals[brick])
             estimates.append(estimate)
 
-        intermediates = estimates if return_intermediates else None
-        if not return_dict:
-            return (estimate, intermediates) if return_intermediates else (estimate,)
-        return LegoTransformer2DModelOutput(sample=estimate, intermediates=intermediates)
+        return EstimatesOutput.of(estimates, return_intermediates, return_dict)
 
     def _check_bricks(self, bricks: Sequence[int] | None) -> tuple[int, ...]:
         if bricks is None:

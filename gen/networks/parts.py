@@ -1,6 +1,7 @@
 """Networks made of networks, each of which is saved in a sub-folder of its own, and loads from there alone too."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,16 @@ from brickwork.gen.subnets import Subnets
 _OF_CONFIG = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision", "subfolder")
 
 
-class Parted(Denoiser):
+class Parted(Denoiser, ABC):
     """Saving and loading part by part; all weights are in the parts.
 
-    To be named before `ModelMixin` among a network's bases. `config.json` describes every part whole, so that
+    To be named before `ModelMixin` among a network's bases. `config.json` describes every part in full, so that
     `from_config` builds the network too.
     """
 
+    @abstractmethod
     def parts(self) -> dict[str, str]:
-        """Where each part is in the network, by the name of its sub-folder."""
-        raise NotImplementedError
+        """The module name of each part, by the name of its sub-folder."""
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
         """Save the configuration, and each part in a sub-folder; see diffusers for the arguments.
@@ -34,10 +35,10 @@ class Parted(Denoiser):
             ValueError: with `push_to_hub`, which would push each part alone.
         """
         if push_to_hub:
-            raise ValueError("`push_to_hub` is True; save first, and push the whole with `.push_to_hub(name)`.")
+            raise ValueError("`push_to_hub` is True; save first, and push all of it with `.push_to_hub(name)`.")
         self.save_config(save_directory)
-        for folder, place in self.parts().items():
-            self.get_submodule(place).save_pretrained(os.path.join(save_directory, folder), **kwargs)
+        for folder, name in self.parts().items():
+            self.get_submodule(name).save_pretrained(os.path.join(save_directory, folder), **kwargs)
 
     @classmethod
     def _load(cls, path: str, **kwargs):
@@ -45,10 +46,10 @@ class Parted(Denoiser):
         config = cls.load_config(path, **{key: kwargs[key] for key in _OF_CONFIG if key in kwargs})
         with torch.device("meta"):
             model = cls.from_config(config)
-        for folder, place in model.parts().items():
+        for folder, name in model.parts().items():
             inside = "/".join(filter(None, (kwargs.get("subfolder"), folder)))
-            kind = type(model.get_submodule(place))
-            model.set_submodule(place, kind.from_pretrained(path, **kwargs | {"subfolder": inside}))
+            kind = type(model.get_submodule(name))
+            model.set_submodule(name, kind.from_pretrained(path, **kwargs | {"subfolder": inside}))
         return model.eval()
 
     def _take_over(self, networks: Sequence[nn.Module]) -> None:

@@ -55,13 +55,13 @@ def from_pretrained_encoder(
     """
     tensors = _read(source)
     kind, blocks = _blocks_of(tensors)
-    derived, places = _described(kind, blocks)
+    derived, positions = _described(kind, blocks)
     _check_widths(config.get("block_out_channels"), derived["block_out_channels"])
     model = BlockUNet2DModel(**derived | _heads_of(source) | config)
     modules = dict(model.named_modules())
-    for place, key in places.items():
-        if place in modules:  # a configuration may have fewer layers
-            _fill(modules[place], place, kind, blocks[key])
+    for position, key in positions.items():
+        if position in modules:  # a configuration may have fewer layers
+            _fill(modules[position], position, kind, blocks[key])
     return model
 
 
@@ -100,19 +100,19 @@ def _described(kind: str, blocks: dict[tuple[int, int], Tensors]) -> tuple[dict,
     """The configuration of a network with such an encoder, and for its blocks by name the classifier's."""
     count = 1 + max(stage for stage, _ in blocks)
     widths, layers, options = [0] * count, [0] * count, [{} for _ in range(count)]
-    places: dict[str, tuple[int, int]] = {}
+    positions: dict[str, tuple[int, int]] = {}
     for stage, number in sorted(blocks):
         dim, widths[stage], own = _shape_of(kind, blocks[stage, number])
         if dim == widths[stage] and "downsample.0.weight" not in blocks[stage, number]:
-            places[f"down_blocks.{stage}.blocks.{layers[stage]}"] = (stage, number)
+            positions[f"down_blocks.{stage}.blocks.{layers[stage]}"] = (stage, number)
             layers[stage] += 1
             options[stage] = own
         elif stage and kind in ("basic", "resnet_rs"):
-            places[f"down_blocks.{stage - 1}.downsample"] = (stage, number)
+            positions[f"down_blocks.{stage - 1}.downsample"] = (stage, number)
     config = {"block_types": kind, "block_out_channels": widths, "layers_per_block": layers, "stage_options": options}
     if kind in ("basic", "resnet_rs"):
         config["downsample"] = "block"
-    return config, places
+    return config, positions
 
 
 def _shape_of(kind: str, block: Tensors) -> tuple[int, int, dict]:
@@ -157,7 +157,7 @@ def _heads_of(source: object) -> dict:
 
 
 @torch.no_grad()
-def _fill(block: nn.Module, place: str, kind: str, tensors: Tensors) -> None:
+def _fill(block: nn.Module, position: str, kind: str, tensors: Tensors) -> None:
     """Copy a classifier's tensors into a block of ours, and open its gates."""
     names = LAYOUTS[kind][1]
     for key, ours in block.state_dict().items():
@@ -172,7 +172,7 @@ def _fill(block: nn.Module, place: str, kind: str, tensors: Tensors) -> None:
         if theirs is None or theirs.numel() != ours.numel():
             found = "none" if theirs is None else f"one of shape {tuple(theirs.shape)}"
             raise ValueError(
-                f"`source` does not fit {place} ({kind}): {key!r} needs a tensor of shape {tuple(ours.shape)}, and "
+                f"`source` does not fit {position} ({kind}): {key!r} needs a tensor of shape {tuple(ours.shape)}, and "
                 f"there is {found}; choose a classifier of this kind of block, or leave the options of blocks out."
             )
         ours.copy_(theirs.reshape(ours.shape))

@@ -25,7 +25,7 @@ from brickwork.gen.parameterization import OBJECTIVES, EDMObjective
 from brickwork.gen.taps import tapped
 
 KINDS = {"BlockTransformer2DModel": BlockTransformer2DModel}
-# What anchors must agree in, and what the whole therefore says of itself.
+# What anchors must agree in, and what the stitched network therefore says of itself.
 SHARED = ("in_channels", "out_channels", "num_classes", "cross_attention_dim", "patch_size")
 _BATCHES, _BATCH = 4, 8  # of noise, where no calibration is given
 
@@ -70,18 +70,15 @@ class StitchedDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
 
     Build one with `from_anchors`.
 
-    Args:
+    Args beside those of `Denoiser`, which are always the last anchor's:
         anchors: configurations of the networks with their `_class_name`, from the cheap to the costly.
         stitches: for each stitch the number of the anchor that begins, how many of its layers run, the number of the
             one that ends, and its first layer that runs.
-        sample_size: side of the training images; by default the last anchor's, as are the values that follow.
-        in_channels: channels of `sample`.
-        out_channels: channels of the estimate.
-        num_classes: number of classes, `None` for networks without them.
-        cross_attention_dim: width of a text's tokens, `None` for networks that read no text.
-        patch_size: side of a patch.
-        id2label: class names by number, for pipelines.
+        patch_size: side of a patch, the last anchor's too.
     """
+
+    _anchor = {"_class_name": "BlockTransformer2DModel"} | BlockTransformer2DModel.smallest
+    smallest = {"anchors": [_anchor, _anchor | {"hidden_size": 24}], "stitches": [[0, 1, 1, 1]]}
 
     @register_to_config
     def __init__(
@@ -121,7 +118,7 @@ class StitchedDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
     ) -> "StitchedDenoiser":
         """Stitch trained networks, whose weights are copied and stay as they are.
 
-        Each stitching layer begins as the least-squares map from what the cheap anchor computed at its place to what
+        Each stitching layer begins as the least-squares map from what the cheap anchor computed there to what
         the costly one did. Stitches whose cost is not between those of their two anchors are left out.
 
         Args:
@@ -158,8 +155,8 @@ class StitchedDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
 
     @classmethod
     def _worth_it(cls, described: list[dict], cuts: list[Stitch]) -> list[Stitch]:
-        whole = cls(anchors=described, stitches=[list(astuple(cut)) for cut in cuts])
-        costs = whole.subnets(whole.config.sample_size, whole.config.sample_size)
+        model = cls(anchors=described, stitches=[list(astuple(cut)) for cut in cuts])
+        costs = model.subnets(model.config.sample_size, model.config.sample_size)
         alone = [costs[f"anchor-{number}"] for number in range(len(described))]
         if alone != sorted(alone):
             raise ValueError(f"`anchors` cost {alone} operations an image; give the cheapest first.")
@@ -220,42 +217,28 @@ class StitchedDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
     ) -> SampleOutput | tuple:
         """Estimate what the anchors were trained for.
 
-        Args:
-            sample: `(B, in_channels, H, W)`, scaled as the scheduler does, of a size that the anchors take.
-            timestep: `(B,)` or a scalar, what the scheduler says.
-            class_labels: integers `(B,)` from 0 to `num_classes`, which itself stands for "no class", as does `None`.
-            encoder_hidden_states: `(B, length, cross_attention_dim)`, a text.
-            return_dict: return an output object rather than a tuple.
-            subnet: an anchor or a stitch, one of `subnet_names()`; `None` and `"full"` for the costliest anchor.
-            additional_context_tokens: `(B, length, cross_attention_dim)`, what the layers attend to beside the text.
-
-        Raises:
-            ValueError: for an unknown subnet, and as the anchors do.
+        Arguments are those of `Denoiser`; a subnet is an anchor or a stitch, and the last anchor the network itself.
         """
         name = self._find_subnet(subnet)
-        inputs = (timestep, class_labels, encoder_hidden_states)
+        inputs = (sample, timestep, class_labels, encoder_hidden_states)
         cut = next((number for number, cut in enumerate(self.cuts) if cut.name == name), None)
         if cut is None:
             anchor = self.networks[int(name.removeprefix("anchor-"))]
-            return anchor(
-                sample, *inputs, return_dict=return_dict, additional_context_tokens=additional_context_tokens
-            )
-        stitch, layer = self.cuts[cut], self.stitching.layers[cut]
-        front, end = self.networks[stitch.front], self.networks[stitch.end]
-        passage = front.begin(sample, *inputs, additional_context_tokens)
-        hidden_states = front.run_layers(front.embed(sample, passage), passage, stop=stitch.layers)
-        passage = end.begin(sample, *inputs, additional_context_tokens)
-        hidden_states = end.run_layers(layer(hidden_states), passage, start=stitch.start)
-        output = end.head(hidden_states, passage)
-        if not return_dict:
-            return (output,)
-        return SampleOutput(sample=output)
+            output = anchor(*inputs, False, additional_context_tokens=additional_context_tokens)[0]
+        else:
+            stitch, layer = self.cuts[cut], self.stitching.layers[cut]
+            front, end = self.networks[stitch.front], self.networks[stitch.end]
+            passage = front.begin(*inputs, additional_context_tokens)
+            hidden_states = front.run_layers(front.embed(sample, passage), passage, stop=stitch.layers)
+            passage = end.begin(*inputs, additional_context_tokens)
+            output = end.head(end.run_layers(layer(hidden_states), passage, start=stitch.start), passage)
+        return SampleOutput(sample=output) if return_dict else (output,)
 
 
 def sliding_windows(front: int, depth: int, next_depth: int) -> list[Stitch]:
     """The stitches between an anchor and the next, within windows of two neighbouring layers, one layer apart.
 
-    Places in the deeper network correspond by their share of the depth. With 12 layers in both, these are the 34 of
+    Positions in the deeper network correspond by their share of the depth. With 12 layers in both, these are the 34 of
     the paper.
 
     Args:
@@ -263,9 +246,9 @@ def sliding_windows(front: int, depth: int, next_depth: int) -> list[Stitch]:
         depth: its layers.
         next_depth: layers of the next.
     """
-    places = [max(1, round((layer + 1) * next_depth / depth)) for layer in range(depth)]
+    positions = [max(1, round((layer + 1) * next_depth / depth)) for layer in range(depth)]
     windows = [range(start, min(start + 2, depth)) for start in range(max(1, depth - 1))]
-    pairs = {(layer + 1, places[place]) for window in windows for layer in window for place in window}
+    pairs = {(layer + 1, positions[other]) for window in windows for layer in window for other in window}
     return [Stitch(front, layers, front + 1, start) for layers, start in sorted(pairs)]
 
 
@@ -292,7 +275,7 @@ def check_anchors(anchors: Sequence[nn.Module]) -> None:
         if type(anchor).__name__ not in KINDS:
             raise ValueError(
                 f"`anchors[{number}]` is a {type(anchor).__name__}, which cannot be cut between its layers; give "
-                f"networks of {', '.join(KINDS)}, or let a SubnetSchedule switch between whole ones by name."
+                f"networks of {', '.join(KINDS)}, or let a SubnetSchedule switch between networks by name."
             )
         for name in SHARED:
             values = [_estimates(one) if name == "out_channels" else one.config[name] for one in anchors]

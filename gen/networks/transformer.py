@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -11,29 +12,40 @@ from torch import nn
 from brickwork.gen.blocks.modulation import Modulation, modulate
 from brickwork.gen.blocks.norms import LayerNorm
 from brickwork.gen.blocks.stages import resolve_stages, set_drop_path
-from brickwork.gen.blocks.windows import pad_to_multiple, static_size, window_partition, window_reverse
+from brickwork.gen.blocks.windows import pad_to_multiple, window_partition, window_reverse
 from brickwork.gen.conditioning import ClassTimeEmbedding, sincos_position_table
-from brickwork.gen.layers import Layered, Passage
 from brickwork.gen.networks.base import Adaptable, Denoiser, SampleOutput, largest_window
-from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep, join_tokens
+from brickwork.gen.networks.inputs import join_tokens
 from brickwork.gen.original.dit_checkpoints import load_original_dit
 from brickwork.gen.ports import ResidualPorts
 from brickwork.gen.presets import TRANSFORMER_PRESETS
 
 
-class BlockTransformer2DModel(Denoiser, Layered, ResidualPorts, ModelMixin, ConfigMixin, Adaptable):
+class Passage(NamedTuple):
+    """What the layers and the head need to know of the inputs.
+
+    Attributes:
+        size: height and width of the sample.
+        grid: rows and columns of the map that the layers work on.
+        temb: condition of time and class `(B, hidden_size)`.
+        context: tokens that the layers attend to `(B, length, cross_attention_dim)`, or `None`.
+    """
+
+    size: tuple[int, int]
+    grid: tuple[int, int]
+    temb: torch.Tensor
+    context: torch.Tensor | None
+
+
+class BlockTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptable):
     """Patches of an image go through a stack of blocks, any of `brickwork.gen.blocks.list_blocks()`.
 
     Positions are a fixed sine-cosine table of the patch's row and column, counted from the top left corner. A larger
-    image continues the same formula with rows and columns that were not trained; nothing is stretched.
+    image continues the same formula with rows and columns that were not trained; nothing is stretched. The layers can
+    be run one stretch after another (`begin`, `embed`, `run_layers`, `head`), so that another network takes over.
 
-    Args:
-        sample_size: side of the training images, in pixels of what the network sees (latents for a latent model).
+    Args beside those of `Denoiser` (DiT's presets have twice as many `out_channels`, half for the learned variance):
         patch_size: side of a patch.
-        in_channels: channels of `sample`.
-        out_channels: channels of the estimate, `None` for as many as `in_channels`; DiT's presets have twice as many,
-            the second half for the learned variance.
-        num_classes: number of classes, `None` for a network without them.
         block_types: a block name for all layers, or one for each layer.
         num_layers: number of blocks.
         hidden_size: width, a multiple of 4.
@@ -41,18 +53,15 @@ class BlockTransformer2DModel(Denoiser, Layered, ResidualPorts, ModelMixin, Conf
             block's own default, as the two that follow.
         mlp_ratio: hidden width of the blocks' MLPs over the width.
         window_size: side of the blocks' windows, in patches; an image is at least as large.
-        block_options: further settings by block name, such as `{"i2rmb": {"kernel_size": 3}}`.
-        cross_attention_dim: width of a text's tokens, `None` for a network that reads no text.
         norm_elementwise_affine: whether the last norm has a weight and a bias of its own.
-        freq_shift: see `ClassTimeEmbedding`.
-        convbn_folded: whether BatchNorms are in the convolutions before them, as `set_convbn_mode(model, "deploy")`
-            leaves them.
-        id2label: class names by number, for pipelines.
         layer_options: further settings for each layer, which go before those of its kind of block.
-        drop_path: how often training leaves the last block out of an image; earlier ones less, the first never.
     """
 
     presets = TRANSFORMER_PRESETS
+    smallest = {
+        "sample_size": 16, "in_channels": 3, "num_classes": 5, "block_types": "dit,resnet", "num_layers": 2,
+        "hidden_size": 16, "attention_head_dim": 8, "cross_attention_dim": 8,
+    }  # fmt: skip
     _skip_layerwise_casting_patterns = ["condition", "patch_embed", "norm", "modulation", "proj_out"]
 
     @register_to_config
@@ -91,7 +100,7 @@ class BlockTransformer2DModel(Denoiser, Layered, ResidualPorts, ModelMixin, Conf
             "cross_attention_dim": cross_attention_dim,
         }
         counts = ([hidden_size] * num_layers, [1] * num_layers)
-        layers = resolve_stages(block_types, *counts, shared, block_options, layer_options, "layers")
+        layers = resolve_stages(block_types, *counts, shared, block_options, layer_options, "layer")
         self.out_channels = out_channels or in_channels
         self.condition = ClassTimeEmbedding(hidden_size, num_classes, freq_shift)
         self.patch_embed = nn.Linear(in_channels * patch_size**2, hidden_size)
@@ -175,32 +184,19 @@ class BlockTransformer2DModel(Denoiser, Layered, ResidualPorts, ModelMixin, Conf
     ) -> SampleOutput | tuple:
         """Estimate what the network was trained for (the noise, for DiT's weights).
 
-        Args:
-            sample: `(B, in_channels, H, W)`, scaled as the scheduler does; any height and width of at least one
-                patch and, in patches, one window. Sides that patches do not divide are padded with zeros at the bottom
-                and the right.
-            timestep: `(B,)` or a scalar, what the scheduler says.
-            class_labels: integers `(B,)` from 0 to `num_classes`, which itself stands for "no class", as does `None`.
-            encoder_hidden_states: `(B, length, cross_attention_dim)`, a text.
-            return_dict: return an output object rather than a tuple.
-            subnet: `"full"`, which `None` means too: the network has no cheaper version of itself inside it.
+        Any height and width will do of at least one patch and, in patches, one window. Sides that patches do not
+        divide are padded with zeros at the bottom and the right.
+
+        Args beside those of `Denoiser`:
             block_additional_residuals: for each block what is added to its output (see `gen.ports`), a map
                 `(B, hidden_size, H / patch, W / patch)`, sides rounded up, or its tokens `(B, tokens, hidden_size)`.
-            additional_context_tokens: `(B, length, cross_attention_dim)`, what the blocks attend to beside the text,
-                or in its place.
-
-        Raises:
-            ValueError: for wrong channels, sizes below a patch or a window, labels out of range, or a text that
-                does not fit.
         """
         self._find_subnet(subnet)
         passage = self.begin(sample, timestep, class_labels, encoder_hidden_states, additional_context_tokens)
         residuals = self._residuals("block_additional_residuals", block_additional_residuals)
         hidden_states = self.run_layers(self.embed(sample, passage), passage, residuals=residuals)
         output = self.head(hidden_states, passage)
-        if not return_dict:
-            return (output,)
-        return SampleOutput(sample=output)
+        return SampleOutput(sample=output) if return_dict else (output,)
 
     def begin(
         self,
@@ -210,17 +206,16 @@ class BlockTransformer2DModel(Denoiser, Layered, ResidualPorts, ModelMixin, Conf
         encoder_hidden_states: torch.Tensor | None = None,
         additional_context_tokens: torch.Tensor | None = None,
     ) -> Passage:
+        """Check the inputs of `forward`, and embed the conditions."""
         patch = self.config.patch_size
-        check_sample(sample, self.config.in_channels, patch)
-        batch, (height, width) = sample.shape[0], static_size(sample)
-        self._check_maps(sample)
-        context = join_tokens(encoder_hidden_states, additional_context_tokens, batch, self.config.cross_attention_dim)
-        timestep = check_timestep(timestep, batch, sample.device)
-        labels = check_class_labels(class_labels, batch, self.config.num_classes)
+        (height, width), timestep, labels = self._read(sample, timestep, class_labels, patch)
+        given = (encoder_hidden_states, additional_context_tokens)
+        context = join_tokens(*given, len(sample), self.config.cross_attention_dim)
         temb = self.condition(timestep, labels, self.dtype)
         return Passage((height, width), (-(-height // patch), -(-width // patch)), temb, context)
 
     def embed(self, sample: torch.Tensor, passage: Passage) -> torch.Tensor:
+        """What the first layer reads, `(B, hidden_size, rows, columns)`."""
         patch, grid, dtype = self.config.patch_size, passage.grid, self.dtype
         patches = window_partition(pad_to_multiple(sample.to(dtype), patch), grid, patch_size=patch)
         tokens = self.patch_embed(patches)[:, 0] + self.positions(*grid).to(dtype)  # (B, tokens, D)
@@ -234,6 +229,7 @@ class BlockTransformer2DModel(Denoiser, Layered, ResidualPorts, ModelMixin, Conf
         stop: int | None = None,
         residuals: Sequence[torch.Tensor | None] | None = None,
     ) -> torch.Tensor:
+        """The map behind layer `stop - 1`, from the one before layer `start`."""
         residuals = residuals or [None] * len(self.blocks)
         for number in range(len(self.blocks))[start:stop]:
             hidden_states = self._run(self.blocks[number], hidden_states, passage.temb, passage.context)
@@ -241,14 +237,14 @@ class BlockTransformer2DModel(Denoiser, Layered, ResidualPorts, ModelMixin, Conf
         return hidden_states
 
     def head(self, hidden_states: torch.Tensor, passage: Passage) -> torch.Tensor:
+        """The estimate `(B, out_channels, H, W)` from the map behind the last layer."""
         patch, (height, width) = self.config.patch_size, passage.size
         padded_height, padded_width = passage.grid[0] * patch, passage.grid[1] * patch
         shift, scale = self.final_modulation(passage.temb)
         tokens = self.norm_out(hidden_states.flatten(2).transpose(1, 2)[:, None])
         tokens = self.proj_out(modulate(tokens, shift, scale))
-        return window_reverse(tokens, passage.grid, padded_height, padded_width, patch_size=patch)[
-            ..., :height, :width
-        ]
+        output = window_reverse(tokens, passage.grid, padded_height, padded_width, patch_size=patch)
+        return output[..., :height, :width]
 
 
 def _linears_of_dit(blocks: nn.ModuleList) -> list[nn.Linear]:

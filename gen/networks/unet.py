@@ -13,11 +13,10 @@ from brickwork.errors import one_of
 from brickwork.gen.blocks.norms import make_norm
 from brickwork.gen.blocks.registry import Block, parse_block_types
 from brickwork.gen.blocks.stages import StageSpec, per_stage, resolve_stages, set_drop_path
-from brickwork.gen.blocks.windows import static_size
 from brickwork.gen.conditioning import ClassTimeEmbedding
 from brickwork.gen.necks.registry import NECKS
 from brickwork.gen.networks.base import Adaptable, Denoiser, SampleOutput, largest_window
-from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep, join_tokens
+from brickwork.gen.networks.inputs import join_tokens
 from brickwork.gen.ports import ResidualPorts
 from brickwork.gen.presets import UNET_PRESETS
 from brickwork.gen.stems.registry import STEMS, stem_shape
@@ -55,11 +54,7 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
 
     It stands where diffusers' pipelines expect a UNet: `StableDiffusionPipeline(unet=BlockUNet2DModel(...), ...)`.
 
-    Args:
-        sample_size: side of the training images, in pixels of what the network sees (latents for a latent model).
-        in_channels: channels of `sample`.
-        out_channels: channels of the estimate, `None` for as many as `in_channels`.
-        num_classes: number of classes, `None` for a network without them.
+    Args beside those of `Denoiser`:
         block_types: the block of each stage from the highest resolution down, as a sequence or one string with
             commas; one name stands for all stages. The decoder mirrors the encoder.
         block_out_channels: channels of each stage; `None` for 128, 256, 512, 512 …
@@ -69,25 +64,21 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
         mlp_ratio: hidden width of the blocks' MLPs over the width.
         window_size: side of the blocks' windows, in pixels of the stage; a stage's map is at least as large.
         num_attention_heads: in place of `attention_head_dim`.
-        block_options: further settings by block name, such as `{"i2rmb": {"expand_ratio": 2.0}}`.
         stage_options: further settings for each stage, which go before those of its kind of block.
-        cross_attention_dim: width of a text's tokens, `None` for a network that reads no text.
         time_embed_dim: width of the condition, `None` for four times the first stage's channels.
-        time_cond_proj_dim: width of `timestep_cond`, such as an embedded guidance scale; `None` for none.
-        freq_shift: see `ClassTimeEmbedding`.
         stem: the way from the sample to the first map, one of `brickwork.gen.stems.list_stems()`.
         neck: the way from the stages' maps back to the first one's size, one of `brickwork.gen.necks.list_necks()`.
         stem_options: settings of the stem.
         neck_options: settings of the neck.
         downsample: `"conv"` for a strided convolution between stages, `"block"` for a block of the stage above, of a
             kind that can change the shape.
-        drop_path: how often training leaves the last block out of an image; earlier ones less, the first never.
-        convbn_folded: whether BatchNorms are in the convolutions before them, as `set_convbn_mode(model, "deploy")`
-            leaves them.
-        id2label: class names by number, for pipelines.
     """
 
     presets = UNET_PRESETS
+    smallest = {
+        "sample_size": 16, "num_classes": 5, "block_types": "resnet,dit", "block_out_channels": (16, 24),
+        "layers_per_block": 1, "attention_head_dim": 8, "cross_attention_dim": 8,
+    }  # fmt: skip
     _skip_layerwise_casting_patterns = ["condition", "conv_in", "norm", "modulation", "conv_out"]
 
     @register_to_config
@@ -180,7 +171,7 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
         )
 
     def _set_ports(self, layers: Sequence[int]) -> None:
-        """Skips are added to behind the whole encoder, stages within it."""
+        """Skips are added to behind the last stage of the encoder, stages within it."""
         skips = []
         for stage, count in enumerate(layers):
             names = [f"down_blocks.{stage}.blocks.{number}" for number in range(count)] or [f"conv_in.{stage}"]
@@ -220,27 +211,16 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
     ) -> SampleOutput | tuple:
         """Estimate what the network was trained for.
 
-        Args:
-            sample: `(B, in_channels, H, W)`, scaled as the scheduler does; any height and width whose smallest map
-                holds a window of its blocks.
-            timestep: `(B,)` or a scalar, what the scheduler says.
-            encoder_hidden_states: `(B, length, cross_attention_dim)`, a text, for networks that read one.
-            class_labels: integers `(B,)` from 0 to `num_classes`, which itself stands for "no class", as does `None`.
-            timestep_cond: `(B, time_cond_proj_dim)`.
+        Any height and width will do whose smallest map holds a window of its blocks.
+
+        Args beside those of `Denoiser`:
             cross_attention_kwargs: `{"scale": s}` scales the LoRA layers; diffusers' pipelines hand it on.
             added_cond_kwargs: what other UNets of diffusers read beside the text; must be empty here.
-            return_dict: return an output object rather than a tuple.
-            subnet: `"full"`, which `None` means too: the network has no cheaper version of itself inside it.
             down_block_additional_residuals: for each map that the neck reads of the encoder what is added to it behind
                 the encoder, as ControlNet does; see `residual_sites` and `gen.ports`.
             mid_block_additional_residual: what is added behind the blocks in the middle.
             down_intrablock_additional_residuals: for each stage of the encoder what is added to its last block's
                 output, before the next stage reads it, as T2I-Adapter does.
-            additional_context_tokens: `(B, length, cross_attention_dim)`, what the blocks attend to beside the text.
-
-        Raises:
-            ValueError: for wrong channels, sizes below a window, labels out of range, or conditions that do not fit
-                the network.
         """
         self._check_conditions(cross_attention_kwargs, added_cond_kwargs)
         self._find_subnet(subnet)
@@ -254,9 +234,7 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
             additional_context_tokens,
         )
         output = self.decode(encoding, down_block_additional_residuals, mid_block_additional_residual)
-        if not return_dict:
-            return (output,)
-        return SampleOutput(sample=output)
+        return SampleOutput(sample=output) if return_dict else (output,)
 
     def encode(
         self,
@@ -271,18 +249,13 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
         """The first half of `forward`, with its arguments."""
         if timestep_cond is not None and self.config.time_cond_proj_dim is None:
             raise ValueError("`timestep_cond` was given, but this network has no `time_cond_proj_dim`; leave it out.")
-        check_sample(sample, self.config.in_channels)
-        self._check_maps(sample)
-        batch, dtype = sample.shape[0], self.dtype
-        context = join_tokens(
-            encoder_hidden_states, additional_context_tokens, batch, self.config.cross_attention_dim, required=True
-        )
-        timestep = check_timestep(timestep, batch, sample.device)
-        labels = check_class_labels(class_labels, batch, self.config.num_classes)
+        size, timestep, labels = self._read(sample, timestep, class_labels)
+        width, dtype = self.config.cross_attention_dim, self.dtype
+        context = join_tokens(encoder_hidden_states, additional_context_tokens, len(sample), width, required=True)
         temb = self.condition(timestep, labels, dtype, timestep_cond)
         inner = self._residuals("down_intrablock_additional_residuals", down_intrablock_additional_residuals)
         stages = self._encode(sample.to(dtype, memory_format=torch.channels_last), temb, context, inner)
-        return Encoding(static_size(sample), stages, temb, context)
+        return Encoding(size, stages, temb, context)
 
     def _encode(
         self,
@@ -328,7 +301,9 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
             self._add(feature, residual, name, number)
             for number, (feature, residual) in enumerate(zip(features, outer))
         ]
-        hidden_states = self.up_blocks([*skips, hidden_states], temb, context, self._run)
+        hidden_states = self.up_blocks(
+            [*skips, hidden_states], lambda block, map: self._run(block, map, temb, context)
+        )
         output = self.conv_out(nn.functional.silu(self.norm_out(hidden_states)))
         if self.reduction > 1:
             output = nn.functional.pixel_shuffle(output, self.reduction)[..., : size[0], : size[1]]

@@ -101,15 +101,15 @@ class PretrainedBrick(nn.Module):
         return self
 
     def level(self, log_sigma: torch.Tensor) -> torch.Tensor:
-        """`ln σ (B,)` => timestep `(B,)`, between whole ones linear in `ln σ`, at most the schedule's ends."""
+        """`ln σ (B,)` => timestep `(B,)`, between whole numbers linear in `ln σ`, at most the schedule's ends."""
         last = len(self.log_sigmas) - 1
         above = torch.searchsorted(self.log_sigmas, log_sigma).clamp(1, last)
         low, high = self.log_sigmas[above - 1], self.log_sigmas[above]
         level = above - 1 + ((log_sigma - low) / (high - low)).clamp(0, 1)
-        whole = level.round()
+        nearest = level.round()
         if getattr(self.model.config, "time_embedding_type", None) == "learned":
-            return whole.long()
-        return torch.where((level - whole).abs() < _SNAP, whole, level)
+            return nearest.long()
+        return torch.where((level - nearest).abs() < _SNAP, nearest, level)
 
     def check_size(self, height: int, width: int) -> None:
         """Raise a `ValueError` for sizes that the wrapped network cannot take."""
@@ -178,7 +178,7 @@ class PretrainedBrick(nn.Module):
 def build_pretrained_brick(
     described: Mapping[str, Any], in_channels: int, num_classes: int | None, sample_size: int, firsts: dict[str, int]
 ) -> PretrainedBrick:
-    """The brick that a stack's configuration describes; it sees the whole image, so its window is `sample_size`.
+    """The brick that a stack's configuration describes; it sees the full image, so its window is `sample_size`.
 
     Args:
         described: `class_name`, `config`, and what else of `PretrainedBrick`'s arguments differs from the defaults.

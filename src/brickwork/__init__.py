@@ -6,18 +6,13 @@ from pathlib import Path
 
 from brickwork import hub
 from brickwork.errors import one_of
+from brickwork.gen.networks import NETWORKS
 
 __version__ = "0.2.0"
 
 # Networks, pipelines and schedulers, which `DiffusionPipeline.from_pretrained` and `AutoModel.from_pretrained` find by
 # name once they are registered.
-_REGISTERED = {
-    "LegoTransformer2DModel": "brickwork.gen.networks.lego",
-    "BlockTransformer2DModel": "brickwork.gen.networks.transformer",
-    "BlockUNet2DModel": "brickwork.gen.networks.unet",
-    "MaxViTGenerator2DModel": "brickwork.gen.networks.gan",
-    "StitchedDenoiser": "brickwork.gen.networks.stitched",
-    "CompositeDenoiser": "brickwork.gen.networks.composite",
+_REGISTERED = NETWORKS | {
     "LegoPipeline": "brickwork.pipelines.lego",
     "ClassToImagePipeline": "brickwork.pipelines.class_to_image",
     "OneStepPipeline": "brickwork.pipelines.one_step",

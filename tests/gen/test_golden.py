@@ -1,13 +1,15 @@
 """What every skeleton and every family of presets computed when it was last looked at, number for number.
 
 `python tests/gen/test_golden.py` writes the arrays anew: only where a change of what networks compute, of their names,
-or of how they start is meant.
+or of how they start is meant. With `--missing` it adds those of new networks and presets, and leaves the others alone.
 """
 
 import hashlib
 import json
 import re
+import sys
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,12 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, DiTTransformer2DModel, UNet2DModel
 
-from brickwork.gen import presets
+from brickwork.gen.networks import NETWORKS, load_network_class
 from brickwork.gen.networks.gan import MaxViTGenerator2DModel, ResidualDiscriminator
 from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.networks.transformer import BlockTransformer2DModel
 from brickwork.gen.networks.unet import BlockUNet2DModel
+from brickwork.gen.presets import PRESETS
 
 DATA = Path(__file__).parents[1] / "data" / "golden"
 EVERY = 7  # of the flattened output one number in so many is kept
@@ -59,6 +62,11 @@ def transformer_of(preset, **overrides):
     return lambda: BlockTransformer2DModel.from_preset(preset, in_channels=3, **TRANSFORMER | overrides)
 
 
+def smallest_of(name):
+    network = load_network_class(name)
+    return network(**network.smallest)
+
+
 # name: (what makes the network, height, width)
 CASES = {
     "lego-s-pg-64": (lambda: LegoTransformer2DModel.from_preset("lego-s-pg-64", **LEGO), 21, 34),
@@ -81,6 +89,8 @@ CASES = {
     "generator": (lambda: MaxViTGenerator2DModel(**GENERATOR), 32, 32),
     "discriminator": (lambda: ResidualDiscriminator(32, 3, (16, 24, 32)), 32, 32),
 }
+# Every registered network at its smallest: a new one needs no line here, only its arrays (`--missing`).
+CASES |= {name: (partial(smallest_of, name), 16, 16) for name in NETWORKS}
 
 
 def numbers(name: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -150,9 +160,7 @@ def keys_of(model: torch.nn.Module) -> dict[str, int | str]:
 
 
 def all_presets() -> dict[str, type]:
-    found = dict.fromkeys(presets.LEGO_PRESETS, LegoTransformer2DModel)
-    found |= dict.fromkeys(presets.TRANSFORMER_PRESETS, BlockTransformer2DModel)
-    return found | dict.fromkeys(presets.UNET_PRESETS, BlockUNet2DModel)
+    return {preset: load_network_class(network) for network, names in PRESETS.items() for preset in names}
 
 
 def build_preset(name: str) -> torch.nn.Module:
@@ -180,16 +188,20 @@ def test_every_preset_has_its_parameters_and_names():
     assert {name: keys_of(build_preset(name)) for name in kept} == kept
 
 
-def write() -> None:
-    np.savez(DATA / "outputs.npz", **{name: compute(name) for name in CASES})
+def write(missing_alone: bool) -> None:
+    with np.load(DATA / "outputs.npz") as kept:
+        outputs = dict(kept) if missing_alone else {}
+    starts = json.loads((DATA / "start.json").read_text()) if missing_alone else {}
+    presets = json.loads((DATA / "presets.json").read_text()) if missing_alone else {}
+    np.savez(DATA / "outputs.npz", **{name: compute(name) for name in CASES if name not in outputs}, **outputs)
     torch.manual_seed(0)
     files = {
-        "start.json": {name: start_of(make()) for name, (make, _, _) in CASES.items()},
-        "presets.json": {name: keys_of(build_preset(name)) for name in all_presets()},
+        "start.json": {name: start_of(make()) for name, (make, _, _) in CASES.items() if name not in starts} | starts,
+        "presets.json": {name: keys_of(build_preset(name)) for name in all_presets() if name not in presets} | presets,
     }
     for name, content in files.items():
         (DATA / name).write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    write()
+    write("--missing" in sys.argv)

@@ -167,10 +167,10 @@ def test_a_neck_is_one_class():
             self.widen = nn.ModuleList(nn.Conv2d(stage.channels, width, 1) for stage in stages)
             self.node = stages[0].build(cond_dim, block=node)
 
-        def forward(self, features, temb, encoder_hidden_states, run):
+        def forward(self, features, run):
             size = features[0].shape[-2:]
             maps = [nn.functional.interpolate(conv(m), size=size) for conv, m in zip(self.widen, features)]
-            return run(self.node, torch.stack(maps).mean(dim=0), temb, encoder_hidden_states)
+            return run(self.node, torch.stack(maps).mean(dim=0))
 
     model = make_unet(neck="mean", neck_options={"node": "dit"}, block_out_channels=(16, 24, 8))
     assert len(model.mid_block) == 0 and type(model.up_blocks.node).__name__ == "DiTBlock"

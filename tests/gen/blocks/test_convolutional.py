@@ -213,7 +213,7 @@ def test_a_queens_node_reads_what_the_graph_says():
     for node in leading_to(queen_fusion(3, 3), 3, 0):
         ways[node.layer, node.level] = sum(ways[key] for key in node.inputs)
     maps = [torch.full((1, 4, *size), 10.0**level) for level, size in enumerate([(9, 7), (5, 4), (3, 2)])]
-    output = neck(maps, torch.zeros(1, 16), None, lambda block, *inputs: block(*inputs))
+    output = neck(maps, lambda block, hidden_states: block(hidden_states, torch.zeros(1, 16)))
     assert output.shape == (1, 4, 9, 7)
     torch.testing.assert_close(output, torch.full_like(output, float(ways[3, 0] @ torch.tensor([1.0, 10, 100]))))
 

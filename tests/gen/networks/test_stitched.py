@@ -163,7 +163,7 @@ def test_saved_and_loaded_as_one_and_in_parts(anchors, stitched, tmp_path):
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
     again.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "config.json").read_text() == (tmp_path / "transformer/config.json").read_text()
-    with pytest.raises(ValueError, match="push the whole"):
+    with pytest.raises(ValueError, match="push all of it"):
         stitched.save_pretrained(tmp_path, push_to_hub=True)
     trajectory = StitchedDenoiser.from_anchors(anchors, stitches=False)
     trajectory.save_pretrained(tmp_path / "trajectory")
