@@ -31,6 +31,7 @@ from brickwork.files import check_file, write_file
 
 KINDS = {
     "resadapter": "brickwork.adapters.resadapter.handle.ResAdapter",
+    "layout": "brickwork.adapters.layout.adapter.LayoutAdapter",
 }
 UNTOLD = "resadapter"  # the only kind whose files, the authors' own, do not say what they are
 KIND_KEY, CONFIG_KEY = "brickwork.adapter", "brickwork.config"

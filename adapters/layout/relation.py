@@ -1,0 +1,163 @@
+"""Bridging visual representations: features of a grid attend to key points of objects (arXiv 2010.15831).
+
+A query of the grid and a key point meet by what they are (a dot product) and by where they are: an additive logit
+from one map over relative positions, the same for every layer and kind of key point (the paper's section 3.2, "shared
+location embedding").
+"""
+
+import torch
+from torch import nn
+
+_LEAST = 1e-6  # the map is clamped here before its logarithm, as in the authors' code
+
+
+class RelativePositionMap(nn.Module):
+    """One logit a head for every relative position: a linear map of sines and cosines, looked up bilinearly.
+
+    The paper tabulates the position features on a grid of `size + 1` by `size + 1`, with 256 numbers each. They are a
+    part for x beside a part for y, so that the linear map of the table is an outer sum of two short tables: the same
+    numbers without the 165 MB.
+
+    Args:
+        num_heads: heads of the attentions that read it.
+        size: cells along a side of the map; even.
+        dim: sines and cosines a position; divisible by four.
+        temperature: the longest wave length over 2π, in cells.
+        log_scale: whether the logarithm of the map is added (as in relation networks) or the map itself.
+    """
+
+    def __init__(
+        self, num_heads: int, size: int = 400, dim: int = 256, temperature: float = 1000.0, log_scale: bool = True
+    ):
+        super().__init__()
+        if size < 2 or size % 2:
+            raise ValueError(f"`size` is {size}; give an even number of cells, such as 400.")
+        if dim < 4 or dim % 4:
+            raise ValueError(f"`dim` is {dim}; give a multiple of four, such as 256.")
+        self.size, self.dim, self.temperature, self.log_scale = size, dim, temperature, log_scale
+        self.projection = nn.Linear(dim, num_heads)
+        nn.init.normal_(self.projection.weight, std=0.01)
+        nn.init.ones_(self.projection.bias)  # so that the logarithm starts near zero
+
+    def table(self) -> torch.Tensor:
+        """The map `(1, heads, size + 1, size + 1)`, rows (y) first."""
+        weight = self.projection.weight
+        cells = torch.arange(-(self.size // 2), self.size // 2 + 1, device=weight.device, dtype=weight.dtype)
+        numbers = torch.arange(self.dim // 4, device=weight.device, dtype=weight.dtype)
+        waves = self.temperature ** (numbers * (4.0 / self.dim))
+        angles = cells[:, None] / waves
+        features = torch.cat([angles.sin(), angles.cos()], dim=1)  # (size + 1, dim / 2)
+        along_x, along_y = (
+            weight[:, half] @ features.T for half in (slice(0, self.dim // 2), slice(self.dim // 2, None))
+        )
+        return (along_x[:, None, :] + along_y[:, :, None] + self.projection.bias[:, None, None])[None]
+
+    def forward(self, offsets: torch.Tensor, table: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits of relative positions.
+
+        Args:
+            offsets: `(B, queries, keys, 2)`, x then y of the key less the query, from -1 to 1 over the map; what lies
+                beyond takes the border's.
+            table: `table()`, where several look-ups share it.
+
+        Returns:
+            `(B, heads, queries, keys)`.
+        """
+        table = self.table() if table is None else table
+        logits = nn.functional.grid_sample(
+            table.expand(len(offsets), -1, -1, -1), offsets.to(table.dtype), padding_mode="border", align_corners=False
+        )
+        return logits.clamp(min=_LEAST).log() if self.log_scale else logits
+
+
+class KeyAttention(nn.Module):
+    """Attention of the grid to one kind of key points, with logits of their relative positions added.
+
+    Args:
+        dim: channels of queries and keys.
+        num_heads: divides `dim`.
+        null_key: whether a key of zeros that says nothing stands beside the others (`add_zero_attn` of the authors'
+            code). Without it the answer of a single key point would be the same everywhere.
+    """
+
+    def __init__(self, dim: int, num_heads: int, null_key: bool = False):
+        super().__init__()
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"`num_heads` is {num_heads}; give a number that divides the {dim} channels.")
+        self.num_heads, self.null_key = num_heads, null_key
+        self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(dim, dim) for _ in range(4))
+
+    def forward(
+        self, queries: torch.Tensor, keys: torch.Tensor, logits: torch.Tensor | None, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """What the key points say to each query.
+
+        Args:
+            queries: `(B, queries, dim)`.
+            keys: `(B, keys, dim)`.
+            logits: `(B, heads, queries, keys)`, or `None`.
+            mask: `(B, keys)`, true where there is a key point; in every row one at least.
+
+        Returns:
+            `(B, queries, dim)`.
+        """
+        q, k, v = (
+            layer(given).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for layer, given in ((self.to_q, queries), (self.to_k, keys), (self.to_v, keys))
+        )
+        bias = torch.zeros_like(q[..., :1]) if logits is None else logits.to(q.dtype)
+        # Spelt out to every query: the fused kernels take no mask that is to be broadcast along them.
+        bias = bias.expand(-1, -1, -1, k.shape[2]).masked_fill(~mask[:, None, None, :], torch.finfo(q.dtype).min)
+        if self.null_key:
+            k, v, bias = (
+                nn.functional.pad(part, pad) for part, pad in ((k, (0, 0, 0, 1)), (v, (0, 0, 0, 1)), (bias, (0, 1)))
+            )
+        output = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.to_out(output.transpose(1, 2).flatten(2))
+
+
+class BridgedRelation(nn.Module):
+    """A grid that attends to several kinds of key points at once; their answers are added.
+
+    The authors' `SimpleBVR_Transformer` is `relu(queries + this)`; here the caller adds it.
+
+    Args:
+        dim: channels.
+        num_heads: heads of each attention.
+        kinds: kinds of key points, such as centres and two corners.
+        null_key: see `KeyAttention`.
+    """
+
+    def __init__(self, dim: int, num_heads: int, kinds: int, null_key: bool = False):
+        super().__init__()
+        self.attentions = nn.ModuleList(KeyAttention(dim, num_heads, null_key) for _ in range(kinds))
+
+    def forward(
+        self,
+        queries: torch.Tensor,
+        query_positions: torch.Tensor,
+        keys: torch.Tensor,
+        key_positions: torch.Tensor,
+        mask: torch.Tensor,
+        positions: RelativePositionMap | None,
+    ) -> torch.Tensor:
+        """The sum of all kinds' answers.
+
+        Args:
+            queries: `(B, queries, dim)`.
+            query_positions: `(queries, 2)`, x then y.
+            keys: `(kinds, B, keys, dim)`.
+            key_positions: `(kinds, B, keys, 2)` on the scale of `query_positions`.
+            mask: `(B, keys)`.
+            positions: the map that all share, `None` for attention by appearance alone.
+
+        Returns:
+            `(B, queries, dim)`.
+        """
+        total, table = torch.zeros_like(queries), None if positions is None else positions.table()
+        for attention, key, position in zip(self.attentions, keys, key_positions, strict=True):
+            logits = None
+            if positions is not None:
+                logits = positions(position[:, None, :, :] - query_positions[None, :, None, :], table)
+            total = total + attention(queries, key, logits, mask)
+        return total
