@@ -191,12 +191,12 @@ class LayoutAdapter(ModuleAdapter):
     @classmethod
     def create(cls, model, name: str | None = None, **config) -> Self:
         """Put an untrained adapter on a network or a pipeline, which changes nothing yet."""
-        return super().create(model, name, **config)._of(model)
+        return super().create(model, name, **config).reads_from(model)
 
     @classmethod
     def load(cls, pipe_or_model, source: str | Path, name: str | None = None, scale: float = 1.0, **options) -> Self:
         """Read an adapter of this kind and put it on; see `load_adapter`."""
-        return super().load(pipe_or_model, source, name, scale, **options)._of(pipe_or_model)
+        return super().load(pipe_or_model, source, name, scale, **options).reads_from(pipe_or_model)
 
     def hooks(self) -> list[tuple[nn.Module, str, Any]]:
         sites = [(self.network.get_submodule(name), "post", AtSite(self, name)) for name in layout_sites(self.network)]
@@ -220,8 +220,8 @@ class LayoutAdapter(ModuleAdapter):
         all_boxes, mask = padded([torch.tensor(row, dtype=torch.float32).reshape(-1, 4) for row in rows])
         return Layout(all_boxes, padded(vectors)[0], mask, float(share))
 
-    def _of(self, model: Any) -> Self:
-        """Remember the pipeline, if it is one, without keeping it alive: it reads phrases and counts steps."""
+    def reads_from(self, model: Any) -> Self:
+        """Let a pipeline, not kept alive by it, read the phrases and count the steps; a bare network does neither."""
         self._pipeline = (lambda: None) if isinstance(model, nn.Module) else weakref.ref(model)
         return self
 

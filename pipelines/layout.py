@@ -1,0 +1,80 @@
+"""Pictures from a text and a layout: boxes, each with a phrase of what is in it."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from diffusers import StableDiffusionPipeline
+
+from brickwork.adapters.base import load_adapter, module_adapters
+from brickwork.adapters.layout.adapter import LayoutAdapter
+from brickwork.pipelines.saving import BrickworkPipeline
+
+FOLDER = "layout"  # beside the components, with the adapter in it
+
+
+class LayoutPipeline(BrickworkPipeline, StableDiffusionPipeline):
+    """`StableDiffusionPipeline` whose call takes boxes and phrases, for a UNet with a `LayoutAdapter` on it.
+
+        pipe = LayoutPipeline.from_pretrained("my-model")     # or LayoutPipeline(**other.components)
+        pipe("a robot and a cat", boxes=[(0.1, 0.2, 0.5, 0.9)], phrases=["a robot"]).images[0]
+
+    `save_pretrained` keeps the adapter in `layout/` beside the components, and `from_pretrained` puts it on again.
+    """
+
+    @property
+    def layout_adapter(self) -> LayoutAdapter:
+        """The adapter on the UNet; a `ValueError` where there is none."""
+        found = [one for one in module_adapters(self.unet).values() if isinstance(one, LayoutAdapter)]
+        if not found:
+            raise ValueError("the UNet has no layout adapter: `load_adapter(pipe, file)`, or train one.")
+        return found[-1].reads_from(self)
+
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        boxes: Sequence | None = None,
+        phrases: Sequence | None = None,
+        layout_scale: float | None = None,
+        layout_share: float = 1.0,
+        **arguments: Any,
+    ):
+        """Draw pictures.
+
+        Args:
+            prompt: one text a picture.
+            boxes: `(x0, y0, x1, y1)` from 0 to 1, x to the right and y down: a list for all pictures, or one for each
+                prompt. `None` draws as without the adapter.
+            phrases: what is in each box, shaped alike.
+            layout_scale: strength, `None` for the adapter's own; 0 is off.
+            layout_share: the first share of the steps in which the layout acts.
+            arguments: what `StableDiffusionPipeline` takes.
+
+        Raises:
+            ValueError: no adapter, boxes that are none, or more or fewer phrases than boxes.
+        """
+        if boxes is None and phrases is None:
+            return super().__call__(prompt, **arguments)
+        number = arguments.get("num_images_per_prompt") or 1
+        if number > 1 and isinstance(prompt, list) and len(prompt) > 1 and len(boxes) == len(prompt):
+            boxes, phrases = ([row for row in rows for _ in range(number)] for rows in (boxes, phrases))
+        with self.layout_adapter.condition(boxes=boxes, phrases=phrases, share=layout_share, scale=layout_scale):
+            return super().__call__(prompt, **arguments)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *arguments, **kwargs) -> None:
+        """Write components and adapter as a folder that `from_pretrained` loads."""
+        super().save_pretrained(save_directory, *arguments, **kwargs)
+        self.layout_adapter.save(Path(save_directory) / FOLDER / "adapter.safetensors", overwrite=True)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> Self:
+        """Load what `save_pretrained` wrote, or any Stable Diffusion 1.x or 2.x, whose adapter `load_adapter` adds.
+
+        `DiffusionPipeline.from_pretrained` loads the components alone: `load_adapter(pipe, folder / "layout")` then.
+        """
+        pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        folder = Path(os.path.expanduser(pretrained_model_name_or_path)) / FOLDER
+        if folder.is_dir():
+            load_adapter(pipe, folder)
+        return pipe
