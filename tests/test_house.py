@@ -16,7 +16,7 @@ GROUND = {"files", "errors", "compat", "hub", "options"}
 MAY_IMPORT = {
     "gen": {"gen"},
     "adapters": {"adapters"},
-    "pipelines": {"gen", "pipelines"},
+    "pipelines": {"gen", "adapters", "pipelines"},
     "eval": {"gen", "pipelines", "adapters", "eval"},
     "training": set(ROOMS),
 }
