@@ -477,8 +477,7 @@ def _check_sizes(
     sample_size: int, in_channels: int, num_classes: int | None, mlp_ratio: float, id2label: dict | None
 ) -> None:
     counts = {"sample_size": sample_size, "in_channels": in_channels}
-    counts |= {} if num_classes is None else {"num_classes": num_classes}
-    for name, value in counts.items():
+    for name, value in (counts if num_classes is None else counts | {"num_classes": num_classes}).items():
         if type(value) is not int or value < 1:
             further = ", or None for an unconditional network" if name == "num_classes" else ""
             raise ValueError(f"`{name}` is {value!r}; give a whole number from 1 up{further}.")

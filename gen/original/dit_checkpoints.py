@@ -23,6 +23,16 @@ _BLOCK_LAYERS = (
     ("core.mlp.fc2", "mlp.fc2", ("ff.net.2",)),
     ("core.modulation.linear", "adaLN_modulation.1", ("norm1.linear",)),
 )
+_EMBEDDER = "transformer_blocks.0.norm1.emb"  # the other blocks repeat it
+# diffusers' layer outside the blocks => the authors'.
+_FROM_DIFFUSERS = {
+    "pos_embed.proj": "x_embedder.proj",
+    "proj_out_1": "final_layer.adaLN_modulation.1",
+    "proj_out_2": "final_layer.linear",
+    f"{_EMBEDDER}.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    f"{_EMBEDDER}.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    f"{_EMBEDDER}.class_embedder.embedding_table": "y_embedder.embedding_table",
+}
 
 
 def load_original_dit(path: str | Path, attention_head_dim: int | None = None) -> tuple[dict, dict]:
@@ -89,38 +99,20 @@ def _read_config(folder: Path) -> dict:
 
 def _from_diffusers(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """diffusers' tensors under the authors' names."""
-    renamed = {
-        "pos_embed.proj": "x_embedder.proj",
-        "proj_out_1": "final_layer.adaLN_modulation.1",
-        "proj_out_2": "final_layer.linear",
-    }
-    found = {
-        f"{theirs}.{kind}": tensors[f"{ours}.{kind}"]
-        for ours, theirs in renamed.items()
-        for kind in ("weight", "bias")
-        if f"{ours}.{kind}" in tensors
-    }
-    embedder = "transformer_blocks.0.norm1.emb"
     for name in [name for name in tensors if ".norm1.emb." in name]:
-        first = f"{embedder}.{name.split('.norm1.emb.')[1]}"
+        first = f"{_EMBEDDER}.{name.split('.norm1.emb.')[1]}"
         if first not in tensors or not torch.equal(tensors[name], tensors[first]):
             raise ValueError(f"`{name}` differs from that of the first block; a DiT has one time and class embedding.")
-    for theirs, name in (
-        ("t_embedder.mlp.0.{}", "timestep_embedder.linear_1.{}"),
-        ("t_embedder.mlp.2.{}", "timestep_embedder.linear_2.{}"),
-        ("y_embedder.embedding_table.{}", "class_embedder.embedding_table.{}"),
-    ):
-        for kind in ("weight", "bias"):
-            if f"{embedder}.{name.format(kind)}" in tensors:
-                found[theirs.format(kind)] = tensors[f"{embedder}.{name.format(kind)}"]
-    blocks = {name.split(".")[1] for name in tensors if name.startswith("transformer_blocks.")}
-    for block in blocks:
+    layers = {theirs: [name] for name, theirs in _FROM_DIFFUSERS.items()}
+    for block in {name.split(".")[1] for name in tensors if name.startswith("transformer_blocks.")}:
         for _, theirs, parts in _BLOCK_LAYERS:
-            for kind in ("weight", "bias"):
-                names = [f"transformer_blocks.{block}.{part}.{kind}" for part in parts]
-                if all(name in tensors for name in names):
-                    found[f"blocks.{block}.{theirs}.{kind}"] = torch.cat([tensors[name] for name in names])
-    return found
+            layers[f"blocks.{block}.{theirs}"] = [f"transformer_blocks.{block}.{part}" for part in parts]
+    return {
+        f"{theirs}.{kind}": torch.cat([tensors[f"{name}.{kind}"] for name in names])
+        for theirs, names in layers.items()
+        for kind in ("weight", "bias")
+        if all(f"{name}.{kind}" in tensors for name in names)
+    }
 
 
 def _recognise(tensors: dict[str, torch.Tensor], sample_size: int | None) -> dict:

@@ -81,17 +81,13 @@ class Record:
 
 
 _STORAGES = {
-    Name("torch", "DoubleStorage"): torch.float64,
-    Name("torch", "FloatStorage"): torch.float32,
-    Name("torch", "HalfStorage"): torch.float16,
-    Name("torch", "BFloat16Storage"): torch.bfloat16,
-    Name("torch", "LongStorage"): torch.int64,
-    Name("torch", "IntStorage"): torch.int32,
-    Name("torch", "ShortStorage"): torch.int16,
-    Name("torch", "CharStorage"): torch.int8,
-    Name("torch", "ByteStorage"): torch.uint8,
-    Name("torch", "BoolStorage"): torch.bool,
-}
+    Name("torch", f"{kind}Storage"): dtype
+    for kind, dtype in (
+        ("Double", torch.float64), ("Float", torch.float32), ("Half", torch.float16), ("BFloat16", torch.bfloat16),
+        ("Long", torch.int64), ("Int", torch.int32), ("Short", torch.int16), ("Char", torch.int8),
+        ("Byte", torch.uint8), ("Bool", torch.bool),
+    )
+}  # fmt: skip
 
 
 class Machine:
