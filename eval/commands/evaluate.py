@@ -162,10 +162,10 @@ def _configure_compare(parser: argparse.ArgumentParser) -> None:
 
 def _placed_extractor(name: str, args: argparse.Namespace):
     from brickwork.eval.extractors.features import load_extractor
-    from brickwork.eval.sampling.pipelines import place
+    from brickwork.eval.sampling.pipelines import to_device
 
     extractor = load_extractor(name, args.weights, args.weights_digest)
-    place(extractor.network, args.device)
+    to_device(extractor.network, args.device)
     return extractor
 
 

@@ -57,7 +57,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def _options(args: argparse.Namespace, pipe) -> dict:
-    """The schedule, and of LEGO's pipeline how windows lie: other networks have no bricks nor windows to place."""
+    """The schedule, and of LEGO's pipeline how windows lie: other networks have no bricks nor windows."""
     from brickwork.pipelines.schedule_files import named_schedule
 
     lego = "windows" in pipe.config

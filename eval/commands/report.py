@@ -168,7 +168,7 @@ def _file_part(text: str) -> str:
     return re.sub(r"[^\w]", "-", text)[:60]
 
 
-def _pictures_blocks(result: dict, source: str | Path, place: int) -> list[Block]:
+def _pictures_blocks(result: dict, source: str | Path, number: int) -> list[Block]:
     """Grid and neighbours of one result, from beside its file."""
     blocks: list[Block] = []
     if result.get("memorisation") is not None:
@@ -177,7 +177,7 @@ def _pictures_blocks(result: dict, source: str | Path, place: int) -> list[Block
         name = result.get("pictures", {}).get(kind)
         path = None if name is None else picture_beside(source, name)
         if path is not None:
-            blocks.append(Picture(_open(path), caption, f"{place:02d}-{_file_part(result['name'])}.{kind}"))
+            blocks.append(Picture(_open(path), caption, f"{number:02d}-{_file_part(result['name'])}.{kind}"))
     return [Text(f"## Pictures of {literal(result['name'])}"), *blocks] if blocks else []
 
 

@@ -144,12 +144,12 @@ def _measure_samples(args: argparse.Namespace, pipeline, search, schedules: Mapp
     from brickwork.eval.metrics.registry import MetricSettings
     from brickwork.eval.report.numbers import number
     from brickwork.eval.report.results import Score, metric_entry
-    from brickwork.eval.sampling.pipelines import place
+    from brickwork.eval.sampling.pipelines import to_device
     from brickwork.eval.sampling.sample_set import SamplingSettings, sample_set
     from brickwork.files import write_json
 
     extractor = load_extractor(reference.info["extractor"]["name"])
-    place(extractor.network, args.device)
+    to_device(extractor.network, args.device)
     pipeline.to(getattr(torch, args.dtype))
     labels = "balanced" if pipeline.transformer.config.num_classes else "none"
     call = {"num_inference_steps": args.steps, "height": search.settings["height"], "width": search.settings["width"]}

@@ -1,4 +1,4 @@
-"""Features of a whole set of pictures: extracted by one process or many, with the same result."""
+"""Features of a complete set of pictures: extracted by one process or many, with the same result."""
 
 import hashlib
 from dataclasses import dataclass
@@ -89,7 +89,7 @@ def extract_features(
         progress: Show a bar.
 
     Returns:
-        The same in every process, but for rounding in the last place of the float64 sums the same for any number of
+        The same in every process, but for rounding in the last digits of the float64 sums the same for any number of
         them. Corrupt, mixed and non-RGB pictures are refused, counted and named.
     """
     state, preparation = PartialState(), preparation or Preparation()
@@ -137,10 +137,10 @@ def _combined(statistics: FeatureStatistics, state: PartialState) -> tuple[int, 
     return count, mean.cpu(), covariance.cpu()
 
 
-def in_order(rows: torch.Tensor, places: list[int], count: int, state: PartialState) -> torch.Tensor:
-    """Rows of all processes at their places: every place is filled by one process and zero in the others."""
+def in_order(rows: torch.Tensor, indices: list[int], count: int, state: PartialState) -> torch.Tensor:
+    """Rows of all processes in order: each row is filled by one process and zero in the others."""
     filled = torch.zeros(count, rows.shape[1])
-    filled[places] = rows[: len(places)]
+    filled[indices] = rows[: len(indices)]
     return _sum_over_processes(filled, state)
 
 

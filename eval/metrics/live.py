@@ -109,15 +109,15 @@ class LiveMetrics:
         # Sharded networks run in all processes at once: who has a batch less draws one more, and drops it.
         rounds = -(-len(batches) // state.num_processes)
         found: dict[str, list[torch.Tensor]] = {}
-        places = []
+        indices = []
         for round in tqdm(range(rounds), desc="metrics", leave=False, disable=not state.is_main_process):
             if cancelled():
                 return None
             batch = mine[round] if round < len(mine) else batches[0]
             for name, rows in self._batch_outputs(call, batch).items():
                 found.setdefault(name, []).append(rows)
-            places += batch if round < len(mine) else []
-        return {name: in_order(torch.cat(rows), places, count, state) for name, rows in found.items()}
+            indices += batch if round < len(mine) else []
+        return {name: in_order(torch.cat(rows), indices, count, state) for name, rows in found.items()}
 
     def _batch_outputs(self, call: PipelineCall, batch: range) -> dict[str, torch.Tensor]:
         """Rows of a batch, not numbers where a picture is none: the run decides what becomes of such weights."""

@@ -96,8 +96,8 @@ class Table:
         widths = [max(map(len, column)) for column in zip(*lines)]
         return "\n".join(
             "  ".join(
-                cell.ljust(width) if place < left else cell.rjust(width)
-                for place, (cell, width) in enumerate(zip(line, widths))
+                cell.ljust(width) if index < left else cell.rjust(width)
+                for index, (cell, width) in enumerate(zip(line, widths))
             ).rstrip()
             for line in lines
         )
@@ -135,7 +135,7 @@ class Plot:
 
     Attributes:
         series: `{name: (xs, ys)}`; values that are not finite are left out. Where xs or ys are words, the axis has a
-            place for each.
+            position for each.
         x_label, y_label: of the axes.
         log_x, log_y: whether the axes are logarithmic.
         caption: stands below it.
@@ -236,7 +236,7 @@ class Report:
         return write_file(folder / "index.html", self._html(drawn))
 
     def _names(self) -> dict[int, str]:
-        """The file names of pictures and plots by their places."""
+        """The file names of pictures and plots by their indices."""
         found: dict[int, str] = {}
         for i, block in enumerate(self.blocks):
             if isinstance(block, Picture | Plot | Panels):
@@ -245,7 +245,7 @@ class Report:
         return found
 
     def _drawn(self, beside: str | Path | None = None) -> dict[int, bytes | str]:
-        """PNGs of pictures and plots by their places, or links to what lies in the folder `beside`."""
+        """PNGs of pictures and plots by their indices, or links to what lies in the folder `beside`."""
         drawn: dict[int, bytes | str] = {}
         for i in self._names():
             block = self.blocks[i]

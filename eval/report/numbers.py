@@ -1,4 +1,4 @@
-"""How numbers are written in every table: a value and its spread to the same place."""
+"""How numbers are written in every table: a value and its spread to as many decimals."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ def number(value: float | None, spread: float | None = None, *, signed: bool = F
 
     Args:
         value: what to write; `–` for `None`.
-        spread: of the value: two digits of it are written, and the value to the same place.
+        spread: of the value: two digits of it are written, and the value to as many decimals.
         signed: write `+` before what is not negative, as for differences.
         digits: of a value without spread.
     """
@@ -33,9 +33,9 @@ def spread(values: Mapping[str, float] | None, form: str = ".2f") -> str:
 
 
 def column(values: Sequence[tuple[float, float | None] | None]) -> list[str]:
-    """Values with their spreads, all to one place, as a column of a table has them.
+    """Values with their spreads, all to as many decimals, as a column of a table has them.
 
-    The place is that of the second digit of the largest spread, or else of the fourth digit of the largest value.
+    The last decimal is the second digit of the largest spread, or else of the fourth digit of the largest value.
     `None` is a dash.
     """
     known = [value for value in values if value]

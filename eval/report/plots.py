@@ -69,8 +69,8 @@ def _height(plot: Any) -> float:
 
 
 def _draw(axes, plot: Any) -> None:
-    for place, (name, (xs, ys)) in enumerate(plot.series.items()):
-        colour = (plot.colours or {}).get(name, COLOURS[place % len(COLOURS)])
+    for number, (name, (xs, ys)) in enumerate(plot.series.items()):
+        colour = (plot.colours or {}).get(name, COLOURS[number % len(COLOURS)])
         band = (plot.bands or {}).get(name)
         is_line = plot.points is not True and name not in (plot.points or ())
         _draw_series(axes, name, xs, ys, band, colour, is_line)

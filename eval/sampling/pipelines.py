@@ -10,7 +10,7 @@ from brickwork import hub
 from brickwork.errors import MissingFile
 
 
-def place(module, device: str | torch.device | None = None):
+def to_device(module, device: str | torch.device | None = None):
     """A network or a pipeline on `device`; by default on this process's accelerator if there is one, else the CPU.
 
     Raises:
@@ -81,7 +81,7 @@ def load_lego_pipeline(name: str, device: str | None = None, **options):
         raise ValueError(
             f"`model` is {name!r}, a {saved}, which this command cannot use; draw with {drawn_with(name)}."
         )
-    return place(_load(brickwork.LegoPipeline, name, options), device)
+    return to_device(_load(brickwork.LegoPipeline, name, options), device)
 
 
 def load_class_pipeline(name: str, device: str | None = None, **options):
@@ -90,7 +90,7 @@ def load_class_pipeline(name: str, device: str | None = None, **options):
 
     if pipeline_class(name) != "ClassToImagePipeline":
         return load_lego_pipeline(name, device, **options)  # which also says what is wrong
-    return place(_load(brickwork.ClassToImagePipeline, name, options), device)
+    return to_device(_load(brickwork.ClassToImagePipeline, name, options), device)
 
 
 def load_pipeline(name: str, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None, **options):
@@ -98,7 +98,7 @@ def load_pipeline(name: str, dtype: torch.dtype = torch.float32, device: str | t
 
     Args:
         dtype: Of all its networks, whatever they were saved in.
-        device: See `place`.
+        device: See `to_device`.
         options: Of `from_pretrained`.
     """
     from diffusers import DiffusionPipeline
@@ -111,7 +111,7 @@ def load_pipeline(name: str, dtype: torch.dtype = torch.float32, device: str | t
         raise MissingFile(f"`pipeline` is {name!r}, which could not be loaded: {error}") from error
     if any(getattr(part, "dtype", dtype) != dtype for part in pipeline.components.values()):
         pipeline = pipeline.to(dtype)  # diffusers 0.39 calls the argument `torch_dtype`, and ignores ours
-    return place(pipeline, device)
+    return to_device(pipeline, device)
 
 
 def _load(kind: type, name: str, options: dict):

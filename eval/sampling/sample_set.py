@@ -1,7 +1,7 @@
 """Sampling at scale: many pictures from any pipeline, in a set that depends on the seed and the number alone.
 
 Picture i has its own seed, made of the run's seed and i, for its noise and for its label. Batches are cut at fixed
-places, `[k · batch_size, (k + 1) · batch_size)`, and a process takes whole batches: an interrupted run that goes on,
+indices, `[k · batch_size, (k + 1) · batch_size)`, and a process takes complete batches: an interrupted run that goes on,
 and a run of two processes, feed the network exactly the batches of an uninterrupted one and give the same bytes.
 Another batch size gives the same noise and labels; the pictures then agree but for the network's own rounding, which
 moves a byte here and there in float32 and none in float64.
@@ -258,11 +258,11 @@ def _plain(value):
 
 
 def _is_finished(output: Path, record: dict, folder: Path, format: str) -> bool:
-    """Whether the set is there already; a `ValueError` if there is another, or anything else, in its place."""
+    """Whether the set is there already; a `ValueError` if there is another, or anything else of its name."""
     stored = next((path for path in (generation_file(output), folder / "generation.json") if path.is_file()), None)
     if stored is None:
         if output.is_file() or (output.is_dir() and any(output.iterdir())):
-            raise ValueError(f"output: {output} exists and is no sampled set; choose another place or empty it")
+            raise ValueError(f"output: {output} exists and is no sampled set; choose another folder or empty it")
         return False
     found = json.loads(stored.read_text(encoding="utf-8"))
     if "brick_schedule" in found:  # its name until 0.2
@@ -271,7 +271,7 @@ def _is_finished(output: Path, record: dict, folder: Path, format: str) -> bool:
     changed = [key for key in record if key not in ignored and found.get(key) != record[key]]
     if changed:
         listed = "; ".join(f"{key}: {_short(found.get(key))} there, {_short(record[key])} now" for key in changed)
-        raise ValueError(f"output: {output} holds a set with other settings ({listed}); choose another place")
+        raise ValueError(f"output: {output} holds a set with other settings ({listed}); choose another folder")
     return format != "png" and stored == generation_file(output)
 
 

@@ -35,7 +35,7 @@ def cost_loss_frontier(costs: np.ndarray, losses: np.ndarray, max_states: int = 
     one for a budget smaller by `steps / max_states` of the range.
 
     Args:
-        costs: `(steps, choices)`, whole numbers.
+        costs: `(steps, choices)`, integers.
         losses: `(steps, choices)`.
         max_states: how many combinations are kept.
     """
@@ -52,8 +52,8 @@ def cost_loss_frontier(costs: np.ndarray, losses: np.ndarray, max_states: int = 
             keep = keep[np.concatenate([cells[1:] != cells[:-1], [True]])]
         cost, loss = all_costs[keep], all_losses[keep]
         trail.append(np.divmod(keep, len(step_costs)))
-    choices, place = np.empty((len(cost), len(trail)), dtype=np.int64), np.arange(len(cost))
+    choices, position = np.empty((len(cost), len(trail)), dtype=np.int64), np.arange(len(cost))
     for step in reversed(range(len(trail))):
         before, chosen = trail[step]
-        choices[:, step], place = chosen[place], before[place]
+        choices[:, step], position = chosen[position], before[position]
     return Frontier(cost, loss, choices)

@@ -199,7 +199,7 @@ class DecodedBatch:
     """Pictures decoded together.
 
     Attributes:
-        indices: Their places in the set.
+        indices: Their indices in the set.
         pixels: uint8 `(batch, 3, height, width)`; a corrupt picture is black.
         digests: uint8 `(batch, 32)`, SHA-256 of each picture's size and prepared pixels.
         corrupt: Names of those that could not be decoded.

@@ -88,19 +88,19 @@ class Pictures(Sequence):
 
     def __getitem__(self, index):
         if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
+            return [self[row] for row in range(*index.indices(len(self)))]
+        row = range(len(self))[index]
         try:
-            return self._picture(place)
+            return self._picture(row)
         except BrokenPicture as error:
-            raise ValueError(f"{self.names[place]!r} cannot be read ({error}); replace or remove it.") from None
+            raise ValueError(f"{self.names[row]!r} cannot be read ({error}); replace or remove it.") from None
 
     def __iter__(self) -> Iterator[Picture]:
-        for place in range(len(self)):
+        for row in range(len(self)):
             try:
-                yield self._picture(place)
+                yield self._picture(row)
             except BrokenPicture as error:
-                entry = Skipped(self.names[place], str(error))
+                entry = Skipped(self.names[row], str(error))
                 if entry not in self.skipped:
                     self.skipped.append(entry)
 

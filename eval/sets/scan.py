@@ -144,7 +144,7 @@ def read_text(path: Path) -> str:
 
 
 def _read_metadata(folder: Path, name: str, listing: FolderListing) -> None:
-    place, known = PurePosixPath(name).parent, set(listing.pictures)
+    parent, known = PurePosixPath(name).parent, set(listing.pictures)
     missing = []
     for where, row in read_rows(folder / name):
         file = row.pop("file_name", None)
@@ -152,7 +152,7 @@ def _read_metadata(folder: Path, name: str, listing: FolderListing) -> None:
             near = near_names("file_name", row) or ["file_name"]
             hint = f"; is {near[0]!r} meant?" if near != ["file_name"] else ""
             raise ValueError(f"{where} has no 'file_name', by which it would belong to a picture{hint}")
-        picture = os.path.normpath(str(place / file.replace("\\", "/"))).replace(os.sep, "/")
+        picture = os.path.normpath(str(parent / file.replace("\\", "/"))).replace(os.sep, "/")
         if picture not in known:
             missing.append(file)
         elif picture in listing.metadata and any(
@@ -166,7 +166,7 @@ def _read_metadata(folder: Path, name: str, listing: FolderListing) -> None:
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a `.jsonl` or `.csv` file, each with its place for errors; empty cells of a CSV are `None`.
+    """The rows of a `.jsonl` or `.csv` file, each with its file and line for errors; empty cells of a CSV are `None`.
 
     Raises:
         ValueError: for what is no such file, naming the line.

@@ -59,21 +59,21 @@ def _read_index(path: str) -> tuple[dict[str, dict[str, tuple[int, int]]], list[
                 elif member.isfile():
                     members.append((member.name, member.offset_data, member.size))
     except (OSError, tarfile.TarError) as error:
-        raise ValueError(f"The shard {path} cannot be read ({error}); is it a whole .tar file?") from error
+        raise ValueError(f"The shard {path} cannot be read ({error}); is it a complete .tar file?") from error
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     dotted = []
-    for name, *place in members:
+    for name, *span in members:
         folder, slash, file = name.rpartition("/")
         stem, _, suffix = file.partition(".")
         if _is_known(suffix):
-            samples.setdefault(f"{folder}{slash}{stem}", {})[suffix.lower()] = tuple(place)
+            samples.setdefault(f"{folder}{slash}{stem}", {})[suffix.lower()] = tuple(span)
         else:
-            dotted.append((name, f"{folder}{slash}{stem}", place))
+            dotted.append((name, f"{folder}{slash}{stem}", span))
     with_picture = {name for name, entry in samples.items() if _picture_suffix(entry)}
-    for name, first, place in dotted:
+    for name, first, span in dotted:
         stem, _, suffix = name.rpartition(".")
         if first not in with_picture and _is_known(suffix):
-            samples.setdefault(stem, {})[suffix.lower()] = tuple(place)
+            samples.setdefault(stem, {})[suffix.lower()] = tuple(span)
         else:
             skipped.append(Skipped(f"{Path(path).name}:{name}", "no picture, caption or label"))
     return samples, skipped

@@ -248,7 +248,7 @@ def numbered(labels: Sequence[int | str | None], names: Sequence[str] | None = N
             {label for label in labels if label is not None}, key=lambda value: (isinstance(value, str), value)
         )
         names = [str(label) for label in distinct]
-    number = {name: place for place, name in enumerate(names)}
+    number = {name: index for index, name in enumerate(names)}
     return [len(names) if label is None else number[str(label)] for label in labels], list(names)
 
 

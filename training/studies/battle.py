@@ -24,7 +24,7 @@ from brickwork.eval.extractors.features import load_extractor
 from brickwork.eval.extractors.protocols import get_protocol
 from brickwork.eval.metrics.distances import feature_statistics, frechet_distance
 from brickwork.eval.metrics.reference import Reference, make_reference
-from brickwork.eval.sampling.pipelines import place
+from brickwork.eval.sampling.pipelines import to_device
 from brickwork.eval.studies.core import Cell, Study, StudyFolder, run_study, table_of
 from brickwork.files import write_file
 from brickwork.gen.networks.wrapped import DENOISERS, brick_sizes
@@ -371,7 +371,7 @@ class Cells:
         images = images_of(self._training(self._runs(1.0)[0]).data)
         write_split(images, self.config.data.held_out, folder / "pictures")
         extractor = load_extractor(scores.extractor)
-        place(extractor.network)
+        to_device(extractor.network)
         reference = make_reference(folder / "pictures" / "train", extractor, scores.protocol)
         reference.save(self.reference)
         return reference.statistics["features"][0]

@@ -24,7 +24,7 @@ from brickwork.eval.benchmark.memory import derive_memory, measure_here, measure
 from brickwork.eval.benchmark.networks import DTYPES, OURS, Subject, step_of, subjects
 from brickwork.eval.benchmark.timing import Case, MatmulProbe, Stopwatch, interleave
 from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
-from brickwork.eval.sampling.pipelines import place
+from brickwork.eval.sampling.pipelines import to_device
 from brickwork.eval.studies.core import Cell, StudyFolder, run_cells
 from brickwork.files import digest
 from brickwork.gen.convbn import CONVBN_MODES, find_convbn_pairs, set_convbn_mode
@@ -414,7 +414,7 @@ def check(args: argparse.Namespace) -> dict:
     for option, known in (("networks", [name for name in presets if "tiny" not in name]), ("curves", presets)):
         for name in getattr(args, option):
             one_of(f"--{option}", name, known)
-    device = place(torch.empty(1), args.device).device
+    device = to_device(torch.empty(1), args.device).device
     return {
         "device": str(device), "dtype": args.dtype, "batch": args.batch, "size": args.size,
         "threads": torch.get_num_threads(),

@@ -20,7 +20,7 @@ from brickwork.eval.metrics.distances import kernel_distance
 from brickwork.eval.metrics.feature_sets import extract_features
 from brickwork.eval.metrics.reference import Reference
 from brickwork.eval.report.pictures import grid, save_picture
-from brickwork.eval.sampling.pipelines import load_pipeline, place
+from brickwork.eval.sampling.pipelines import load_pipeline, to_device
 from brickwork.eval.sampling.sample_set import PipelineCall, SamplingSettings, denoiser_of
 from brickwork.eval.sets.pictures import from_arrays
 from brickwork.eval.studies.core import Cell, Stopped
@@ -171,7 +171,7 @@ def measure(pictures: np.ndarray, scores: Mapping[str, Any], reference: str, fol
     """The kernel distance of the pictures to the reference; their features are kept for a distance over seeds."""
     real = Reference.load(reference)
     extractor = load_extractor(scores["extractor"])
-    place(extractor.network)
+    to_device(extractor.network)
     images = from_arrays(pictures, "samples")
     found = extract_features(images, extractor, get_protocol(scores["protocol"]), progress=False)
     features = found.outputs["features"].contiguous()
