@@ -27,15 +27,11 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "that ran."
     )
     parser.epilog = "example:\n  brickwork demo --output demo.png --seed 3"
-    parser.add_argument(
-        "-o", "--output", type=Path, default=Path("demo.png"), help="picture to write (default: demo.png)"
-    )
+    parser.add_argument("-o", "--output", type=Path, default=Path("demo.png"), help="picture to write (demo.png)")
     parser.add_argument("--weights", default="lego-avatars-64", help="weights that ship, or a pipeline folder")
     parser.add_argument("--images", type=int, default=8, help="images a row (default: 8)")
     parser.add_argument("--steps", type=int, default=18, help="steps of the sampler (default: 18)")
-    parser.add_argument(
-        "--guidance", "--guidance-scale", type=float, default=2.0, help="guidance scale (default: 2; 1 is none)"
-    )
+    parser.add_argument("--guidance", "--guidance-scale", type=float, default=2.0, help="default: 2; 1 is none")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier picture of this command")
     parser.set_defaults(run=run)
@@ -43,12 +39,14 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     import torch
+    from tqdm import tqdm
 
     from brickwork.eval.report.pictures import made_by, save_picture
     from brickwork.eval.sampling.pipelines import load_lego_pipeline
     from brickwork.files import check_file
     from brickwork.gen.operations import count_operations
-    from brickwork.pipelines.schedules import BrickSchedule
+    from brickwork.gen.subnets import name_of
+    from brickwork.pipelines.schedules import BrickSchedule, steps_text
 
     if args.images < 1:
         raise ValueError(f"`--images` is {args.images}; draw at least 1.")
@@ -65,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         Row(f"beyond the training size: {size} x {3 * size}", full, size, 3 * size, max(1, args.images // 3)),
     ]
     drawn = []
-    with _progress(len(rows) * args.steps) as bar:
+    with tqdm(total=len(rows) * args.steps, unit="step", desc="drawing", leave=False) as bar:
         for row in rows:
             labels = spread_labels(pipe.transformer.config.num_classes, row.count)
             started = time.perf_counter()
@@ -83,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
             )
             seconds = time.perf_counter() - started
             drawn.append((row.caption, output.images))
-            bar.write(_summary(row, seconds, operations, output.bricks))
+            cost = f"{row.count} images in {seconds:.1f} s, {operations / row.count / 1e9:.1f} GFLOP an image"
+            bar.write(f"{row.caption}\n    {cost}; steps by bricks {steps_text(map(name_of, output.bricks))}")
     save_picture(compose(drawn), args.output, "brickwork demo")
     print(f"wrote {args.output}")
     return 0
@@ -94,20 +93,6 @@ def spread_labels(num_classes: int | None, count: int) -> list[int] | list[None]
     if not num_classes:
         return [None] * count
     return [index * num_classes // count if count > num_classes else index for index in range(count)]
-
-
-def _progress(total: int):
-    from tqdm import tqdm
-
-    return tqdm(total=total, unit="step", desc="drawing", leave=False)
-
-
-def _summary(row: Row, seconds: float, operations: int, bricks: list[tuple[int, ...]]) -> str:
-    from brickwork.gen.subnets import name_of
-    from brickwork.pipelines.schedules import steps_text
-
-    cost = f"{row.count} images in {seconds:.1f} s, {operations / row.count / 1e9:.1f} GFLOP an image"
-    return f"{row.caption}\n    {cost}; steps by bricks {steps_text(map(name_of, bricks))}"
 
 
 def compose(rows: list[tuple[str, list]], scale: int = 2):

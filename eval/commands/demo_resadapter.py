@@ -29,9 +29,12 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    import torch
+
     from brickwork.adapters.resadapter.functions import load_resadapter, set_resadapter_scale
     from brickwork.eval.commands.demo import compose
     from brickwork.eval.report.pictures import made_by, save_picture
+    from brickwork.eval.sampling.pipelines import load_pipeline
     from brickwork.files import check_file
 
     if args.output.suffix != ".png":
@@ -40,14 +43,18 @@ def run(args: argparse.Namespace) -> int:
     if args.steps < 1:
         raise ValueError(f"`--steps` is {args.steps}; take at least 1.")
     folder = find_weights(args.weights)
-    pipeline = load(folder)
+    pipeline = load_pipeline(str(folder))
+    pipeline.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": args.steps, "guidance_scale": args.guidance}
     load_resadapter(pipeline, folder / ADAPTER, scale=args.scale)
     rows = []
     for height, width in SIZES:
         for caption, scale in (("without ResAdapter", 0.0), ("with ResAdapter", args.scale)):
             set_resadapter_scale(pipeline, scale)
             started = time.perf_counter()
-            pictures = draw(pipeline, args, height, width)
+            # Picture k has its own seed, whatever the size.
+            generators = [torch.Generator().manual_seed(args.seed + k) for k in range(len(args.prompts))]
+            pictures = pipeline(list(args.prompts), height=height, width=width, generator=generators, **call).images
             rows.append((f"{height} x {width}, {caption}", pictures))
             print(f"{rows[-1][0]}: {len(pictures)} pictures in {time.perf_counter() - started:.1f} s")
     save_picture(compose(rows), args.output, "brickwork demo resadapter")
@@ -72,26 +79,3 @@ def find_weights(name: str) -> Path:
             f"ResAdapter in its sub-folder {ADAPTER}."
         )
     return folder
-
-
-def load(folder: Path):
-    """The pipeline in float32, quiet."""
-    from brickwork.eval.sampling.pipelines import load_pipeline
-
-    pipeline = load_pipeline(str(folder))
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def draw(pipeline, args: argparse.Namespace, height: int, width: int) -> list:
-    """One picture for each prompt; picture k has its own seed, whatever the size."""
-    import torch
-
-    return pipeline(
-        list(args.prompts),
-        height=height,
-        width=width,
-        num_inference_steps=args.steps,
-        guidance_scale=args.guidance,
-        generator=[torch.Generator().manual_seed(args.seed + k) for k in range(len(args.prompts))],
-    ).images

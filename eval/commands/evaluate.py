@@ -41,11 +41,9 @@ def _command(commands, name: str, description: str) -> argparse.ArgumentParser:
 
 
 def _add_extractor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", metavar="FILE", help="local inception-v3 (.pth or .safetensors), else downloaded")
     parser.add_argument(
-        "--weights", metavar="FILE", help="local weights of inception-v3 (.pth or .safetensors); downloaded otherwise"
-    )
-    parser.add_argument(
-        "--weights-digest", metavar="HEX", help="what the SHA-256 of --weights begins with, if not the published ones"
+        "--weights-digest", metavar="HEX", help="start of the SHA-256 of --weights, if not as published"
     )
     parser.add_argument("--device", help="where the network runs (default: a GPU if there is one)")
 
@@ -55,29 +53,21 @@ def _add_preparation(parser: argparse.ArgumentParser) -> None:
         "--resolution", type=int, help="bring the centre square of each picture to this side in pixels"
     )
     parser.add_argument("--filter", default="lanczos", help="for that: lanczos, bicubic or box (default: lanczos)")
-    parser.add_argument(
-        "--convert",
-        action="store_true",
-        help="convert grey, palette and alpha pictures (on white) instead of refusing",
-    )
+    convert = "convert grey, palette and alpha pictures (on white) instead of refusing"
+    parser.add_argument("--convert", action="store_true", help=convert)
     parser.add_argument("--limit", type=int, help="take the first so many pictures only")
 
 
 def _configure_ref(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", help="folder, .npz, .parquet, .tar, or the id of a data set on the hub")
     parser.add_argument("-o", "--output", required=True, help="the reference file to write (.safetensors)")
+    parser.add_argument("--protocol", default="clean", help="adm, clean (default), legacy-pytorch or torchmetrics")
+    known = "inception-v3 (default), efficientnet-lite0 (offline) or transformers:<folder or hub id> (DINOv2, …)"
+    parser.add_argument("--extractor", default="inception-v3", help=known)
     parser.add_argument(
-        "--protocol", default="clean", help="adm, clean, legacy-pytorch or torchmetrics (default: clean)"
+        "--no-features", action="store_true", help="store statistics only, for Fréchet distances: small"
     )
-    parser.add_argument(
-        "--extractor",
-        default="inception-v3",
-        help="inception-v3 (default), efficientnet-lite0 (offline) or transformers:<folder or hub id> (DINOv2, …)",
-    )
-    parser.add_argument(
-        "--no-features", action="store_true", help="store statistics only: small, for Fréchet distances"
-    )
-    _add_overwrite(parser, "reference")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier reference of that name")
     _add_preparation(parser)
     _add_extractor(parser)
     parser.set_defaults(run=run_ref)
@@ -94,27 +84,15 @@ def _configure_gen(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", default="png", help="png (default), npz or webdataset")
     parser.add_argument("--batch-size", type=int, default=16, help="pictures at once in each process (default: 16)")
     parser.add_argument("--steps", type=int, help="sampling steps (num_inference_steps of the pipeline)")
-    parser.add_argument(
-        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="size of the pictures in pixels"
-    )
-    parser.add_argument(
-        "--schedule",
-        default="saved",
-        help="for LEGO, which bricks run: saved (the pipeline's own), full, fast, or a JSON file (default: saved)",
-    )
-    parser.add_argument(
-        "--count-work", action="store_true", help="count the floating-point operations of a picture, for reports"
-    )
+    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the pictures, in pixels")
+    which = "which subnets run: saved (the pipeline's own, default), full, fast (of LEGO), or a JSON file"
+    parser.add_argument("--schedule", default="saved", help=which)
+    parser.add_argument("--count-work", action="store_true", help="count the operations of a picture, for reports")
     parser.add_argument("--guidance-scale", "--guidance", type=float, help="scale of classifier-free guidance")
-    parser.add_argument(
-        "--call", default="{}", metavar="JSON", help="""further arguments of the pipeline, such as '{"eta": 0.5}'"""
-    )
-    parser.add_argument(
-        "--dtype",
-        default="float32",
-        help="float32 (default), bfloat16, float16; or float64: slow, but every batch size then gives the same bytes"
-        " (float32 rounds a few pixels in a thousand to the next level)",
-    )
+    further = """further arguments of the pipeline, such as '{"eta": 0.5}'"""
+    parser.add_argument("--call", default="{}", metavar="JSON", help=further)
+    dtype = "float32 (default), bfloat16, float16; or float64: slow, but the same bytes with every batch size"
+    parser.add_argument("--dtype", default="float32", help=dtype)
     parser.add_argument("--device", help="where the pipeline runs (default: a GPU if there is one)")
     options.add_hub(parser)
     parser.set_defaults(run=run_gen, check=hub.check_argument("pipeline"))
@@ -126,28 +104,21 @@ def _configure_calc(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, help="the result to write (.json); pictures go beside it")
     parser.add_argument("--metrics", default="fd,kd,prdc", help="of fd, kd, prdc, is, sfd (default: fd,kd,prdc)")
     parser.add_argument("--clip", metavar="MODEL", help="CLIP score with this CLIP, a folder or a hub id")
+    paired = "paired denoising loss of this pipeline's network on these held-out pictures (with --resolution)"
+    parser.add_argument("--paired", nargs=2, metavar=("PIPELINE", "DATA"), help=paired)
     parser.add_argument(
-        "--paired",
-        nargs=2,
-        metavar=("PIPELINE", "DATA"),
-        help="paired denoising loss of this pipeline's network on these held-out pictures (with --resolution)",
+        "--objective", help="what that network was trained for (default: as objective.json says, or edm)"
     )
-    parser.add_argument(
-        "--objective",
-        help="what that network was trained for (default: what its folder says in objective.json, else edm)",
-    )
-    parser.add_argument(
-        "--objective-options", metavar="JSON", help="""with --objective: its options, such as '{"p_mean": -0.4}'"""
-    )
+    given = """with --objective: its options, such as '{"p_mean": -0.4}'"""
+    parser.add_argument("--objective-options", metavar="JSON", help=given)
     parser.add_argument("--subsets", type=int, default=100, help="subsets of the kernel distance (default: 100)")
     parser.add_argument("--subset-size", type=int, default=1000, help="pictures in a subset (default: 1000)")
     parser.add_argument("--splits", type=int, default=10, help="splits of the Inception Score (default: 10)")
     parser.add_argument("--metric-seed", type=int, default=0, help="seed of subsets and splits (default: 0)")
     parser.add_argument("--name", help="what to call the result (default: the first set's name)")
-    parser.add_argument(
-        "--tag", action="append", default=[], metavar="KEY=VALUE", help="for curves in reports, such as images=43000"
-    )
-    _add_overwrite(parser, "result")
+    tag = "for curves in reports, such as images=43000"
+    parser.add_argument("--tag", action="append", default=[], metavar="KEY=VALUE", help=tag)
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier result of that name")
     _add_preparation(parser)
     _add_extractor(parser)
     parser.set_defaults(run=run_calc)
@@ -160,7 +131,7 @@ def _configure_compare(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_compare)
 
 
-def _placed_extractor(name: str, args: argparse.Namespace):
+def _extractor(name: str, args: argparse.Namespace):
     from brickwork.eval.extractors.features import load_extractor
     from brickwork.eval.sampling.pipelines import to_device
 
@@ -194,10 +165,6 @@ def _check_output(output: str, suffix: str) -> Path:
     return path
 
 
-def _add_overwrite(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--overwrite", action="store_true", help=f"replace an earlier {what} of that name")
-
-
 def run_ref(args: argparse.Namespace) -> None:
     """Measure real pictures and write the reference file."""
     from accelerate import PartialState
@@ -208,16 +175,14 @@ def run_ref(args: argparse.Namespace) -> None:
     output = _check_output(args.output, ".safetensors")
     check_file(output, lambda path: bool(Reference.load(path)), overwrite=args.overwrite)
     _require_image_sets([args.data], args.limit)
-    extractor = _placed_extractor(args.extractor, args)
+    extractor = _extractor(args.extractor, args)
     reference = make_reference(
         args.data, extractor, args.protocol, _preparation(args), args.limit, keep_features=not args.no_features
     )
     if PartialState().is_main_process:
         reference.save(args.output)
-        print(
-            f"{args.output}: {len(reference)} pictures, protocol {args.protocol}, {extractor.name}, identity"
-            f" {reference.identity}"
-        )
+        made = f"{len(reference)} pictures, protocol {args.protocol}, {extractor.name}, identity {reference.identity}"
+        print(f"{args.output}: {made}")
 
 
 def run_gen(args: argparse.Namespace) -> None:
@@ -238,15 +203,8 @@ def run_gen(args: argparse.Namespace) -> None:
         if not hasattr(pipeline, "schedule_name"):
             raise ValueError(f"schedule: {type(pipeline).__name__} has no subnets; leave --schedule out")
         pipeline.schedule = named_schedule(args.schedule, pipeline.transformer)
-    output = sample_set(
-        pipeline,
-        settings,
-        args.output,
-        source=args.pipeline,
-        format=args.format,
-        batch_size=args.batch_size,
-        count_work=args.count_work,
-    )
+    chosen = {name: getattr(args, name) for name in ("format", "batch_size", "count_work")}
+    output = sample_set(pipeline, settings, args.output, source=args.pipeline, **chosen)
     if PartialState().is_main_process:
         print(f"{output}: {args.count} pictures, seed {args.seed}")
 
@@ -304,7 +262,7 @@ def run_calc(args: argparse.Namespace) -> None:
     reference, preparation = Reference.load(args.reference), _preparation(args)
     _require_image_sets(args.samples, args.limit)
     held_out = _held_out(args)
-    extractor = _placed_extractor(reference.info["extractor"]["name"], args)
+    extractor = _extractor(reference.info["extractor"]["name"], args)
     first = []
     result = calculate(
         args.samples,

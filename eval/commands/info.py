@@ -1,7 +1,6 @@
 """`brickwork info`: what a checkpoint is."""
 
 import argparse
-import json
 import math
 from pathlib import Path
 
@@ -79,12 +78,10 @@ def _open(name: str, given: dict):
 
 def _schedule_in(folder: Path):
     """The schedule saved with a pipeline whose class may be anyone's."""
+    from brickwork.eval.sampling.pipelines import saved_config
     from brickwork.pipelines.schedules import read_schedule
 
-    try:
-        saved = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("subnet_schedule")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return None
+    saved = saved_config(folder / "model_index.json").get("subnet_schedule")
     return None if saved is None else read_schedule(saved)
 
 
@@ -99,25 +96,22 @@ def _is_of_others(name: str) -> bool:
 
 def _class_of(folder: Path) -> str:
     """The class of the network that a folder holds, or no name."""
-    try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name") or ""
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return ""
+    from brickwork.eval.sampling.pipelines import saved_config
+
+    return saved_config(folder / "config.json").get("_class_name") or ""
 
 
 def describe_pipeline(name: str) -> str:
     """A saved pipeline of any class as text: its components, their parameters, and what draws with it."""
-    from brickwork.eval.sampling.pipelines import drawn_with, pipeline_folder
+    from brickwork.eval.report.blocks import Table
+    from brickwork.eval.sampling.pipelines import drawn_with, pipeline_folder, pipeline_parts
 
-    folder = Path(pipeline_folder(name))
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    folder, index = Path(pipeline_folder(name)), pipeline_parts(name)
     parts = {part: value[1] for part, value in index.items() if isinstance(value, list) and any(value)}
     counts = {part: _count_parameters(folder / part) for part in parts}
-    wide, wider = (max(map(len, words), default=0) + 2 for words in (["component", *parts], ["", *parts.values()]))
+    rows = [(part, kind, f"{counts[part]:,}" if counts[part] else "-") for part, kind in parts.items()]
     lines = [f"{index['_class_name']}: {sum(counts.values()):,} parameters", ""]
-    lines.append(f"{'component':<{wide}}{'class':<{wider}}parameters")
-    for part, kind in parts.items():
-        lines.append(f"{part:<{wide}}{kind:<{wider}}{f'{counts[part]:,}' if counts[part] else '-'}")
+    lines.append(Table(["component", "class", "parameters"], rows).text(left=2))
     return "\n".join([*lines, "", f"draw with {drawn_with(name)}"])
 
 
@@ -137,6 +131,8 @@ def _count_parameters(folder: Path) -> int:
 
 def describe(model, height: int, width: int) -> str:
     """The network as text: what it reads, its bricks or maps, and what each subnet costs at a size."""
+    from brickwork.eval.report.blocks import Table
+
     config = model.config
     names = list((config.id2label or {}).values())
     classes = f"{config.num_classes} classes" if config.num_classes else "no classes"
@@ -150,24 +146,26 @@ def describe(model, height: int, width: int) -> str:
     described = _describe_bricks if hasattr(model, "bricks") else _describe_maps
     lines += ["", *described(model, height, width, max(subnets.values()))]
     if len(subnets) > 1:
-        wide = max(17, *(len(name) + 2 for name in subnets))
-        lines += ["", f"{'subnet':<{wide}}GFLOP    share"]
-        for name, operations in subnets.items():
-            lines.append(f"{name:<{wide}}{operations / 1e9:<9.3f}{operations / max(subnets.values()):.0%}")
+        most = max(subnets.values())
+        rows = [(name, f"{cost / 1e9:.3f}", f"{cost / most:.0%}") for name, cost in subnets.items()]
+        lines += ["", Table(["subnet", "GFLOP", "share"], rows).text()]
     return "\n".join(lines)
 
 
 def _describe_bricks(model, height: int, width: int, operations: int) -> list[str]:
     """The bricks of a LEGO stack, and what each costs."""
-    lines = [f"brick  window  patch  layers  width  parameters  GFLOP at {height} × {width}"]
-    for number, brick in enumerate(model.bricks):
-        lines.append(
-            f"{number:<7}{brick.window_size:<8}{brick.patch_size:<7}{len(brick.blocks):<8}"
-            f"{brick.patch_embed.out_features if len(brick.blocks) else '-':<7}"
-            f"{sum(p.numel() for p in brick.parameters()):<12,}{brick.operations(height, width) / 1e9:.3f}"
-        )
+    from brickwork.eval.report.blocks import Table
+
+    rows = [
+        (number, brick.window_size, brick.patch_size, len(brick.blocks),
+         brick.patch_embed.out_features if len(brick.blocks) else "-",
+         f"{sum(p.numel() for p in brick.parameters()):,}", f"{brick.operations(height, width) / 1e9:.3f}")
+        for number, brick in enumerate(model.bricks)
+    ]  # fmt: skip
+    columns = ["brick", "window", "patch", "layers", "width", "parameters", f"GFLOP at {height} × {width}"]
     pretrained = model.config.pretrained_brick
-    return lines if pretrained is None else [*lines, f"brick 0 is a pretrained {pretrained['class_name']}"]
+    further = [] if pretrained is None else [f"brick 0 is a pretrained {pretrained['class_name']}"]
+    return [Table(columns, rows).text(), *further]
 
 
 def _describe_maps(model, height: int, width: int, operations: int) -> list[str]:

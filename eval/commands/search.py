@@ -10,8 +10,7 @@ from brickwork import hub, options
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Arguments of `brickwork search`."""
     parser.description = (
-        "Score the subnets of a pipeline's network (of LEGO, its sets of bricks) on held-out pictures at every noise "
-        "level of its sampler, and "
+        "Score the subnets of a pipeline's network on held-out pictures at every noise level of its sampler, and "
         "write the schedule of least loss within each budget of operations, beside the table, JSON and plot that it "
         "was chosen from. With a reference, also sample with each schedule and measure the kernel distance."
     )
@@ -22,18 +21,10 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "  brickwork search my-model held-out --budget 0.5 0.75 --reference train.safetensors -n 256 -o runs/search"
     )
     parser.add_argument("model", help="weights that ship (lego-emoji-64), a pipeline folder, or a name on the hub")
-    parser.add_argument(
-        "data", help="held-out pictures with class numbers: a folder, .parquet, … (see `brickwork data split`)"
-    )
+    parser.add_argument("data", help="held-out pictures with class numbers: a folder, .parquet, … (`data split`)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for schedules, table and plot")
-    parser.add_argument(
-        "--budget",
-        type=float,
-        nargs="+",
-        default=[0.6],
-        metavar="SHARE",
-        help="shares of the full schedule's operations (default: 0.6)",
-    )
+    budget = "shares of the full schedule's operations (default: 0.6)"
+    parser.add_argument("--budget", type=float, nargs="+", default=[0.6], metavar="SHARE", help=budget)
     parser.add_argument("--height", type=int, help="height in pixels to count for (default: the training size)")
     parser.add_argument("--width", type=int, help="width in pixels to count for (default: the training size)")
     parser.add_argument("--steps", type=int, default=18, help="steps of the sampler (default: 18)")
@@ -44,9 +35,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise and of the samples (default: 0)")
     parser.add_argument("--reference", metavar="FILE", help="what `evaluate ref` wrote, to measure samples against")
     parser.add_argument("-n", "--samples", type=int, default=256, help="samples of each schedule (default: 256)")
-    parser.add_argument(
-        "--random", type=int, default=0, help="also sample this many random schedules, to see what the loss predicts"
-    )
+    parser.add_argument("--random", type=int, default=0, help="random schedules to sample too, as a test of the loss")
     parser.add_argument("--batch-size", type=int, default=32, help="images at once (default: 32)")
     parser.add_argument("--dtype", default="float32", help="of the samples: float32 (default), bfloat16 or float16")
     parser.add_argument("--device", help="cpu, cuda, … (default: the best there is)")
@@ -75,14 +64,10 @@ def run(args: argparse.Namespace) -> int:
         pipeline,
         args.data,
         budgets[0],  # the smallest, so that one that is too small is found before anything is measured
-        height=args.height,
-        width=args.width,
         num_inference_steps=args.steps,
         objective=objective,
-        weighting=args.weighting,
         num_pairs=args.pairs,
-        batch_size=args.batch_size,
-        seed=args.seed,
+        **{name: getattr(args, name) for name in ("height", "width", "weighting", "batch_size", "seed")},
     )
     found = {f"searched {budget:g}": search.best(budget) for budget in budgets}
     search.save(args.output / "search.json", found)  # first, as it makes the others recognisable

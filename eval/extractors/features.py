@@ -68,7 +68,8 @@ class Extractor:
         Returns:
             `features` `(batch, dimension)` and, where the network has them, `logits` and `spatial`; float32.
         """
-        pixels = protocol.resize(images.to(_device(self.network), torch.float32), self.size)
+        device = next((tensor.device for tensor in self.network.state_dict().values()), torch.device("cpu"))
+        pixels = protocol.resize(images.to(device, torch.float32), self.size)
         mean = self.mean if self.mean is not None else (protocol.inception_shift,) * 3
         std = self.std if self.std is not None else (protocol.inception_scale,) * 3
         mean, std = (torch.tensor(values, device=pixels.device).view(1, 3, 1, 1) for values in (mean, std))
@@ -79,11 +80,6 @@ class Extractor:
         if isinstance(outputs, torch.Tensor):
             outputs = {"features": outputs.flatten(1)}
         return {name: value.float() for name, value in outputs.items()}
-
-
-def _device(network: nn.Module) -> torch.device:
-    tensor = next(iter(network.state_dict().values()), None)
-    return tensor.device if tensor is not None else torch.device("cpu")
 
 
 class FeatureStream:

@@ -93,81 +93,40 @@ class InceptionBlock(nn.Module):
         return torch.cat(outputs, dim=1)
 
 
+_DOUBLE_3 = [("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3)]
+
+
 def _block_35(in_channels: int, pool_channels: int) -> InceptionBlock:
-    return InceptionBlock(
-        in_channels,
-        [
-            [("branch1x1", 64, 1)],
-            [("branch5x5_1", 48, 1), ("branch5x5_2", 64, 5)],
-            [("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3)],
-        ],
-        average_pool,
-        pool_channels,
-    )
+    five = [("branch5x5_1", 48, 1), ("branch5x5_2", 64, 5)]
+    branches = [[("branch1x1", 64, 1)], five, [*_DOUBLE_3, ("branch3x3dbl_3", 96, 3)]]
+    return InceptionBlock(in_channels, branches, average_pool, pool_channels)
 
 
 def _reduce_35(in_channels: int) -> InceptionBlock:
-    return InceptionBlock(
-        in_channels,
-        [
-            [("branch3x3", 384, 3, 2)],
-            [("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3, 2)],
-        ],
-        halve,
-    )
+    return InceptionBlock(in_channels, [[("branch3x3", 384, 3, 2)], [*_DOUBLE_3, ("branch3x3dbl_3", 96, 3, 2)]], halve)
 
 
 def _block_17(width: int) -> InceptionBlock:
     row, column = (1, 7), (7, 1)
-    return InceptionBlock(
-        768,
-        [
-            [("branch1x1", 192, 1)],
-            [("branch7x7_1", width, 1), ("branch7x7_2", width, row), ("branch7x7_3", 192, column)],
-            [
-                ("branch7x7dbl_1", width, 1),
-                ("branch7x7dbl_2", width, column),
-                ("branch7x7dbl_3", width, row),
-                ("branch7x7dbl_4", width, column),
-                ("branch7x7dbl_5", 192, row),
-            ],
-        ],
-        average_pool,
-        192,
-    )
+    single = [("branch7x7_1", width, 1), ("branch7x7_2", width, row), ("branch7x7_3", 192, column)]
+    kernels = (1, column, row, column, row)
+    double = [(f"branch7x7dbl_{i}", 192 if i == 5 else width, kernel) for i, kernel in enumerate(kernels, 1)]
+    return InceptionBlock(768, [[("branch1x1", 192, 1)], single, double], average_pool, 192)
 
 
 def _reduce_17(in_channels: int) -> InceptionBlock:
-    return InceptionBlock(
-        in_channels,
-        [
-            [("branch3x3_1", 192, 1), ("branch3x3_2", 320, 3, 2)],
-            [
-                ("branch7x7x3_1", 192, 1),
-                ("branch7x7x3_2", 192, (1, 7)),
-                ("branch7x7x3_3", 192, (7, 1)),
-                ("branch7x7x3_4", 192, 3, 2),
-            ],
-        ],
-        halve,
-    )
+    seven = [(f"branch7x7x3_{i}", 192, kernel) for i, kernel in enumerate((1, (1, 7), (7, 1)), 1)]
+    branches = [[("branch3x3_1", 192, 1), ("branch3x3_2", 320, 3, 2)], [*seven, ("branch7x7x3_4", 192, 3, 2)]]
+    return InceptionBlock(in_channels, branches, halve)
 
 
 def _block_8(in_channels: int, pool) -> InceptionBlock:
-    return InceptionBlock(
-        in_channels,
-        [
-            [("branch1x1", 320, 1)],
-            [("branch3x3_1", 384, 1), [("branch3x3_2a", 384, (1, 3)), ("branch3x3_2b", 384, (3, 1))]],
-            [
-                ("branch3x3dbl_1", 448, 1),
-                ("branch3x3dbl_2", 384, 3),
-                [("branch3x3dbl_3a", 384, (1, 3)), ("branch3x3dbl_3b", 384, (3, 1))],
-            ],
-        ],
-        pool,
-        192,
-    )
+    def split(name: str) -> list[tuple]:
+        return [(f"{name}a", 384, (1, 3)), (f"{name}b", 384, (3, 1))]
+
+    single = [("branch3x3_1", 384, 1), split("branch3x3_2")]
+    double = [("branch3x3dbl_1", 448, 1), ("branch3x3dbl_2", 384, 3), split("branch3x3dbl_3")]
+    return InceptionBlock(in_channels, [[("branch1x1", 320, 1)], single, double], pool, 192)
 
 
 class InceptionV3(nn.Module):

@@ -49,18 +49,17 @@ def _lerp_rows(images: torch.Tensor, size: int) -> torch.Tensor:
 
 def resize_bicubic_antialias(images: torch.Tensor, size: int) -> torch.Tensor:
     """Bicubic resize with antialias, as Pillow does it on float images (`clean-fid`); overshoot is cut to [0, 255]."""
-    size = (size, size)
-    return F.interpolate(images, size=size, mode="bicubic", align_corners=False, antialias=True).clamp(0.0, 255.0)
+    return F.interpolate(images, size=(size, size), mode="bicubic", antialias=True).clamp(0.0, 255.0)
 
 
 def resize_bilinear(images: torch.Tensor, size: int) -> torch.Tensor:
     """PyTorch's bilinear resize: half-pixel centres, no antialias (`pytorch-fid`)."""
-    return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
+    return F.interpolate(images, size=(size, size), mode="bilinear")
 
 
 def resize_bilinear_antialias(images: torch.Tensor, size: int) -> torch.Tensor:
     """PyTorch's bilinear resize with antialias (the default of torchmetrics from 1.7 on)."""
-    return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
 
 
 @dataclass(frozen=True)
@@ -120,9 +119,7 @@ def to_uint8(images: torch.Tensor | np.ndarray, name: str = "images") -> torch.T
     if not images.is_floating_point():
         raise ValueError(f"{name}: pixels of type {images.dtype}; need uint8 in [0, 255] or floats in [0, 1]")
     if images.numel() and not bool(torch.isfinite(images).all()):
-        raise ValueError(
-            f"{name}: {int((~torch.isfinite(images)).sum())} pixels are not finite; need floats in [0, 1]"
-        )
+        raise ValueError(f"{name}: {int((~images.isfinite()).sum())} pixels are not finite; need floats in [0, 1]")
     low, high = (images.min().item(), images.max().item()) if images.numel() else (0.0, 0.0)
     if low < 0.0 or high > 1.0:
         outside = int(((images < 0) | (images > 1)).sum())

@@ -6,7 +6,7 @@ from torch import nn
 from brickwork.eval.extractors.features import FIXED_BATCH, weights_digest
 from brickwork.eval.metrics.registry import Given, register_metric
 from brickwork.eval.report.results import Score
-from brickwork.eval.sets.pictures import decode_ahead, inspect_images
+from brickwork.eval.sets.pictures import batches, decode_ahead, inspect_images
 
 
 class _ProjectedFeatures(nn.Module):
@@ -21,11 +21,12 @@ class _ProjectedFeatures(nn.Module):
         return self.model.config
 
     def get_image_features(self, *args) -> torch.Tensor:
-        output = self.model.get_image_features(*args)
-        return output if isinstance(output, torch.Tensor) else output.pooler_output
+        return self._tensor(self.model.get_image_features(*args))
 
     def get_text_features(self, *args) -> torch.Tensor:
-        output = self.model.get_text_features(*args)
+        return self._tensor(self.model.get_text_features(*args))
+
+    def _tensor(self, output) -> torch.Tensor:
         return output if isinstance(output, torch.Tensor) else output.pooler_output
 
 
@@ -39,9 +40,8 @@ def measure_clip(given: Given) -> dict[str, Score]:
     # One process measures; torchmetrics must not wait for others.
     metric = CLIPScore(model_name_or_path=lambda: (_ProjectedFeatures(model), processor), sync_on_compute=False)
     size = inspect_images(images, preparation).size
-    batches = [range(i, min(i + FIXED_BATCH, len(images))) for i in range(0, len(images), FIXED_BATCH)]
     with torch.inference_mode():
-        for batch in decode_ahead(images, batches, preparation, size):
+        for batch in decode_ahead(images, batches(len(images), FIXED_BATCH), preparation, size):
             metric.update(list(batch.pixels), [images.texts[i] for i in batch.indices])
     settings = {"model": given.clip, "weights_sha256": weights_digest(model)}
     return {"CLIP score": Score(metric.compute().item(), settings=settings)}

@@ -15,6 +15,7 @@ from brickwork.eval.sets.pictures import (
     ImageSet,
     Inspection,
     Preparation,
+    batches,
     decode_ahead,
     inspect_images,
     refuse_corrupt,
@@ -94,12 +95,12 @@ def extract_features(
     """
     state, preparation = PartialState(), preparation or Preparation()
     inspection = inspect_images(images, preparation)
-    batches = [range(i, min(i + FIXED_BATCH, len(images))) for i in range(0, len(images), FIXED_BATCH)]
+    parts = batches(len(images), FIXED_BATCH)
     # At least one batch each, so that every process knows the shapes: the share of a process without any is counted 0.
-    mine = batches[state.process_index :: state.num_processes]
+    mine = parts[state.process_index :: state.num_processes]
     collector, digests, corrupt, rows = _Collector(keep), torch.zeros(len(images), 32, dtype=torch.uint8), [], []
     bar = tqdm(total=len(images), unit="image", desc=extractor.name, disable=not progress or not state.is_main_process)
-    for batch in decode_ahead(images, mine or batches[:1], preparation, inspection.size):
+    for batch in decode_ahead(images, mine or parts[:1], preparation, inspection.size):
         stream = FeatureStream(extractor, protocol, collector.add)
         stream.add(batch.pixels)
         stream.finish()

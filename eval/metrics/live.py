@@ -21,6 +21,7 @@ from brickwork.eval.metrics.feature_sets import in_order
 from brickwork.eval.metrics.reference import Reference
 from brickwork.eval.metrics.registry import METRICS, Given, MetricSettings
 from brickwork.eval.sampling.sample_set import PipelineCall, SamplingSettings
+from brickwork.eval.sets.pictures import batches
 
 
 @dataclass
@@ -104,16 +105,16 @@ class LiveMetrics:
         state, count = PartialState(), self.settings.count
         call = PipelineCall(pipeline, self.settings)
         pipeline.set_progress_bar_config(disable=True)
-        batches = [range(i, min(i + self.batch_size, count)) for i in range(0, count, self.batch_size)]
-        mine = batches[state.process_index :: state.num_processes]
+        parts = batches(count, self.batch_size)
+        mine = parts[state.process_index :: state.num_processes]
         # Sharded networks run in all processes at once: who has a batch less draws one more, and drops it.
-        rounds = -(-len(batches) // state.num_processes)
+        rounds = -(-len(parts) // state.num_processes)
         found: dict[str, list[torch.Tensor]] = {}
         indices = []
         for round in tqdm(range(rounds), desc="metrics", leave=False, disable=not state.is_main_process):
             if cancelled():
                 return None
-            batch = mine[round] if round < len(mine) else batches[0]
+            batch = mine[round] if round < len(mine) else parts[0]
             for name, rows in self._batch_outputs(call, batch).items():
                 found.setdefault(name, []).append(rows)
             indices += batch if round < len(mine) else []

@@ -39,16 +39,13 @@ def neighbour_sheet(samples: Sequence[np.ndarray], neighbours: Sequence[Sequence
         neighbours: As many training pictures for each, brought to the size of the samples.
     """
     height, width = samples[0].shape[:2]
-    depth = len(neighbours[0])
-    size = (len(samples) * (width + GAP) - GAP, height + MARGIN + depth * (height + GAP) - GAP)
-    sheet = Image.new("RGB", size, "white")
-    for column, (sample, nearest) in enumerate(zip(samples, neighbours)):
-        left = column * (width + GAP)
-        sheet.paste(Image.fromarray(sample), (left, 0))
-        for row, picture in enumerate(nearest):
-            sheet.paste(
-                Image.fromarray(picture).resize((width, height)), (left, height + MARGIN + row * (height + GAP))
-            )
+    rows = [
+        [np.asarray(Image.fromarray(picture).resize((width, height))) for picture in row] for row in zip(*neighbours)
+    ]
+    upper, lower = grid(samples, len(samples)), grid([picture for row in rows for picture in row], len(samples))
+    sheet = Image.new("RGB", (upper.width, upper.height + MARGIN + lower.height), "white")
+    sheet.paste(upper, (0, 0))
+    sheet.paste(lower, (0, upper.height + MARGIN))
     return sheet
 
 

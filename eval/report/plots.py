@@ -7,17 +7,8 @@ from typing import Any
 
 # Of series, in turn.
 COLOURS = (
-    "#b3431f",
-    "#2b6a8f",
-    "#5b7f2b",
-    "#7a4a8f",
-    "#8a6d1b",
-    "#3d4a57",
-    "#c06c9c",
-    "#1f8a7d",
-    "#9a9a2a",
-    "#555555",
-)
+    "#b3431f", "#2b6a8f", "#5b7f2b", "#7a4a8f", "#8a6d1b", "#3d4a57", "#c06c9c", "#1f8a7d", "#9a9a2a", "#555555",
+)  # fmt: skip
 PANEL = 4.2, 2.8  # inches
 DPI = 110
 MARKERS_UP_TO = 30  # points of a line that has markers
@@ -86,8 +77,12 @@ def _draw(axes, plot: Any) -> None:
     axes.set_axisbelow(True)
 
 
+def _can_draw(value: Any) -> bool:
+    return isinstance(value, str) or (value is not None and math.isfinite(value))
+
+
 def _draw_series(axes, name: str, xs: Sequence, ys: Sequence, band: Any, colour: str, is_line: bool) -> None:
-    kept = [i for i in range(len(xs)) if all(isinstance(v, str) or _finite(v) for v in (xs[i], ys[i]))]
+    kept = [i for i in range(len(xs)) if all(_can_draw(value) for value in (xs[i], ys[i]))]
     if not kept:
         return
     xs, ys = [xs[i] for i in kept], [ys[i] for i in kept]
@@ -158,7 +153,3 @@ def _legends(figure, plots: Sequence[Any]) -> None:
     for axes, own in zip(figure.axes, names):
         if len(own) > 1:
             axes.legend(fontsize=7.5, frameon=False)
-
-
-def _finite(value: Any) -> bool:
-    return value is not None and math.isfinite(value)

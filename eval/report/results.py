@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from brickwork.eval.report.blocks import Table
 from brickwork.eval.report.numbers import number
@@ -63,7 +63,7 @@ def generation_of(samples: str | Path) -> dict | None:
         return None
     record = read_json(path, "record of `brickwork evaluate gen`")
     if not isinstance(record.get("call", {}), dict):
-        raise ValueError(f"{str(path)!r} is damaged: `call` is {_short(record['call'])}; sample the set anew.")
+        raise ValueError(f"{str(path)!r} is damaged: `call` is {short(record['call'])}; sample the set anew.")
     return record
 
 
@@ -73,52 +73,25 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
 
-class _Protocol(_Part):
-    name: str
-    description: str = ""
-
-
-class _Extractor(_Part):
-    name: str
-    weights_sha256: str
-
-
-class _Reference(_Part):
-    identity: str
-    count: int
-    source: str
-
-
-class _Set(_Part):
-    data_sha256: str
-    converted: dict[str, int]
-
-
-class _Metric(_Part):
-    mean: float
-    spread: float | None
-    spread_over: str | None
-    settings: dict[str, Any]
-
-
-class _Memorisation(_Part):
-    copies: float
-    distance_ratio: float
+def _part(**fields: Any) -> type[_Part]:
+    """A part with these fields, `name=type` where there must be one, `name=(type, default)` else."""
+    kinds = {name: kind if isinstance(kind, tuple) else (kind, ...) for name, kind in fields.items()}
+    return create_model("Part", __base__=_Part, **kinds)
 
 
 class _Result(_Part):
     name: str
     tags: dict[str, str | float | None]
-    protocol: _Protocol
-    extractor: _Extractor
+    protocol: _part(name=str, description=(str, ""))
+    extractor: _part(name=str, weights_sha256=str)
     preparation: dict[str, Any]
     count: int
     seeds: list[int | None]
-    reference: _Reference
-    sets: Annotated[list[_Set], Field(min_length=1)]
-    metrics: dict[str, _Metric]
+    reference: _part(identity=str, count=int, source=str)
+    sets: Annotated[list[_part(data_sha256=str, converted=dict[str, int])], Field(min_length=1)]
+    metrics: dict[str, _part(mean=float, spread=float | None, spread_over=str | None, settings=dict[str, Any])]
     versions: dict[str, Any]
-    memorisation: _Memorisation | None = None
+    memorisation: _part(copies=float, distance_ratio=float) | None = None
     pictures: dict[str, str] = Field(default_factory=dict)
 
 
@@ -141,7 +114,7 @@ def read_result(path: str | Path) -> dict:
         first = error.errors(include_url=False, include_context=False)[0]
         key = ".".join(map(str, first["loc"]))
         raise ValueError(
-            f"result: {path} is damaged: `{key[:80]}` is {_short(first['input'])}: {first['msg']}; measure anew."
+            f"result: {path} is damaged: `{key[:80]}` is {short(first['input'])}: {first['msg']}; measure anew."
         ) from None
 
 
@@ -157,7 +130,8 @@ def picture_beside(result_file: str | Path, name: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value in at most 58 characters, for errors."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
@@ -219,16 +193,10 @@ def compare(results: Sequence[dict], force: bool = False) -> dict:
 
 
 def _compared(value: dict, first: dict) -> dict:
-    spreads = [
-        e["spread"] for e in (value, first) if e["spread"] is not None and str(e["spread_over"]).endswith("sets")
-    ]
-    return {
-        "mean": value["mean"],
-        "spread": value["spread"],
-        "spread_over": value["spread_over"],
-        "difference": value["mean"] - first["mean"],
-        "spread_of_difference": math.hypot(*spreads) if len(spreads) == 2 and value is not first else None,
-    }
+    seeds = [entry["spread"] is not None and str(entry["spread_over"]).endswith("sets") for entry in (value, first)]
+    spread = math.hypot(value["spread"], first["spread"]) if all(seeds) and value is not first else None
+    kept = {key: value[key] for key in ("mean", "spread", "spread_over")}
+    return kept | {"difference": value["mean"] - first["mean"], "spread_of_difference": spread}
 
 
 def comparison_table(comparison: dict) -> str:

@@ -1,6 +1,5 @@
 """Opening pipelines by what a person types: the name of weights that ship, a folder, or a name on the hub."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -8,6 +7,7 @@ from diffusers.utils import logging
 
 from brickwork import hub
 from brickwork.errors import MissingFile
+from brickwork.files import read_json
 
 
 def to_device(module, device: str | torch.device | None = None):
@@ -48,18 +48,20 @@ def pipeline_folder(name: str) -> str | Path:
 
 def pipeline_class(name: str) -> str | None:
     """The class of a saved pipeline, of weights that ship or in a folder; `None` where there is none to read."""
-    try:
-        return json.loads(Path(pipeline_folder(name), "model_index.json").read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return None
+    return (pipeline_parts(name) or {}).get("_class_name")
 
 
 def pipeline_parts(name: str) -> dict | None:
     """What `model_index.json` says of a saved pipeline's parts, of weights that ship or in a folder; else `None`."""
+    return saved_config(Path(pipeline_folder(name), "model_index.json")) or None
+
+
+def saved_config(path: Path) -> dict:
+    """The object in a JSON file; an empty one where there is none to read."""
     try:
-        return json.loads(Path(pipeline_folder(name), "model_index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
+        return read_json(path)
+    except (OSError, ValueError):
+        return {}
 
 
 def drawn_with(name: str) -> str:

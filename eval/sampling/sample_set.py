@@ -1,8 +1,8 @@
 """Sampling at scale: many pictures from any pipeline, in a set that depends on the seed and the number alone.
 
-Picture i has its own seed, made of the run's seed and i, for its noise and for its label. Batches are cut at fixed
-indices, `[k · batch_size, (k + 1) · batch_size)`, and a process takes complete batches: an interrupted run that goes on,
-and a run of two processes, feed the network exactly the batches of an uninterrupted one and give the same bytes.
+Picture i has its own seed, made of the run's seed and i, for its noise and for its label. Batch k holds the pictures
+`[k · batch_size, (k + 1) · batch_size)`, and a process takes complete batches: an interrupted run that goes on, and a
+run of two processes, feed the network exactly the batches of an uninterrupted one and give the same bytes.
 Another batch size gives the same noise and labels; the pictures then agree but for the network's own rounding, which
 moves a byte here and there in float32 and none in float64.
 """
@@ -13,6 +13,7 @@ import json
 import tarfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,9 @@ from tqdm.auto import tqdm
 from brickwork.errors import no_unknown, one_of
 from brickwork.eval.extractors.features import weights_digest
 from brickwork.eval.extractors.protocols import to_uint8
-from brickwork.eval.report.results import generation_file
+from brickwork.eval.report.results import generation_file, short
 from brickwork.eval.report.versions import library_versions
-from brickwork.eval.sets.pictures import read_metadata
+from brickwork.eval.sets.pictures import batches, read_metadata
 from brickwork.files import write_file, write_json
 from brickwork.gen.operations import count_operations
 
@@ -117,7 +118,7 @@ def sample_set(
     call = PipelineCall(pipeline, settings)
     pipeline.set_progress_bar_config(disable=True)
     gflops = count_operations(lambda: call([0]))[0] / 1e9 if count_work else None
-    record = _record(pipeline, settings, call, source, format, gflops)
+    record = _record(call, source, format, gflops)
     # Pictures lie in a folder of PNGs until all are there; the other formats are packed from it in one step.
     folder = output if format == "png" else output.with_name(output.name + ".parts")
     if _is_finished(output, record, folder, format):
@@ -126,12 +127,12 @@ def sample_set(
         if state.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "generation.json", record)
-    _sample_missing(call, settings, folder, batch_size, state, progress)
+    _sample_missing(call, folder, batch_size, state, progress)
     state.wait_for_everyone()
     if state.is_main_process:
-        _write_metadata(call, settings, folder)
+        _write_metadata(call, folder)
         if format != "png":
-            {"npz": _pack_npz, "webdataset": _pack_webdataset}[format](folder, settings, output)
+            (_pack_npz if format == "npz" else _pack_webdataset)(folder, settings, output)
             write_json(generation_file(output), record)
             _remove_parts(folder, settings)
     state.wait_for_everyone()
@@ -142,20 +143,19 @@ class PipelineCall:
     """Calls a pipeline for given pictures, with the arguments that this pipeline takes."""
 
     def __init__(self, pipeline, settings: SamplingSettings):
-        self.pipeline, self.settings = pipeline, settings
-        parameters = inspect.signature(pipeline.__call__).parameters
-        self.accepted = set(parameters)
-        no_unknown("call", settings.call, self.accepted, type(pipeline).__name__)
+        self.pipeline, self.settings, kind = pipeline, settings, type(pipeline).__name__
+        self.accepted = parameters = inspect.signature(pipeline.__call__).parameters
+        no_unknown("call", settings.call, self.accepted, kind)
         if "generator" not in self.accepted:
-            raise ValueError(f"pipeline: {type(pipeline).__name__} takes no generator, so its pictures have no seed")
+            raise ValueError(f"pipeline: {kind} takes no generator, so its pictures have no seed")
         required = "class_labels" in parameters and parameters["class_labels"].default is inspect.Parameter.empty
         if required and settings.labels == "none":
-            raise ValueError(f"labels: {type(pipeline).__name__} needs class labels; pass --labels balanced or drawn")
+            raise ValueError(f"labels: {kind} needs class labels; pass --labels balanced or drawn")
         self.num_classes = self._count_classes()
         if settings.prompts is not None and "prompt" not in self.accepted:
-            raise ValueError(f"prompts: {type(pipeline).__name__} takes no prompt; leave them out")
+            raise ValueError(f"prompts: {kind} takes no prompt; leave them out")
         if settings.prompts is None and "prompt" in self.accepted:
-            raise ValueError(f"prompts: {type(pipeline).__name__} needs prompts; pass --prompts FILE, one a line")
+            raise ValueError(f"prompts: {kind} needs prompts; pass --prompts FILE, one a line")
 
     def _count_classes(self) -> int:
         if self.settings.labels == "none":
@@ -181,8 +181,7 @@ class PipelineCall:
 
     def all(self, batch_size: int) -> np.ndarray:
         """Every picture of the set, uint8 `(count, height, width, 3)`."""
-        starts = range(0, self.settings.count, batch_size)
-        return np.concatenate([self(range(i, min(i + batch_size, self.settings.count))) for i in starts])
+        return np.concatenate([self(batch) for batch in batches(self.settings.count, batch_size)])
 
     def floats(self, indices: Sequence[int]) -> np.ndarray:
         """What the pipeline gives, `(len(indices), height, width, 3)` in [0, 1]."""
@@ -216,20 +215,16 @@ def denoiser_of(pipeline) -> torch.nn.Module:
     raise ValueError(f"pipeline: {type(pipeline).__name__} has neither a transformer nor a unet")
 
 
-def _record(
-    pipeline,
-    settings: SamplingSettings,
-    call: PipelineCall,
-    source: str | None,
-    format: str,
-    gflops: float | None,
-) -> dict:
+def _record(call: PipelineCall, source: str | None, format: str, gflops: float | None) -> dict:
+    pipeline, settings, network = call.pipeline, call.settings, denoiser_of(call.pipeline)
+    # Without diffusers' own notes on a scheduler's settings, whose order changes from run to run.
+    scheduler = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
     return {
         "pipeline": type(pipeline).__name__,
         "source": source,
-        "weights_sha256": weights_digest(denoiser_of(pipeline)),
-        "dtype": str(denoiser_of(pipeline).dtype).removeprefix("torch."),
-        "scheduler": {"class": type(pipeline.scheduler).__name__, **_public(pipeline.scheduler.config)},
+        "weights_sha256": weights_digest(network),
+        "dtype": str(network.dtype).removeprefix("torch."),
+        "scheduler": {"class": type(pipeline.scheduler).__name__, **_plain(scheduler)},
         "subnet_schedule": _plain(pipeline.config.get(getattr(pipeline, "schedule_name", "brick_schedule"))),
         "recommended": _recommended(pipeline, settings),
         "format": format,
@@ -245,11 +240,6 @@ def _recommended(pipeline, settings: SamplingSettings) -> dict | None:
     names = {"guidance_scale", "num_inference_steps"} - set(settings.call)
     found = {name: pipeline.config.get(name) for name in sorted(names)}
     return {name: value for name, value in found.items() if value is not None} or None
-
-
-def _public(config) -> dict:
-    """A scheduler's settings, without diffusers' own notes on them, whose order changes from run to run."""
-    return _plain({key: value for key, value in config.items() if not key.startswith("_")})
 
 
 def _plain(value):
@@ -270,45 +260,34 @@ def _is_finished(output: Path, record: dict, folder: Path, format: str) -> bool:
     ignored = ("source", "versions", "gflops")
     changed = [key for key in record if key not in ignored and found.get(key) != record[key]]
     if changed:
-        listed = "; ".join(f"{key}: {_short(found.get(key))} there, {_short(record[key])} now" for key in changed)
+        listed = "; ".join(f"{key}: {short(found.get(key))} there, {short(record[key])} now" for key in changed)
         raise ValueError(f"output: {output} holds a set with other settings ({listed}); choose another folder")
     return format != "png" and stored == generation_file(output)
-
-
-def _short(value) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "…"
 
 
 def _picture(folder: Path, index: int) -> Path:
     return folder / f"{index:06d}.png"
 
 
-def _sample_missing(
-    call: PipelineCall, settings: SamplingSettings, folder: Path, batch_size: int, state: PartialState, progress: bool
-) -> None:
-    batches = [range(i, min(i + batch_size, settings.count)) for i in range(0, settings.count, batch_size)]
-    mine = batches[state.process_index :: state.num_processes]
-    bar = tqdm(
-        total=sum(map(len, mine)), unit="image", desc="sampling", disable=not progress or not state.is_main_process
-    )
-    for batch in mine:
-        # A batch with one picture missing is drawn again as a whole: the network's rounding depends on its size.
-        if not all(_picture(folder, i).is_file() for i in batch):
-            for i, pixels in zip(batch, call(batch)):
-                picture = Image.fromarray(pixels)
-                write_file(_picture(folder, i), lambda path, picture=picture: picture.save(path, format="PNG"))
-        bar.update(len(batch))
-    bar.close()
+def _sample_missing(call: PipelineCall, folder: Path, batch_size: int, state: PartialState, progress: bool) -> None:
+    mine = batches(call.settings.count, batch_size)[state.process_index :: state.num_processes]
+    hidden = not progress or not state.is_main_process
+    with tqdm(total=sum(map(len, mine)), unit="image", desc="sampling", disable=hidden) as bar:
+        for batch in mine:
+            # A batch with one picture missing is drawn again: the network's rounding depends on its size.
+            if not all(_picture(folder, i).is_file() for i in batch):
+                for i, pixels in zip(batch, call(batch)):
+                    write_file(_picture(folder, i), partial(Image.fromarray(pixels).save, format="PNG"))
+            bar.update(len(batch))
 
 
-def _write_metadata(call: PipelineCall, settings: SamplingSettings, folder: Path) -> None:
+def _write_metadata(call: PipelineCall, folder: Path) -> None:
     lines = []
-    for i in range(settings.count):
-        row = {"file_name": _picture(folder, i).name, "seed": image_seed(settings.seed, i)}
+    for i in range(call.settings.count):
+        row = {"file_name": _picture(folder, i).name, "seed": image_seed(call.settings.seed, i)}
         row |= {key: value for key, value in (("label", call.label(i)), ("text", call.prompt(i))) if value is not None}
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    write_file(folder / METADATA, lambda path: path.write_text("".join(lines), encoding="utf-8"))
+    write_file(folder / METADATA, "".join(lines))
 
 
 def _pack_npz(folder: Path, settings: SamplingSettings, output: Path) -> None:
@@ -325,14 +304,13 @@ def _pack_npz(folder: Path, settings: SamplingSettings, output: Path) -> None:
 
 def _pack_webdataset(folder: Path, settings: SamplingSettings, output: Path) -> None:
     rows = read_metadata(folder)
-    for shard, start in enumerate(range(0, settings.count, SHARD_PICTURES)):
+    for shard, batch in enumerate(batches(settings.count, SHARD_PICTURES)):
 
-        def write(path: Path, rows=rows[start : start + SHARD_PICTURES]) -> None:
+        def write(path: Path, batch=batch) -> None:
             with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
-                for row in rows:
-                    _add_to_tar(archive, row["file_name"], (folder / row["file_name"]).read_bytes())
-                    details = json.dumps({key: value for key, value in row.items() if key != "file_name"})
-                    _add_to_tar(archive, Path(row["file_name"]).stem + ".json", details.encode())
+                for name, row in [(rows[i].pop("file_name"), rows[i]) for i in batch]:
+                    _add_to_tar(archive, name, (folder / name).read_bytes())
+                    _add_to_tar(archive, Path(name).stem + ".json", json.dumps(row).encode())
 
         write_file(output / f"{shard:05d}.tar", write)
 

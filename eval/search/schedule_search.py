@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from brickwork.errors import one_of
 from brickwork.eval.held_out.paired_loss import PairedSet
@@ -182,8 +183,10 @@ class ScheduleSearch:
     def _score(self, names: Sequence[str]) -> ScheduleScore:
         operations = int(sum(n * self.operations[name] for n, name in zip(self._evaluations, names)))
         values, full = self._of_each_image(names), self._full
-        # Images that were met with several noises count once: their noises are no independent pictures.
-        differences = _by_image(values - full, self.num_images)
+        # Images that were met with several noises count once: their noises are no independent pictures. One comes up
+        # every `num_images` values.
+        count = min(self.num_images, len(values))
+        differences = np.array([(values - full)[i :: self.num_images].mean() for i in range(count)])
         loss, base, error = values.mean(), full.mean(), None
         if len(differences) > 1:
             error = float(differences.std(ddof=1) / math.sqrt(len(differences)) / base)
@@ -244,17 +247,11 @@ class ScheduleSearch:
 
     def table(self, further: Mapping[str, Schedule] | None = None) -> str:
         """What was chosen from, as text: every schedule's share, operations and loss, and the subnets it runs."""
-        rows = [
-            (
-                name,
-                f"{s.share:.1%}",
-                f"{s.operations / 1e9:.4g}",
-                f"{s.loss:.4f}",
-                "" if name == "full" else f"{s.change:+.1%}" + ("" if s.error is None else f" ± {s.error:.1%}"),
-                steps_text(s.subnets),
-            )
-            for name, s in self.scores(further).items()
-        ]
+        rows = []
+        for name, s in self.scores(further).items():
+            change = f"{s.change:+.1%}" + ("" if s.error is None else f" ± {s.error:.1%}")
+            figures = f"{s.share:.1%}", f"{s.operations / 1e9:.4g}", f"{s.loss:.4f}", "" if name == "full" else change
+            rows.append((name, *figures, steps_text(s.subnets)))
         columns = ["schedule", "share", "GFLOP", "loss", "against full", "subnets, from high noise to low"]
         return Table(columns, rows).text(left=len(columns))
 
@@ -268,7 +265,7 @@ class ScheduleSearch:
             "settings": {**self.settings, "images": self.num_images},
             "operations": self.operations,
             "levels": [
-                {"sigma": sigma} | {name: float(self.losses[name][i].mean()) for name in self.subnets}
+                {"sigma": sigma, **{name: float(self.losses[name][i].mean()) for name in self.subnets}}
                 for i, sigma in enumerate(self.levels)
             ],
             "weights": self.weights.tolist(),
@@ -400,7 +397,7 @@ def _score_subnets(
 
     def measure(names: Sequence[str]) -> dict[str, np.ndarray]:
         batches = len(levels) * math.ceil(len(pairs.images) / batch_size) * len(runs_of(network, names))
-        with _bar(batches, progress) as bar:
+        with tqdm(total=batches, unit="batch", desc="scoring subnets", disable=not progress, leave=False) as bar:
             losses.update(subnet_losses(network, pairs, objective, levels, names, batch_size, bar.update))
         return {name: losses[name].mean(axis=1) for name in names}
 
@@ -444,14 +441,3 @@ def _pairs_of(model, network, data, size: tuple[int, int], num_pairs: int, seed:
             f"`data` has {came}; give each image the number of its class, 0 to {classes - 1} ({classes}: no class)."
         )
     return data, shape[0]
-
-
-def _by_image(values: np.ndarray, num_images: int) -> np.ndarray:
-    """Means of those values that belong to one image, which comes up every `num_images` values."""
-    return np.array([values[i::num_images].mean() for i in range(min(num_images, len(values)))])
-
-
-def _bar(total: int, progress: bool):
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, unit="batch", desc="scoring subnets", disable=not progress, leave=False)

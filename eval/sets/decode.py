@@ -1,5 +1,7 @@
 """From the bytes of a picture to upright 8-bit RGB: what depths, colours, turns and transparency mean."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,17 @@ class BrokenPicture(ValueError):
     """A picture that cannot be read, or that means no colours."""
 
 
+@contextmanager
+def _decoding() -> Iterator[None]:
+    """Turn every error of a decoder into a `BrokenPicture`."""
+    try:
+        yield
+    except BrokenPicture:
+        raise
+    except Exception as error:  # decoders raise errors of many kinds
+        raise BrokenPicture(f"{error}" or type(error).__name__) from error
+
+
 def open_upright(value: Any) -> Image.Image:
     """A picture, turned as its EXIF says, and not decoded yet unless it had to be turned.
 
@@ -35,7 +48,7 @@ def open_upright(value: Any) -> Image.Image:
         value = value.get("path") if content is None else content
     if not isinstance(value, (bytes, str, Path)):
         raise BrokenPicture("there is no picture")
-    try:
+    with _decoding():
         image = Image.open(BytesIO(value) if isinstance(value, bytes) else value)
         if image.width * image.height > MAX_PIXELS:
             raise BrokenPicture(f"{image.width}×{image.height} pixels are more than {MAX_PIXELS:,}, as bombs have")
@@ -43,10 +56,6 @@ def open_upright(value: Any) -> Image.Image:
             ImageOps.exif_transpose(image, in_place=True)
             image.info["turned"] = True
         return image
-    except BrokenPicture:
-        raise
-    except Exception as error:  # decoders raise errors of many kinds
-        raise BrokenPicture(f"{error}" or type(error).__name__) from error
 
 
 def _is_turned(image: Image.Image) -> bool:
@@ -83,7 +92,7 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     Raises:
         BrokenPicture: for pixels that cannot be decoded, and numbers outside of those ranges.
     """
-    try:
+    with _decoding():
         if image.mode == "RGB" and "transparency" not in image.info:
             image.load()
             return image
@@ -92,13 +101,8 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
         if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
             straight = {"La": "LA", "RGBa": "RGBA"}.get(image.mode)
             image = (image.convert(straight) if straight else image).convert("RGBA")
-            ground = Image.new("RGBA", image.size, background)
-            image = Image.alpha_composite(ground, image)
+            image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
         return image.convert("RGB")
-    except BrokenPicture:
-        raise
-    except Exception as error:  # decoders raise errors of many kinds
-        raise BrokenPicture(f"{error}" or type(error).__name__) from error
 
 
 def _from_numbers(image: Image.Image, background: str) -> Image.Image:

@@ -7,6 +7,7 @@ is asked for. `Preparation` brings them to RGB and to one size, or refuses, and 
 import hashlib
 import logging
 import zipfile
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -232,16 +233,19 @@ def pixel_digest(pixels: np.ndarray) -> bytes:
     return hashlib.sha256(str(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).digest()
 
 
+def batches(count: int, size: int) -> list[range]:
+    """The numbers below `count` in ranges of `size`, the last of which may be shorter."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
 def decode_ahead(
-    images: ImageSet, batches: Sequence[Sequence[int]], preparation: Preparation, size: tuple[int, int]
+    images: ImageSet, parts: Sequence[Sequence[int]], preparation: Preparation, size: tuple[int, int]
 ) -> Iterator[DecodedBatch]:
     """Decode batch after batch, one ahead of the caller, so that a network is not kept waiting."""
     with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting = [pool.submit(decode, images, batch, preparation, size) for batch in batches[:2]]
-        for following in range(2, len(batches) + 2):
-            if not waiting:
-                return
-            decoded = waiting.pop(0).result()
-            if following < len(batches):
-                waiting.append(pool.submit(decode, images, batches[following], preparation, size))
-            yield decoded
+        waiting = deque(pool.submit(decode, images, part, preparation, size) for part in parts[:2])
+        for following in range(2, len(parts) + 2):
+            if waiting:
+                decoded = waiting.popleft().result()
+                waiting.extend(pool.submit(decode, images, part, preparation, size) for part in parts[following:][:1])
+                yield decoded

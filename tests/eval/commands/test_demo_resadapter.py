@@ -9,7 +9,8 @@ from PIL import Image
 import brickwork
 from brickwork import cli
 from brickwork.adapters.resadapter.functions import load_resadapter
-from brickwork.eval.commands.demo_resadapter import SIZES, WEIGHTS, load
+from brickwork.eval.commands.demo_resadapter import SIZES, WEIGHTS
+from brickwork.eval.sampling.pipelines import load_pipeline
 
 
 def test_one_picture_of_every_size_before_and_after(tmp_path, capsys):
@@ -25,7 +26,7 @@ def test_one_picture_of_every_size_before_and_after(tmp_path, capsys):
 
 def test_the_adapter_that_ships_acts_and_all_of_it_is_small():
     folder = brickwork.pretrained(WEIGHTS)
-    pipeline = load(folder)
+    pipeline = load_pipeline(str(folder))
     sample, prompt = torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 20, 96)
     with torch.no_grad():
         before = pipeline.unet(sample, 500, prompt).sample
