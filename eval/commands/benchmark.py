@@ -40,33 +40,23 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "  brickwork benchmark schedules --data runs/emoji-split/held-out -o runs/schedules\n"
         "  brickwork benchmark lego-l-pg-64 --device cuda --dtype bfloat16 --compile --batch 64 -o runs/lego-l"
     )
-    parser.add_argument(
-        "what",
-        nargs="*",
-        help="suites, presets (brickwork info), shipped weights or LEGO pipeline folders (default: every suite)",
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=Path("benchmark"),
-        help="folder for benchmark.json, .txt and .png (default: benchmark)",
-    )
+    what = "suites, presets (brickwork info), shipped weights or LEGO pipeline folders (default: every suite)"
+    parser.add_argument("what", nargs="*", help=what)
+    output = "folder for benchmark.json, .txt and .png (default: benchmark)"
+    parser.add_argument("-o", "--output", type=Path, default=Path("benchmark"), help=output)
     parser.add_argument("--batch", "--batch-size", type=int, default=4, help="images at once (default: 4)")
     parser.add_argument("--rounds", type=int, default=5, help="how often everything is timed (default: 5)")
     parser.add_argument("--size", type=int, help="side of the images in pixels (default: the training size)")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, …")
     parser.add_argument(
-        "--dtype", default="float32", help="float32 (default), bfloat16 or float16; training by autocast"
+        "--dtype", default="float32", help="float32 (default), bfloat16, float16; training by autocast"
     )
     parser.add_argument("--threads", type=int, help="torch's threads on the CPU (default: as torch has them)")
     parser.add_argument("--compile", action="store_true", help="compile every network")
     parser.add_argument("--weights", default="lego-emoji-64", help="whose schedules (default: lego-emoji-64)")
     parser.add_argument("--schedule", help="the searched schedule, a file that `brickwork search` wrote")
     parser.add_argument("--data", help="held-out pictures with class numbers, for the schedules' paired losses")
-    parser.add_argument(
-        "--budget", type=float, default=0.6, help="of the search, where no --schedule is given (default: 0.6)"
-    )
+    parser.add_argument("--budget", type=float, default=0.6, help="of the search, without --schedule (default: 0.6)")
     parser.add_argument("--pairs", type=int, default=64, help="pictures and noises of the paired losses (default: 64)")
     parser.add_argument("--steps", type=int, default=18, help="steps of the sampler for the schedules (default: 18)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier benchmark in that folder")
@@ -118,10 +108,8 @@ def write_result(folder: Path, suites: dict[str, dict], settings) -> None:
         "marks": found,
     }
     parts = [suite_text(name, suite) for name, suite in suites.items()] + ([marks_table(found)] if found else [])
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "benchmark.json", result)
-    text = "\n\n".join(parts) + "\n"
-    write_file(folder / "benchmark.txt", lambda path: path.write_text(text, encoding="utf-8"))
+    write_file(folder / "benchmark.txt", "\n\n".join(parts) + "\n")
 
 
 def write_plot(folder: Path, suites: dict[str, dict]) -> bool:

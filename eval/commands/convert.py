@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def configure_dit(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example: brickwork convert dit DiT-XL-2-256x256.pt dit-xl-2-256"
     _add_folders(parser, "the authors' .pt, a .safetensors file, or a folder of diffusers' DiT")
     parser.add_argument(
-        "--attention-head-dim", type=int, help="channels of a head, where the width is none of the paper's"
+        "--attention-head-dim", type=int, help="channels of a head, where the width is not the paper's"
     )
     parser.set_defaults(run=_run_dit)
 
@@ -43,15 +44,14 @@ def _add_folders(parser: argparse.ArgumentParser, source: str) -> None:
 def _run_lego(args: argparse.Namespace) -> None:
     from brickwork.gen.networks.lego import LegoTransformer2DModel
 
-    _convert(args, "brickwork convert lego", lambda: LegoTransformer2DModel.from_original(args.input), _describe_lego)
+    load = partial(LegoTransformer2DModel.from_original, args.input)
+    _convert(args, "brickwork convert lego", load, _describe_lego)
 
 
 def _run_dit(args: argparse.Namespace) -> None:
     from brickwork.gen.networks.transformer import BlockTransformer2DModel
 
-    def load():
-        return BlockTransformer2DModel.from_original(args.input, args.attention_head_dim)
-
+    load = partial(BlockTransformer2DModel.from_original, args.input, args.attention_head_dim)
     _convert(args, "brickwork convert dit", load, _describe_dit)
 
 

@@ -28,29 +28,19 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--height", type=int, help="height in pixels (default: the training size)")
     parser.add_argument("--width", type=int, help="width in pixels (default: the training size)")
     parser.add_argument("--steps", type=int, help="steps of the sampler (default: the pipeline's, else 18)")
-    parser.add_argument(
-        "--guidance", "--guidance-scale", type=float, help="guidance scale (default: the pipeline's, else 1, none)"
+    parser.add_argument("--guidance", "--guidance-scale", type=float, help="default: the pipeline's, else 1, none")
+    which = "which subnets run: saved (the pipeline's own, default), full, fast (of LEGO), or a JSON file"
+    parser.add_argument("--schedule", default="saved", help=which)
+    windows = (
+        "of LEGO, above the training size: shifted (no seams), fixed, or tiled (pictures side by side); by default "
+        "what is saved with the pipeline, else shifted for weights trained on crops, else fixed"
     )
-    parser.add_argument(
-        "--schedule",
-        default="saved",
-        help="which subnets run: saved (the pipeline's own), full, fast (of LEGO), or a JSON file (default: saved)",
-    )
-    parser.add_argument(
-        "--windows",
-        help="of LEGO, above the training size: shifted (no seams), fixed, or tiled (pictures side by side); by "
-        "default what is saved with the pipeline, else shifted for weights trained on crops, else fixed",
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        help="seed of the first image, the next has the next (default: 0, or behind the last of an earlier call)",
-    )
+    parser.add_argument("--windows", help=windows)
+    seed = "seed of the first image, the next has the next (default: 0, or behind the last of an earlier call)"
+    parser.add_argument("--seed", type=int, help=seed)
     parser.add_argument("--batch-size", type=int, default=16, help="images at once (default: 16)")
     parser.add_argument("--device", help="cpu, cuda, … (default: the best there is)")
-    parser.add_argument(
-        "-o", "--output", type=Path, default=Path("generated"), help="folder for the PNGs (default: generated)"
-    )
+    parser.add_argument("-o", "--output", type=Path, default=Path("generated"), help="folder for the PNGs (generated)")
     parser.add_argument("--overwrite", action="store_true", help="replace images of these names that it wrote before")
     options.add_hub(parser)
     parser.set_defaults(run=run, check=check)
@@ -135,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
 def class_slugs(labels: Sequence[int | None], names: Mapping) -> dict[int | None, str]:
     """How each class is called in the names of files: by its name where that tells it from all others, else with its
     number; the same whatever else is drawn."""
-    slugs = {int(number): _slug(name) for number, name in names.items()}
+    slugs = {int(number): "-".join(re.findall(r"\w+", name.lower())) or "class" for number, name in names.items()}
     common = {slug for slug, times in Counter(slugs.values()).items() if times > 1}
     found: dict[int | None, str] = {}
     for label in labels:
@@ -159,8 +149,3 @@ def free_name(file: Path) -> Path:
         number += 1
         name = file.with_stem(f"{file.stem}-{number}")
     return name
-
-
-def _slug(name: str) -> str:
-    words = re.findall(r"\w+", name.lower())
-    return "-".join(words) or "class"

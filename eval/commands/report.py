@@ -171,8 +171,12 @@ def _file_part(text: str) -> str:
 def _pictures_blocks(result: dict, source: str | Path, number: int) -> list[Block]:
     """Grid and neighbours of one result, from beside its file."""
     blocks: list[Block] = []
-    if result.get("memorisation") is not None:
-        blocks.append(Text(_memorisation_text(result["memorisation"])))
+    if (found := result.get("memorisation")) is not None:
+        nearer = (
+            f"**{100 * found['copies']:.1f}%** of the samples are nearer to a training picture than that picture is"
+        )
+        ratio = f"the median sample is {found['distance_ratio']:.2f} times as far away from it"
+        blocks.append(Text(f"{nearer} to any other; {ratio}. A model that copies is near 100% and 0."))
     for kind, caption in CAPTIONS.items():
         name = result.get("pictures", {}).get(kind)
         path = None if name is None else picture_beside(source, name)
@@ -182,36 +186,23 @@ def _pictures_blocks(result: dict, source: str | Path, number: int) -> list[Bloc
 
 
 def _open(path: Path) -> Image.Image:
+    from brickwork.eval.sets.decode import BrokenPicture, open_upright, to_rgb  # half a second of imports beside it
+
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return to_rgb(open_upright(path))
+    except BrokenPicture as error:
         raise ValueError(f"result: the picture {str(path)!r} cannot be read: {error}") from None
-
-
-def _memorisation_text(found: dict) -> str:
-    return (
-        f"**{100 * found['copies']:.1f}%** of the samples are nearer to a training picture than that picture is to any"
-        f" other; the median sample is {found['distance_ratio']:.2f} times as far away from it. A model that copies"
-        " is near 100% and 0."
-    )
 
 
 def _details_blocks(results: Sequence[dict]) -> list[Block]:
     rows, codes = [], []
     for result in results:
         converted = [f"{count} {kind}" for entry in result["sets"] for kind, count in entry["converted"].items()]
-        rows.append(
-            [
-                result["name"],
-                result["protocol"]["name"],
-                f"{result['extractor']['name']}\nweights {result['extractor']['weights_sha256'][:12]}",
-                result["reference"]["identity"],
-                "\n".join(entry["data_sha256"][:12] for entry in result["sets"]),
-                ", ".join("–" if seed is None else str(seed) for seed in result["seeds"]),
-                "; ".join(converted) or "none",
-            ]
-        )
+        extractor = f"{result['extractor']['name']}\nweights {result['extractor']['weights_sha256'][:12]}"
+        samples = "\n".join(entry["data_sha256"][:12] for entry in result["sets"])
+        seeds = ", ".join("–" if seed is None else str(seed) for seed in result["seeds"])
+        names = result["name"], result["protocol"]["name"], extractor, result["reference"]["identity"]
+        rows.append([*names, samples, seeds, "; ".join(converted) or "none"])
         settings = {name: entry["settings"] for name, entry in result["metrics"].items() if entry["settings"]}
         told = {"settings": settings, "versions": result["versions"]}
         codes.append(Code(json.dumps(told, indent=1), f"Settings and versions of {result['name']}"))

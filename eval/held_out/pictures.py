@@ -62,9 +62,7 @@ def measure_paired_loss(
         settings["options"] = options
     if getattr(pipeline, "vae", None) is not None:
         settings["vae"] = weights_digest(pipeline.vae)
-    return Score(
-        scores["loss"], settings=settings, details={key: scores[key] for key in ("per_estimate", "per_level")}
-    )
+    return Score(scores.pop("loss"), settings=settings, details=scores)
 
 
 def _objective(name: str, options: dict):
@@ -141,11 +139,8 @@ def held_out_pairs(model, data, num_pairs: int, seed: int = 0) -> tuple[PairedSe
 
 
 def _refuse_small(images: ImageSet, chosen: list[int], side: int) -> None:
-    small = []
-    for i in chosen:
-        with images.open(i) as image:
-            if min(image.size) < side:
-                small.append(f"{images.names[i]} {image.width}x{image.height}")
+    sizes = {images.names[i]: images.open(i).size for i in chosen}
+    small = [f"{name} {width}x{height}" for name, (width, height) in sizes.items() if min(width, height) < side]
     if small:
         raise ValueError(
             f"data: {count_and_name(small)} of {len(chosen)} pictures of {images.source} are smaller than the "

@@ -113,11 +113,8 @@ def _tags_of(entry: dict) -> dict:
     """What every result can be drawn over: the size, and what is known of how the set was sampled."""
     generation = entry["generation"] or {}
     width, height = entry["size"]
-    size = {"size": width} if width == height else {"width": width, "height": height}
-    tags = size | {
-        "steps": generation.get("call", {}).get("num_inference_steps"),
-        "gflops": generation.get("gflops"),
-    }
+    tags = {"size": width} if width == height else {"width": width, "height": height}
+    tags |= {"steps": generation.get("call", {}).get("num_inference_steps"), "gflops": generation.get("gflops")}
     return {key: value for key, value in tags.items() if value is not None}
 
 
@@ -132,11 +129,11 @@ def require_same_extractor(reference: Reference, extractor: Extractor) -> None:
 
 
 def _require_same_size(measured: FeatureSet, reference: Reference, source: str | Path) -> None:
-    size, wanted = list(measured.inspection.size), reference.info["size"]
-    if size != wanted:
+    (width, height), wanted = measured.inspection.size, reference.info["size"]
+    if [width, height] != wanted:
         raise ValueError(
-            f"samples: pictures in {source} are {size[0]}x{size[1]} and the reference's {wanted[0]}x{wanted[1]}; make"
-            f" the reference at that size (`evaluate ref --resolution {size[0]}`) or pass --resolution here"
+            f"samples: pictures in {source} are {width}x{height} and the reference's {wanted[0]}x{wanted[1]}; make"
+            f" the reference at that size (`evaluate ref --resolution {width}`) or pass --resolution here"
         )
 
 
@@ -209,8 +206,6 @@ def _reference_pictures(reference: Reference, rows: list[int]) -> dict:
         batch = decode(images, [row for row in rows if row < len(images)], preparation, (1, 1)) if rows else None
     except (ValueError, OSError):
         return {}
-    if batch is None or batch.corrupt or len(batch.indices) != len(rows):
-        return {}
-    if not torch.equal(batch.digests, reference.digests[rows]):
+    if batch is None or batch.corrupt or not torch.equal(batch.digests, reference.digests[rows]):
         return {}
     return dict(zip(rows, batch.pixels.permute(0, 2, 3, 1).numpy()))

@@ -6,11 +6,12 @@ and the manifold scores, which it lacks.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torchmetrics import Metric
-from torchmetrics.image.inception import InceptionScore as _InceptionScore
+from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
 # Count, mean `(dimension,)` and unbiased covariance `(dimension, dimension)` of features, float64.
@@ -99,58 +100,42 @@ def frechet_distance(
     return max(0.0, ((mean_a - mean_b).square().sum() + trace).item())
 
 
-def _quietly(call):
-    """Without torchmetrics' warnings, about the memory of features and the deviation of one split."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return call()
+def _compute(metric: Callable[[], Metric], updates: Sequence[tuple], seed: int) -> tuple[float, float]:
+    """Mean and deviation of a metric of torchmetrics over its draws, from a seed of their own.
 
-
-class KernelDistance(KernelInceptionDistance):
-    """torchmetrics' KID on given features, in float64 and with subsets drawn from a seed of its own.
-
-    Args:
-        subsets: How many pairs of subsets the mean and the deviation are taken over.
-        subset_size: Images in each.
-        seed: Seed of the draws; the global generator is left as it was.
-        kwargs: Of a torchmetrics `Metric`, such as `sync_on_compute`.
+    The global generator is left as it was, and warnings about memory and about single splits are left out.
     """
-
-    def __init__(self, subsets: int = 100, subset_size: int = 1000, seed: int = 0, **kwargs):
-        _quietly(lambda: super(KernelDistance, self).__init__(torch.nn.Identity(), subsets, subset_size, **kwargs))
-        self.seed = seed
-
-    def update(self, features: torch.Tensor, real: bool) -> None:
-        """Add features `(count, dimension)` of real or of generated images."""
-        super().update(features.double(), real=real)
-
-    def compute(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation over the subsets."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            return super().compute()
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore", UserWarning)
+        measured = metric()
+        for update in updates:
+            measured.update(*update)
+        torch.manual_seed(seed)
+        mean, deviation = measured.compute()
+    return mean.item(), deviation.item()
 
 
 def kernel_distance(
     real: torch.Tensor, generated: torch.Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 0
-) -> tuple[float, float]:
-    """Unbiased squared maximum mean discrepancy with the cubic kernel (KID, arXiv 1801.01401).
+) -> tuple[float, float | None]:
+    """Unbiased squared maximum mean discrepancy with the cubic kernel (KID, arXiv 1801.01401), in float64.
 
     Args:
         real, generated: `(count, dimension)`; need not be of one count.
-        subsets, subset_size, seed: See `KernelDistance`; the size is cut to the smaller set.
+        subsets: how many pairs of subsets the mean and the deviation are taken over.
+        subset_size: images in each, cut to the smaller set.
+        seed: of the draws.
 
     Returns:
-        Mean and standard deviation over the subsets.
+        Mean and standard deviation over the subsets, the latter `None` for a single subset.
     """
     if min(len(real), len(generated)) < 2:
         raise ValueError(f"features: got {len(real)} real and {len(generated)} generated rows, need 2 of each")
+    size = min(subset_size, len(real), len(generated))
     # Each process has all features: torchmetrics must not put those of several together.
-    metric = KernelDistance(subsets, min(subset_size, len(real), len(generated)), seed, sync_on_compute=False)
-    metric.update(real, real=True)
-    metric.update(generated, real=False)
-    mean, deviation = metric.compute()
-    return mean.item(), deviation.item()
+    metric = partial(KernelInceptionDistance, torch.nn.Identity(), subsets, size, sync_on_compute=False)
+    mean, deviation = _compute(metric, [(real.double(), True), (generated.double(), False)], seed)
+    return mean, deviation if subsets > 1 else None
 
 
 def inception_score(logits: torch.Tensor, splits: int = 10, seed: int = 0) -> tuple[float, float | None]:
@@ -161,12 +146,9 @@ def inception_score(logits: torch.Tensor, splits: int = 10, seed: int = 0) -> tu
     """
     if len(logits) < 2 * splits:
         raise ValueError(f"logits: got {len(logits)} rows, need at least {2 * splits} for {splits} splits")
-    metric = _quietly(lambda: _InceptionScore(torch.nn.Identity(), splits=splits, sync_on_compute=False))
-    metric.update(logits.double())
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        mean, deviation = _quietly(metric.compute)
-    return mean.item(), deviation.item() if splits > 1 else None
+    metric = partial(InceptionScore, torch.nn.Identity(), splits=splits, sync_on_compute=False)
+    mean, deviation = _compute(metric, [(logits.double(),)], seed)
+    return mean, deviation if splits > 1 else None
 
 
 def _distances(a: torch.Tensor, b: torch.Tensor):

@@ -61,16 +61,13 @@ class _Collector:
             if name in self.keep:
                 self.kept.setdefault(name, []).append(rows)
             if name in STATISTICS_OF:
-                waiting = self.waiting.setdefault(name, [])
-                waiting.append(rows)
-                if sum(map(len, waiting)) >= ROWS_AT_ONCE:
+                self.waiting.setdefault(name, []).append(rows)
+                if sum(map(len, self.waiting[name])) >= ROWS_AT_ONCE:
                     self.flush(name)
 
     def flush(self, name: str) -> None:
         rows = torch.cat(self.waiting.pop(name))
-        if name not in self.statistics:
-            self.statistics[name] = FeatureStatistics(rows.shape[1])
-        self.statistics[name].update(rows)
+        self.statistics.setdefault(name, FeatureStatistics(rows.shape[1])).update(rows)
 
 
 def extract_features(
@@ -99,16 +96,16 @@ def extract_features(
     # At least one batch each, so that every process knows the shapes: the share of a process without any is counted 0.
     mine = parts[state.process_index :: state.num_processes]
     collector, digests, corrupt, rows = _Collector(keep), torch.zeros(len(images), 32, dtype=torch.uint8), [], []
-    bar = tqdm(total=len(images), unit="image", desc=extractor.name, disable=not progress or not state.is_main_process)
-    for batch in decode_ahead(images, mine or parts[:1], preparation, inspection.size):
-        stream = FeatureStream(extractor, protocol, collector.add)
-        stream.add(batch.pixels)
-        stream.finish()
-        digests[batch.indices] = batch.digests
-        corrupt += batch.corrupt
-        rows += batch.indices
-        bar.update(len(batch.indices) * state.num_processes)
-    bar.close()
+    hidden = not progress or not state.is_main_process
+    with tqdm(total=len(images), unit="image", desc=extractor.name, disable=hidden) as bar:
+        for batch in decode_ahead(images, mine or parts[:1], preparation, inspection.size):
+            stream = FeatureStream(extractor, protocol, collector.add)
+            stream.add(batch.pixels)
+            stream.finish()
+            digests[batch.indices] = batch.digests
+            corrupt += batch.corrupt
+            rows += batch.indices
+            bar.update(len(batch.indices) * state.num_processes)
     for name in list(collector.waiting):
         collector.flush(name)
     if state.num_processes > 1:

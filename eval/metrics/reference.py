@@ -154,15 +154,9 @@ def make_reference(
     preparation = preparation or Preparation()
     keep = ("features",) if keep_features else ()
     measured = extract_features(images, extractor, get_protocol(protocol), preparation, keep, progress)
-    info = {
-        "format": FORMAT,
-        "source": str(source),
-        **describe(measured),
-        "preparation": preparation.to_dict(),
-        "protocol": get_protocol(protocol).to_dict(),
-        "extractor": extractor.to_dict(),
-        "versions": library_versions(),
-    }
+    used = {"preparation": preparation, "protocol": get_protocol(protocol), "extractor": extractor}
+    info = {"format": FORMAT, "source": str(source), **describe(measured), "versions": library_versions()}
+    info |= {name: value.to_dict() for name, value in used.items()}
     return Reference(info, measured.statistics, measured.outputs.get("features"), measured.digests)
 
 

@@ -9,6 +9,7 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,14 +94,11 @@ class Table:
     def text(self, left: int = 1) -> str:
         """The table for a terminal, in columns of spaces: the first `left` to the left, the others to the right."""
         lines = [[" ".join(cell.split()) for cell in line] for line in ([*self.columns], *self.cells())]
-        widths = [max(map(len, column)) for column in zip(*lines)]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(width) if index < left else cell.rjust(width)
-                for index, (cell, width) in enumerate(zip(line, widths))
-            ).rstrip()
-            for line in lines
-        )
+        columns = []
+        for index, cells in enumerate(zip(*lines)):
+            width = max(map(len, cells))
+            columns.append([cell.ljust(width) if index < left else cell.rjust(width) for cell in cells])
+        return "\n".join("  ".join(line).rstrip() for line in zip(*columns))
 
 
 @dataclass(frozen=True)
@@ -252,10 +250,8 @@ class Report:
             if beside is not None and isinstance(block, Picture) and isinstance(block.image, str | Path):
                 drawn[i] = quote(Path(block.image).relative_to(beside).as_posix())
                 continue
-            try:
+            with suppress(NoMatplotlib):
                 drawn[i] = block.png()
-            except NoMatplotlib:
-                pass
         return drawn
 
     def _markdown(self, names: Mapping[int, str]) -> str:
@@ -292,11 +288,8 @@ def block_markdown(block: Block, file: str | None = None) -> str:
         return block.markdown()
     if file is not None:
         return f"![{literal(block.caption)}]({quote(file)})"
-    return "\n\n".join(plot.table().markdown() for plot in _plots(block))
-
-
-def _plots(block: Plot | Panels) -> Sequence[Plot]:
-    return block.plots if isinstance(block, Panels) else [block]
+    plots = block.plots if isinstance(block, Panels) else [block]
+    return "\n\n".join(plot.table().markdown() for plot in plots)
 
 
 def literal(text: object) -> str:

@@ -9,7 +9,6 @@
 import csv
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -196,9 +195,8 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def say_skipped(skipped: list[Skipped]) -> str:
     """What was left out as one line: how many for each reason, with examples; empty where nothing was."""
-    reasons = Counter(entry.reason for entry in skipped)
-    listed = (
-        f"{reason} {count_and_name([entry.name for entry in skipped if entry.reason == reason], 3)}"
-        for reason in reasons
-    )
-    return f"Left out: {'; '.join(listed)}." if skipped else ""
+    names: dict[str, list[str]] = {}
+    for entry in skipped:
+        names.setdefault(entry.reason, []).append(entry.name)
+    listed = "; ".join(f"{reason} {count_and_name(some, 3)}" for reason, some in names.items())
+    return f"Left out: {listed}." if skipped else ""

@@ -111,9 +111,8 @@ class ShardTable:
             self.skipped += left_out
             self._samples += [(shard, name, entry) for name, entry in samples.items() if _picture_suffix(entry)]
         if not self._samples:
-            raise ValueError(
-                f"The {len(paths)} shards ({paths[0]} …) hold no picture; known are {', '.join(SUFFIXES)}."
-            )
+            known = ", ".join(SUFFIXES)
+            raise ValueError(f"The {len(paths)} shards ({paths[0]} …) hold no picture; known are {known}.")
         self.column_names = ["image", *(key for key in self._other(0) if key != "image")]
 
     @property
@@ -122,9 +121,8 @@ class ShardTable:
 
     @property
     def names(self) -> list[str]:
-        return [
-            f"{Path(self.paths[shard]).name}:{name}.{_picture_suffix(entry)}" for shard, name, entry in self._samples
-        ]
+        files = [Path(path).name for path in self.paths]
+        return [f"{files[shard]}:{name}.{_picture_suffix(entry)}" for shard, name, entry in self._samples]
 
     def __len__(self) -> int:
         return len(self._samples)

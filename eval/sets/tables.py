@@ -123,7 +123,7 @@ def _open_parquet(files: list[Path], argument: str):
 
     try:
         # `datasets` takes names for patterns.
-        return _told(datasets.Dataset.from_parquet([glob.escape(str(file)) for file in files]))
+        return _with_notes(datasets.Dataset.from_parquet([glob.escape(str(file)) for file in files]))
     except Exception as error:  # pyarrow's, of many kinds
         reason = str(error.__cause__ or error)
         raise ValueError(
@@ -135,12 +135,12 @@ def _open_hub(name: str, split: str, argument: str):
     import datasets
 
     try:
-        return _told(datasets.load_dataset(name, split=split))
+        return _with_notes(datasets.load_dataset(name, split=split))
     except Exception as error:  # the hub, the network and the cache each raise classes of their own
         raise ValueError(f"`{argument}` is {name!r}, which is no local path, and the hub says: {error}") from error
 
 
-def _told(table):
+def _with_notes(table):
     table.skipped, table.notes = [], []
     return table
 
@@ -161,12 +161,8 @@ def image_column(table, column: str | None = None, argument: str = "image_column
 
 
 def _holds_pictures(feature: Any) -> bool:
-    kind = type(feature).__name__
-    return (
-        kind == "Image"
-        or getattr(feature, "dtype", "") in ("binary", "large_binary")
-        or (isinstance(feature, dict) and "bytes" in feature)
-    )
+    is_binary = getattr(feature, "dtype", "") in ("binary", "large_binary")
+    return is_binary or type(feature).__name__ == "Image" or (isinstance(feature, dict) and "bytes" in feature)
 
 
 def find_column(table, column: str, argument: str) -> str:
@@ -244,10 +240,8 @@ def numbered(labels: Sequence[int | str | None], names: Sequence[str] | None = N
         names: all classes in their order, where it is known; else those that occur, numbers before words.
     """
     if names is None:
-        distinct = sorted(
-            {label for label in labels if label is not None}, key=lambda value: (isinstance(value, str), value)
-        )
-        names = [str(label) for label in distinct]
+        distinct = {label for label in labels if label is not None}
+        names = [str(label) for label in sorted(distinct, key=lambda value: (isinstance(value, str), value))]
     number = {name: index for index, name in enumerate(names)}
     return [len(names) if label is None else number[str(label)] for label in labels], list(names)
 
@@ -259,9 +253,7 @@ def as_dataset(table):
     if isinstance(table, datasets.Dataset):
         return table
     columns = {name: list(table[name]) for name in table.column_names if name != "image"}
-    pictures = []
-    for row in range(len(table)):
-        value = table[row]["image"]
-        content = value.get("bytes")
-        pictures.append({"bytes": Path(value["path"]).read_bytes() if content is None else content, "path": None})
+    cells = [table[row]["image"] for row in range(len(table))]
+    contents = [Path(cell["path"]).read_bytes() if cell.get("bytes") is None else cell["bytes"] for cell in cells]
+    pictures = [{"bytes": content, "path": None} for content in contents]
     return datasets.Dataset.from_dict({"image": pictures} | columns).cast_column("image", datasets.Image())
