@@ -63,7 +63,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Measure, print and write, after each suite what there is so far."""
     from diffusers.utils import logging
 
@@ -83,12 +83,10 @@ def run(args: argparse.Namespace) -> int:
         suites[name] = run_suite(name, settings)
         print(suite_text(name, suites[name]) + "\n", flush=True)
         write_result(args.output, suites, settings)
-    found = marks(suites)
-    if found:
+    if found := marks(suites):
         print(marks_table(found) + "\n")
     written = ["benchmark.json", "benchmark.txt", *(["benchmark.png"] if write_plot(args.output, suites) else [])]
     print(f"wrote {args.output}: {', '.join(written)}")
-    return 0
 
 
 def write_result(folder: Path, suites: dict[str, dict], settings) -> None:

@@ -18,7 +18,7 @@ def configure_lego(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = "example: brickwork convert lego LEGO-L-PG-64.pkl lego-l-pg-64"
     _add_folders(parser, "the authors' .pkl, or its state dict as .safetensors or .pt")
-    parser.set_defaults(run=_run_lego)
+    parser.set_defaults(run=run_lego)
 
 
 def configure_dit(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def configure_dit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--attention-head-dim", type=int, help="channels of a head, where the width is not the paper's"
     )
-    parser.set_defaults(run=_run_dit)
+    parser.set_defaults(run=run_dit)
 
 
 def _add_folders(parser: argparse.ArgumentParser, source: str) -> None:
@@ -41,14 +41,14 @@ def _add_folders(parser: argparse.ArgumentParser, source: str) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if this command wrote it")
 
 
-def _run_lego(args: argparse.Namespace) -> None:
+def run_lego(args: argparse.Namespace) -> None:
     from brickwork.gen.networks.lego import LegoTransformer2DModel
 
     load = partial(LegoTransformer2DModel.from_original, args.input)
     _convert(args, "brickwork convert lego", load, _describe_lego)
 
 
-def _run_dit(args: argparse.Namespace) -> None:
+def run_dit(args: argparse.Namespace) -> None:
     from brickwork.gen.networks.transformer import BlockTransformer2DModel
 
     load = partial(BlockTransformer2DModel.from_original, args.input, args.attention_head_dim)

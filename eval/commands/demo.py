@@ -37,7 +37,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
@@ -85,7 +85,6 @@ def run(args: argparse.Namespace) -> int:
             bar.write(f"{row.caption}\n    {cost}; steps by bricks {steps_text(map(name_of, output.bricks))}")
     save_picture(compose(drawn), args.output, "brickwork demo")
     print(f"wrote {args.output}")
-    return 0
 
 
 def spread_labels(num_classes: int | None, count: int) -> list[int] | list[None]:

@@ -28,7 +28,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     import torch
 
     from brickwork.adapters.resadapter.functions import load_resadapter, set_resadapter_scale
@@ -59,7 +59,6 @@ def run(args: argparse.Namespace) -> int:
             print(f"{rows[-1][0]}: {len(pictures)} pictures in {time.perf_counter() - started:.1f} s")
     save_picture(compose(rows), args.output, "brickwork demo resadapter")
     print(f"wrote {args.output}")
-    return 0
 
 
 def find_weights(name: str) -> Path:

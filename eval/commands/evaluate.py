@@ -263,29 +263,17 @@ def run_calc(args: argparse.Namespace) -> None:
     _require_image_sets(args.samples, args.limit)
     held_out = _held_out(args)
     extractor = _extractor(reference.info["extractor"]["name"], args)
-    first = []
-    result = calculate(
-        args.samples,
-        reference,
-        extractor,
-        settings,
-        preparation=preparation,
-        limit=args.limit,
-        name=args.name,
-        tags=_tags(args.tag),
-        on_features=lambda number, images, measured: first.append((images, measured)) if not number else None,
-        clip=args.clip,
-        held_out=held_out,
-    )
+    seen, given = [], {"clip": args.clip, "held_out": held_out, "preparation": preparation, "limit": args.limit}
+    given |= {"name": args.name, "tags": _tags(args.tag), "on_features": lambda *measured: seen.append(measured)}
+    result = calculate(args.samples, reference, extractor, settings, **given)
     if not PartialState().is_main_process:
         return
-    ((images, measured),) = first
+    _, images, measured = seen[0]
     if reference.features is not None:
         result["memorisation"] = memorisation(reference, measured.outputs["features"])
     write_json(output, result)  # first, as it makes the pictures recognisable
-    result["pictures"] = write_pictures(
-        output.with_suffix(""), images, preparation, result.get("memorisation"), reference
-    )
+    nearest = result.get("memorisation")
+    result["pictures"] = write_pictures(output.with_suffix(""), images, preparation, nearest, reference)
     write_json(output, result)
     for name, value in result["metrics"].items():
         over = f" over {value['spread_over']}" if value["spread"] is not None else ""

@@ -76,7 +76,7 @@ def check(args: argparse.Namespace) -> None:
     hub.check_argument("model")(args)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
@@ -119,7 +119,6 @@ def run(args: argparse.Namespace) -> int:
                 save_picture(image, file if args.overwrite else free_name(file), "brickwork generate")
             bar.update(len(part))
     print(f"wrote {len(files)} images to {args.output}")
-    return 0
 
 
 def class_slugs(labels: Sequence[int | None], names: Mapping) -> dict[int | None, str]:

@@ -24,7 +24,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     if _is_of_others(args.model):
         if (args.height, args.width) != (None, None):
             raise ValueError(
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
                 f"{args.model!r} holds none; leave them out."
             )
         print(describe_pipeline(args.model))
-        return 0
+        return
     model, schedule = _open(args.model, options.of_hub(args))
     size, patch = model.config.sample_size, max(model.config.get("patch_sizes") or [1])
     height, width = size if args.height is None else args.height, size if args.width is None else args.width
@@ -44,7 +44,6 @@ def run(args: argparse.Namespace) -> int:
     if schedule is not None:
         kind = "brick" if hasattr(model, "bricks") else "subnet"
         print(f"\n{kind} schedule saved with it:\n{schedule}")
-    return 0
 
 
 def _open(name: str, given: dict):

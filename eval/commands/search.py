@@ -44,7 +44,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run, check=hub.check_argument("model"))
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Search, write everything and print the table."""
     from brickwork.eval.sampling.pipelines import load_class_pipeline
     from brickwork.eval.search.schedule_search import SEARCH_FORMAT, check_share, search_brick_schedule
@@ -84,7 +84,6 @@ def run(args: argparse.Namespace) -> int:
         write_json(args.output / "search.json", search.to_dict(found) | {"metric": metric})
         write_file(args.output / "search.png", search.panels(found, metric).png())
     print(f"wrote {args.output}: schedule-*.json (for --schedule), search.json, search.png")
-    return 0
 
 
 def rank_correlations(search, further: Mapping, values: Mapping, objective) -> dict[str, float]:
