@@ -264,7 +264,11 @@ def run_calc(args: argparse.Namespace) -> None:
     held_out = _held_out(args)
     extractor = _extractor(reference.info["extractor"]["name"], args)
     seen, given = [], {"clip": args.clip, "held_out": held_out, "preparation": preparation, "limit": args.limit}
-    given |= {"name": args.name, "tags": _tags(args.tag), "on_features": lambda *measured: seen.append(measured)}
+    given |= {
+        "name": args.name,
+        "tags": _tags(args.tag),
+        "on_features": lambda *measured: seen or seen.append(measured),
+    }
     result = calculate(args.samples, reference, extractor, settings, **given)
     if not PartialState().is_main_process:
         return
