@@ -171,7 +171,7 @@ def test_lego_set_is_what_the_pipeline_draws_for_its_seeds_and_labels(lego, tmp_
         assert difference.max() <= 1
     assert generation_of(output)["num_classes"] == 3 and generation_of(output)["recommended"] is None
     lego.register_to_config(guidance_scale=2.0)  # pictures drawn with it are others
-    with pytest.raises(ValueError, match="recommended: null there, .* now"):
+    with pytest.raises(ValueError, match="recommended: None there, .* now"):
         sample_set(lego, settings(5, labels="balanced"), tmp_path / "lego", progress=False)
     sized = SamplingSettings(2, call={"num_inference_steps": 1, "height": 12, "width": 20})
     assert decode_all(sample_set(lego, sized, tmp_path / "wide", progress=False)).shape == (2, 3, 12, 20)
