@@ -21,6 +21,33 @@ def pixels_per_latent(vae: nn.Module | None) -> int:
     return 2 ** (len(config.get("block_out_channels") or config["encoder_block_out_channels"]) - 1)
 
 
+def sample_size(
+    height: int | None, width: int | None, defaults: tuple[int, int], factor: int, patch: int
+) -> tuple[int, int]:
+    """Height and width of what a network sees, from those of the image.
+
+    Args:
+        height: of the image in pixels; `None` for the default.
+        width: likewise.
+        defaults: height and width of what the network sees.
+        factor: pixels of the image for each of those.
+        patch: the smallest it can see.
+
+    Raises:
+        ValueError: for sizes below one patch, and those that are no multiple of the factor.
+    """
+    size = []
+    for name, value, default in zip(("height", "width"), (height, width), defaults):
+        value = default * factor if value is None else value
+        if not isinstance(value, int) or value < patch * factor or value % factor:
+            multiple = f", a multiple of the VAE's {factor}" if factor > 1 else ""
+            raise ValueError(
+                f"`{name}` is {value!r}; give a whole number of pixels from {patch * factor} up (one patch){multiple}."
+            )
+        size.append(value // factor)
+    return size[0], size[1]
+
+
 def scale(vae: nn.Module, raw: torch.Tensor) -> torch.Tensor:
     """A VAE's own latents `(B, C, …)` => what a network works on, of about unit variance."""
     shift, mean, std, factor = _numbers(vae, raw)

@@ -1,8 +1,7 @@
 """Images from a LEGO network, of any size and at any compute budget."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -12,11 +11,11 @@ from diffusers.utils import BaseOutput
 
 from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.subnets import bricks_of
+from brickwork.pipelines.arguments import shared_call
 from brickwork.pipelines.canvas import WindowPlan, check_windows
-from brickwork.pipelines.sampling import SamplingPipeline, documented, first_noise
+from brickwork.pipelines.sampling import SamplingPipeline
 from brickwork.pipelines.schedulers.edm_heun import float_dtype_for
 from brickwork.pipelines.schedules import BrickSchedule, SubnetSchedule
-from brickwork.pipelines.seeds import checked_generator
 
 
 @dataclass
@@ -52,7 +51,8 @@ class LegoPipeline(SamplingPipeline):
         ValueError: for a schedule or windows that the network cannot take.
     """
 
-    schedule_name = "brick_schedule"
+    schedule_name, default_steps = "brick_schedule", 18
+    brick_schedule = SamplingPipeline.schedule
 
     def __init__(
         self,
@@ -64,35 +64,20 @@ class LegoPipeline(SamplingPipeline):
         guidance_scale: float | None = None,
         num_inference_steps: int | None = None,
     ):
-        super().__init__()
-        self.register_modules(transformer=transformer, scheduler=scheduler, vae=vae)
+        super().__init__(transformer=transformer, scheduler=scheduler, vae=vae)
         self.schedule = brick_schedule
         check_windows(windows)
         self.register_to_config(
             windows=windows, guidance_scale=guidance_scale, num_inference_steps=num_inference_steps
         )
 
-    brick_schedule = SamplingPipeline.schedule
-
-    @torch.no_grad()
-    @documented(steps=18, unit="step (both evaluations of a second-order one)")
+    @shared_call(SamplingPipeline._draw, default_steps, "step (both evaluations of a second-order one)")
     def __call__(
         self,
-        class_labels: Any = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        num_images_per_label: int = 1,
+        *shared,
         brick_schedule: BrickSchedule | SubnetSchedule | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: torch.Tensor | None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        callback_on_step_end: Callable[["LegoPipeline", int, torch.Tensor, dict], dict | None] | None = None,
-        callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
         windows: str | None = None,
-        num_images_per_prompt: int | None = None,
+        **further,
     ) -> LegoPipelineOutput | tuple:
         """Draw images.
 
@@ -101,42 +86,35 @@ class LegoPipeline(SamplingPipeline):
             brick_schedule: which bricks run at which noise level; by default the pipeline's own, else all bricks.
             windows: how windows lie on sides above the training size. `"shifted"`: elsewhere in each evaluation, so
                 that their borders leave no seams, at the same cost; the picture is one canvas whose opposite ends meet
-                in windows. `"fixed"`: at the same places always. `"tiled"`: the same, and each square of the training
-                size is told that it is a whole picture, so that several stand side by side. By default what is saved
-                with the pipeline, else shifted where the weights were trained on crops (`trained_crops`), else fixed.
-
-        Returns:
-            A `LegoPipelineOutput`, or `(images, bricks)`.
+                in windows. `"fixed"`: always at the same positions. `"tiled"`: the same, and each square of the
+                training size is told that it is a picture of its own, so that several stand side by side. By default
+                what is saved with the pipeline, else shifted where the weights were trained on crops
+                (`trained_crops`), else fixed.
 
         Raises:
             ValueError: for labels, sizes, schedules and other arguments that the network cannot take.
         """
-        steps = self._recommended("num_inference_steps", num_inference_steps, 18)
-        number = num_images_per_label if num_images_per_prompt is None else num_images_per_prompt
-        guidance_scale = self._recommended("guidance_scale", guidance_scale, 1.0)
-        self._check_arguments(
-            steps, guidance_scale, output_type, callback_on_step_end_tensor_inputs, num_images_per_label=number
+        windows = self.config.windows if windows is None else windows
+        return self._draw(
+            *shared,
+            schedule=brick_schedule,
+            hooks_at=lambda size: [WindowPlan.of(windows, size, self.transformer.config)],
+            **further,
         )
-        config, device, labels = self.transformer.config, self._execution_device, self._labels(class_labels, number)
-        subnets = self._set_steps(steps, brick_schedule)
-        bricks = [bricks_of(subnet, len(config.patch_sizes)) for subnet in subnets]
-        patch = max(config.patch_sizes[brick] for brick in set().union(*bricks))
-        size = self._sample_size(height, width, latents, patch)
-        plan = WindowPlan.of(self.config.windows if windows is None else windows, size, config)
-        generator = checked_generator(generator, len(labels))
-        shape = (len(labels), config.in_channels, *size)
-        latents, ran = self._denoise(
-            first_noise(latents, shape, generator, device, float_dtype_for(device)),
-            self._class_conditions(labels, device),
-            generator,
-            subnets,
-            hooks=[plan],
-            callback=callback_on_step_end,
-            tensor_inputs=callback_on_step_end_tensor_inputs,
-            evaluations=self.scheduler.order,
-        )
-        images = self._decode(latents, output_type)
-        return LegoPipelineOutput(images=images, bricks=bricks[:ran]) if return_dict else (images, bricks[:ran])
+
+    def _patch(self, subnets: Sequence[str | None]) -> int:
+        patches = self.transformer.config.patch_sizes
+        return max(patches[brick] for subnet in set(subnets) for brick in bricks_of(subnet, len(patches)))
+
+    def _latents_dtype(self, device: torch.device) -> torch.dtype:
+        return float_dtype_for(device)
+
+    def _evaluations(self) -> int:
+        return self.scheduler.order
+
+    def _output(self, images, subnets: Sequence[str | None]) -> LegoPipelineOutput:
+        number = len(self.transformer.config.patch_sizes)
+        return LegoPipelineOutput(images=images, bricks=[bricks_of(subnet, number) for subnet in subnets])
 
     def _check_arguments(self, *arguments, **counts) -> None:
         if not hasattr(self.scheduler, "precondition_outputs"):

@@ -1,150 +1,34 @@
-"""The one sampling loop of all pipelines, with hooks round the network's calls, and what else their calls share.
+"""The one call and the one sampling loop of all pipelines, and what else their calls share.
 
-A pipeline's `__call__` checks its arguments, sets the scheduler's steps, draws the first noise, lets `_denoise` run
-and hands the result to `_decode`; what is particular to it lies in its conditions, in its hooks and in the shape of
-its latents, which may have any axes behind the batch and the channels.
+A pipeline's `__call__` hands what all calls take to `_draw`, with its schedule and its hooks; what is particular to it
+lies in the methods that `_draw` calls. One of another shape calls those itself, round `_denoise`: its latents may have
+any axes behind the batch and the channels.
 """
 
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers.utils.torch_utils import randn_tensor
+from diffusers import ImagePipelineOutput
+from diffusers.utils import BaseOutput
 from diffusers.video_processor import VideoProcessor
 
 from brickwork.errors import one_of
 from brickwork.gen.blocks.windowed import check_maps
 from brickwork.gen.subnets import FULL
+from brickwork.pipelines.hooks import Evaluation, Hook
 from brickwork.pipelines.labels import resolve_class_labels
-from brickwork.pipelines.latents import decode, encode, pixels_per_latent
+from brickwork.pipelines.latents import decode, encode, pixels_per_latent, sample_size
 from brickwork.pipelines.saving import BrickworkPipeline
 from brickwork.pipelines.schedules import Schedule, read_schedule
-from brickwork.pipelines.seeds import Generators
+from brickwork.pipelines.seeds import Generators, checked_generator, first_noise
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 Conditions = Mapping[str, tuple[torch.Tensor | None, torch.Tensor | None]]
-
-# What the calls of all pipelines take; `documented` puts it into their docstrings.
-SHARED_ARGUMENTS = """class_labels: one label an image: a number, a name of the network's `id2label` (case does not
-                matter), or `None` for no class; or a list of them.
-            height: of the images in pixels, any number from one patch up (for latent models a multiple of the VAE's
-                scale factor); by default the training size.
-            width: likewise.
-            num_inference_steps: steps of the sampler; one of a second-order sampler evaluates the network twice. By
-                default what is saved with the pipeline, else {steps}.
-            guidance_scale: classifier-free guidance, `uncond + scale * (cond - uncond)`. 1 switches it off; otherwise
-                classes and no-class go through the network as one batch. By default what is saved, else 1.
-            num_images_per_label: images of each label, next to one another in the result.
-            generator: one generator, from which the noise of the whole batch is drawn, as by every pipeline of
-                diffusers; or a list with one an image, by which the noise of an image is the same alone and in any
-                batch (the network's rounding, about 1e-6, is not).
-            latents: noise of unit variance `(B, C, h, w)` to start from instead of drawing it.
-            output_type: `"pil"`, `"np"` for `(B, H, W, C)` and `"pt"` for `(B, C, H, W)` in [0, 1], or `"latent"` for
-                the sampler's result, which for models of pixels lies about [-1, 1].
-            return_dict: return an output with `.images` rather than a tuple.
-            callback_on_step_end: called as `callback(pipeline, step, timestep, {"latents": …})` after each {unit};
-                may return a dictionary with other latents.
-            callback_on_step_end_tensor_inputs: what the callback gets; `"latents"` is all there is.
-            num_images_per_prompt: diffusers' name for `num_images_per_label`."""
-
-
-def documented(steps: int, unit: str) -> Callable[[Callable], Callable]:
-    """A decorator that puts the arguments all calls share in the place of `SHARED` in a call's docstring."""
-
-    def fill(call: Callable) -> Callable:
-        if call.__doc__:  # python -OO leaves none
-            shared = SHARED_ARGUMENTS.replace("{steps}", str(steps)).replace("{unit}", unit)
-            call.__doc__ = call.__doc__.replace("SHARED", shared)
-        return call
-
-    return fill
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One evaluation of the network in a call of a pipeline.
-
-    Attributes:
-        number: counted from 0.
-        timestep: as the scheduler says it.
-        subnet: that runs; `None` for the network itself.
-    """
-
-    number: int
-    timestep: torch.Tensor
-    subnet: str | None = None
-
-
-class Hook:
-    """What a pipeline or an extension does round the network's calls; each method may be left as it is.
-
-    Hooks of a call come from its pipeline; those in `pipeline.hooks` are called besides, in every call.
-    """
-
-    def before(self, latents: torch.Tensor, evaluation: Evaluation) -> tuple[torch.Tensor, dict[str, Any]]:
-        """The latents `(B, C, …)` as the network is to see them, and further arguments of the network."""
-        return latents, {}
-
-    def at(self, network: Callable[..., torch.Tensor], sample: torch.Tensor, timestep: torch.Tensor, **arguments):
-        """In place of the network's call, whose result is a tensor; with guidance the batch is twice as long."""
-        return network(sample, timestep, **arguments)
-
-    def after(self, output: torch.Tensor, evaluation: Evaluation) -> torch.Tensor:
-        """The guided output `(B, C, …)` as the scheduler is to see it; called in the reverse order of `before`."""
-        return output
-
-    def after_step(self, latents: torch.Tensor, evaluation: Evaluation) -> torch.Tensor:
-        """The latents to go on with, once the scheduler has used an evaluation."""
-        return latents
-
-
-def sample_size(
-    height: int | None, width: int | None, defaults: tuple[int, int], factor: int, patch: int
-) -> tuple[int, int]:
-    """Height and width of what a network sees, from those of the image.
-
-    Args:
-        height: of the image in pixels; `None` for the default.
-        width: likewise.
-        defaults: height and width of what the network sees.
-        factor: pixels of the image for each of those.
-        patch: the smallest it can see.
-
-    Raises:
-        ValueError: for sizes below one patch, and those that are no multiple of the factor.
-    """
-    size = []
-    for name, value, default in zip(("height", "width"), (height, width), defaults):
-        value = default * factor if value is None else value
-        if not isinstance(value, int) or value < patch * factor or value % factor:
-            multiple = f", a multiple of the VAE's {factor}" if factor > 1 else ""
-            raise ValueError(
-                f"`{name}` is {value!r}; give a whole number of pixels from {patch * factor} up (one patch){multiple}."
-            )
-        size.append(value // factor)
-    return size[0], size[1]
-
-
-def first_noise(
-    latents: Any,
-    shape: Sequence[int],
-    generator: Generators,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-) -> torch.Tensor:
-    """Noise of unit variance `(B, …)` of any shape, drawn in float32, or given and checked."""
-    if latents is None:
-        latents = randn_tensor(tuple(shape), generator, device, torch.float32)
-    if not isinstance(latents, torch.Tensor):
-        raise ValueError(f"`latents` is a {type(latents).__name__}; give a tensor of the shape {tuple(shape)}.")
-    if tuple(latents.shape) != tuple(shape):
-        raise ValueError(f"`latents` has shape {tuple(latents.shape)}; this call needs {tuple(shape)}.")
-    return latents.to(device, dtype)
 
 
 class SamplingPipeline(BrickworkPipeline):
@@ -159,9 +43,12 @@ class SamplingPipeline(BrickworkPipeline):
     _callback_tensor_inputs = ["latents"]
     _axes = ("batch", "channels", "height", "width")  # of the latents
     schedule_name = "subnet_schedule"  # of the schedule, as an argument and in the saved configuration
+    default_steps = 1
 
-    def __init__(self):
+    def __init__(self, **modules):
         super().__init__()
+        if modules:
+            self.register_modules(**modules)
         self.hooks: list[Hook] = []
         self.image_processor = VideoProcessor()  # of pictures too
         self._others: Mapping[str, torch.nn.Module] = {}
@@ -189,6 +76,75 @@ class SamplingPipeline(BrickworkPipeline):
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Pixels `(B, 3, H, W)` in [-1, 1] => what the network sees: themselves, or the mean of the VAE's latents."""
         return encode(self.vae, images)
+
+    def _draw(
+        self,
+        class_labels: Any = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_label: int = 1,
+        generator: Generators = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[["SamplingPipeline", int, torch.Tensor, dict], dict | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        num_images_per_prompt: int | None = None,
+        *,
+        schedule: Schedule | None = None,
+        networks: Mapping[str, torch.nn.Module] | None = None,
+        hooks_at: Callable[[tuple[int, int]], Sequence[Hook]] = lambda size: (),
+    ) -> BaseOutput | tuple:
+        """A call: see `arguments.SHARED_ARGUMENTS`.
+
+        Args:
+            schedule: instead of the pipeline's own.
+            networks: further ones by name, which the schedule may choose.
+            hooks_at: height and width of what the network sees => hooks of this call.
+        """
+        steps = self._recommended("num_inference_steps", num_inference_steps, self.default_steps)
+        number = num_images_per_label if num_images_per_prompt is None else num_images_per_prompt
+        guidance_scale = self._recommended("guidance_scale", guidance_scale, 1.0)
+        self._check_arguments(
+            steps, guidance_scale, output_type, callback_on_step_end_tensor_inputs, num_images_per_label=number
+        )
+        self._others = self._check_networks(networks or {})
+        device, labels = self._execution_device, self._labels(class_labels, number)
+        subnets = self._set_steps(steps, schedule)
+        size = self._sample_size(height, width, latents, self._patch(subnets))
+        generator = checked_generator(generator, len(labels))
+        shape = (len(labels), self.transformer.config.in_channels, *size)
+        latents, ran = self._denoise(
+            first_noise(latents, shape, generator, device, self._latents_dtype(device)),
+            self._class_conditions(labels, device),
+            generator,
+            subnets,
+            hooks=hooks_at(size),
+            callback=callback_on_step_end,
+            tensor_inputs=callback_on_step_end_tensor_inputs,
+            evaluations=self._evaluations(),
+        )
+        output = self._output(self._decode(latents, output_type), subnets[:ran])
+        return output if return_dict else output.to_tuple()
+
+    def _patch(self, subnets: Sequence[str | None]) -> int:
+        """The smallest side that all of these subnets can see."""
+        config = self.transformer.config
+        return max([config.get("patch_size") or 1, *(config.get("patch_sizes") or [])])
+
+    def _latents_dtype(self, device: torch.device) -> torch.dtype:
+        """What latents are computed in."""
+        return torch.float32
+
+    def _evaluations(self) -> int:
+        """Of the network, from one callback to the next."""
+        return 1
+
+    def _output(self, images: Any, subnets: Sequence[str | None]) -> BaseOutput:
+        """What a call returns, from the images and the subnets of the steps that ran."""
+        return ImagePipelineOutput(images=images)
 
     def _denoise(
         self,
@@ -335,7 +291,7 @@ class SamplingPipeline(BrickworkPipeline):
     ) -> None:
         """Raise the `ValueError` that a call with these would raise, before anything is drawn."""
         config = self.transformer.config
-        steps = self._recommended("num_inference_steps", num_inference_steps, 1)
+        steps = self._recommended("num_inference_steps", num_inference_steps, self.default_steps)
         self._check_arguments(steps, self._recommended("guidance_scale", guidance_scale, 1.0), "pil", ())
         patches = config.get("patch_sizes") or [config.get("patch_size") or 1]
         self._sample_size(height, width, None, min(patches))
@@ -369,6 +325,16 @@ class SamplingPipeline(BrickworkPipeline):
             raise ValueError(f"`{self.schedule_name}` is {schedule!r}; give a {kind}, or None for the pipeline's own.")
         schedule.validate({**self._others, FULL: self.transformer} if self._others else self.transformer)
 
+    def _check_networks(self, networks: Mapping[str, torch.nn.Module]) -> Mapping[str, torch.nn.Module]:
+        for name, network in networks.items():
+            for key in ("in_channels", "num_classes"):
+                if network.config.get(key) != self.transformer.config.get(key):
+                    raise ValueError(
+                        f"`networks` has {name!r} with {key} {network.config.get(key)}, the pipeline's own network "
+                        f"has {self.transformer.config.get(key)}; give networks that were trained for the same."
+                    )
+        return networks
+
     def _recommended(self, name: str, value: Any, default: Any) -> Any:
         """An argument of a call: as given, else as saved with the pipeline, else the pipeline's default."""
         value = self.config.get(name) if value is None else value
@@ -391,6 +357,11 @@ class SamplingPipeline(BrickworkPipeline):
             raise ValueError(
                 f"`vae` has {self.vae.config.latent_channels} latent channels and `transformer` {config.in_channels}; "
                 "they must be the same."
+            )
+        if self._learns_variance and config.get("out_channels") != 2 * config.in_channels:
+            raise ValueError(
+                f"`scheduler` has the variance_type {self.scheduler.config.variance_type!r}, but the network learned "
+                "no variance; choose 'fixed_small'."
             )
         for name, value in {"num_inference_steps": steps, **counts}.items():
             if type(value) is not int or value < 1:

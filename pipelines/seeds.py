@@ -1,6 +1,10 @@
-"""The `generator` of a pipeline's call, as every pipeline of diffusers has it."""
+"""The `generator` of a pipeline's call, as every pipeline of diffusers has it, and the noise it draws."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -28,3 +32,20 @@ def checked_generator(generator: Generators, batch_size: int) -> Generators:
                 f"`generator` is {generator!r}; give a torch.Generator, a list with one an image, or None."
             )
     return generator
+
+
+def first_noise(
+    latents: Any,
+    shape: Sequence[int],
+    generator: Generators,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Noise of unit variance `(B, …)` of any shape, drawn in float32, or given and checked."""
+    if latents is None:
+        latents = randn_tensor(tuple(shape), generator, device, torch.float32)
+    if not isinstance(latents, torch.Tensor):
+        raise ValueError(f"`latents` is a {type(latents).__name__}; give a tensor of the shape {tuple(shape)}.")
+    if tuple(latents.shape) != tuple(shape):
+        raise ValueError(f"`latents` has shape {tuple(latents.shape)}; this call needs {tuple(shape)}.")
+    return latents.to(device, dtype)
