@@ -1,4 +1,4 @@
-"""Finding an adapter named by its place on the Hugging Face Hub."""
+"""Finding an adapter named by its repository on the Hugging Face Hub."""
 
 import re
 import warnings
@@ -54,7 +54,7 @@ def _download(source: str, repository: str, names: list[str]) -> list[Path]:
         except (HfHubHTTPError, HFValidationError, OSError) as error:
             raise ValueError(f"source={source!r} is no local path and no repository on the Hub: {error}") from error
     halves = {Path(path).name in LORA_FILES for path in found}
-    if unknown and len(halves) < 2:  # whole pairs need no other names
+    if unknown and len(halves) < 2:  # complete pairs need no other names
         if not found or not constants.HF_HUB_OFFLINE:
             raise ValueError(
                 f"source={source!r} is no local path, and the Hub cannot be reached: {reason}"

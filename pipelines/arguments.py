@@ -15,7 +15,7 @@ SHARED_ARGUMENTS = """class_labels: one label an image: a number, a name of the 
             guidance_scale: classifier-free guidance, `uncond + scale * (cond - uncond)`. 1 switches it off; otherwise
                 classes and no-class go through the network as one batch. By default what is saved, else 1.
             num_images_per_label: images of each label, next to one another in the result.
-            generator: one generator, from which the noise of the whole batch is drawn, as by every pipeline of
+            generator: one generator, from which the noise of the batch is drawn, as by every pipeline of
                 diffusers; or a list with one an image, by which the noise of an image is the same alone and in any
                 batch (the network's rounding, about 1e-6, is not).
             latents: noise of unit variance `(B, C, h, w)` to start from instead of drawing it.
@@ -25,13 +25,15 @@ SHARED_ARGUMENTS = """class_labels: one label an image: a number, a name of the 
             callback_on_step_end: called as `callback(pipeline, step, timestep, {"latents": …})` after each {unit};
                 may return a dictionary with other latents.
             callback_on_step_end_tensor_inputs: what the callback gets; `"latents"` is all there is.
-            num_images_per_prompt: diffusers' name for `num_images_per_label`."""
+            num_images_per_prompt: diffusers' name for `num_images_per_label`.
+            Further ones by name are for adapters on the network: their conditions (`reference_image=…`) and strengths
+                (`reference_scale=…`)."""
 
 
 def shared_call(draw: Callable, steps: int, unit: str = "evaluation") -> Callable[[Callable], Callable]:
     """A decorator for a `__call__(self, *shared, …, **further)` that hands both to `draw`.
 
-    It computes no gradients, and shows what it takes: in its signature, and in its docstring in the place of `SHARED`.
+    It computes no gradients, and shows what it takes: in its signature, and in its docstring instead of `SHARED`.
 
     Args:
         draw: `SamplingPipeline._draw`, or another with `SHARED_ARGUMENTS`.

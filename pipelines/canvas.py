@@ -22,7 +22,7 @@ def check_windows(kind: str | None) -> None:
 
 @dataclass(frozen=True)
 class WindowPlan(Hook):
-    """The places of the windows in one call of a pipeline. A side up to the training size is left as it is.
+    """Where the windows lie in one call of a pipeline. A side up to the training size is left as it is.
 
     Attributes:
         kind: `"shifted"`, `"fixed"` or `"tiled"`, see `LegoPipeline`.
@@ -78,5 +78,5 @@ class WindowPlan(Hook):
         return sample, {}
 
     def after(self, output: torch.Tensor, evaluation: Evaluation) -> torch.Tensor:
-        """What the network returned `(B, C, H, W)`, back in its place."""
+        """What the network returned `(B, C, H, W)`, shifted back."""
         return torch.roll(output, self.offset(evaluation.number), (2, 3)) if any(self.cyclic) else output

@@ -33,7 +33,7 @@ class Hook:
         return latents, {}
 
     def at(self, network: Callable[..., torch.Tensor], sample: torch.Tensor, timestep: torch.Tensor, **arguments):
-        """In place of the network's call, whose result is a tensor; with guidance the batch is twice as long."""
+        """Instead of the network's call, whose result is a tensor; with guidance the batch is twice as long."""
         return network(sample, timestep, **arguments)
 
     def after(self, output: torch.Tensor, evaluation: Evaluation) -> torch.Tensor:

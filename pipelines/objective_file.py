@@ -1,6 +1,6 @@
 """What a pipeline's network was trained for, kept beside it: `objective.json` in the pipeline's folder.
 
-diffusers has no place for it, since sampling needs none of it; scores on held-out pictures do: at which noise levels a
+diffusers has no field for it, since sampling needs none of it; scores on held-out pictures do: at which noise levels a
 network was trained decides what its loss means.
 """
 

@@ -38,7 +38,7 @@ class OneStepPipeline(BrickworkPipeline):
 
         Args:
             batch_size: how many.
-            generator: one generator for the whole batch, or a list with one an image.
+            generator: one generator for the batch, or a list with one an image.
             latents: noise of unit variance `(batch_size, latent_dim)` instead of drawing it.
             truncation: standard deviation of the noise; below 1 for fewer oddities and less variety.
             output_type: `"pil"`, `"np"` for `(B, H, W, C)` and `"pt"` for `(B, C, H, W)` in [0, 1], or `"latent"` for

@@ -17,6 +17,7 @@ from diffusers import ImagePipelineOutput
 from diffusers.utils import BaseOutput
 from diffusers.video_processor import VideoProcessor
 
+from brickwork.adapters.modules import under_conditions
 from brickwork.errors import one_of
 from brickwork.gen.blocks.windowed import check_maps
 from brickwork.gen.subnets import FULL
@@ -44,6 +45,7 @@ class SamplingPipeline(BrickworkPipeline):
     _axes = ("batch", "channels", "height", "width")  # of the latents
     schedule_name = "subnet_schedule"  # of the schedule, as an argument and in the saved configuration
     default_steps = 1
+    takes_conditions = True  # of adapters on the network, by name
 
     def __init__(self, **modules):
         super().__init__()
@@ -96,6 +98,7 @@ class SamplingPipeline(BrickworkPipeline):
         schedule: Schedule | None = None,
         networks: Mapping[str, torch.nn.Module] | None = None,
         hooks_at: Callable[[tuple[int, int]], Sequence[Hook]] = lambda size: (),
+        **conditions: Any,
     ) -> BaseOutput | tuple:
         """A call: see `arguments.SHARED_ARGUMENTS`.
 
@@ -103,6 +106,7 @@ class SamplingPipeline(BrickworkPipeline):
             schedule: instead of the pipeline's own.
             networks: further ones by name, which the schedule may choose.
             hooks_at: height and width of what the network sees => hooks of this call.
+            conditions: of adapters on the network, with their strengths.
         """
         steps = self._recommended("num_inference_steps", num_inference_steps, self.default_steps)
         number = num_images_per_label if num_images_per_prompt is None else num_images_per_prompt
@@ -116,16 +120,17 @@ class SamplingPipeline(BrickworkPipeline):
         size = self._sample_size(height, width, latents, self._patch(subnets))
         generator = checked_generator(generator, len(labels))
         shape = (len(labels), self.transformer.config.in_channels, *size)
-        latents, ran = self._denoise(
-            first_noise(latents, shape, generator, device, self._latents_dtype(device)),
-            self._class_conditions(labels, device),
-            generator,
-            subnets,
-            hooks=hooks_at(size),
-            callback=callback_on_step_end,
-            tensor_inputs=callback_on_step_end_tensor_inputs,
-            evaluations=self._evaluations(),
-        )
+        with under_conditions(self.transformer, conditions, type(self).__name__):
+            latents, ran = self._denoise(
+                first_noise(latents, shape, generator, device, self._latents_dtype(device)),
+                self._class_conditions(labels, device),
+                generator,
+                subnets,
+                hooks=hooks_at(size),
+                callback=callback_on_step_end,
+                tensor_inputs=callback_on_step_end_tensor_inputs,
+                evaluations=self._evaluations(),
+            )
         output = self._output(self._decode(latents, output_type), subnets[:ran])
         return output if return_dict else output.to_tuple()
 

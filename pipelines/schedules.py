@@ -1,7 +1,7 @@
 """Which subnet of a network runs at which noise level: of any network, and brick by brick of a LEGO stack.
 
 A noise level is the noise's standard deviation over the signal's, or what a scheduler's `sigmas` say where it has
-some. In place of a network there may be several of one objective, `{name: network}`, each of which is then a subnet:
+some. Instead of a network there may be several of one objective, `{name: network}`, each of which is then a subnet:
 a small one for the coarse and a large one for the fine (T-Stitch, arXiv 2402.14167).
 """
 
@@ -164,9 +164,7 @@ class SubnetSchedule(Schedule):
         """The subnet that runs at noise level `sigma`; shares of the steps do not matter here."""
         return self.subnets[bisect_right(self.breaks, sigma * (1 + _TOLERANCE))]
 
-    def resolve(self, scheduler: Any) -> list[str]:
-        """The subnet of each step, once `scheduler.set_timesteps` has been called."""
-        return self.subnet_steps(scheduler)
+    resolve = Schedule.subnet_steps
 
     def validate(self, model: Any) -> None:
         """Raise a `ValueError` for subnets that the network does not have."""
@@ -257,8 +255,10 @@ class BrickRule:
 
     @classmethod
     def of_ranges(cls, unit: str, ranges: Sequence[tuple[float | None, float | None]]) -> "BrickRule":
-        """A rule of one range or several, rising; `None` is an open end."""
+        """A rule of no range, one or several, rising; `None` is an open end."""
         pairs = [(_number(f"{unit}_low", low, 0.0), _number(f"{unit}_high", high, math.inf)) for low, high in ranges]
+        if unit == "sigma" and pairs in ([], [(0.0, math.inf)]):
+            return cls("always" if pairs else "never")
         return cls(unit, *pairs[0], further=tuple(pairs[1:]))
 
     def __str__(self) -> str:
@@ -321,17 +321,12 @@ class BrickSchedule(Schedule):
         layout = stack_layout(windows)
         if layout is None:
             raise ValueError(
-                f"`model` has windows of {_arrows(windows)} pixels, which neither grow, nor shrink, nor shrink and "
+                f"`model` has windows of {_listed(windows)} pixels, which neither grow, nor shrink, nor shrink and "
                 "then grow, so which brick to leave out when is not known; say it with BrickSchedule.from_rules."
             )
-        if t_break == 0:
-            last = BrickRule()
-        elif t_break == 1:
-            last = BrickRule("never")
-        elif layout == "PR":
-            last = BrickRule("steps", t_break, 1.0)
-        else:
-            last = BrickRule("steps", 0.0, 1 - t_break)
+        last = BrickRule("never" if t_break else "always")
+        if 0 < t_break < 1:
+            last = BrickRule("steps", *((t_break, 1.0) if layout == "PR" else (0.0, 1 - t_break)))
         return cls(windows, (*(BrickRule() for _ in windows[1:]), last))
 
     @classmethod
@@ -353,9 +348,7 @@ class BrickSchedule(Schedule):
         unknown = [brick for brick in rules if not isinstance(brick, int) or not 0 <= brick < len(windows)]
         if unknown:
             raise ValueError(f"`rules` names the bricks {unknown}; this stack has 0 to {len(windows) - 1}.")
-        schedule = cls(windows, tuple(_sigma_rule(brick, rules) for brick in range(len(windows))))
-        schedule.validate(model)
-        return schedule
+        return cls(windows, tuple(_sigma_rule(brick, rules) for brick in range(len(windows))))._validated(model)
 
     @classmethod
     def from_levels(cls, model: Any, levels: Mapping[float, Sequence[int] | str]) -> "BrickSchedule":
@@ -371,18 +364,16 @@ class BrickSchedule(Schedule):
                 that the model's weights were not trained for.
         """
         windows, ordered = _windows_of(model), _rising(levels, "bricks")
-        bricks = [
-            bricks_of(chosen) if isinstance(chosen, str) else tuple(chosen) for chosen in map(levels.get, ordered)
-        ]
+        chosen = [levels[sigma] for sigma in ordered]
+        bricks = [bricks_of(one) if isinstance(one, str) else tuple(one) for one in chosen]
         for sigma, running in zip(ordered, bricks):
             if not running or not set(running) <= set(range(len(windows))):
                 raise ValueError(
                     f"`levels` has the bricks {running} at noise level {sigma:.4g}; this stack has 0 to "
                     f"{len(windows) - 1}, and one at least must run."
                 )
-        schedule = cls(windows, tuple(_rule_of_levels(brick, ordered, bricks) for brick in range(len(windows))))
-        schedule.validate(model)
-        return schedule
+        rules = (_rule_of_levels(brick, ordered, bricks) for brick in range(len(windows)))
+        return cls(windows, tuple(rules))._validated(model)
 
     def bricks_at(self, sigma: float, progress: float = 0.0) -> tuple[int, ...]:
         """The bricks that run at noise level `sigma`, when the share `progress` of the steps (below 1) is done."""
@@ -406,8 +397,8 @@ class BrickSchedule(Schedule):
         windows = _windows_of(model)
         if windows != self.window_sizes:
             raise ValueError(
-                f"The schedule is for {len(self.window_sizes)} bricks with windows of {_arrows(self.window_sizes)} "
-                f"pixels, the model has {len(windows)} with {_arrows(windows)}; build one for this model, for example "
+                f"The schedule is for {len(self.window_sizes)} bricks with windows of {_listed(self.window_sizes)} "
+                f"pixels, the model has {len(windows)} with {_listed(windows)}; build one for this model, for example "
                 "BrickSchedule.full(model)."
             )
         if model.config.trained_subsets == "any":
@@ -420,6 +411,10 @@ class BrickSchedule(Schedule):
                     "trained to leave out the last bricks only; to leave out others, train with brick dropout (config "
                     "trained_subsets='any')."
                 )
+
+    def _validated(self, model: Any) -> "BrickSchedule":
+        self.validate(model)
+        return self
 
     def to_dict(self) -> dict[str, list]:
         """The schedule as plain JSON values."""
@@ -435,12 +430,8 @@ class BrickSchedule(Schedule):
 
     def __str__(self) -> str:
         """A table with one line a brick."""
-        lines = ["brick  window  runs"]
-        lines += [
-            f"{brick:<5}  {window:<6}  {rule}"
-            for brick, (window, rule) in enumerate(zip(self.window_sizes, self.rules))
-        ]
-        return "\n".join(lines)
+        rows = enumerate(zip(self.window_sizes, self.rules))
+        return "\n".join(["brick  window  runs", *(f"{n:<5}  {window:<6}  {rule}" for n, (window, rule) in rows)])
 
     def _check_points(self) -> list[tuple[float, float]]:
         """Noise levels and shares of the steps between which nothing changes: every end, and the middles."""
@@ -469,13 +460,10 @@ def steps_text(subnets: Sequence[str]) -> str:
 def stack_layout(window_sizes: Sequence[int]) -> str | None:
     """The paper's name for a stack, from its windows: `"PG"` (they grow), `"PR"` (they shrink), `"U"` (they shrink,
     then grow), or `None`."""
-    steps = [b - a for a, b in zip(window_sizes, window_sizes[1:]) if b != a]
-    grows = [step > 0 for step in steps]
-    if not steps or grows != sorted(grows):
+    grows = [b > a for a, b in pairwise(window_sizes) if b != a]
+    if not grows or grows != sorted(grows):
         return None
-    if all(grows):
-        return "PG"
-    return "U" if any(grows) else "PR"
+    return "PG" if all(grows) else "U" if any(grows) else "PR"
 
 
 def _windows_of(model: Any) -> tuple[int, ...]:
@@ -485,16 +473,14 @@ def _windows_of(model: Any) -> tuple[int, ...]:
     return tuple(windows)
 
 
-def _arrows(window_sizes: Sequence[int]) -> str:
-    return ", ".join(str(window) for window in window_sizes)
+def _listed(window_sizes: Sequence[int]) -> str:
+    return ", ".join(map(str, window_sizes))
 
 
 def _sigma_rule(brick: int, rules: Mapping[int, Sequence | None]) -> BrickRule:
-    if brick not in rules:
-        return BrickRule()
-    if rules[brick] is None:
-        return BrickRule("never")
-    return BrickRule.of_ranges("sigma", _ranges(brick, rules[brick], ", or None to leave the brick out"))
+    rule = rules.get(brick, (0, None))
+    ranges = [] if rule is None else _ranges(brick, rule, ", or None to leave the brick out")
+    return BrickRule.of_ranges("sigma", ranges)
 
 
 def _ranges(name: Any, rule: Any, otherwise: str = "") -> list[tuple[float, float]]:
@@ -547,14 +533,11 @@ def _rule_of_levels(brick: int, levels: Sequence[float], bricks: Sequence[tuple[
             ranges[-1] = (ranges[-1][0], high)
         elif brick in running:
             ranges.append((low, high))
-    if not ranges:
-        return BrickRule("never")
-    return BrickRule() if ranges == [(0.0, math.inf)] else BrickRule.of_ranges("sigma", ranges)
+    return BrickRule.of_ranges("sigma", ranges)
 
 
 def _describe_noise(low: float, high: float) -> str:
-    upper = "and above" if math.isinf(high) else f"to {high:g}"
-    return f"at noise {low:g} {upper}"
+    return f"at noise {low:g} {'and above' if math.isinf(high) else f'to {high:g}'}"
 
 
 def _describe_steps(low: float, high: float) -> str:

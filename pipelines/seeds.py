@@ -13,7 +13,7 @@ def checked_generator(generator: Generators, batch_size: int) -> Generators:
     """The generator or generators that draw a call's noise, by diffusers' `randn_tensor`.
 
     Args:
-        generator: one, from which the noise of the whole batch is drawn at once; or a list with one an image, by which
+        generator: one, from which the noise of the batch is drawn at once; or a list with one an image, by which
             an image's noise is the same alone and in any batch; or `None`, for torch's global one.
         batch_size: number of images.
 

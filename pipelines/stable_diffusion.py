@@ -100,7 +100,7 @@ def unet_arguments(batch: dict[str, torch.Tensor]) -> dict:
 
 
 def plain_time_ids(height: int, width: int) -> torch.Tensor:
-    """SDXL's size conditions `(6,)` as its pipeline has them when nothing is said: a whole picture of that size."""
+    """SDXL's size conditions `(6,)` as its pipeline has them by default: an uncropped picture of that size."""
     return torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
 
 

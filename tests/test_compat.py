@@ -109,13 +109,17 @@ def test_diffusers_finds_our_classes():
         diffusers.NoSuchName  # noqa: B018
 
 
-def test_before_saving(tmp_path):
+def test_before_call(tmp_path):
     class Network(brickwork.BlockTransformer2DModel):
         pass
 
     told = []
+
+    def tell(*arguments):
+        told.append(arguments)
+
     for _ in range(2):
-        compat.before_saving(Network, told.append)
+        compat.before_call(Network, "save_pretrained", tell)
     network = Network(sample_size=4, num_layers=1, hidden_size=8, attention_head_dim=8)
     network.save_pretrained(tmp_path)
-    assert told == [network] and (tmp_path / "config.json").is_file()
+    assert told == [(network, tmp_path)] and (tmp_path / "config.json").is_file()

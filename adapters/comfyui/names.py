@@ -3,7 +3,7 @@
 Everything else in the package speaks diffusers module paths, such as `down_blocks.0.downsamplers.0.conv` and
 `mid_block.resnets.1.norm2`. The files also use kohya's flat names (`lora_unet_down_blocks_0_downsamplers_0_conv`),
 PEFT's (`unet.down_blocks.0.downsamplers.0.conv.lora_A`) and the ones of the original Stable Diffusion code, here
-called compvis (`input_blocks.3.0.op`). A ResAdapter touches two kinds of module, so a few patterns are the whole map.
+called compvis (`input_blocks.3.0.op`). A ResAdapter touches two kinds of module, so a few patterns cover all.
 
 This folder must run alone inside ComfyUI's `custom_nodes`: its files import each other relatively, and nothing beyond
 torch and safetensors.
@@ -26,7 +26,7 @@ LORA_PARTS = {
 NORM_PARTS = {
     "w_norm": "w_norm",
     "b_norm": "b_norm",
-    "diff": "w_norm",  # what LyCORIS calls them where it changes a layer as a whole
+    "diff": "w_norm",  # what LyCORIS calls them where it changes a layer as one
     "diff_b": "b_norm",
     "weight": "weight",
     "bias": "bias",
@@ -102,7 +102,7 @@ def kohya_name(path: str) -> str:
 def compvis_path(path: str, levels: int) -> str:
     """A diffusers path as the original code's module path, for a UNet of 4 levels (SD 1 and 2) or 3 (SDXL).
 
-    The number of levels matters in one place: the upsampler follows the attention layer where the block has one, and
+    The number of levels matters once: the upsampler follows the attention layer where the block has one, and
     only the first up block of SD 1 and 2 has none.
     """
     if levels not in (3, 4):

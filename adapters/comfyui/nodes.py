@@ -60,7 +60,7 @@ class BrickworkResAdapter:
 
     @classmethod
     def read(cls, path: str) -> ResAdapterWeights:
-        """The whole adapter; half of one is an error that names what is missing."""
+        """The complete adapter; half of one is an error that names what is missing."""
         adapter = read_adapter(path)
         if missing := missing_half(adapter):
             raise ValueError(missing)
@@ -109,9 +109,9 @@ def _automatic(model, adapter: ResAdapterWeights, name: str, latent) -> float:
 
 
 def missing_half(adapter: ResAdapterWeights) -> str | None:
-    """What to say of an adapter of which one of two files is missing; None for a whole one.
+    """What to say of an adapter of which one of two files is missing; None for a complete one.
 
-    One half is the whole of an adapter that says so: trained with `kind` "interpolation" (LoRA) or "extrapolation"
+    One half is all of an adapter that says so: trained with `kind` "interpolation" (LoRA) or "extrapolation"
     (norms).
     """
     directory, name = os.path.split(adapter.source)
@@ -208,23 +208,23 @@ def patch_model(model, adapter: ResAdapterWeights, strength_lora: float, strengt
     import comfy.lora
 
     tensors = model.model.state_dict()
-    places = {}
+    keys = {}
     for name, key in comfy.lora.model_lora_keys_unet(model.model, {}).items():
         path = module_path(name.removeprefix("lora_unet_")) if name.startswith("lora_unet_") else None
         if path is not None and key in tensors:  # the map also names layers that smaller models lack
-            places[path] = key
-    check_fits(adapter, _shapes(tensors, places), "this model")
+            keys[path] = key
+    check_fits(adapter, _shapes(tensors, keys), "this model")
     lora = {}
     for path, pair in adapter.convs.items():
         lora |= {f"{kohya_name(path)}.lora_down.weight": pair.down, f"{kohya_name(path)}.lora_up.weight": pair.up}
         if pair.alpha is not None:
             lora[f"{kohya_name(path)}.alpha"] = pair.alpha
-    targets = {kohya_name(path): places[path] for path in adapter.convs}
+    targets = {kohya_name(path): keys[path] for path in adapter.convs}
     patched = model.clone()
     if lora and strength_lora != 0:
         _add(patched, comfy.lora.load_lora(lora, targets), strength_lora)
     if adapter.norms and strength_norms != 0:
-        _add(patched, _norm_patches(model, adapter, places), strength_norms)
+        _add(patched, _norm_patches(model, adapter, keys), strength_norms)
     return patched
 
 
@@ -234,25 +234,25 @@ def _add(patcher, patches: dict, strength: float) -> None:
         raise ValueError(f"ComfyUI did not take the patches of {sorted(missing)[:4]}")
 
 
-def _weight_key(places: dict[str, str], norm_key: str) -> str:
+def _weight_key(keys: dict[str, str], norm_key: str) -> str:
     """The model's key of a norm's `<path>.weight` or `<path>.bias`."""
     path, _, part = norm_key.rpartition(".")
-    return places[path].removesuffix("weight") + part
+    return keys[path].removesuffix("weight") + part
 
 
-def _shapes(tensors: dict[str, torch.Tensor], places: dict[str, str]) -> dict[str, tuple[int, ...]]:
+def _shapes(tensors: dict[str, torch.Tensor], keys: dict[str, str]) -> dict[str, tuple[int, ...]]:
     shapes = {}
-    for path, key in places.items():
+    for path, key in keys.items():
         shape = tuple(tensors[key].shape)
         shapes |= {path: shape[:2]} if len(shape) == 4 else {f"{path}.{part}": shape for part in ("weight", "bias")}
     return shapes
 
 
-def _norm_patches(model, adapter: ResAdapterWeights, places: dict[str, str]) -> dict:
+def _norm_patches(model, adapter: ResAdapterWeights, keys: dict[str, str]) -> dict:
     own = {} if adapter.differences else model.get_key_patches("diffusion_model.")
     patches = {}
     for norm_key, value in adapter.norms.items():
-        key = _weight_key(places, norm_key)
+        key = _weight_key(keys, norm_key)
         difference = value.double()
         if not adapter.differences:
             difference = difference - _own_weight(model, key, own[key][0]).to("cpu", torch.float64)

@@ -7,6 +7,8 @@ differences (`w_norm`, `b_norm`) from the base model's. Only safetensors are ope
 """
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,6 +104,16 @@ def listed(names) -> str:
     return ", ".join(repr(name) for name in names[:_SHOWN]) + rest
 
 
+@contextmanager
+def opened(file: str | Path) -> Iterator[safe_open]:
+    """A safetensors file; a `ValueError` that names it where it cannot be read."""
+    try:
+        with safe_open(str(file), framework="pt", device="cpu") as found:
+            yield found
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is no readable safetensors file, perhaps cut short: {error}") from error
+
+
 def adapter_files(source: str | Path) -> list[Path]:
     """The one or two files that make up the adapter at `source`, a file or a folder."""
     path = Path(source)
@@ -160,24 +172,21 @@ def _read_file(file: Path, tensors: dict) -> dict[str, str]:
     Returns:
         The file's metadata.
     """
-    try:
-        with safe_open(str(file), framework="pt", device="cpu") as opened:
-            keys = list(opened.keys())
-            parsed = {key: parse_key(key) for key in keys}
-            unknown = [key for key, name in parsed.items() if name is None]
-            if unknown:
-                raise ValueError(
-                    f"{file} is no ResAdapter: {len(unknown)} of its {len(keys)} tensors belong to none, such as "
-                    f"{listed(unknown)}. A ResAdapter has LoRA on down- and upsampler convolutions and the norms of "
-                    "ResNet blocks, nothing else; load other LoRAs with the usual LoRA loader"
-                )
-            for key, name in parsed.items():
-                if name in tensors:
-                    raise ValueError(f"{file}: {key!r} gives the {name[1]} of {name[0]} a second time")
-                tensors[name] = _checked(file, key, opened.get_tensor(key))
-            return opened.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is no readable safetensors file, perhaps cut short: {error}") from error
+    with opened(file) as found:
+        keys = list(found.keys())
+        parsed = {key: parse_key(key) for key in keys}
+        unknown = [key for key, name in parsed.items() if name is None]
+        if unknown:
+            raise ValueError(
+                f"{file} is no ResAdapter: {len(unknown)} of its {len(keys)} tensors belong to none, such as "
+                f"{listed(unknown)}. A ResAdapter has LoRA on down- and upsampler convolutions and the norms of "
+                "ResNet blocks, nothing else; load other LoRAs with the usual LoRA loader"
+            )
+        for key, name in parsed.items():
+            if name in tensors:
+                raise ValueError(f"{file}: {key!r} gives the {name[1]} of {name[0]} a second time")
+            tensors[name] = _checked(file, key, found.get_tensor(key))
+        return found.metadata() or {}
 
 
 def _add_alphas(file: Path, metadata: dict[str, str], tensors: dict, stated: dict[str, list]) -> None:

@@ -9,13 +9,12 @@ import struct
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from brickwork import compat
 from brickwork.adapters.base import network_of
 from brickwork.adapters.comfyui.names import module_path
-from brickwork.adapters.comfyui.reading import listed
+from brickwork.adapters.comfyui.reading import listed, opened
 from brickwork.adapters.resadapter.state import stored
 from brickwork.files import digest, read_json
 
@@ -125,11 +124,8 @@ def _wanted(raw_keys, keys: list[str], where: str) -> dict[str, str]:
 def _read_file(file: Path, keys: list[str]) -> dict[str, torch.Tensor]:
     if file.suffix != ".safetensors":
         raise ValueError(f"{file}: only .safetensors checkpoints are read, as pickles can run code when opened")
-    try:
-        with safe_open(str(file), framework="pt", device="cpu") as opened:
-            return {key: opened.get_tensor(raw) for key, raw in _wanted(opened.keys(), keys, str(file)).items()}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is no readable safetensors file: {error}") from error
+    with opened(file) as found:
+        return {key: found.get_tensor(raw) for key, raw in _wanted(found.keys(), keys, str(file)).items()}
 
 
 def _read_folder(folder: Path, keys: list[str]) -> dict[str, torch.Tensor]:
@@ -140,10 +136,10 @@ def _read_folder(folder: Path, keys: list[str]) -> dict[str, torch.Tensor]:
     index = next((unet / name for name in _INDEXES if (unet / name).is_file()), None)
     if index is not None:
         shards = read_weight_map(index)
-        places = {key: unet / shards[raw] for key, raw in _wanted(shards, keys, str(index)).items()}
+        files = {key: unet / shards[raw] for key, raw in _wanted(shards, keys, str(index)).items()}
         found = {}
-        for shard in sorted(set(places.values())):
-            found |= _read_file(shard, [key for key, place in places.items() if place == shard])
+        for shard in sorted(set(files.values())):
+            found |= _read_file(shard, [key for key, file in files.items() if file == shard])
         return found
     raise ValueError(
         f"{unet} has neither {' nor '.join(UNET_FILES)}; found {listed(f.name for f in unet.iterdir()) or 'nothing'}. "

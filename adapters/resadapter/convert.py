@@ -9,6 +9,7 @@ from brickwork.adapters.comfyui.reading import ResAdapterWeights, listed, read_a
 from brickwork.adapters.hub import local_adapter
 from brickwork.adapters.resadapter import formats
 from brickwork.adapters.resadapter.base_norms import read_base_norms
+from brickwork.errors import one_of
 
 NORM_TYPES = {"float64": torch.float64, "float32": torch.float32}
 
@@ -27,7 +28,7 @@ def convert_resadapter(
     """Writes a ResAdapter in another form, without loss: converted back, every tensor is the same bit for bit.
 
     Args:
-        src: a file, an authors' folder, or a place on the Hub, as for `load_resadapter`.
+        src: a file, an authors' folder, or a repository on the Hub, as for `load_resadapter`.
         dst: a folder for `to="official"`, a path ending in .safetensors otherwise.
         to: "official" (the authors' two files), "diffusers" (a LoRA file for stock `load_lora_weights`, the norms in a
             second file beside it) or "comfyui" (one file for the LoRA loaders of ComfyUI, Forge and A1111).
@@ -46,13 +47,11 @@ def convert_resadapter(
     Raises:
         ValueError: an adapter or base that cannot be read or do not belong together, or a file in the way.
     """
-    if to not in formats.FORMS:
-        raise ValueError(f"to={to!r}; allowed: {', '.join(formats.FORMS)}")
-    if norm_type not in NORM_TYPES:
-        raise ValueError(f"norm_type={norm_type!r}; allowed: {', '.join(NORM_TYPES)}")
+    one_of("to", to, formats.FORMS)
+    dtype = one_of("norm_type", norm_type, NORM_TYPES)
     adapter = with_stated_facts(read_adapter(local_adapter(src)))
     if adapter.differences and to == "comfyui":
-        norms = {key: value.to(NORM_TYPES[norm_type]) for key, value in adapter.norms.items()}
+        norms = {key: value.to(dtype) for key, value in adapter.norms.items()}
         adapter = dataclasses.replace(adapter, norms=norms)
     if adapter.norms and adapter.differences != (to == "comfyui"):
         if base_model is None:
@@ -61,10 +60,8 @@ def convert_resadapter(
                 f"{'differences' if adapter.differences else 'absolute values'}, and the other kind is wanted"
             )
         base = base_norms_for(adapter, base_model)
-        if adapter.differences:
-            adapter = formats.to_absolute(adapter, base)
-        else:
-            adapter = formats.to_differences(adapter, base, NORM_TYPES[norm_type])
+        differ = adapter.differences
+        adapter = formats.to_absolute(adapter, base) if differ else formats.to_differences(adapter, base, dtype)
     return formats.write_adapter(adapter, dst, to, naming=naming, norm_keys=norm_keys, overwrite=overwrite)
 
 

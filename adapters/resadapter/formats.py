@@ -19,7 +19,6 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 
 from brickwork.adapters.base import KIND_KEY, read_metadata
@@ -27,6 +26,7 @@ from brickwork.adapters.comfyui.metadata import HASH_KEYS, INFO_KEY, PEFT_KEY
 from brickwork.adapters.comfyui.names import compvis_path, kohya_name
 from brickwork.adapters.comfyui.reading import LORA_FILES, NORM_FILES, NORMS_SUFFIX, ResAdapterWeights
 from brickwork.adapters.resadapter.base_norms import norms_fingerprint
+from brickwork.errors import one_of
 from brickwork.files import check_file, digest, new_files
 
 FORMS = ("official", "diffusers", "comfyui")
@@ -94,14 +94,12 @@ def write_adapter(
         overwrite: replace ResAdapter files of ours that are there, and nothing else.
 
     Returns:
-        The files written; each appears whole or not at all.
+        The files written; each appears complete or not at all.
     """
-    if to not in FORMS:
-        raise ValueError(f"to={to!r}; allowed: {', '.join(FORMS)}")
-    if naming is not None and (naming not in NAMINGS or to != "comfyui"):
-        raise ValueError(f"naming={naming!r}; allowed: {', '.join(NAMINGS)}, and only with to='comfyui'")
-    if norm_keys is not None and (norm_keys not in NORM_KEYS or to != "comfyui"):
-        raise ValueError(f"norm_keys={norm_keys!r}; allowed: {', '.join(NORM_KEYS)}, and only with to='comfyui'")
+    one_of("to", to, FORMS)
+    for argument, value, allowed in (("naming", naming, NAMINGS), ("norm_keys", norm_keys, NORM_KEYS)):
+        if value is not None and one_of(argument, value, allowed) and to != "comfyui":
+            raise ValueError(f"`{argument}` is {value!r}, which goes with to='comfyui' only; leave it out.")
     if adapter.norms and adapter.differences != (to == "comfyui"):
         kind = "differences, need absolute values" if adapter.differences else "absolute values, need differences"
         raise ValueError(f"{adapter.source} has its norms as {kind} for to={to!r}: give base_model")
@@ -118,15 +116,6 @@ def write_adapter(
         check_file(path, _is_ours, overwrite=overwrite, argument="dst")
     _write_all(files)
     return list(files)
-
-
-def _is_own(path: Path, tensors: dict) -> bool:
-    """Whether a file is an earlier output: a ResAdapter by its metadata, or one of the same tensors."""
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return KIND_KEY in (file.metadata() or {}) or set(file.keys()) == set(tensors)
-    except (SafetensorError, OSError):
-        return False
 
 
 def _is_ours(path: Path) -> bool:

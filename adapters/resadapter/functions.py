@@ -30,6 +30,7 @@ from brickwork.adapters.resadapter.transaction import (
     state_of,
     strengths_in_thread,
 )
+from brickwork.errors import one_of
 
 NORM_MODES = ("replace", "delta")
 _CROSS_ATTENTION = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
@@ -66,8 +67,7 @@ def load_resadapter(
     adapters = loaded_adapters(unet)
     if adapter_name in adapters:
         raise ValueError(f"adapter_name={adapter_name!r} is in use: unload it first, or choose another name")
-    if norm_mode not in NORM_MODES:
-        raise ValueError(f"norm_mode={norm_mode!r}; allowed: {', '.join(NORM_MODES)}")
+    one_of("norm_mode", norm_mode, NORM_MODES)
     scale = _scale_for(unet, "scale", scale)
     adapter = read_adapter(local_adapter(source))
     check_fits(adapter, adaptable_shapes(unet), f"this {type(unet).__name__}{_family_note(unet)}")

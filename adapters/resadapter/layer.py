@@ -1,8 +1,8 @@
 """The two layers a ResAdapter adds to, taught to add it without touching a weight.
 
-An adapted module is the base's own object with another class: its parameters, its names and its place in the model
-stay as they are, so `state_dict` never shows the adapter, taking it off is exact, and other LoRAs, offloading and
-layerwise casting (all of which wrap `forward` or the module's surroundings) go on working. The addition sits in
+An adapted module is the base's own object with another class: its parameters, its names and its position in the
+model stay as they are, so `state_dict` never shows the adapter, taking it off is exact, and other LoRAs, offloading
+and layerwise casting (all of which wrap `forward` or the module's surroundings) go on working. The addition sits in
 `__call__`, outside whatever wraps `forward`. A change of class is something `torch.compile` notices, unlike a hook
 added later; new strengths are written into the same tensors, which needs no new graph.
 """

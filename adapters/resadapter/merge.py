@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 
 from brickwork.adapters.base import checked_scale
 from brickwork.adapters.comfyui.metadata import HASH_KEYS
-from brickwork.adapters.comfyui.reading import ResAdapterWeights, check_fits, listed, read_adapter
+from brickwork.adapters.comfyui.reading import ResAdapterWeights, check_fits, listed, opened, read_adapter
 from brickwork.adapters.hub import local_adapter
 from brickwork.adapters.resadapter.base_norms import canonical_tensor, read_weight_map
 from brickwork.adapters.resadapter.formats import hashes
@@ -45,8 +44,8 @@ def merge_resadapter(
         base: a single-file checkpoint (original or diffusers names), a UNet's folder or a pipeline's. Of a folder,
             every file that holds the network is merged: variants, shards, `.bin`, checkpoints beside `unet/`. Of
             pickles, plain tensors are read alone.
-        adapter: a file, an authors' folder or a place on the Hub, as for `load_resadapter`. Absolute norms replace the
-            base's own by the scale; differences are added.
+        adapter: a file, an authors' folder or a repository on the Hub, as for `load_resadapter`. Absolute norms
+            replace the base's own by the scale; differences are added.
         dst: a file if `base` is one, else a folder; must not exist.
         scale: strength, a finite number; `lora_scale` and `norm_scale` go before it for one half.
 
@@ -134,11 +133,8 @@ def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
     if file.suffix in _PICKLES:
         found = {key: tuple(tensor.shape) for key, tensor in _read_pickle(file)[1].items()}
     else:
-        try:
-            with safe_open(str(file), framework="pt", device="cpu") as opened:
-                found = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{file} is no readable safetensors file: {error}") from error
+        with opened(file) as stored:
+            found = {key: tuple(stored.get_slice(key).get_shape()) for key in stored.keys()}
     shapes = {}
     for key, shape in found.items():
         name = canonical_tensor(key)
@@ -155,9 +151,9 @@ def _merge_file(src: Path, dst: Path, adapter: ResAdapterWeights, lora: float, n
         table.update(_merged(src, tensors, adapter, lora, norm))
         torch.save(content, dst)
         return
-    with safe_open(str(src), framework="pt", device="cpu") as opened:
-        tensors = {key: opened.get_tensor(key) for key in opened.keys()}
-        metadata = opened.metadata()
+    with opened(src) as stored:
+        tensors = {key: stored.get_tensor(key) for key in stored.keys()}
+        metadata = stored.metadata()
     merged = {key: tensor.contiguous() for key, tensor in _merged(src, tensors, adapter, lora, norm).items()}
     if metadata and any(key in metadata for key in HASH_KEYS):
         fresh = hashes(save(merged))

@@ -15,7 +15,7 @@ from torch import nn
 
 from brickwork.adapters.base import AUTO
 from brickwork.adapters.comfyui.reading import ResAdapterWeights
-from brickwork.compat import before_saving
+from brickwork.compat import before_call
 
 STATE = "_resadapters"  # the attribute
 
@@ -78,7 +78,7 @@ class State:
         return [loaded for name, loaded in self.adapters.items() if loaded.enabled and name not in gone]
 
 
-def _tell_what_is_not_saved(unet: nn.Module) -> None:
+def _tell_what_is_not_saved(unet: nn.Module, *arguments, **options) -> None:
     """A warning before a UNet is saved, alone or with its pipeline: loaded ResAdapters are not."""
     state, network = stored(unet), type(unet).__name__
     fused = {record.name for record in state.fused}
@@ -107,6 +107,6 @@ def store(unet: nn.Module, state: State) -> None:
     if state.adapters or state.fused or state.blocks:
         setattr(unet, STATE, state)
         if hasattr(type(unet), "save_pretrained"):
-            before_saving(type(unet), _tell_what_is_not_saved)
+            before_call(type(unet), "save_pretrained", _tell_what_is_not_saved)
     else:
         vars(unet).pop(STATE, None)

@@ -13,7 +13,7 @@ from brickwork.errors import near_names
 
 # command: (module of this package with `configure_parser(parser)`, or another name behind a colon; what it does)
 COMMANDS = {
-    "demo": ("eval.commands.demo", "draw one picture with the weights that ship: whole, fast and wide"),
+    "demo": ("eval.commands.demo", "draw one picture with the weights that ship: full, fast and wide"),
     "demo resadapter": (
         "eval.commands.demo_resadapter",
         "the miniature Stable Diffusion at sizes it never saw",
@@ -196,8 +196,8 @@ def _tell(args: argparse.Namespace) -> None:
         from tqdm import tqdm
 
         text = " ".join(str(message).split())
-        place = f" ({category.__name__}, {filename}:{lineno})" if hasattr(args, "verbose") else ""
-        tqdm.write(f"warning: {text}{place}", file=sys.stderr)
+        where = f" ({category.__name__}, {filename}:{lineno})" if hasattr(args, "verbose") else ""
+        tqdm.write(f"warning: {text}{where}", file=sys.stderr)
 
     warnings.showwarning = show
 

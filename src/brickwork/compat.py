@@ -82,7 +82,7 @@ def compiled_call(module: nn.Module) -> Callable | None:
 
 
 def set_compiled_call(module: nn.Module, call: Callable | None) -> None:
-    """Put something in the place of a module's compiled call."""
+    """Replace a module's compiled call."""
     module._compiled_call_impl = call
 
 
@@ -96,22 +96,24 @@ def offloaded_weights(module: nn.Module) -> dict[str, torch.Tensor] | None:
     return None
 
 
-def before_saving(kind: type, tell: Callable[[Any], None]) -> None:
-    """Call `tell(model)` before each `save_pretrained` of a class of diffusers, which has no hook for it.
+def before_call(kind: type, method: str, tell: Callable[..., None]) -> None:
+    """Call `tell` with the arguments of each call of a method of a class of diffusers, which has no hook for it.
 
     Once a class and `tell`, however often it is asked for.
     """
-    save = kind.save_pretrained
-    if getattr(save, "tell", None) == tell:
-        return
+    call = found = getattr(kind, method)
+    while found is not None:
+        if getattr(found, "tell", None) == tell:
+            return
+        found = getattr(found, "__wrapped__", None)
 
-    @wraps(save)
-    def save_pretrained(self, *arguments, **options):
-        tell(self)
-        return save(self, *arguments, **options)
+    @wraps(call)
+    def told(self, *arguments, **options):
+        tell(self, *arguments, **options)
+        return call(self, *arguments, **options)
 
-    save_pretrained.tell = tell
-    kind.save_pretrained = save_pretrained
+    told.tell = tell
+    setattr(kind, method, told)
 
 
 def attributes_of_diffusers(names: set[str], find: Callable[[str], Any]) -> None:

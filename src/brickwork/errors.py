@@ -1,6 +1,6 @@
 """The wording of errors: what was given, what is allowed, what comes near.
 
-One dialect for the whole package: "`argument` is VALUE; …" names the argument as its user knows it, the value, and
+One wording for the package: "`argument` is VALUE; …" names the argument as its user knows it, the value, and
 what to do. Imports nothing of ours.
 """
 

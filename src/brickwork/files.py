@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent, digests, and what may be overwritten. Imports nothing of ours.
+"""Files and folders that are complete or absent, digests, and what may be overwritten. Imports nothing of ours.
 
 What is written lies under a hidden name beside its target (`.NAME.PID@HOST.part`) until it is complete. What a killed
 process left there is removed by the next one that writes the same target.
@@ -22,7 +22,7 @@ from brickwork.errors import count_and_name
 # What an output folder says of itself: which command made it, and which files.
 MANIFEST = ".brickwork.json"
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
-_ROOM = "make room there, or choose another place"
+_ROOM = "make room there, or write elsewhere"
 _EXCHANGE = 2  # Linux: renameat2(…, RENAME_EXCHANGE)
 _HERE = -100  # AT_FDCWD
 
@@ -143,7 +143,7 @@ def write_file(path: str | Path, content: bytes | str | Callable[[Path], Any]) -
 
 
 def write_json(path: str | Path, value: Any, indent: int | None = 2) -> Path:
-    """Write a value as JSON, whole or not at all; numbers that are not finite are refused."""
+    """Write a value as JSON, complete or not at all; numbers that are not finite are refused."""
     return write_file(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -346,9 +346,9 @@ def _literal(name: str) -> str:
 
 def _parse(rest: str) -> tuple[int, str, str | None]:
     """`"12@host.name.part.png"` => process, host, and `"part"` or `"old"`; `None` for a name that is not ours."""
-    pid, _, place = rest.partition("@")
+    pid, _, rest = rest.partition("@")
     for kind in ("part", "old"):
-        host, found, behind = place.rpartition(f".{kind}")
+        host, found, behind = rest.rpartition(f".{kind}")
         if found and pid.isdigit() and (not behind or behind.startswith(".")):
             return int(pid), host, kind
     return 0, "", None
@@ -375,7 +375,7 @@ def _record(folder: Path) -> dict | None:
 
 
 def _keep(strangers: list[Path], folder: Path, fresh: Path) -> None:
-    """Put links to (or copies of) the strangers in a folder into the one that takes its place."""
+    """Put links to (or copies of) the strangers in a folder into the one that replaces it."""
     for name in strangers:
         there = fresh / name
         if there.exists():

@@ -106,10 +106,10 @@ def _reachable() -> bool:
 @lru_cache
 def _connects(endpoint: str, proxy: str | None) -> bool:
     """Whether a connection to the hub, or to the proxy before it, can be opened."""
-    place = urllib.parse.urlsplit(proxy if proxy and "//" in proxy else endpoint)
-    port = place.port or (443 if place.scheme == "https" else 80)
+    address = urllib.parse.urlsplit(proxy if proxy and "//" in proxy else endpoint)
+    port = address.port or (443 if address.scheme == "https" else 80)
     try:
-        socket.create_connection((place.hostname, port), timeout=_PATIENCE).close()
+        socket.create_connection((address.hostname, port), timeout=_PATIENCE).close()
     except OSError:
         return False
     return True

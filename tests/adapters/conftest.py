@@ -13,9 +13,12 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from safetensors.torch import save_file
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from brickwork.adapters import base
 from brickwork.adapters.comfyui.names import FAMILIES, unet_layout
+from brickwork.adapters.modules import ModuleAdapter, ModuleHook
 
 TEXT_WIDTH = 32
 
@@ -232,3 +235,36 @@ def official(tmp_path, unet):
 def official_b(tmp_path, unet):
     """A second one, of another rank, without a stated alpha."""
     return write_official(tmp_path / "adapter_b", *random_adapter_tensors(unet, rank=2, alpha=None, seed=7))
+
+
+class ShiftAdapter(ModuleAdapter):
+    """The smallest kind: a learned number for each channel, and a given one, on the first convolution's output."""
+
+    kind = "shift"
+    conditions, strength_argument = ("offset",), "offset_scale"
+
+    @classmethod
+    def build(cls, network, width=4):
+        if width < 1:
+            raise ValueError(f"`width` is {width}; give 1 or more.")
+        parts = nn.Module()
+        parts.shift = nn.Parameter(torch.zeros(network.conv_in.out_channels))
+        return parts, {"width": width}
+
+    def hooks(self):
+        return [(self.network.conv_in, "post", Add(self))]
+
+
+class Add(ModuleHook):
+    def act(self, strength, module, args, kwargs, output):
+        offset = (self.adapter.present() or {}).get("offset", 0.0)
+        return output + strength * (self.adapter.parts.shift[:, None, None] + offset)
+
+
+@pytest.fixture
+def Shift(monkeypatch):
+    """A kind for the length of a test."""
+    monkeypatch.setitem(base.KINDS, "shift", "tests.Shift")
+    known = base.adapter_class
+    monkeypatch.setattr(base, "adapter_class", lambda kind: ShiftAdapter if kind == "shift" else known(kind))
+    return ShiftAdapter

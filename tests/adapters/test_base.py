@@ -1,4 +1,4 @@
-"""The handle that every adapter has, on a ResAdapter and on an adapter made of modules."""
+"""What is particular to the handle of a ResAdapter and of an adapter made of modules; see `test_conformance`."""
 
 import copy
 import sys
@@ -10,82 +10,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from brickwork import load_adapter
-from brickwork.adapters import base
-from brickwork.adapters.base import ModuleAdapter
-
-
-class Shift(ModuleAdapter):
-    """Adds a learned number for each channel, and a given one, to the first convolution's output."""
-
-    kind = "shift"
-    conditions = ("offset",)
-
-    @classmethod
-    def build(cls, network, width=4):
-        if width < 1:
-            raise ValueError(f"`width` is {width}; give 1 or more.")
-        parts = nn.Module()
-        parts.shift = nn.Parameter(torch.zeros(network.conv_in.out_channels))
-        return parts, {"width": width}
-
-    def hooks(self):
-        return [(self.network.conv_in, "post", Add(self))]
-
-
-class Add:
-    def __init__(self, adapter):
-        self.adapter = adapter
-
-    def __call__(self, module, args, kwargs, output):
-        if self.adapter.strength() == 0:
-            return None
-        offset = (self.adapter.present() or {}).get("offset", 0.0)
-        return output + self.adapter.strength() * (self.adapter.parts.shift[:, None, None] + offset)
-
-
-@pytest.fixture(autouse=True)
-def shift_is_a_kind(monkeypatch):
-    monkeypatch.setitem(base.KINDS, "shift", "tests.Shift")
-    known = base.adapter_class
-    monkeypatch.setattr(base, "adapter_class", lambda kind: Shift if kind == "shift" else known(kind))
+from brickwork.adapters import base, modules
 
 
 @pytest.fixture
-def sources(official, tmp_path, unet):
+def sources(official, tmp_path, unet, Shift):
     """A file or folder of each kind."""
     adapter = Shift.create(copy.deepcopy(unet), width=7)
     nn.init.ones_(adapter.parts.shift)
     return {"resadapter": official, "shift": adapter.save(tmp_path / "shift.safetensors")[0]}
-
-
-@pytest.mark.parametrize("kind", ["resadapter", "shift"])
-def test_the_handle(unet, sources, helpers, tmp_path, kind):
-    plain, keys = helpers.predict(unet), set(unet.state_dict())
-    attributes = set(vars(unet))
-    adapter = load_adapter(unet, sources[kind])
-    assert (adapter.kind, adapter.scale, adapter.enabled) == (kind, 1.0, True)
-    on = helpers.predict(unet)
-    assert not torch.equal(on, plain) and set(unet.state_dict()) == keys
-    adapter.scale = 0
-    assert torch.equal(helpers.predict(unet), plain)
-    with adapter.at(1.0):
-        assert torch.equal(helpers.predict(unet), on)
-    assert torch.equal(helpers.predict(unet), plain)
-    adapter.scale = 1.0
-    adapter.enabled = False
-    assert torch.equal(helpers.predict(unet), plain)
-    adapter.enabled = True
-    assert torch.equal(helpers.predict(unet), on)
-    (saved,) = adapter.save(tmp_path / "saved.safetensors")
-    adapter.unload()
-    assert torch.equal(helpers.predict(unet), plain) and set(vars(unet)) == attributes
-    with pytest.raises(ValueError, match="load"):
-        adapter.enabled = True
-    again = load_adapter(unet, saved, "again")
-    torch.testing.assert_close(helpers.predict(unet), on, rtol=0, atol=1e-6)
-    twin = copy.deepcopy(unet)
-    again.unload()
-    assert not torch.equal(helpers.predict(twin), plain)  # a copy has its own
 
 
 def test_what_a_kind_cannot_do(unet, sources):
@@ -175,9 +108,9 @@ def test_arguments_that_are_refused(unet, sources, official):
         load_adapter(3, sources["shift"])
 
 
-def test_hooks_that_fail_leave_nothing(unet, sources, monkeypatch):
+def test_hooks_that_fail_leave_nothing(unet, sources, monkeypatch, Shift):
     def fail(self):
-        yield self.network.conv_in, "post", Add(self)
+        yield self.network.conv_in, "post", lambda *arguments: None
         raise MemoryError
 
     monkeypatch.setattr(Shift, "hooks", fail)
@@ -188,7 +121,7 @@ def test_hooks_that_fail_leave_nothing(unet, sources, monkeypatch):
 
 
 @pytest.mark.parametrize("in_place", [True, False])
-def test_compiled_after_loading(helpers, tmp_path, in_place):
+def test_compiled_after_loading(helpers, tmp_path, in_place, Shift):
     """One graph takes new strengths and conditions, off is off; what it could not see is refused."""
     torch._dynamo.reset()
     network, plain = nn.ModuleDict({"conv_in": nn.Conv2d(4, 8, 3, padding=1)}), nn.Conv2d(4, 8, 3, padding=1)
@@ -226,7 +159,7 @@ def test_interrupted_at_any_line(unet, sources):
         return len(hooks[0]), len(hooks[1]), len(on), sorted(vars(unet)), adapter is not None and adapter.enabled
 
     def undo(adapter):
-        for one in list(base.module_adapters(unet).values()):
+        for one in list(modules.module_adapters(unet).values()):
             one.unload()
         return adapter
 
@@ -251,13 +184,13 @@ def test_interrupted_at_any_line(unet, sources):
 
 
 class LineCounter:
-    """Counts the lines of `adapters/base.py` that run, and interrupts at one."""
+    """Counts the lines of `adapters/modules.py` that run, and interrupts at one."""
 
     def __init__(self, at=0):
         self.at, self.count = at, 0
 
     def _trace(self, frame, event, argument):
-        if frame.f_code.co_filename != base.__file__:
+        if frame.f_code.co_filename != modules.__file__:
             return None
         if event == "line":
             self.count += 1

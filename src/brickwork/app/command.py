@@ -84,13 +84,13 @@ def listen(host: str, port: int) -> socket.socket:
         ValueError: for a port that is taken, and an address that this machine does not have.
     """
     try:
-        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError:
         raise ValueError(f"`--host` is {host!r}, which is no address; leave it out for this machine alone.") from None
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind(place)
+        listening.bind(address)
         listening.listen(64)
     except OSError as error:
         listening.close()

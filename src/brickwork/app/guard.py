@@ -58,7 +58,7 @@ class Guard:
         if "*" not in self.hosts and host not in self.hosts:
             return "This studio is not called that; open the address that the terminal shows."
         if self.key and not self._knows(headers, given):
-            return "Open the whole address that the terminal shows, with its key."
+            return "Open the full address that the terminal shows, with its key."
         if method in ("GET", "HEAD"):
             return ""
         if headers.get("content-type", "").partition(";")[0].strip() != "application/json":

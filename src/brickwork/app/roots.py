@@ -57,14 +57,14 @@ class Roots:
             self._refuse_outside(text, "model")
             hub.check_name(text, "model")
             return text
-        places = (path, path / "pipeline")
+        folders = (path, path / "pipeline")
         run = (path / "config.yaml").is_file() and (path / "starts.jsonl").is_file()
-        if not run and not any((place / "model_index.json").is_file() for place in places):
+        if not run and not any((folder / "model_index.json").is_file() for folder in folders):
             raise ValueError(
                 f"`model` is {shown(text)}, which holds no pipeline (no model_index.json); name a pipeline's folder, "
                 "or that of a run which has left one."
             )
-        if not all(self.holds(place) for place in places):
+        if not all(self.holds(folder) for folder in folders):
             raise ValueError(f"`model` is {shown(text)}, whose pipeline is a link that leaves {self}.")
         return str(path)
 
@@ -127,13 +127,13 @@ class Roots:
     def _walk(self) -> Iterator[Path]:
         seen = 0
         for root in self.folders:
-            for place, names, _ in os.walk(root):
-                depth = len(Path(place).relative_to(root).parts)
+            for folder, names, _ in os.walk(root):
+                depth = len(Path(folder).relative_to(root).parts)
                 names[:] = sorted(n for n in names if not n.startswith(".") and n != "node_modules" and depth < _DEPTH)
                 seen += 1
                 if seen > _LIMIT:
                     return
-                yield Path(place)
+                yield Path(folder)
 
     def __str__(self) -> str:
         return " or ".join(map(str, self.folders))

@@ -115,15 +115,15 @@ class Studio:
         return kept
 
     def _load(self, model: str) -> Loaded:
-        place = self.roots.model(model)
-        if place not in self._loaded:
+        path = self.roots.model(model)
+        if path not in self._loaded:
             while len(self._loaded) >= _PIPELINES:
                 self._loaded.popitem(last=False)
-            pipe = load_pipeline(place, device=self.device, use_safetensors=True)
+            pipe = load_pipeline(path, device=self.device, use_safetensors=True)
             pipe.set_progress_bar_config(disable=True)
-            self._loaded[place] = Loaded(pipe)
-        self._loaded.move_to_end(place)
-        return self._loaded[place]
+            self._loaded[path] = Loaded(pipe)
+        self._loaded.move_to_end(path)
+        return self._loaded[path]
 
     def _adapter(self, loaded: Loaded, adapter: str) -> None:
         if adapter not in loaded.adapters:

@@ -193,5 +193,5 @@ def test_norms_as_diff_act_alike_and_come_back(unet, official, helpers, tmp_path
     for name in (LORA, NORMS):
         one, other = load_file(official / name), load_file(tmp_path / "back" / name)
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-    with pytest.raises(ValueError, match="norm_keys='full'; allowed: norm, diff"):
+    with pytest.raises(ValueError, match="`norm_keys` is 'full'; choose one of norm, diff"):
         convert_resadapter(official, tmp_path / "no.safetensors", to="comfyui", base_model=unet, norm_keys="full")
