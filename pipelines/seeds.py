@@ -35,11 +35,7 @@ def checked_generator(generator: Generators, batch_size: int) -> Generators:
 
 
 def first_noise(
-    latents: Any,
-    shape: Sequence[int],
-    generator: Generators,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
+    latents: Any, shape: Sequence[int], generator: Generators, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
     """Noise of unit variance `(B, …)` of any shape, drawn in float32, or given and checked."""
     if latents is None:

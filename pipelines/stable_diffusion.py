@@ -92,10 +92,7 @@ def unet_arguments(batch: dict[str, torch.Tensor]) -> dict:
     """The UNet's arguments beside sample and timestep."""
     arguments = {"encoder_hidden_states": batch["prompt_embeds"]}
     if "pooled_prompt_embeds" in batch:
-        arguments["added_cond_kwargs"] = {
-            "text_embeds": batch["pooled_prompt_embeds"],
-            "time_ids": batch["time_ids"],
-        }
+        arguments["added_cond_kwargs"] = {"text_embeds": batch["pooled_prompt_embeds"], "time_ids": batch["time_ids"]}
     return arguments
 
 

@@ -49,7 +49,7 @@ class BrickworkResAdapter:
                 "latent": (
                     "LATENT",
                     {"tooltip": "Connect the empty latent to have both strengths multiplied by what suits its size."},
-                ),
+                )
             },
         }
 

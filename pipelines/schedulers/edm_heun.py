@@ -11,6 +11,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from brickwork.errors import one_of
+
 SIGMA_SCHEDULES = ("karras", "exponential")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 FINAL_SIGMAS_TYPES = ("zero", "sigma_min")
@@ -76,9 +78,9 @@ class EDMHeunScheduler(SchedulerMixin, ConfigMixin):
         s_tmax: float | None = None,
         s_noise: float = 1.0,
     ):
-        _check_choice("sigma_schedule", sigma_schedule, SIGMA_SCHEDULES)
-        _check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
-        _check_choice("final_sigmas_type", final_sigmas_type, FINAL_SIGMAS_TYPES)
+        one_of("sigma_schedule", sigma_schedule, SIGMA_SCHEDULES)
+        one_of("prediction_type", prediction_type, PREDICTION_TYPES)
+        one_of("final_sigmas_type", final_sigmas_type, FINAL_SIGMAS_TYPES)
         if not 0 < sigma_min < sigma_max or sigma_data <= 0 or rho <= 0:
             raise ValueError(
                 f"`sigma_min`, `sigma_max`, `sigma_data` and `rho` are {sigma_min}, {sigma_max}, {sigma_data} and "
@@ -284,8 +286,3 @@ class EDMHeunScheduler(SchedulerMixin, ConfigMixin):
 def float_dtype_for(device: torch.device) -> torch.dtype:
     """float64, or float32 on a device that lacks it."""
     return torch.float32 if device.type in _DEVICES_WITHOUT_FLOAT64 else torch.float64
-
-
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"`{name}` is {value!r}; choose one of {', '.join(allowed)}.")

@@ -14,17 +14,11 @@ from brickwork.errors import near_names
 # command: (module of this package with `configure_parser(parser)`, or another name behind a colon; what it does)
 COMMANDS = {
     "demo": ("eval.commands.demo", "draw one picture with the weights that ship: full, fast and wide"),
-    "demo resadapter": (
-        "eval.commands.demo_resadapter",
-        "the miniature Stable Diffusion at sizes it never saw",
-    ),
+    "demo resadapter": ("eval.commands.demo_resadapter", "the miniature Stable Diffusion at sizes it never saw"),
     "generate": ("eval.commands.generate", "draw pictures with a pipeline"),
     "app": ("app.command", "a studio in the browser: draw, compare, watch runs, sweep, look back"),
     "info": ("eval.commands.info", "what a checkpoint is: its bricks, their costs, its schedule"),
-    "benchmark": (
-        "eval.commands.benchmark",
-        "time and memory beside a plain reference and diffusers' own networks",
-    ),
+    "benchmark": ("eval.commands.benchmark", "time and memory beside a plain reference and diffusers' own networks"),
     "env": ("training.commands.env", "versions, processor, GPUs and what is fast here, for bug reports"),
     "new-config": ("training.commands.new_config", "every value of a training run, commented, as a file to change"),
     "train": ("training.commands.train", "train a backbone, on pictures of one's own too"),
@@ -34,20 +28,14 @@ COMMANDS = {
         "backbones of one size under equal conditions: tables and a plot",
     ),
     "evaluate": ("eval.commands.evaluate", "reference statistics, samples, metrics, comparisons"),
-    "sweep": (
-        "eval.studies.sweep",
-        "a pipeline over sizes, ratios and adapter strengths: contact sheet and table",
-    ),
+    "sweep": ("eval.studies.sweep", "a pipeline over sizes, ratios and adapter strengths: contact sheet and table"),
     "search": ("eval.commands.search", "the best brick schedules within budgets of operations"),
     "convbn": (
         "training.studies.commands:configure_convbn",
         "a convolution and its BatchNorm: memory, time, stability by mode",
     ),
     "report": ("eval.commands.report", "results as one page: samples, neighbours, tables, curves"),
-    "seams": (
-        "eval.studies.seams",
-        "edges at window borders against edges elsewhere, above the training size",
-    ),
+    "seams": ("eval.studies.seams", "edges at window borders against edges elsewhere, above the training size"),
     "convert lego": ("eval.commands.convert:configure_lego", "the LEGO authors' checkpoint => a model folder"),
     "convert dit": ("eval.commands.convert:configure_dit", "the DiT authors' checkpoint => a model folder"),
     "convert resadapter": (
@@ -58,10 +46,7 @@ COMMANDS = {
     "data build emoji": ("training.data.build.emoji", "build the emoji data set from its public packages"),
     "data build avatars": ("training.data.build.avatars", "build avatars of known attributes with DiceBear"),
     "data select": ("training.commands.data_select", "some rows of a data set as a Parquet file"),
-    "data split": (
-        "training.commands.data_split",
-        "training and held-out pictures of a run as image folders",
-    ),
+    "data split": ("training.commands.data_split", "training and held-out pictures of a run as image folders"),
     "data check": ("training.commands.data_check", "what is in a data set, and what is wrong with it"),
     "data cache": ("training.commands.data_cache", "latents or captions of a data set, encoded once"),
     "completion": ("completion", "a script that lets bash, zsh or fish complete these commands"),

@@ -268,12 +268,12 @@ def test_differences_remember_their_base(unet, official, helpers, tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"to": "a1111"}, "to='a1111'; allowed: official, diffusers, comfyui"),
+        ({"to": "a1111"}, "`to` is 'a1111'; choose one of official, diffusers, comfyui"),
         ({"to": "comfyui"}, "needs base_model"),
         ({"to": "diffusers", "dst": "folder"}, "needs a .safetensors path"),
         ({"to": "official", "dst": "file.safetensors"}, "needs a folder"),
-        ({"to": "diffusers", "naming": "compvis"}, "only with to='comfyui'"),
-        ({"to": "comfyui", "norm_type": "int8"}, "norm_type='int8'"),
+        ({"to": "diffusers", "naming": "compvis"}, "goes with to='comfyui' only"),
+        ({"to": "comfyui", "norm_type": "int8"}, "`norm_type` is 'int8'"),
     ],
 )
 def test_convert_refuses(official, tmp_path, arguments, message):

@@ -348,7 +348,7 @@ def test_bad_scales_are_refused(unet, official, value):
 def test_names_are_checked(unet, official):
     with pytest.raises(ValueError, match="no ResAdapter is loaded"):
         set_resadapter_scale(unet, 0.5)
-    with pytest.raises(ValueError, match="norm_mode='add'"):
+    with pytest.raises(ValueError, match="`norm_mode` is 'add'"):
         load_resadapter(unet, official, norm_mode="add")
     load_resadapter(unet, official, "a")
     with pytest.raises(ValueError, match="'a' is in use"):
