@@ -7,8 +7,9 @@ from typing import Any, Self
 
 from diffusers import StableDiffusionPipeline
 
-from brickwork.adapters.base import load_adapter, module_adapters
+from brickwork.adapters.base import load_adapter
 from brickwork.adapters.layout.adapter import LayoutAdapter
+from brickwork.adapters.modules import module_adapters
 from brickwork.pipelines.saving import BrickworkPipeline
 
 FOLDER = "layout"  # beside the components, with the adapter in it

@@ -10,9 +10,9 @@ import torch
 from diffusers.models.embeddings import GLIGENTextBoundingboxProjection
 from torch import nn
 
-from brickwork.adapters.base import ModuleAdapter
 from brickwork.adapters.layout.boxes import KEY_POINTS, checked_layouts, key_points, padded
 from brickwork.adapters.layout.relation import BridgedRelation, RelativePositionMap
+from brickwork.adapters.modules import ModuleAdapter, ModuleHook
 from brickwork.errors import near_names, one_of
 
 ENCODINGS = ("relative", "fourier")
@@ -143,7 +143,7 @@ class LayoutAdapter(ModuleAdapter):
     """
 
     kind = "layout"
-    conditions = ("boxes", "phrases", "share")
+    conditions, strength_argument = ("boxes", "phrases", "share"), "layout_scale"
     _pipeline: Any = staticmethod(lambda: None)
 
     @classmethod
@@ -267,13 +267,10 @@ class LayoutAdapter(ModuleAdapter):
         return vector
 
 
-class AtStart:
+class AtStart(ModuleHook):
     """Before the network: whether this step is within the layout's share of the steps."""
 
-    def __init__(self, adapter: LayoutAdapter):
-        self.adapter = adapter
-
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def act(self, strength: float, module: nn.Module, args: tuple, kwargs: dict) -> None:
         layout = self.adapter.present()
         if layout is None or layout.share == 1:
             return
@@ -282,15 +279,16 @@ class AtStart:
         layout.active = bool((steps - timestep).abs().argmin() < layout.share * len(steps))
 
 
-class AtSite:
+class AtSite(ModuleHook):
     """Behind a stage's last block: the map with what the layout says about it."""
 
     def __init__(self, adapter: LayoutAdapter, name: str):
-        self.adapter, self.name = adapter, name.replace(".", "/")
+        super().__init__(adapter)
+        self.name = name.replace(".", "/")
 
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-        layout, strength = self.adapter.present(), self.adapter.strength()
-        if strength == 0 or layout is None or not layout.active:
+    def act(self, strength: float, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        layout = self.adapter.present()
+        if layout is None or not layout.active:
             return None
         hidden_states = output if isinstance(output, torch.Tensor) else output[0]
         parts = self.adapter.parts

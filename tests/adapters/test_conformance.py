@@ -36,6 +36,10 @@ class Case:
 
 CASES = {
     "resadapter": Case(config=None),
+    "layout": Case(
+        config={"dim": 16, "num_heads": 4},
+        given={"boxes": [(0.1, 0.2, 0.6, 0.9)], "phrases": [[0.1] * 32]},
+    ),
     "shift": Case(given={"offset": 0.0}),
 }
 
