@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from brickwork.eval.report.pictures import labelled_sheet, save_picture
 from brickwork.eval.sets.decode import BrokenPicture, kinds_of, open_upright, to_rgb
 from brickwork.eval.sets.tables import CAPTIONS, LABELS, captions_in, find_column, guessed_column, image_column
 from brickwork.files import digest, file_digest, new_folder, write_file, write_json
@@ -56,13 +57,9 @@ class DataReport:
         lines += [f"note: {note}" for note in self.notes]
         lines += [_listed(f"left out: {reason}", names) for reason, names in self.skipped.items()]
         lines.append(_listed("broken, cannot be read", [f"{self._name(r)} ({why})" for r, why in self.broken.items()]))
-        lines += [_listed(kind, list(map(self._name, rows))) for kind, rows in sorted(self.kinds.items())]
-        for title, rows in (
-            ("of no class", self.no_class),
-            ("smaller than the training size", self.tiny),
-            ("without a caption", self.captions_missing),
-        ):
-            lines.append(_listed(title, list(map(self._name, rows))))
+        rows_of = dict(sorted(self.kinds.items())) | {"of no class": self.no_class}
+        rows_of |= {"smaller than the training size": self.tiny, "without a caption": self.captions_missing}
+        lines += [_listed(title, list(map(self._name, rows))) for title, rows in rows_of.items()]
         for title, groups in (("identical files", self.duplicates), ("pictures that look alike", self.look_alikes)):
             lines.append(_listed(f"groups of {title}", [" = ".join(map(self._name, group)) for group in groups]))
         lines.append("buckets (height×width): " + ", ".join(f"{name} {n:,}" for name, n in self.buckets.items()))
@@ -142,7 +139,7 @@ def _look(picture: Image.Image) -> bytes:
 
 def contact_sheet(images: LabelledImages, report: DataReport, path: Path, examples: int = 8) -> None:
     """Draw a PNG with a row of examples for the data set as it is read, and one for each kind that was found."""
-    side, margin = 96, 18
+    side, blank = 96, Image.new("RGB", (96, 96), "white")
     every = [row for row in range(len(images)) if row not in report.broken]
     rows = {
         "as training sees them": [every[place * len(every) // examples] for place in range(min(examples, len(every)))]
@@ -150,15 +147,9 @@ def contact_sheet(images: LabelledImages, report: DataReport, path: Path, exampl
     rows |= report.kinds | {"of no class": report.no_class, "smaller than the training size": report.tiny}
     rows |= {"look alike": [row for group in report.look_alikes for row in group]}
     rows = {title: numbers[:examples] for title, numbers in rows.items() if numbers}
-    sheet = Image.new("RGB", (examples * (side + 4), len(rows) * (side + margin + 4)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for line, (title, numbers) in enumerate(rows.items()):
-        top = line * (side + margin + 4)
-        pen.text((4, top + 3), title, fill="black")
-        for place, row in enumerate(numbers):
-            picture = Image.fromarray(images.picture(row, (side, side)))
-            sheet.paste(picture, (place * (side + 4), top + margin))
-    write_file(path, lambda part: sheet.save(part, format="PNG"))
+    drawn = [[Image.fromarray(images.picture(row, (side, side))) for row in numbers] for numbers in rows.values()]
+    padded = [pictures + [blank] * (examples - len(pictures)) for pictures in drawn]
+    save_picture(labelled_sheet(padded, list(rows), [""] * examples, side), path)
 
 
 def histogram(counts: dict[str, int], path: Path) -> None:
@@ -172,7 +163,7 @@ def histogram(counts: dict[str, int], path: Path) -> None:
         draw.rectangle((left, top + 3, end, top + row - 3), fill="#3366cc")
         draw.text((8, top + 4), name, fill="black")
         draw.text((end + 6, top + 4), f"{count:,}", fill="black")
-    write_file(path, lambda part: image.save(part, format="PNG"))
+    save_picture(image, path)
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
@@ -188,7 +179,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bucket-step", type=int, default=8)
     parser.add_argument("--bucket-max-aspect", type=float, default=2.0)
     parser.add_argument("--histogram", type=Path, help="draw the buckets into this PNG")
-    parser.add_argument("-o", "--output", type=Path, help="folder for a contact sheet and the whole report")
+    parser.add_argument("-o", "--output", type=Path, help="folder for a contact sheet and the complete report")
     parser.add_argument("--overwrite", action="store_true", help="replace what this command wrote there before")
     parser.add_argument("--json", type=Path, help="write everything, uncut, into this file")
     parser.set_defaults(run=run_check)
@@ -221,5 +212,5 @@ def run_check(args: argparse.Namespace) -> int:
             histogram(report.buckets, folder / "buckets.png")
             write_json(folder / "report.json", asdict(report), indent=1)
             write_file(folder / "report.txt", report.text() + "\n")
-        print(f"A contact sheet and the whole report are in {args.output}.")
+        print(f"A contact sheet and the complete report are in {args.output}.")
     return 1 if report.broken else 0

@@ -54,7 +54,7 @@ def write_split(
     Args:
         images: of the run; squares of its size are written. Broken pictures are left out.
         held_out: share of the groups that are held out.
-        output: folder to write; it appears whole or not at all.
+        output: folder to write; it appears complete or not at all.
         overwrite: replace another split in it.
 
     Returns:

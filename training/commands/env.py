@@ -27,14 +27,13 @@ def environment() -> dict[str, str]:
     """Facts by name, in words."""
     import torch
 
-    from brickwork.eval.report.versions import library_versions
     from brickwork.training.config.precision import bf16_speed, device_has_bf16, processor_features
     from brickwork.training.engine.guards import versions
 
-    facts = dict(library_versions())
-    commit = versions()
-    if commit["commit"]:
-        facts["commit"] = f"{commit['commit']}{', changed' if commit['dirty'] else ''}"
+    facts = dict(versions())
+    commit, dirty = facts.pop("commit"), facts.pop("dirty")
+    if commit:
+        facts["commit"] = f"{commit}{', changed' if dirty else ''}"
     facts["system"] = f"{platform.system()} {platform.release()}, {platform.machine()}"
     facts["processor"] = f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads of torch"
     facts["features"] = " ".join(processor_features()) or "unknown"

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def new_config(name: str | None, overrides: list[str]) -> str:
-    """A whole configuration in YAML, with the comments of the defaults.
+    """A complete configuration in YAML, with the comments of the defaults.
 
     Args:
         name: a preset, a configuration that ships, or `None` for the defaults.

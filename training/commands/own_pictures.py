@@ -21,7 +21,7 @@ from brickwork.eval.sets.tables import CAPTIONS, LABELS, guessed_column, image_c
 from brickwork.training.config.config import TrainConfig, given_values, load_config
 from brickwork.training.config.reading import read_yaml
 from brickwork.training.data.images import load_table
-from brickwork.training.tasks.backbones import build_model
+from brickwork.training.tasks.backbones import TrainedOn, build_model
 
 LOOKED_AT = 200  # pictures whose sizes are read
 LEAST_TIMES, MOST_TIMES = 20, 400  # that each picture is shown, if that takes longer or shorter than MINUTES
@@ -137,7 +137,8 @@ def described(source: str) -> list[str]:
 def images_per_second(config: TrainConfig, class_names: list[str]) -> float:
     """How many images this machine trains on in a second, from a few passes of the network over one batch."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = build_model(config, class_names, config.data.size, 3).to(device)
+    data = TrainedOn(class_names, config.data.size, 3, config.data.crop_share > 0)
+    network = build_model(config.model, config.objective, data).to(device)
     batch, size = max(1, config.run.batch_size // config.run.gradient_accumulation_steps), config.data.size
     sample, timestep = torch.zeros(batch, 3, size, size, device=device), torch.zeros(batch, device=device)
     labels = torch.zeros(batch, dtype=torch.long, device=device) if class_names else None
@@ -180,7 +181,7 @@ def _name(source: str) -> str:
 
 
 def _windows(size: int) -> dict[str, list[int]]:
-    """A brick that sees the whole picture, and one for windows of 8 pixels."""
+    """A brick that sees all of the picture, and one for windows of 8 pixels."""
     patch = next(patch for patch in (4, 3, 2, 1) if size % patch == 0)
     return {"window_sizes": [size, 8], "patch_sizes": [patch, 2]}
 

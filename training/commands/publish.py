@@ -55,11 +55,12 @@ def publish(
     Raises:
         ValueError: for a folder without a run or checkpoint, or an output that exists.
     """
+    from brickwork.eval.held_out.paired_loss import paired_loss
     from brickwork.pipelines.objective_file import save_objective
     from brickwork.training.config.config import load_config
     from brickwork.training.data.images import images_of
-    from brickwork.training.engine.checkpoints import CheckpointFolder, load_trained_tensors
-    from brickwork.training.tasks.backbone import build_held_out, build_images
+    from brickwork.training.engine.checkpoints import CheckpointFolder, load_tensors, trained_tensors
+    from brickwork.training.tasks.backbone import build_held_out, build_images, trained_on
     from brickwork.training.tasks.backbones import BACKBONES, build_model, build_objective
 
     if not (run_folder / "config.yaml").is_file():
@@ -73,17 +74,18 @@ def publish(
     tensors, state = found
     images = build_images(config.data)
     train_rows, held_out_rows = images.split(config.data.held_out)
-    model = build_model(config, images.class_names, images.size, images.channels)
-    load_trained_tensors(model, tensors["ema"])
-    objective = build_objective(config)
+    model = build_model(config.model, config.objective, trained_on(images, config.data), config.run.seed)
+    load_tensors(trained_tensors(model), tensors["ema"])
+    objective = build_objective(config.objective)
     pipeline = BACKBONES[config.model.type].pipeline(model.eval(), objective, getattr(images, "vae", None))
+    pairs = build_held_out(images, held_out_rows)
     figures = {
         "images": state["images"],
         "train_images": len(train_rows),
         "hours": training_hours(run_folder),
         "parameters": sum(p.numel() for p in model.parameters()),
         "classes": images.class_names,
-        "held_out": _score(model, build_held_out(images, held_out_rows), objective),
+        "held_out": None if pairs is None else paired_loss(model, pairs, objective),
     }
     with new_folder(output, MAKER, overwrite=overwrite) as folder:
         pipeline.save_pretrained(folder)
@@ -103,12 +105,6 @@ def training_hours(run_folder: Path, longest_pause: float = 600) -> float:
         except (ValueError, LookupError, TypeError):  # a kill or a full disk cut it short
             continue
     return sum(b - a for a, b in zip(times, times[1:]) if 0 < b - a < longest_pause) / 3600
-
-
-def _score(model, pairs, objective) -> dict | None:
-    from brickwork.eval.held_out.paired_loss import paired_loss
-
-    return None if pairs is None else paired_loss(model, pairs, objective)
 
 
 def _draw(pipeline, images, train_rows, held_out_rows, folder: Path) -> dict:
@@ -164,52 +160,46 @@ def model_card(
     distance = memory.get("held_out_distance")
     baseline = "" if distance is None else f"; from a held-out image it is {distance:.3f}"
     start = f", from the weights in `{_ending(config.model.init_from)}`" if config.model.init_from else ""
-    lines = [
-        "---",
-        *([f"license: {license}"] if license else []),
-        "library_name: brickwork",
-        "pipeline_tag: unconditional-image-generation",
-        "tags: [diffusion, diffusers, brickwork]",
-        "---",
-        "",
-        f"# {name}",
-        "",
-        f"A `{config.model.type}` of {figures['parameters']:,} parameters, trained at {config.data.size} × "
-        f"{config.data.size} pixels on {', '.join(figures['classes']) or 'unlabelled images'}.",
-        "",
-        "![samples](samples.png)",
-        "",
-        f"The first seeds, not picked; averaged weights, {sampler}.",
-        "",
-        "## Training",
-        f"{figures['images']:,} images seen in {_duration(figures['hours'])}, {epochs:,.0f} times each of the "
-        f"{figures['train_images']:,} training images{start}.",
-    ]
+    score = ""
     if held_out is not None:
         bricks = ", ".join(f"{loss:.4f}" for loss in held_out["per_estimate"])
-        lines += [
-            f"Paired held-out denoising loss: {held_out['loss']:.4f} (after each brick: {bricks}).",
-        ]
-    lines += [
-        "",
-        "## What it remembers",
-        f"A network that saw each image {epochs:,.0f} times remembers many of them. The median distance (root mean "
-        f"square of pixels in [0, 1]) from a sample to the nearest training image is {memory['sample_distance']:.3f}"
-        f"{baseline}. {memory['copied']:.0%} of {CARD_SAMPLES} samples lie nearer to a training image than any other "
-        "training image does: call those copies.",
-        "",
-        "![nearest training images](neighbours.png)",
-        "",
-        "Samples on top, below each its three nearest training images.",
-        "",
-        "## Configuration",
-        "```yaml",
-        _portable(config).strip(),
-        "```",
-    ]
-    if attribution:
-        lines += ["", "## Data", *(_lower(line) for line in attribution.strip().splitlines())]
-    return "\n".join(lines) + "\n"
+        score = f"\nPaired held-out denoising loss: {held_out['loss']:.4f} (after each brick: {bricks})."
+    # Headings of the attribution two levels down, below the card's own.
+    data = "\n".join(f"##{line}" if line.startswith("#") else line for line in (attribution or "").strip().split("\n"))
+    return f"""---
+{f"license: {license}{chr(10)}" if license else ""}library_name: brickwork
+pipeline_tag: unconditional-image-generation
+tags: [diffusion, diffusers, brickwork]
+---
+
+# {name}
+
+A `{config.model.type}` of {figures["parameters"]:,} parameters, trained at {config.data.size} × {config.data.size} \
+pixels on {", ".join(figures["classes"]) or "unlabelled images"}.
+
+![samples](samples.png)
+
+The first seeds, not picked; averaged weights, {sampler}.
+
+## Training
+{figures["images"]:,} images seen in {_duration(figures["hours"])}, {epochs:,.0f} times each of the \
+{figures["train_images"]:,} training images{start}.{score}
+
+## What it remembers
+A network that saw each image {epochs:,.0f} times remembers many of them. The median distance (root mean square of \
+pixels in [0, 1]) from a sample to the nearest training image is {memory["sample_distance"]:.3f}{baseline}. \
+{memory["copied"]:.0%} of {CARD_SAMPLES} samples lie nearer to a training image than any other training image does: \
+call those copies.
+
+![nearest training images](neighbours.png)
+
+Samples on top, below each its three nearest training images.
+
+## Configuration
+```yaml
+{_portable(config).strip()}
+```
+""" + (f"\n## Data\n{data}\n" if attribution else "")
 
 
 def _portable(config) -> str:
@@ -230,8 +220,3 @@ def _ending(path: str) -> str:
 
 def _duration(hours: float) -> str:
     return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
-
-
-def _lower(line: str) -> str:
-    """A heading of the attribution, two levels down, below the card's own."""
-    return f"##{line}" if line.startswith("#") else line

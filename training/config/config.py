@@ -11,16 +11,14 @@ from pydantic import model_validator
 
 from brickwork.errors import shown
 from brickwork.training.config.data import DataConfig
-from brickwork.training.config.ema import EMAConfig
 from brickwork.training.config.library import CONFIGS, apply_data_set, find_config
-from brickwork.training.config.metrics import MetricsConfig
 from brickwork.training.config.model import ModelConfig
 from brickwork.training.config.objective import FurtherObjectives, ObjectiveConfig
-from brickwork.training.config.optimizer import OptimizerConfig
+from brickwork.training.config.optimizer import EMAConfig, OptimizerConfig
 from brickwork.training.config.precision import choose_precision
 from brickwork.training.config.reading import MAX_DEPTH, parse_yaml, read_yaml
 from brickwork.training.config.run import RunConfig
-from brickwork.training.config.samples import SamplesConfig
+from brickwork.training.config.samples import MetricsConfig, SamplesConfig
 from brickwork.training.config.section import Section, build, require
 
 DEFAULTS = CONFIGS / "defaults.yaml"
@@ -53,13 +51,13 @@ _FREE_KEYS = {
 
 
 class Configuration(Section):
-    """A whole configuration: sections, and the files of their defaults, later ones over earlier."""
+    """A configuration: sections, and the files of their defaults, later ones over earlier."""
 
     defaults: ClassVar[tuple[Path, ...]] = (DEFAULTS,)
 
 
 class TrainConfig(Configuration):
-    """A whole run."""
+    """A run."""
 
     model: ModelConfig
     data: DataConfig
@@ -73,10 +71,11 @@ class TrainConfig(Configuration):
 
     @model_validator(mode="after")
     def _sections_fit(self):
-        data = self.data
-        cropped = data.crop_share == 0 or data.latents is None and self.model.type == "LegoTransformer2DModel"
+        data, lego = self.data, self.model.type == "LegoTransformer2DModel"
         rule = "only LegoTransformer2DModel on pixels learns from crops; set it to 0"
-        require(cropped, "data.crop_share", data.crop_share, rule)
+        require(data.crop_share == 0 or data.latents is None and lego, "data.crop_share", data.crop_share, rule)
+        rule = "LEGO's pipeline samples what edm trains; set it to edm"
+        require(not lego or self.objective.type == "edm", "objective.type", self.objective.type, rule)
         return self
 
 

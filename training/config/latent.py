@@ -4,12 +4,10 @@ from typing import ClassVar
 
 from brickwork.training.config.adapter import AdapterConfig, PartsConfig
 from brickwork.training.config.config import DEFAULTS, Configuration
-from brickwork.training.config.data import CaptionedDataConfig
-from brickwork.training.config.ema import EMAConfig
+from brickwork.training.config.data import CaptionedDataConfig, ResolutionConfig
 from brickwork.training.config.model import PretrainedConfig
 from brickwork.training.config.objective import FurtherObjectives, LatentObjectiveConfig
-from brickwork.training.config.optimizer import OptimizerConfig
-from brickwork.training.config.resolution import ResolutionConfig
+from brickwork.training.config.optimizer import EMAConfig, OptimizerConfig
 from brickwork.training.config.run import RunConfig
 from brickwork.training.config.samples import PromptSamplesConfig
 
@@ -40,7 +38,5 @@ class ResAdapterConfig(LatentConfig):
 
 class TextToImageConfig(LatentConfig):
     """A text-to-image run."""
-
-    defaults: ClassVar = (DEFAULTS, LATENT_DEFAULTS, DEFAULTS.parent / "text_to_image_defaults.yaml")
 
     parts: PartsConfig

@@ -15,6 +15,11 @@ class ModelConfig(Section):
     wrap: str | None
     attention_backend: str | None
 
+    @property
+    def comes_trained(self) -> bool:
+        """Whether weights come from elsewhere, of all or of the lowest brick."""
+        return bool(self.init_from or self.wrap)
+
 
 class PretrainedConfig(Section):
     """Which pipeline: its folder or its name on the hub."""

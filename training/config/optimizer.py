@@ -1,4 +1,4 @@
-"""`optimizer`: the optimiser and the course of its rate."""
+"""`optimizer` and `ema`: the optimiser, the course of its rate, and averaged weights."""
 
 from typing import Annotated, Literal
 
@@ -27,3 +27,10 @@ class OptimizerConfig(Section):
         missing = self.schedule == "inverse_sqrt" and self.decay_images == 0
         require(not missing, "optimizer.decay_images", 0, "inverse_sqrt needs the images after which it falls")
         return self
+
+
+class EMAConfig(Section):
+    """Averaged weights: half-life in images, at most a share of the images seen so far."""
+
+    half_life_images: Count
+    rampup_ratio: Number = Field(ge=0, description="0 (no ramp) or more")

@@ -1,4 +1,4 @@
-"""`samples`: the pictures that the averaged weights draw as the run goes."""
+"""`samples` and `metrics`: what the averaged weights draw as the run goes, and how far that is from a reference."""
 
 from typing import Annotated
 
@@ -23,3 +23,15 @@ class PromptSamplesConfig(SamplesConfig):
     prompts: list[str] = Field(description="texts")
     sizes: list[_Pair] = Field(description="pairs of height and width, such as [[512, 768]]")
     held_out: Count
+
+
+class MetricsConfig(Section):
+    """Distances to a reference (see `brickwork evaluate ref`) of what the averaged weights draw, at intervals."""
+
+    every_images: int = Field(ge=0, description="0 (never) or more")
+    reference: str | None
+    weights: str | None
+    count: int = Field(ge=2, description="at least 2 samples, thousands to be of use")
+    batch_size: Positive
+    steps: Positive
+    guidance_scale: Number

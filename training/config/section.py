@@ -52,7 +52,7 @@ def require(condition: bool, key: str, value: Any, rule: str) -> None:
 
 
 def build(kind: type[Section], values: Any) -> Any:
-    """A section, or a whole configuration, from plain values.
+    """A section, or a configuration, from plain values.
 
     Raises:
         ValueError: naming up to three keys that are unknown, missing, or of the wrong type or range.
@@ -82,7 +82,7 @@ def _say(root: type[Section], values: Any, entry: dict) -> str:
         return str(entry["ctx"]["error"])
     kind, path, value, field = root, "", values, None
     for part in entry["loc"]:
-        if kind is None:  # within a field: the whole of it is shown
+        if kind is None:  # within a field: all of it is shown
             break
         path += f"{'.' if path else ''}{part}"
         if part not in kind.model_fields:

@@ -23,6 +23,7 @@ from brickwork.training.data.images import LabelledImages, to_unit_range
 INDEX = "index.json"
 MAKER = "brickwork data cache"
 ROWS_A_FILE = 1024
+FIX = "build it with `brickwork data cache`"
 # What transformers notes as it saves and loads; where a network came from changes nothing that it computes.
 _NOT_COMPUTED_WITH = ("architectures", "dtype", "transformers_version")
 
@@ -48,7 +49,7 @@ def build_cache(
     source: str = "",
     overwrite: bool = False,
 ) -> Path:
-    """Compute and write a cache; it appears whole or not at all.
+    """Compute and write a cache; it appears complete or not at all.
 
     Args:
         folder: of the cache.
@@ -81,24 +82,25 @@ class TensorCache:
     Args:
         folder: of the cache.
         fingerprint: what the cache must have been made from; entries left out are not compared.
+        fix: how to have it made, for errors.
 
     Raises:
         ValueError: for a folder without a cache, or one made from something else, naming what differs.
     """
 
-    def __init__(self, folder: str | Path, fingerprint: dict[str, str] | None = None):
+    def __init__(self, folder: str | Path, fingerprint: dict[str, str] | None = None, fix: str = FIX):
         self.folder = Path(folder)
         try:
             index = json.loads((self.folder / INDEX).read_text())
         except (OSError, ValueError, RecursionError):
-            raise ValueError(f"{str(self.folder)!r} holds no cache; build one with `brickwork data cache`.") from None
+            raise ValueError(f"{str(self.folder)!r} holds no cache; {fix}.") from None
         self.rows, self.names, self.fingerprint = index["rows"], index["names"], index["fingerprint"]
         self.source = index["source"]
         stale = [name for name, value in (fingerprint or {}).items() if self.fingerprint.get(name) != value]
         if stale:
             raise ValueError(
                 f"The cache {str(self.folder)!r} is stale: its {' and '.join(stale)} differ from what it was made "
-                "from; build it anew with `brickwork data cache`."
+                f"from; {fix}."
             )
         self._files: dict[tuple[int, int], object] = {}
 

@@ -134,4 +134,4 @@ class CanvasStream(TrainingStream):
         return to_unit_range(crop), int(label), (*corner, canvas.height, canvas.width)
 
     def _tile(self, row: int, shape: tuple[int, int]) -> np.ndarray:
-        return crop_to(self.images.whole(row), *shape)
+        return crop_to(self.images.decoded(row), *shape)

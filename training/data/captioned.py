@@ -6,8 +6,6 @@ in every shape of the run, and the embeddings of every caption.
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +15,9 @@ import torch
 from brickwork.errors import advice
 from brickwork.eval.sets.tables import captions_in
 from brickwork.pipelines.latents import moments, pixels_per_latent
-from brickwork.pipelines.stable_diffusion import is_xl, plain_time_ids, size_step
-from brickwork.training.config.latent import LatentConfig
+from brickwork.pipelines.stable_diffusion import is_xl, plain_time_ids
+from brickwork.training.config.data import CaptionedDataConfig, ResolutionConfig
+from brickwork.training.config.objective import LatentObjectiveConfig
 from brickwork.training.data.buckets import POSTERIOR, SAMPLE, SUBSTITUTE, random_numbers
 from brickwork.training.data.cache import TensorCache, build_cache, network_fingerprint
 from brickwork.training.data.images import BrokenImage, LabelledImages, load_table, to_unit_range
@@ -27,14 +26,17 @@ from brickwork.training.data.stream import TrainingStream
 from brickwork.training.data.text_cache import CachedTexts, cache_texts
 
 Shape = tuple[int, int]
+_FIX = "remove that folder to have it made anew, or name another `data.cache`"  # the run itself makes these
 
 
 class CaptionedImages:
     """The pictures of a data set that a run uses, with their captions and sizes.
 
     Args:
-        config: of the run.
+        data: which pictures.
+        settings: the shapes of steps.
         step: what sides must be a multiple of (see `size_step`).
+        seed: of the run.
 
     Attributes:
         images: the pictures; `shapes` and `buckets` matter with `resolution.ratios: data` alone.
@@ -45,8 +47,8 @@ class CaptionedImages:
         ValueError: for a data set without captions, sizes that the networks cannot take, pictures all too small.
     """
 
-    def __init__(self, config: LatentConfig, step: int):
-        data, settings = config.data, config.resolution
+    def __init__(self, data: CaptionedDataConfig, settings: ResolutionConfig, step: int, seed: int = 0):
+        self.own_ratios = settings.ratios == "data"
         if settings.step % step:
             raise ValueError(
                 f"`resolution.step` is {settings.step}, but sides must be multiples of {step}, of the UNet's coarsest "
@@ -62,22 +64,15 @@ class CaptionedImages:
                 f"{advice(column, table.column_names, 'its columns are')} A folder takes captions from files such as "
                 '`NAME.txt` beside its pictures, or from a metadata.jsonl with "file_name" and "text".'
             )
-        self.images = LabelledImages(
-            table,
-            settings.max_size,
-            data.image_column,
-            data.label_column,
-            data.group_column,
-            data.classes,
-            step if settings.ratios == "data" else 0,
-            settings.max_aspect,
+        self.images = LabelledImages.of(
+            data, table, settings.max_size, step if self.own_ratios else 0, settings.max_aspect
         )
         self.captions = [caption or "" for caption in captions_in(self.images.table, column)]
         if not any(self.captions):
             raise ValueError(f"`data.caption_column` is {column!r}, in which every row is empty; give captions.")
         self.sizes = np.array([self._size(row) for row in range(len(self.images))])
         self.max_upscale = data.max_upscale
-        resolutions = Resolutions(by_size, config.run.seed)
+        resolutions = Resolutions(by_size, seed)
         unusable = {shape for shape in resolutions.shapes if not len(self.usable(shape))}
         self.resolutions = resolutions.without(unusable, data.max_upscale)
 
@@ -167,27 +162,15 @@ class LatentCache:
             ValueError: for a cache that was made of something else, naming the folder and what differs.
         """
         for shape in self.images.resolutions.shapes:
-            with _rebuilt_by_removing():
-                cache = TensorCache(self._latents(shape), self._fingerprint(shape))
+            cache = TensorCache(self._latents(shape), self._fingerprint(shape), _FIX)
             self._shapes[shape] = cache, {int(row): n for n, row in enumerate(self.images.usable(shape))}
-        with _rebuilt_by_removing():
-            self.texts = CachedTexts(self.folder / "captions", self.images.captions, self.pipeline)
+        self.texts = CachedTexts(self.folder / "captions", self.images.captions, self.pipeline, fix=_FIX)
         self.pipeline = None  # workers need no networks
 
     def moments(self, row: int, shape: Shape) -> dict[str, torch.Tensor]:
         """`mean` and `logvar`, `(C, h, w)`, float32."""
         cache, numbers = self._shapes[shape]
         return {name: tensor.float() for name, tensor in cache[numbers[row]].items()}
-
-
-@contextmanager
-def _rebuilt_by_removing() -> Iterator[None]:
-    """These caches are made by the run itself, so their refusals say another way to repair them."""
-    try:
-        yield
-    except ValueError as error:
-        reason = str(error).split("; build")[0]
-        raise ValueError(f"{reason}; remove that folder to have it made anew, or name another `data.cache`.") from None
 
 
 class CaptionedStream(TrainingStream):
@@ -198,8 +181,9 @@ class CaptionedStream(TrainingStream):
     Args:
         images: the data set, with the shapes.
         rows: row numbers to draw from.
-        config: of the run.
+        objective: how often captions are hidden, and what is added to the noise.
         pipeline: for the shape of its latents and whether it wants size conditions.
+        batch_size: images of a step.
         cache: opened, or `None` to hand out pixels and numbers of captions.
     """
 
@@ -207,16 +191,15 @@ class CaptionedStream(TrainingStream):
         self,
         images: CaptionedImages,
         rows: np.ndarray,
-        config: LatentConfig,
+        objective: LatentObjectiveConfig,
         pipeline,
+        batch_size: int,
         cache: LatentCache | None = None,
     ):
-        super().__init__(images.images, rows, config.run.seed, batch_size=config.run.batch_size)
-        self.captioned, self.cache, self.batch_size = images, cache, config.run.batch_size
-        self.objective = config.objective
+        super().__init__(images.images, rows, images.resolutions.seed, batch_size=batch_size)
+        self.captioned, self.cache, self.batch_size, self.objective = images, cache, batch_size, objective
         self.channels, self.factor = pipeline.vae.config.latent_channels, pixels_per_latent(pipeline.vae)
-        self.wants_sizes, self.own_sizes = is_xl(pipeline), config.objective.size_conditions == "picture"
-        self.own_ratios = config.resolution.ratios == "data"
+        self.wants_sizes, self.own_sizes = is_xl(pipeline), objective.size_conditions == "picture"
         self._drawn = np.zeros(len(images.images), dtype=bool)
         self._drawn[rows] = True
         empty = {shape for shape in images.resolutions.shapes if not len(self._usable(shape))}
@@ -235,7 +218,7 @@ class CaptionedStream(TrainingStream):
         """Height and width in pixels of a position, one for all of its step."""
         step = position // self.batch_size
         like = None
-        if self.own_ratios:
+        if self.captioned.own_ratios:
             like = self.images.shapes[self.images.buckets[self.row(step * self.batch_size)]]
         return self.resolutions(step, like)
 
@@ -257,8 +240,8 @@ class CaptionedStream(TrainingStream):
         return row, self.cache.moments(row, shape)
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
-        """`pixels`, or `mean` and `logvar`; `posterior`, `noise`, `level`; `caption`, or embeddings; `time_ids` of
-        SDXL; `broken` as in `TrainingStream`."""
+        """`row`; `pixels`, or `mean` and `logvar`; `posterior`, `noise`, `level`; `caption`, or embeddings;
+        `time_ids` of SDXL; `broken` as in `TrainingStream`."""
         row, picture, broken = self._readable(position)
         shape = self.shape(position)
         latent = (self.channels, shape[0] // self.factor, shape[1] // self.factor)
@@ -267,6 +250,7 @@ class CaptionedStream(TrainingStream):
         noise = random.standard_normal(latent, dtype=np.float32)
         noise += self.objective.noise_offset * random.standard_normal((latent[0], 1, 1), dtype=np.float32)
         sample = picture | {
+            "row": torch.tensor(row),
             "posterior": torch.from_numpy(posterior.standard_normal(latent, dtype=np.float32)),
             "noise": torch.from_numpy(noise),
             "level": torch.tensor(level, dtype=torch.float32),
@@ -279,8 +263,3 @@ class CaptionedStream(TrainingStream):
         if self.wants_sizes:
             sample["time_ids"] = self.captioned.own_time_ids(row, shape) if self.own_sizes else plain_time_ids(*shape)
         return sample
-
-
-def captioned_images(config: LatentConfig, pipeline) -> CaptionedImages:
-    """The data set that a run's configuration describes, in shapes that the pipeline's networks can take."""
-    return CaptionedImages(config, size_step(pipeline))

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from PIL import Image
@@ -11,7 +12,7 @@ from brickwork.eval.sets.decode import BrokenPicture, open_upright, to_rgb
 from brickwork.eval.sets.reader import undecoded
 from brickwork.eval.sets.scan import say_skipped
 from brickwork.eval.sets.tables import find_column, labels_in, numbered, open_table
-from brickwork.training.config.data import DataConfig
+from brickwork.training.config.data import DataConfig, SourceConfig
 from brickwork.training.data.buckets import bucket_shapes, nearest_bucket
 from brickwork.training.data.build.codepoints import base_codepoints
 
@@ -123,6 +124,12 @@ class LabelledImages:
             self.shapes = bucket_shapes(size, bucket_step, bucket_max_aspect)
             self.buckets = np.array([self._bucket(row) for row in range(len(table))], dtype=np.int64)
 
+    @classmethod
+    def of(cls, data: SourceConfig, table, size: int, bucket_step: int = 0, bucket_max_aspect: float = 2.0) -> Self:
+        """The rows of a table that a configuration asks for."""
+        columns = data.image_column, data.label_column, data.group_column
+        return cls(table, size, *columns, data.classes, bucket_step, bucket_max_aspect)
+
     def __len__(self) -> int:
         return len(self.table)
 
@@ -138,21 +145,21 @@ class LabelledImages:
         Raises:
             BrokenImage: where there is none.
         """
-        if ("whole", row) in self._kept:
-            return self._kept["whole", row].shape[:2]
+        if ("decoded", row) in self._kept:
+            return self._kept["decoded", row].shape[:2]
         image = open_upright(self.table[int(row)][self.image_column])
         return image.height, image.width
 
-    def whole(self, row: int) -> Image.Image:
+    def decoded(self, row: int) -> Image.Image:
         """The picture as it is stored, decoded, RGB; kept in memory for the many sizes that canvases want of it.
 
         Raises:
             BrokenImage: where it cannot be read.
         """
-        if ("whole", row) in self._kept:
-            return Image.fromarray(self._kept["whole", row])
+        if ("decoded", row) in self._kept:
+            return Image.fromarray(self._kept["decoded", row])
         image = to_rgb(open_upright(self.table[int(row)][self.image_column]))
-        self._keep("whole", row, np.asarray(image))
+        self._keep("decoded", row, np.asarray(image))
         return image
 
     def _keep(self, kind: str, row: int, picture: np.ndarray) -> None:
@@ -187,7 +194,7 @@ class LabelledImages:
         return to_unit_range(self.picture(row, (self.size, self.size)))
 
     def content_digest(self) -> str:
-        """A digest of the pictures themselves: every file's length, and the whole of about a hundred files."""
+        """A digest of the pictures themselves: every file's length, and all bytes of about a hundred files."""
         digest = hashlib.sha256()
         for row in range(len(self)):
             value = self.table[row][self.image_column]
@@ -220,16 +227,8 @@ class LabelledImages:
 
 def images_of(data: DataConfig) -> LabelledImages:
     """The data set that a configuration's `data` describes."""
-    return LabelledImages(
-        load_table(data.source, data.split),
-        data.size,
-        data.image_column,
-        data.label_column,
-        data.group_column,
-        data.classes,
-        data.bucket_step,
-        data.bucket_max_aspect,
-    )
+    table = load_table(data.source, data.split)
+    return LabelledImages.of(data, table, data.size, data.bucket_step, data.bucket_max_aspect)
 
 
 def _labels(table, column: str | None) -> tuple[list[int], list[str]]:

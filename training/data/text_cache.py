@@ -13,43 +13,39 @@ import torch
 
 from brickwork.eval.sets.tables import captions_in, find_column
 from brickwork.files import digest
-from brickwork.training.data.cache import TensorCache, build_cache, network_fingerprint
+from brickwork.training.data.cache import FIX, TensorCache, build_cache, network_fingerprint
 from brickwork.training.data.images import LabelledImages
 
 # What `encode_prompt` returns, each followed by its negative, which stands for no caption; SD has the first alone.
 NAMES = ("prompt_embeds", "pooled_prompt_embeds")
 
 
-def encode_captions(pipeline, captions: list[str], dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+@torch.no_grad()
+def encode_captions(
+    pipeline, captions: list[str], dtype: torch.dtype | None = None, negative: bool = False
+) -> dict[str, torch.Tensor]:
     """What the pipeline's text encoders make of captions, on the CPU.
 
     Args:
         pipeline: a `StableDiffusionPipeline`, a `StableDiffusionXLPipeline`, or one with such an `encode_prompt`.
         captions: texts; the empty one is encoded like any other.
         dtype: of the result; the encoders' own if `None`.
+        negative: give what stands for no caption instead.
 
     Returns:
         `prompt_embeds (N, tokens, width)` and, of SDXL, `pooled_prompt_embeds (N, width)`.
     """
-    return _encode(pipeline, captions, dtype)
-
-
-def encode_no_caption(pipeline, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-    """What the pipeline uses where there is no caption, `(1, …)`: the empty text's embedding, or SDXL's zeros."""
-    return _encode(pipeline, [""], dtype, negative=True)
-
-
-@torch.no_grad()
-def _encode(pipeline, captions, dtype: torch.dtype | None, negative: bool = False) -> dict[str, torch.Tensor]:
+    device = next(encoders_of(pipeline)[0].parameters()).device
     encoded = pipeline.encode_prompt(
-        captions, device=_device(pipeline), num_images_per_prompt=1, do_classifier_free_guidance=negative
+        captions, device=device, num_images_per_prompt=1, do_classifier_free_guidance=negative
     )
     positive_and_negative = zip(NAMES, encoded[0::2], encoded[1::2])
     return {name: pair[negative].to("cpu", dtype) for name, *pair in positive_and_negative}
 
 
-def _device(pipeline) -> torch.device:
-    return next(encoders_of(pipeline)[0].parameters()).device
+def encode_no_caption(pipeline, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """What the pipeline uses where there is no caption, `(1, …)`: the empty text's embedding, or SDXL's zeros."""
+    return encode_captions(pipeline, [""], dtype, negative=True)
 
 
 def load_text_encoders(source: str):
@@ -167,13 +163,16 @@ class CachedTexts:
         captions: one for each row; must be those that the cache was made of.
         pipeline: the encoders and tokenizers, which must be those that made it; after this they are not needed.
         dtype: as it was cached.
+        fix: how to have it made, for errors.
 
     Raises:
         ValueError: for a stale cache, naming what differs.
     """
 
-    def __init__(self, folder: str | Path, captions: Sequence[str], pipeline, dtype: torch.dtype | None = None):
-        self.cache = TensorCache(folder, text_fingerprint(pipeline, captions, dtype))
+    def __init__(
+        self, folder: str | Path, captions: Sequence[str], pipeline, dtype: torch.dtype | None = None, fix: str = FIX
+    ):
+        self.cache = TensorCache(folder, text_fingerprint(pipeline, captions, dtype), fix)
         number = {caption: 1 + index for index, caption in enumerate(sorted(set(captions)))}
         self.entries = [number[caption] for caption in captions]
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: tensors in safetensors, everything else in one JSON manifest."""
+"""Checkpoints that are complete or absent: tensors in safetensors, everything else in one JSON manifest."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def gathered(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor on the CPU; the shards of a distributed one are gathered, so all processes must call this alike."""
     if isinstance(tensor, DTensor):
         tensor = tensor.full_tensor()
@@ -38,7 +38,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def assign(target: torch.Tensor, value: torch.Tensor) -> None:
-    """Write a whole tensor into one that may be sharded over processes."""
+    """Write a full tensor into one that may be sharded over processes."""
     if isinstance(target, DTensor):
         value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
     with torch.no_grad():
@@ -61,17 +61,8 @@ def trained_tensors(model: torch.nn.Module, frozen: set[str] | None = None) -> d
     return {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in frozen}
 
 
-def load_trained_tensors(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """The way back from `trained_tensors`.
-
-    Raises:
-        ValueError: for tensors of another network.
-    """
-    load_tensors(trained_tensors(model), tensors)
-
-
 def load_tensors(targets: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]) -> None:
-    """Write saved tensors into those of a network.
+    """Write saved tensors into those of a network, such as its `trained_tensors`.
 
     Raises:
         ValueError: for tensors of another network.
@@ -157,7 +148,7 @@ class CheckpointFolder:
                 temporary.mkdir()
             checksums = {}
             for stem, content in tensors.items():
-                content = {name: whole(tensor) for name, tensor in content.items()}
+                content = {name: gathered(tensor) for name, tensor in content.items()}
                 if write:
                     checksums |= _write_tensors(temporary / f"{stem}.safetensors", content)
             if not write:

@@ -81,7 +81,7 @@ class EMA:
 
     @torch.no_grad()
     def _write(self, tensors: dict[str, torch.Tensor]) -> None:
-        # A sharded module may still hold the whole weights of its last forward pass, which would be used again.
+        # A sharded module may still hold the full weights of its last forward pass, which would be used again.
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
@@ -92,7 +92,7 @@ class EMA:
         return dict(self.average)
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Take over saved averages, whole tensors by name.
+        """Take over saved averages, full tensors by name.
 
         Raises:
             ValueError: for the averages of another network.

@@ -62,7 +62,7 @@ class FurtherLosses:
             torch.manual_seed(self.task.config.run.seed)
             step = self.task.step(batch, 0)
             # All of the network runs, so that every tap is there.
-            step = see(self.task, network.eval(), replace(step, subnet=None), self.taps)
+            step = forward(self.task, network.eval(), replace(step, subnet=None), self.taps)
             seen = self._teachers_see(step)
             for objective in self.objectives:
                 objective.prepare(step, seen.get(objective.teacher))
@@ -87,7 +87,7 @@ class FurtherLosses:
                 tap for objective in self.objectives if objective.teacher == source for tap in objective.teacher_taps
             }
             with torch.no_grad():
-                seen[source] = see(self.task, network, replace(step, subnet=None), sorted(names))
+                seen[source] = forward(self.task, network, replace(step, subnet=None), sorted(names))
         return seen
 
     def __call__(self, step: Step) -> tuple[dict[str, torch.Tensor], torch.Tensor | float]:
@@ -163,7 +163,7 @@ class FurtherLosses:
         load_optimizer_tensors(self.optimizer, self.own, moments)
 
 
-def see(task: Task, network: torch.nn.Module, step: Step, taps: Sequence[str], inner=None) -> Step:
+def forward(task: Task, network: torch.nn.Module, step: Step, taps: Sequence[str], inner=None) -> Step:
     """The step as a network sees it: with its outputs, and those of modules within it.
 
     Args:

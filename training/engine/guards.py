@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import signal
 import socket
 import subprocess
@@ -11,17 +10,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Self
 
-import accelerate
-import diffusers
 import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from brickwork.eval.report.versions import library_versions
 from brickwork.files import write_file
 from brickwork.training.config.config import TrainConfig, changed_keys
 
@@ -105,9 +102,7 @@ def check_folder(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`run.output_dir` is {str(folder)!r}, which is a file; name a folder.")
-    entries = (
-        sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.exists() else []
-    )
+    entries = sorted(path.name for path in folder.glob("[!.]*"))
     if not entries:
         return
     try:
@@ -160,15 +155,8 @@ def versions() -> dict[str, str | bool | None]:
     top = _git("rev-parse", "--show-toplevel")
     ours = top is not None and Path(top).resolve() == Path(__file__).resolve().parents[2]
     changes = _git("status", "--porcelain", "--untracked-files=no") if ours else None
-    return {
-        "brickwork": metadata.version("brickwork"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "accelerate": accelerate.__version__,
-        "commit": _git("rev-parse", "HEAD") if ours else None,
-        "dirty": None if changes is None else bool(changes),
-    }
+    commit = _git("rev-parse", "HEAD") if ours else None
+    return library_versions() | {"commit": commit, "dirty": None if changes is None else bool(changes)}
 
 
 def _git(*arguments: str) -> str | None:

@@ -15,14 +15,14 @@ from brickwork.training.data.stream import PositionBatches, stream_batches
 from brickwork.training.engine.checkpoints import (
     CheckpointFolder,
     frozen_names,
+    gathered,
     load_optimizer_tensors,
     load_tensors,
     optimizer_tensors,
-    whole,
 )
 from brickwork.training.engine.distribution import fit_distribution
 from brickwork.training.engine.ema import EMA
-from brickwork.training.engine.further import FurtherLosses, see
+from brickwork.training.engine.further import FurtherLosses, forward
 from brickwork.training.engine.guards import (
     StopSignal,
     check_unchanged,
@@ -31,7 +31,7 @@ from brickwork.training.engine.guards import (
     run_folder,
     versions,
 )
-from brickwork.training.engine.previews import due, look_at_averages, note_look, owes_a_look
+from brickwork.training.engine.previews import due, evaluate_averages, is_unevaluated, note_evaluation
 from brickwork.training.engine.runlog import RunLog, level_quantiles
 from brickwork.training.engine.schedule import begin, learning_rate, phase_at
 from brickwork.training.objectives import build_objectives, check_names
@@ -77,6 +77,7 @@ def prepare(kind: type[Task], config: Any, accept_changes: bool = False, dry_run
         kwargs_handlers=kind.handlers(config),
     )
     task = kind.build(config, accelerator, dry_run)
+    task.phases()  # what does not add up is said now
     accelerator.print(task.plan)
     objectives = [*task.objectives, *objectives]
     check_names(objectives)
@@ -107,7 +108,7 @@ def _train(run: Run, folder: Path, stop: StopSignal) -> int:
     checkpoints = CheckpointFolder(folder / "checkpoints", settings.keep_checkpoints)
     found = checkpoints.newest()
     images = 0 if found is None else found[1]["images"]
-    look_owed = owes_a_look(folder, images)
+    unevaluated = is_unevaluated(folder, images)
     phases, frozen = task.phases(), frozen_names(network)
     # What was saved at the end of a phase is still of that phase.
     phase = phase_at(phases, max(images - settings.batch_size, 0))
@@ -123,16 +124,16 @@ def _train(run: Run, folder: Path, stop: StopSignal) -> int:
     )  # fmt: skip
     loader = iter(stream_batches(task.stream, batches, config.data.num_workers))
     levels = [f"sigma_{level:.3g}" for level in task.noise_levels(level_quantiles()).tolist()]
-    log = RunLog(folder, accelerator, settings.total_images, images, levels, settings.wandb_project, look_owed)
-    if look_owed:
-        look_at_averages(task, ema, images, log, stop)
+    log = RunLog(folder, accelerator, settings.total_images, images, levels, settings.wandb_project, unevaluated)
+    if unevaluated:
+        evaluate_averages(task, ema, images, log, stop)
     try:
         while images < settings.total_images and not stop.agreed(accelerator):
             if images >= phase.end:
                 ema.settle()
                 phase = phase_at(phases, images)
                 model, optimizer = begin(task, phase, len(phases) > 1, further.groups)
-            rate = learning_rate(config, images - phase.start, phase.end - phase.start)
+            rate = learning_rate(config.optimizer, images - phase.start, phase.end - phase.start, settings.batch_size)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["rate"]
             number = images // settings.batch_size
@@ -157,10 +158,10 @@ def _train(run: Run, folder: Path, stop: StopSignal) -> int:
             log.step(settings.batch_size)
             if due(images, settings.log_images, settings):
                 log.write(images, rate)
-            note_look(task, images)
+            note_evaluation(task, images)
             if due(images, settings.checkpoint_images, settings):
                 save_checkpoint(run, checkpoints, optimizer, ema, images)
-            look_at_averages(task, ema, images, log, stop)
+            evaluate_averages(task, ema, images, log, stop)
     except DataLost:
         if accelerator.num_processes == 1:  # otherwise the others wait in the step, and cannot take part
             save_checkpoint(run, checkpoints, optimizer, ema, images)
@@ -169,7 +170,7 @@ def _train(run: Run, folder: Path, stop: StopSignal) -> int:
         save_checkpoint(run, checkpoints, optimizer, ema, images)
         accelerator.print(f"Asked to stop: saved at {images:,} images; the same command goes on from there.")
     else:
-        task.export({name: whole(tensor) for name, tensor in ema.state_dict().items()}, folder)
+        task.export({name: gathered(tensor) for name, tensor in ema.state_dict().items()}, folder)
         accelerator.wait_for_everyone()
     log.close()
     return images
@@ -186,7 +187,7 @@ def next_batch(loader: Iterator[dict[str, torch.Tensor]], device: torch.device) 
 def compute(
     run: Run, model: torch.nn.Module, batch: dict[str, torch.Tensor], number: int
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
-    """What a micro-batch costs.
+    """The losses of a micro-batch.
 
     Args:
         run: of the loop.
@@ -198,7 +199,7 @@ def compute(
         The task's loss of each image `(B,)`, further losses by name, and the number to minimise.
     """
     with run.accelerator.autocast():
-        step = see(run.task, model, run.task.step(batch, number), run.further.taps, inner=run.task.network)
+        step = forward(run.task, model, run.task.step(batch, number), run.further.taps, inner=run.task.network)
         losses = run.task.losses(step)
         extra, weighted = run.further(step)
     return losses, extra, losses.mean() + weighted

@@ -16,10 +16,10 @@ from brickwork.eval.report.pictures import save_picture
 from brickwork.eval.sampling.sample_set import SamplingSettings
 from brickwork.files import file_digest, put_in_place, write_file
 from brickwork.pipelines.objective_file import save_objective
-from brickwork.training.config.config import TrainConfig
 from brickwork.training.config.objective import ObjectiveConfig
 from brickwork.training.config.run import RunConfig
-from brickwork.training.engine.checkpoints import whole
+from brickwork.training.config.samples import MetricsConfig
+from brickwork.training.engine.checkpoints import gathered
 from brickwork.training.engine.ema import EMA
 from brickwork.training.engine.guards import StopSignal
 from brickwork.training.engine.page import run_page
@@ -27,6 +27,7 @@ from brickwork.training.engine.runlog import RunLog
 from brickwork.training.task import Task
 
 PIPELINE, SAMPLES, PAGE = "pipeline", "samples", "index.html"
+UNEVALUATED = "look_due"
 
 
 def sample_labels(num_classes: int | None, count: int) -> list[int | None]:
@@ -66,9 +67,9 @@ def show_sheet(task: Task, sheet: Image.Image | None, images: int, log: RunLog) 
     write_file(folder / PAGE, run_page(folder))
 
 
-def look_at_averages(task: Task, ema: EMA, images: int, log: RunLog, stop: StopSignal) -> None:
+def evaluate_averages(task: Task, ema: EMA, images: int, log: RunLog, stop: StopSignal) -> None:
     """Measure what the averaged weights draw, and show it, where that is due; a stop cancels the measuring."""
-    measured, shown = _looks_due(task, images)
+    measured, shown = _evaluations_due(task, images)
     if not (measured or shown):
         return
     with ema.applied():
@@ -77,18 +78,18 @@ def look_at_averages(task: Task, ema: EMA, images: int, log: RunLog, stop: StopS
         if shown:
             task.preview(images, log)
     if task.accelerator.is_main_process:
-        _look_note(Path(task.config.run.output_dir)).unlink(missing_ok=True)
+        (Path(task.config.run.output_dir) / UNEVALUATED).unlink(missing_ok=True)
 
 
-def note_look(task: Task, images: int) -> None:
-    """Note, before the checkpoint is saved, that its averages are to be looked at: a killed run makes up for it."""
-    if any(_looks_due(task, images)) and task.accelerator.is_main_process:
-        write_file(_look_note(Path(task.config.run.output_dir)), f"{images}\n")
+def note_evaluation(task: Task, images: int) -> None:
+    """Note, before the checkpoint is saved, that its averages are to be evaluated: a killed run makes up for it."""
+    if any(_evaluations_due(task, images)) and task.accelerator.is_main_process:
+        write_file(Path(task.config.run.output_dir) / UNEVALUATED, f"{images}\n")
 
 
-def owes_a_look(folder: Path, images: int) -> bool:
-    """Whether a run was killed or stopped before it had looked at the averages that it goes on from."""
-    note = _look_note(folder)
+def is_unevaluated(folder: Path, images: int) -> bool:
+    """Whether a run was killed or stopped before it had evaluated the averages that it goes on from."""
+    note = folder / UNEVALUATED
     return note.is_file() and note.read_text().strip() == str(images)
 
 
@@ -98,15 +99,11 @@ def due(images: int, interval: int, settings: RunConfig) -> bool:
     return passed or (interval > 0 and images >= settings.total_images)
 
 
-def _looks_due(task: Task, images: int) -> tuple[bool, bool]:
+def _evaluations_due(task: Task, images: int) -> tuple[bool, bool]:
     """Whether distances are to be measured after `images`, and whether pictures are to be shown."""
     settings = task.config.run
     measured = task.metrics is not None and due(images, task.config.metrics.every_images, settings)
     return measured, due(images, settings.sample_images, settings)
-
-
-def _look_note(folder: Path) -> Path:
-    return folder / "look_due"
 
 
 def measure(task: Task, images: int, log: RunLog, cancelled: Callable[[], bool]) -> bool:
@@ -127,12 +124,13 @@ def measure(task: Task, images: int, log: RunLog, cancelled: Callable[[], bool])
 
 
 def build_metrics(
-    config: TrainConfig, num_classes: int | None, accelerator: Accelerator, call: dict | None = None
+    settings: MetricsConfig, size: int, num_classes: int | None, accelerator: Accelerator, call: dict | None = None
 ) -> LiveMetrics | None:
     """What `metrics` of a configuration asks for, checked before the first step; `None` where it asks for nothing.
 
     Args:
-        config: of the run.
+        settings: that section.
+        size: side of the training pictures in pixels.
         num_classes: of the network, whose labels are then drawn evenly.
         accelerator: of the run.
         call: arguments of the pipeline; by default size, steps and guidance.
@@ -141,18 +139,17 @@ def build_metrics(
         ValueError: for a reference that cannot be read, is of another size than the training's, or needs an extractor
             that cannot be had.
     """
-    settings = config.metrics
     if not settings.every_images:
         return None
-    made_by = f"`brickwork evaluate ref DATA --resolution {config.data.size}`"
+    made_by = f"`brickwork evaluate ref DATA --resolution {size}`"
     if settings.reference is None:
         raise ValueError(f"`metrics.reference` is null; name a file that {made_by} wrote.")
     reference = Reference.load(settings.reference)
     width, height = reference.info["size"]
-    if (width, height) != (config.data.size, config.data.size):
+    if (width, height) != (size, size):
         raise ValueError(
             f"`metrics.reference` is {settings.reference!r}, of pictures of {width}x{height}, but `data.size` is "
-            f"{config.data.size}; make another with {made_by}."
+            f"{size}; make another with {made_by}."
         )
     with accelerator.local_main_process_first():  # which fetches the weights, if they are not there
         weights = settings.weights
@@ -173,13 +170,13 @@ def build_metrics(
 def averaged_copy(network: torch.nn.Module, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
     """A network of its own on the CPU with the averaged weights, whatever wraps or shards the one in training."""
     copy = type(network).from_config(network.config)
-    frozen = {name: whole(tensor) for name, tensor in network.state_dict().items() if name not in weights}
+    frozen = {name: gathered(tensor) for name, tensor in network.state_dict().items() if name not in weights}
     copy.load_state_dict(frozen | weights)
     return copy.eval()
 
 
 def export_pipeline(pipeline, folder: Path, objective: ObjectiveConfig | None = None) -> Path:
-    """Write a whole pipeline folder under another name and put it in the place of an earlier one.
+    """Write a pipeline folder under another name, let it replace an earlier one, and say where it is.
 
     Args:
         pipeline: to write.
@@ -192,4 +189,5 @@ def export_pipeline(pipeline, folder: Path, objective: ObjectiveConfig | None = 
     if objective is not None:
         save_objective(temporary, objective.type, objective.options)
     put_in_place(temporary, target)
+    print(f"The pipeline with the averaged weights is in {target}.")
     return target

@@ -38,7 +38,7 @@ class RunLog:
         images: where it starts; what an earlier process logged beyond is forgotten, as it is trained again.
         level_names: a name for each noise level part.
         wandb_project: also log there.
-        look_again: the averages at `images` are to be looked at again, so what was seen of them is forgotten.
+        again: the averages at `images` are to be evaluated again, so what was logged of them is forgotten.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class RunLog:
         images: int,
         level_names: list[str],
         wandb_project: str | None = None,
-        look_again: bool = False,
+        again: bool = False,
     ):
         self.accelerator, self.folder, self.level_names = accelerator, folder, level_names
         self.edges = torch.special.ndtri(torch.arange(1, NUM_LEVELS, dtype=torch.float64) / NUM_LEVELS).float()
@@ -63,17 +63,17 @@ class RunLog:
         if accelerator.is_main_process:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._forget_beyond(images, look_again)
+            self._forget_beyond(images, again)
             self.writer = SummaryWriter(folder / "tensorboard", purge_step=images + 1)
             self.bar = tqdm(total=total_images, initial=images, unit="image", unit_scale=True, mininterval=5)
             if wandb_project:
                 self.wandb = _start_wandb(wandb_project, folder)
 
-    def _forget_beyond(self, images: int, look_again: bool) -> None:
+    def _forget_beyond(self, images: int, again: bool) -> None:
         file = self.folder / LOG
         if file.exists():
             lines = [line for line in file.read_text().splitlines() if _images_of(line) <= images]
-            if look_again:
+            if again:
                 lines = [line for line in lines if _images_of(line) < images or "train/loss" in line]
             write_file(file, "".join(line + "\n" for line in lines))
 

@@ -5,20 +5,21 @@ from collections.abc import Sequence
 
 import torch
 
-from brickwork.training.config.config import TrainConfig
+from brickwork.training.config.optimizer import OptimizerConfig
+from brickwork.training.config.run import RunConfig
 from brickwork.training.task import Phase, Task
 
 
-def learning_rate(config: TrainConfig, images: int, total: int | None = None) -> float:
+def learning_rate(optimizer: OptimizerConfig, images: int, total: int, batch_size: int) -> float:
     """The rate of the step that begins at `images` images: a linear rise, the chosen course, a linear fall to zero.
 
     Args:
-        config: of the run.
+        optimizer: the course and its highest rate.
         images: since the course began.
-        total: images of the whole course, by default of the run.
+        total: images of the course from its beginning to its end.
+        batch_size: images of a step.
     """
-    optimizer, total = config.optimizer, total or config.run.total_images
-    rise = min(1.0, (images + config.run.batch_size) / max(optimizer.warmup_images, 1))
+    rise = min(1.0, (images + batch_size) / max(optimizer.warmup_images, 1))
     fall = min(1.0, (total - images) / optimizer.cooldown_images) if optimizer.cooldown_images else 1.0
     course = 1.0
     if optimizer.schedule == "cosine":
@@ -26,6 +27,25 @@ def learning_rate(config: TrainConfig, images: int, total: int | None = None) ->
     elif optimizer.schedule == "inverse_sqrt":
         course = 1 / math.sqrt(max(images / optimizer.decay_images, 1.0))
     return optimizer.learning_rate * rise * course * max(fall, 0.0)
+
+
+def course(run: RunConfig, data: str, rows: int, held_out: int, processes: int) -> str:
+    """How long a run is and how its steps are divided, to be read before the first one.
+
+    Args:
+        run: of the run.
+        data: what it learns from, such as `"captioned images"`.
+        rows: number of these.
+        held_out: number of those that it does not learn from.
+        processes: that share a step.
+    """
+    micro = run.batch_size // (run.gradient_accumulation_steps * processes)
+    return (
+        f"{rows:,} {data} to train on, {held_out:,} held out; {run.total_images:,} images are "
+        f"{run.total_images / rows:,.1f} epochs, {-(-run.total_images // run.batch_size):,} steps.\n"
+        f"{run.batch_size} images a step = {micro} × {run.gradient_accumulation_steps} accumulated × {processes} "
+        f"process(es); precision {run.mixed_precision}."
+    )
 
 
 def phase_at(phases: Sequence[Phase], images: int) -> Phase:
@@ -60,16 +80,16 @@ def begin(
             parameter.requires_grad_(name in learns)
     task.phase = phase
     network.train()  # what is frozen for good sees to itself
-    return accelerator.prepare(network, build_optimizer(task.config, network, accelerator.device, parts))
+    return accelerator.prepare(network, build_optimizer(task.config.optimizer, network, accelerator.device, parts))
 
 
 def build_optimizer(
-    config: TrainConfig, network: torch.nn.Module, device: torch.device, parts: Sequence[tuple[str, float]] = ()
+    settings: OptimizerConfig, network: torch.nn.Module, device: torch.device, parts: Sequence[tuple[str, float]] = ()
 ) -> torch.optim.Optimizer:
     """AdamW over the parameters that are not frozen, fused where torch can, or with 8-bit states.
 
     Args:
-        config: of the run.
+        settings: kind, rate and decay.
         network: to train.
         device: that it will be on.
         parts: prefixes of parameters that have a group of their own, with its rate over the run's.
@@ -80,7 +100,6 @@ def build_optimizer(
             own = next((number for number, (prefix, _) in enumerate(parts, 1) if name.startswith(prefix)), 0)
             groups[own]["params"].append(parameter)
     groups = [group for group in groups if group["params"]]
-    settings = config.optimizer
     options = {"lr": settings.learning_rate, "betas": tuple(settings.betas), "weight_decay": settings.weight_decay}
     if settings.type == "adamw":
         return torch.optim.AdamW(groups, fused=device.type in ("cpu", "cuda"), **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from brickwork.training.task import Step
 REGISTRY: dict[str, type[Objective]] = {}
 
 
-class Objective(torch.nn.Module):
+class Objective(torch.nn.Module, ABC):
     """A loss beside a task's own: `(step, taps, teacher) -> {name: loss}`.
 
     Its parameters, if it has any, are trained, saved and resumed with the run, by an optimiser group of their own.
@@ -46,6 +47,7 @@ class Objective(torch.nn.Module):
     def prepare(self, step: Step, teacher: Step | None) -> None:
         """Make own parameters, from a step as network and teacher see it; called once, before the first one."""
 
+    @abstractmethod
     def forward(self, step: Step, taps: Mapping[str, torch.Tensor], teacher: Step | None) -> dict[str, torch.Tensor]:
         """Losses by name, each one number.
 
@@ -54,7 +56,6 @@ class Objective(torch.nn.Module):
             taps: outputs of the modules that it asked for, by name.
             teacher: the same step with the teacher's outputs and taps, without gradients.
         """
-        raise NotImplementedError
 
 
 def register_objective(name: str) -> Callable[[type[Objective]], type[Objective]]:

@@ -41,7 +41,7 @@ from brickwork.training.data.images import BrokenImage, LabelledImages, images_o
 from brickwork.training.studies.battle_report import STUDY, report
 from brickwork.training.studies.timed import cost_cells, count_work, trained_parameters
 from brickwork.training.studies.trained import FEATURES, FREE, training_cell
-from brickwork.training.tasks.backbones import BACKBONES, build_model
+from brickwork.training.tasks.backbones import BACKBONES, TrainedOn, build_model
 
 CONFIG = Path(__file__).parents[1] / "configs" / "battle.yaml"
 PICTURES, REFERENCE = "data.parquet", "reference.safetensors"
@@ -216,7 +216,8 @@ def build_networks(config: BattleConfig, class_names: list[str], channels: int =
         entry = Entry(name, config.battle.seeds[0], config.rates[0], config.run.total_images, True)
         run = train_config(config, entry, config.data.source, len(class_names), channels)
         try:
-            built[name] = build_model(run, class_names, config.data.size, channels)
+            data = TrainedOn(class_names, config.data.size, channels)
+            built[name] = build_model(run.model, run.objective, data, run.run.seed)
         except ValueError as error:
             raise ValueError(f"`networks.{name}` does not fit: {error}") from None
         count = trained_parameters(built[name])

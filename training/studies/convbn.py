@@ -113,7 +113,8 @@ def make_task(images: LabelledImages, config: TrainConfig, steps: int) -> Task:
             f"`data.held_out` is {config.data.held_out}, which leaves {len(train_rows)} pictures to fine-tune on and "
             f"{len(held_out_rows)} to score on; change it, or name other `--target` classes."
         )
-    return Task(learned.images, held_out, build_objective(config), config.run.batch_size, steps, config.run.seed)
+    objective, run = build_objective(config.objective), config.run
+    return Task(learned.images, held_out, objective, run.batch_size, steps, run.seed)
 
 
 def target_images(overrides: list[str], classes: list[str]) -> tuple[TrainConfig, LabelledImages]:

@@ -151,7 +151,7 @@ def score(folder: Path, *, runs: Sequence[str], data: str) -> dict:
         each noise level, and the loss on as many of the training images.
     """
     config = load_config(CONFIG, ["data.set=smileys", f"data.source={data}"])
-    objective, (pairs, training) = build_objective(config), _pairs(config)
+    objective, (pairs, training) = build_objective(config.objective), _pairs(config)
     networks = {
         name: LegoTransformer2DModel.from_pretrained(folder.parent / name / RUN / PIPELINE, subfolder="transformer")
         for name in runs

@@ -129,6 +129,11 @@ class Task(ABC):
     def losses(self, step: Step) -> torch.Tensor:
         """The loss of each image `(B,)`."""
 
+    def sizes(self) -> tuple[int, int]:
+        """Parameters of the network, and those of them that learn."""
+        counts = [(p.numel(), p.requires_grad) for p in self.network.parameters()]
+        return sum(number for number, _ in counts), sum(number for number, learns in counts if learns)
+
     def noise_levels(self, normal: torch.Tensor) -> torch.Tensor:
         """Standard normal numbers `(N,)` => noise levels `(N,)`, by which the log tells losses apart."""
         return normal
@@ -160,4 +165,4 @@ class Task(ABC):
 
     @abstractmethod
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
-        """Leave what the run is for: averaged weights by name, whole and on the CPU; called on all processes."""
+        """Leave what the run is for: averaged weights by name, gathered on the CPU; called on all processes."""

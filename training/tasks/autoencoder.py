@@ -14,6 +14,7 @@ from brickwork.training.config.config import TrainConfig, require_task
 from brickwork.training.data.images import LabelledImages, images_of
 from brickwork.training.data.stream import TrainingStream
 from brickwork.training.engine.previews import averaged_copy, show_sheet
+from brickwork.training.engine.schedule import course
 from brickwork.training.objectives.divergence import DivergenceObjective
 from brickwork.training.task import Step, Task
 
@@ -51,10 +52,8 @@ class AutoencoderTask(Task):
             task.network = AutoencoderKL.from_pretrained(config.model.init_from).float()
         images, run = images_of(config.data), config.run
         task.images, (task.rows, task.held_out) = images, images.split(config.data.held_out)
-        parameters = sum(parameter.numel() for parameter in task.network.parameters())
-        task.plan = (
-            f"AutoencoderKL: {parameters:,} parameters; {len(task.rows):,} images to train on, {len(task.held_out):,} "
-            f"held out; {run.total_images:,} images are {run.total_images / len(task.rows):,.1f} epochs."
+        task.plan = f"AutoencoderKL: {task.sizes()[0]:,} parameters.\n" + course(
+            run, "images", len(task.rows), len(task.held_out), accelerator.num_processes
         )
         task.stream = TrainingStream(images, task.rows, run.seed, config.data.horizontal_flip, run.batch_size)
         return task
@@ -110,7 +109,7 @@ class AutoencoderTask(Task):
 
 
 def at_random_size(pictures: torch.Tensor, min_size: int) -> torch.Tensor:
-    """The whole pictures, smaller, or as large a part of them; small sizes come up in proportion to their speed.
+    """The pictures, smaller, or as large a part of them; small sizes come up in proportion to their speed.
 
     torch's own random numbers, which the loop seeds for each step.
     """

@@ -19,14 +19,16 @@ from brickwork.gen.subnets import name_of
 from brickwork.pipelines.objective_file import saved_objective
 from brickwork.training.config.config import TrainConfig
 from brickwork.training.config.data import DataConfig
+from brickwork.training.config.run import RunConfig
 from brickwork.training.data.buckets import STEP, random_numbers
 from brickwork.training.data.cache import CachedLatents, TensorCache, load_vae
 from brickwork.training.data.canvas import CanvasSettings, CanvasStream
 from brickwork.training.data.images import BrokenImage, LabelledImages, images_of
 from brickwork.training.data.stream import TrainingStream
 from brickwork.training.engine.previews import averaged_copy, build_metrics, draw_samples, export_pipeline, show_sheet
+from brickwork.training.engine.schedule import course
 from brickwork.training.task import Phase, Step
-from brickwork.training.tasks.backbones import BACKBONES, build_model, build_objective, plan
+from brickwork.training.tasks.backbones import BACKBONES, TrainedOn, build_model, build_objective
 from brickwork.training.tasks.brick_by_brick import draw_bricks, frozen_digest, stages_of, without_later_bricks
 from brickwork.training.tasks.denoising import DenoisingTask
 
@@ -39,9 +41,14 @@ def build_images(data: DataConfig) -> LabelledImages | CachedLatents:
     return CachedLatents(images, data.latents, load_vae(TensorCache(data.latents).source))
 
 
-def build_stream(config: TrainConfig, images: LabelledImages | CachedLatents, rows) -> TrainingStream:
-    """Whole pictures, or with `data.crop_share` crops of canvases among them."""
-    data, seed, batch_size = config.data, config.run.seed, config.run.batch_size
+def trained_on(images: LabelledImages | CachedLatents, data: DataConfig) -> TrainedOn:
+    """What a network is to know of a data set."""
+    return TrainedOn(images.class_names, images.size, images.channels, data.crop_share > 0)
+
+
+def build_stream(data: DataConfig, images: LabelledImages | CachedLatents, rows, run: RunConfig) -> TrainingStream:
+    """Pictures, with `data.crop_share` crops of canvases among them."""
+    seed, batch_size = run.seed, run.batch_size
     if data.crop_share == 0:
         return TrainingStream(images, rows, seed, data.horizontal_flip, batch_size)
     canvases = CanvasSettings(data.crop_share, data.crop_scale, data.crop_aspect)
@@ -85,13 +92,15 @@ class BackboneTask(DenoisingTask):
     @classmethod
     def build(cls, config: TrainConfig, accelerator: Accelerator, dry_run: bool = False) -> Self:
         task = cls()
-        task.config, task.accelerator, task.parameterization = config, accelerator, build_objective(config)
+        task.config, task.accelerator, task.parameterization = config, accelerator, build_objective(config.objective)
         images = build_images(config.data)
         train_rows, held_out_rows = images.split(config.data.held_out)
         task.vae = getattr(images, "vae", None)
         if task.vae is not None:
             task.vae.to(accelerator.device)
-        task.network = network = build_model(config, images.class_names, images.size, images.channels)
+        task.network = network = build_model(
+            config.model, config.objective, trained_on(images, config.data), config.run.seed
+        )
         if config.run.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         if config.model.attention_backend:
@@ -100,18 +109,26 @@ class BackboneTask(DenoisingTask):
         task.leaves_out = "objective.brick_dropout" if config.objective.brick_dropout > 0 else None
         if isinstance(network, StitchedDenoiser):
             task.leaves_out = "model.type"
-        task.stream = build_stream(config, images, train_rows)
-        classes, processes = len(images.class_names), accelerator.num_processes
-        task.plan = plan(config, network, len(train_rows), len(held_out_rows), classes, processes)
+        task.stream = build_stream(config.data, images, train_rows, config.run)
         task.held_out = build_held_out(images, held_out_rows)
-        task.metrics = build_metrics(config, network.config.num_classes, accelerator)
+        task.metrics = build_metrics(config.metrics, config.data.size, network.config.num_classes, accelerator)
+        parameters, learning = task.sizes()
+        # Weights, gradients, two moments and the average, in float32; activations come on top.
+        memory, data = 4 * (parameters + 4 * learning) / 2**30, f"images of {len(images.class_names) or 'no'} classes"
+        task.plan = (
+            f"{config.model.type}: {parameters:,} parameters, {learning:,} of them trained; about {memory:.2f} GiB of "
+            "weights and optimiser state, before activations.\n"
+            + course(config.run, data, len(train_rows), len(held_out_rows), accelerator.num_processes)
+        )
         return task
 
     def phases(self) -> list[Phase]:
-        return stages_of(self.config, self.network)
+        config = self.config
+        return stages_of(config.objective, self.network, config.run.total_images, config.model.comes_trained)
 
     def step(self, batch: dict[str, torch.Tensor], number: int) -> Step:
         conditions, num_classes = {"class_labels": None}, self.network.config.num_classes
+        random, subnet = random_numbers(self.config.run.seed, STEP, number), None
         if num_classes is not None:
             hidden = batch["label_draw"] < self.config.objective.label_dropout
             conditions["class_labels"] = torch.where(hidden, num_classes, batch["label"])
@@ -119,9 +136,10 @@ class BackboneTask(DenoisingTask):
             conditions["coordinates"] = crop_coordinates(batch["crop"], *batch["image"].shape[-2:])
         if isinstance(self.network, StitchedDenoiser):
             names = self.network.subnet_names()
-            subnet = names[int(random_numbers(self.config.run.seed, STEP, number).integers(len(names)))]
-        else:
-            bricks = draw_bricks(self.config, getattr(self.network, "num_bricks", 0), number, self.phase)
+            subnet = names[int(random.integers(len(names)))]
+        elif hasattr(self.network, "num_bricks"):
+            dropout = self.config.objective.brick_dropout
+            bricks = draw_bricks(random, dropout, self.network.num_bricks, self.phase)
             subnet = None if bricks is None else name_of(bricks)
         return self.noisy(batch["image"], batch, conditions, subnet)
 
@@ -184,5 +202,4 @@ class BackboneTask(DenoisingTask):
                 pipeline.register_to_config(
                     num_inference_steps=shown.steps, guidance_scale=shown.guidance_scale if guided else None
                 )
-            path = export_pipeline(pipeline, folder, self.config.objective)
-            self.accelerator.print(f"The pipeline with the averaged weights is in {path}.")
+            export_pipeline(pipeline, folder, self.config.objective)

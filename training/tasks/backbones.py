@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +24,8 @@ from brickwork.gen.parameterization import OBJECTIVES
 from brickwork.pipelines.class_to_image import ClassToImagePipeline
 from brickwork.pipelines.lego import LegoPipeline
 from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
-from brickwork.training.config.config import TrainConfig
+from brickwork.training.config.model import ModelConfig
+from brickwork.training.config.objective import ObjectiveConfig
 from brickwork.training.tasks.brick_by_brick import freeze
 
 
@@ -49,20 +51,30 @@ BACKBONES = {
 }
 
 
-def build_model(config: TrainConfig, class_names: list[str], size: int, channels: int) -> torch.nn.Module:
-    """The network that a configuration describes: freshly initialised from the run's seed, or from saved weights, or
-    with fresh bricks on saved ones; what does not learn is frozen.
+@dataclass(frozen=True)
+class TrainedOn:
+    """What a network is trained on.
 
-    Args:
-        config: of the run.
+    Attributes:
         class_names: of the data set, none for unlabelled data.
-        size: side of what the network trains on, in pixels, or of latents.
+        size: side of the pictures in pixels, or of latents.
         channels: of the same.
+        crops: whether some of them are crops of larger canvases.
+    """
+
+    class_names: list[str]
+    size: int
+    channels: int
+    crops: bool = False
+
+
+def build_model(settings: ModelConfig, objective: ObjectiveConfig, data: TrainedOn, seed: int = 0) -> torch.nn.Module:
+    """The network that `model` describes: freshly initialised from the run's seed, or from saved weights, or with
+    fresh bricks on saved ones; what does not learn is frozen.
 
     Raises:
         ValueError: for configuration values that the network does not take, or weights that do not fit the data.
     """
-    settings = config.model
     kind = one_of("model.type", settings.type, BACKBONES).model
     if kind in (StitchedDenoiser, CompositeDenoiser) and (
         settings.preset or settings.config or not settings.init_from
@@ -73,13 +85,14 @@ def build_model(config: TrainConfig, class_names: list[str], size: int, channels
         )
     known = compat.constructor_keys(kind)
     no_unknown("model.config", settings.config, known, settings.type)
-    values = _described(config, known, class_names, size, channels)
+    any_bricks, sigma_data = objective.brick_dropout > 0, objective.options.get("sigma_data", 0.5)
+    values = _described(settings.config, known, data, any_bricks)
     build = partial(kind.from_preset, settings.preset) if settings.preset else kind
-    torch.manual_seed(config.run.seed)
+    torch.manual_seed(seed)
     if settings.wrap:
-        model = _wrapping_model(config, values, class_names, channels)
+        model = _wrapping_model(settings, values, data, sigma_data)
     elif settings.init_from:
-        model = _saved_model(kind, config, class_names, channels)
+        model = _saved_model(kind, settings.init_from, data, any_bricks)
         if settings.preset or settings.config:
             if "pretrained_brick" in known:
                 values.setdefault("pretrained_brick", model.config.pretrained_brick)
@@ -91,10 +104,10 @@ def build_model(config: TrainConfig, class_names: list[str], size: int, channels
                 _check_same(model, described, settings.init_from)
     else:
         model = build(**values)
-    _check_patch(model, size)
-    _check_sigma_data(config, model)
-    _check_out_channels(config, model)
-    freeze(config, model)
+    _check_patch(model, data.size)
+    _check_sigma_data(model, sigma_data)
+    _check_out_channels(model, objective.type)
+    freeze(objective, model, settings.comes_trained)
     return model
 
 
@@ -108,17 +121,16 @@ def _check_patch(model: torch.nn.Module, size: int) -> None:
         )
 
 
-def _described(config: TrainConfig, known: set[str], class_names: list[str], size: int, channels: int) -> dict:
-    """What the data say of a network, and over it what the configuration does."""
+def _described(given: dict[str, Any], known: set[str], data: TrainedOn, any_bricks: bool) -> dict[str, Any]:
+    """What the data say of a network, and over it what `model.config` does."""
     values = {
-        "sample_size": size,
-        "in_channels": channels,
-        "num_classes": len(class_names) or None,
-        "id2label": dict(enumerate(class_names)) or None,
-        "trained_subsets": "any" if config.objective.brick_dropout > 0 else "prefix",
-        "trained_crops": config.data.crop_share > 0,
+        "sample_size": data.size,
+        "in_channels": data.channels,
+        "num_classes": len(data.class_names) or None,
+        "id2label": dict(enumerate(data.class_names)) or None,
+        "trained_subsets": "any" if any_bricks else "prefix",
+        "trained_crops": data.crops,
     }
-    given = config.model.config
     for key in ("in_channels", "num_classes"):
         if given.get(key, values[key]) != values[key]:
             raise ValueError(f"`model.config.{key}` is {given[key]}, but the data have {values[key]}; leave it out.")
@@ -159,10 +171,10 @@ def _grown(saved: torch.nn.Module, described: torch.nn.Module, source: str) -> t
     return described
 
 
-def _wrapping_model(config: TrainConfig, values: dict, class_names: list[str], channels: int) -> torch.nn.Module:
+def _wrapping_model(settings: ModelConfig, values: dict, data: TrainedOn, sigma_data: float) -> torch.nn.Module:
     """A stack whose lowest brick is the pretrained denoiser that `model.wrap` names."""
-    source = config.model.wrap
-    if config.model.type != "LegoTransformer2DModel" or config.model.init_from or config.model.preset:
+    source = settings.wrap
+    if settings.type != "LegoTransformer2DModel" or settings.init_from or settings.preset:
         raise ValueError(
             f"`model.wrap` is {source!r}, which is for a LegoTransformer2DModel whose further bricks are those in "
             "`model.config`; leave out `model.preset` and `model.init_from`."
@@ -174,15 +186,13 @@ def _wrapping_model(config: TrainConfig, values: dict, class_names: list[str], c
     values = {key: value for key, value in values.items() if key not in ("in_channels", "pretrained_brick")}
     if values.get("id2label") is None:
         values["id2label"] = names
-    sigma_data = config.objective.options.get("sigma_data", 0.5)
     model = LegoTransformer2DModel.from_denoiser(denoiser, scheduler, sigma_data=sigma_data, **values)
-    _check_fits_data(model, "model.wrap", source, class_names, channels)
+    _check_fits_data(model, "model.wrap", source, data)
     return model.train()
 
 
-def _check_sigma_data(config: TrainConfig, model: torch.nn.Module) -> None:
+def _check_sigma_data(model: torch.nn.Module, wanted: float) -> None:
     described = model.config.get("pretrained_brick")
-    wanted = config.objective.options.get("sigma_data", 0.5)
     if described is not None and described.get("sigma_data", 0.5) != wanted:
         raise ValueError(
             f"`objective.options.sigma_data` is {wanted}, but the pretrained brick is translated for "
@@ -190,9 +200,9 @@ def _check_sigma_data(config: TrainConfig, model: torch.nn.Module) -> None:
         )
 
 
-def _check_out_channels(config: TrainConfig, model: torch.nn.Module) -> None:
+def _check_out_channels(model: torch.nn.Module, objective: str) -> None:
     """Raise a `ValueError` for an estimate of other channels than the objective compares it with."""
-    channels, objective = model.config.in_channels, config.objective.type
+    channels = model.config.in_channels
     estimated = model.config.get("out_channels") or channels
     learned = estimated == 2 * channels
     if estimated == channels or (learned and objective == "epsilon"):
@@ -205,16 +215,14 @@ def _check_out_channels(config: TrainConfig, model: torch.nn.Module) -> None:
     )
 
 
-def build_objective(config: TrainConfig):
-    """The parameterization that a configuration's `objective` describes.
+def build_objective(settings: ObjectiveConfig) -> Any:
+    """The parameterization that `objective` describes.
 
     Raises:
-        ValueError: for options that it does not take, or one that the network's pipeline cannot sample.
+        ValueError: for options that it does not take.
     """
-    name, options = config.objective.type, config.objective.options
+    name, options = settings.type, settings.options
     kind = one_of("objective.type", name, OBJECTIVES)
-    if config.model.type == "LegoTransformer2DModel" and name != "edm":
-        raise ValueError(f"`objective.type` is {name!r}, but LEGO's pipeline samples what edm trains; set it to edm.")
     no_unknown("objective.options", options, inspect.signature(kind).parameters, name)
     try:
         return kind(**options)
@@ -222,19 +230,17 @@ def build_objective(config: TrainConfig):
         raise ValueError(f"`objective.options` is {options}; a value is of the wrong kind ({error}).") from None
 
 
-def _saved_model(kind: type, config: TrainConfig, class_names: list[str], channels: int) -> torch.nn.Module:
-    source = config.model.init_from
+def _saved_model(kind: type, source: str, data: TrainedOn, any_bricks: bool) -> torch.nn.Module:
     inside = Path(source) / "transformer"  # a pipeline's folder
     try:
         model = kind.from_pretrained(inside if inside.is_dir() else source)
     except (OSError, ValueError) as error:
         raise ValueError(f"`model.init_from` is {source!r}, which holds no {kind.__name__}: {error}") from error
-    model = _of_classes(model, class_names)
-    _check_fits_data(model, "model.init_from", source, class_names, channels)
-    if hasattr(model, "num_bricks") and config.objective.brick_dropout > 0:
-        model.register_to_config(trained_subsets="any")
-    if hasattr(model, "num_bricks") and config.data.crop_share > 0:
-        model.register_to_config(trained_crops=True)
+    model = _of_classes(model, data.class_names)
+    _check_fits_data(model, "model.init_from", source, data)
+    if hasattr(model, "num_bricks"):
+        learned = {"trained_subsets": "any"} if any_bricks else {}
+        model.register_to_config(**learned, **({"trained_crops": True} if data.crops else {}))
     return model.float()
 
 
@@ -259,34 +265,14 @@ def _of_classes(model: torch.nn.Module, class_names: list[str]) -> torch.nn.Modu
     return fewer
 
 
-def _check_fits_data(model: torch.nn.Module, key: str, source: str, class_names: list[str], channels: int) -> None:
-    if (model.config.num_classes or 0) != len(class_names):
+def _check_fits_data(model: torch.nn.Module, key: str, source: str, data: TrainedOn) -> None:
+    names = data.class_names
+    if (model.config.num_classes or 0) != len(names):
         raise ValueError(
             f"`{key}` is {source!r}, a network of {model.config.num_classes or 'no'} classes; the data have "
-            f"{len(class_names) or 'none'} ({', '.join(class_names[:8])}). Set `data.classes` or `data.label_column`."
+            f"{len(names) or 'none'} ({', '.join(names[:8])}). Set `data.classes` or `data.label_column`."
         )
-    if model.config.in_channels != channels:
+    if model.config.in_channels != data.channels:
         raise ValueError(
-            f"`{key}` is {source!r}, a network of {model.config.in_channels} channels; the data have {channels}."
+            f"`{key}` is {source!r}, a network of {model.config.in_channels} channels; the data have {data.channels}."
         )
-
-
-def plan(
-    config: TrainConfig, model: torch.nn.Module, train_images: int, held_out: int, classes: int, processes: int
-) -> str:
-    """The figures that follow from a configuration, to be read before the first step."""
-    parameters = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    run = config.run
-    micro = run.batch_size // (run.gradient_accumulation_steps * processes)
-    # Weights, gradients, two moments and the average, in float32; activations come on top.
-    memory = 4 * (parameters + trained * 4) / 2**30
-    return (
-        f"{config.model.type}: {parameters:,} parameters, {trained:,} of them trained; about {memory:.2f} GiB of "
-        "weights and optimiser state, before activations.\n"
-        f"{train_images:,} images of {classes or 'no'} classes to train on, {held_out:,} held out; "
-        f"{run.total_images:,} images are {run.total_images / train_images:,.1f} epochs, "
-        f"{-(-run.total_images // run.batch_size):,} steps.\n"
-        f"{run.batch_size} images a step = {micro} × {run.gradient_accumulation_steps} accumulated × {processes} "
-        f"process(es); precision {run.mixed_precision}."
-    )

@@ -9,11 +9,12 @@ that the next brick refines what sampling will hand it; optimiser, averages' ram
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from brickwork.files import digest
 from brickwork.pipelines.schedules import BrickSchedule
-from brickwork.training.data.buckets import STEP, random_numbers
+from brickwork.training.config.objective import ObjectiveConfig
 from brickwork.training.task import Phase
 
 
@@ -47,19 +48,26 @@ class Stage(Phase):
         return {name for name, _ in network.named_parameters() if name.startswith(tuple(prefixes))}
 
 
-def stages_of(config: Any, network: torch.nn.Module) -> list[Stage]:
+def stages_of(
+    objective: ObjectiveConfig, network: torch.nn.Module, total: int = 0, comes_trained: bool = False
+) -> list[Stage]:
     """The stages of a run, in order; one for most.
+
+    Args:
+        objective: which bricks learn, and for how many images each.
+        network: in training.
+        total: images of the run.
+        comes_trained: whether the network, or its lowest brick, holds weights from elsewhere.
 
     Raises:
         ValueError: for bricks that the network does not have, or images that do not add up.
     """
-    total = config.run.total_images
     if not hasattr(network, "num_bricks"):
         for key in ("train_bricks", "brick_images"):
-            if getattr(config.objective, key, None) is not None:
+            if getattr(objective, key) is not None:
                 raise ValueError(f"`objective.{key}` is given, but a {type(network).__name__} has no bricks.")
         return [Stage(0, total)]
-    learners, images = _learners(config, network), config.objective.brick_images
+    learners, images = _learners(objective.train_bricks, network, comes_trained), objective.brick_images
     if images is None:
         return [_stage(0, total, learners, network)]
     if len(images) != len(learners):
@@ -80,12 +88,11 @@ def _stage(start: int, end: int, learns: tuple[int, ...], network: torch.nn.Modu
     return Stage(start, end, learns, None if len(runs) == network.num_bricks else runs)
 
 
-def _learners(config: Any, network: torch.nn.Module) -> tuple[int, ...]:
+def _learners(given: list[int] | None, network: torch.nn.Module, comes_trained: bool) -> tuple[int, ...]:
     """The bricks that learn in the run: those of `objective.train_bricks`, or all but one that came trained."""
-    bricks, given = range(network.num_bricks), config.objective.train_bricks
-    from_elsewhere = bool(config.model.init_from or config.model.wrap)
+    bricks = range(network.num_bricks)
     if given is None:
-        trained = from_elsewhere and network.config.pretrained_brick is not None
+        trained = comes_trained and network.config.pretrained_brick is not None
         learners = tuple(bricks[1:] if trained else bricks)
     else:
         learners = tuple(given)
@@ -97,7 +104,7 @@ def _learners(config: Any, network: torch.nn.Module) -> tuple[int, ...]:
     if learners[-1] >= len(bricks):
         raise ValueError(f"`objective.train_bricks` is {list(learners)}; this stack has the bricks 0 to {bricks[-1]}.")
     missing = sorted(set(range(learners[-1])) - set(learners))
-    if missing and not from_elsewhere:
+    if missing and not comes_trained:
         raise ValueError(
             f"`objective.train_bricks` is {list(learners)}, so the bricks {missing} would stay as they were drawn at "
             "random; train them too, or take them from `model.init_from` or `model.wrap`."
@@ -105,7 +112,7 @@ def _learners(config: Any, network: torch.nn.Module) -> tuple[int, ...]:
     return learners
 
 
-def freeze(config: Any, network: torch.nn.Module) -> None:
+def freeze(objective: ObjectiveConfig, network: torch.nn.Module, comes_trained: bool) -> None:
     """Freeze what learns in no stage of a run; frozen parameters are neither averaged nor saved.
 
     Raises:
@@ -113,7 +120,8 @@ def freeze(config: Any, network: torch.nn.Module) -> None:
     """
     if not hasattr(network, "num_bricks"):
         return
-    learns = set().union(*(stage.parameters(network) for stage in stages_of(config, network)))
+    stages = stages_of(objective, network, comes_trained=comes_trained)
+    learns = set().union(*(stage.parameters(network) for stage in stages))
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in learns)
 
@@ -130,15 +138,15 @@ def frozen_digest(network: torch.nn.Module) -> str | None:
     return digest(*parts) if frozen else None
 
 
-def draw_bricks(config: Any, num_bricks: int, step: int, stage: Stage | None = None) -> tuple[int, ...] | None:
-    """The bricks that a step runs, alike on all processes; `None` for the whole network.
+def draw_bricks(
+    random: np.random.Generator, dropout: float, num_bricks: int, stage: Stage | None = None
+) -> tuple[int, ...] | None:
+    """The bricks that a step runs; `None` for all.
 
-    All of its stage, or on a share of the steps a random subset of them.
+    All of its stage, or on a share `dropout` of the steps a random subset of them.
     """
-    if num_bricks == 0:
-        return None
-    random, stage = random_numbers(config.run.seed, STEP, step), stage or Stage(0, 0, tuple(range(num_bricks)))
-    if random.random() >= config.objective.brick_dropout:
+    stage = stage or Stage(0, 0, tuple(range(num_bricks)))
+    if random.random() >= dropout:
         return stage.runs
     bricks = range(num_bricks) if stage.runs is None else stage.runs
     subset = int(random.integers(1, 2 ** len(bricks)))

@@ -15,6 +15,7 @@ from brickwork.training.config.config import TrainConfig, require_task
 from brickwork.training.data.images import images_of
 from brickwork.training.data.stream import TrainingStream
 from brickwork.training.engine.previews import averaged_copy, build_metrics, export_pipeline, show_sheet
+from brickwork.training.engine.schedule import course
 from brickwork.training.objectives.adversarial import AdversarialObjective
 from brickwork.training.task import Step, Task
 
@@ -42,15 +43,14 @@ class GanTask(Task):
         latent_dim, numbers = model.generator.config.latent_dim, images.channels * config.data.size**2
         if latent_dim > numbers:
             raise ValueError(f"`latent_dim` is {latent_dim}, more than the {numbers} numbers of an image; lower it.")
-        rows, _ = images.split(config.data.held_out)
-        run, counts = config.run, [sum(p.numel() for p in part.parameters()) for part in model.children()]
-        task.plan = (
-            f"Generator {counts[0]:,} parameters, discriminator {counts[1]:,}; {len(rows):,} images to train on; "
-            f"{run.total_images:,} images are {run.total_images / len(rows):,.1f} epochs."
+        (rows, held_out), run = images.split(config.data.held_out), config.run
+        counts = [sum(p.numel() for p in part.parameters()) for part in model.children()]
+        task.plan = f"Generator {counts[0]:,} parameters, discriminator {counts[1]:,}.\n" + course(
+            run, "images", len(rows), len(held_out), accelerator.num_processes
         )
         task.network, task.objectives = model, [task.adversarial]
         task.stream = TrainingStream(images, rows, run.seed, config.data.horizontal_flip, run.batch_size)
-        task.metrics = build_metrics(config, None, accelerator, call={})
+        task.metrics = build_metrics(config.metrics, config.data.size, None, accelerator, call={})
         return task
 
     def step(self, batch: dict[str, torch.Tensor], number: int) -> Step:
@@ -83,5 +83,4 @@ class GanTask(Task):
         """Leave `pipeline/`, with the averaged generator."""
         network = averaged_copy(self.network, weights)
         if self.accelerator.is_main_process:
-            path = export_pipeline(self.pipeline(network), folder, self.config.objective)
-            self.accelerator.print(f"The pipeline with the averaged weights is in {path}.")
+            export_pipeline(self.pipeline(network), folder, self.config.objective)

@@ -43,7 +43,7 @@ def both(folder):
     one = [Preparation()(images.open(i)) for i in range(len(images))]
     table = load_table(str(folder))
     trained = LabelledImages(table, 8, label_column=None)
-    other = [np.asarray(trained.whole(row)) for row in range(len(trained))]
+    other = [np.asarray(trained.decoded(row)) for row in range(len(trained))]
     return one, other
 
 

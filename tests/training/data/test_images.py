@@ -164,18 +164,18 @@ def test_a_picture_cut_short_is_broken(image_folder):
 
 def test_whole_pictures_are_decoded_once_as_far_as_memory_goes(table, monkeypatch):
     images = LabelledImages(table, 8)
-    whole = images.whole(3)
+    whole = images.decoded(3)
     assert np.array_equal(crop_to(whole, 5, 7), images.picture(3, (5, 7)))
     assert (whole.height, whole.width) == images.natural_size(3)
     images.table = None  # not asked again
-    assert np.array_equal(np.asarray(images.whole(3)), np.asarray(whole))
+    assert np.array_equal(np.asarray(images.decoded(3)), np.asarray(whole))
     assert images.natural_size(3) == (whole.height, whole.width)
     monkeypatch.setattr("brickwork.training.data.images.CACHE_BYTES", 0)
     full = LabelledImages(table, 8)
-    full.whole(3)
+    full.decoded(3)
     full.table = None
     with pytest.raises(TypeError):
-        full.whole(3)
+        full.decoded(3)
 
 
 def test_bucket_shapes():

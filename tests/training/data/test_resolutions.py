@@ -88,8 +88,9 @@ def make_stream(folder, *overrides, rows=None):
         "run.batch_size=4", "objective.caption_dropout=0.25", *overrides,
     ]  # fmt: skip
     config = load_config(None, values, ResAdapterConfig)
-    images = CaptionedImages(config, 8)
-    return CaptionedStream(images, np.arange(len(images.images)) if rows is None else rows, config, PIPELINE)
+    images = CaptionedImages(config.data, config.resolution, 8, config.run.seed)
+    rows = np.arange(len(images.images)) if rows is None else rows
+    return CaptionedStream(images, rows, config.objective, PIPELINE, config.run.batch_size)
 
 
 def test_steps_have_one_shape_on_all_processes_and_after_resuming(folder):

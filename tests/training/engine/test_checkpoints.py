@@ -11,7 +11,7 @@ from brickwork.training.engine import checkpoints
 from brickwork.training.engine.checkpoints import (
     CheckpointFolder,
     load_optimizer_tensors,
-    load_trained_tensors,
+    load_tensors,
     optimizer_tensors,
     trained_tensors,
 )
@@ -191,7 +191,7 @@ def test_an_optimizer_goes_on_as_if_nothing_had_happened():
         optimizer.zero_grad()
 
     step(networks[0], first)
-    load_trained_tensors(networks[1], trained_tensors(networks[0]))
+    load_tensors(trained_tensors(networks[1]), trained_tensors(networks[0]))
     saved = {name: tensor.clone() for name, tensor in optimizer_tensors(first, networks[0]).items()}
     load_optimizer_tensors(second, networks[1], saved)
     for network, optimizer in zip(networks, (first, second)):
@@ -201,7 +201,7 @@ def test_an_optimizer_goes_on_as_if_nothing_had_happened():
 
 def test_weights_of_another_network_are_refused():
     with pytest.raises(ValueError, match="another network.*weight"):
-        load_trained_tensors(torch.nn.Linear(3, 2), trained_tensors(torch.nn.Linear(2, 2)))
+        load_tensors(trained_tensors(torch.nn.Linear(3, 2)), trained_tensors(torch.nn.Linear(2, 2)))
 
 
 def test_states_that_share_a_table_or_count_in_plain_numbers_are_kept(tmp_path):

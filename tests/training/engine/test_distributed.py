@@ -132,7 +132,7 @@ def test_sharded_averages_and_checkpoints(two_processes, tmp_path):
     from brickwork.training.engine.checkpoints import (
         CheckpointFolder,
         load_optimizer_tensors,
-        load_trained_tensors,
+        load_tensors,
         optimizer_tensors,
         trained_tensors,
     )
@@ -178,7 +178,7 @@ def test_sharded_averages_and_checkpoints(two_processes, tmp_path):
         torch.distributed.barrier()
         model, optimizer, ema = parts(True)  # another process group's worth of fresh shards
         tensors, _ = CheckpointFolder(tmp_path / "half").newest()
-        load_trained_tensors(model, tensors["model"])
+        load_tensors(trained_tensors(model), tensors["model"])
         load_optimizer_tensors(optimizer, model, tensors["optimizer"])
         ema.load_state_dict(tensors["ema"])
         trained(model, 2, ema, optimizer, first=2)

@@ -6,13 +6,18 @@ import pytest
 import torch
 
 from brickwork.training.config.config import load_config
-from brickwork.training.engine.schedule import build_optimizer, learning_rate
+from brickwork.training.engine import schedule
+from brickwork.training.engine.schedule import build_optimizer
 
-BASE = ["optimizer.learning_rate=0.5", "run.batch_size=10", "run.total_images=1000"]
+BASE = ["optimizer.learning_rate=0.5"]
 
 
 def config_of(*overrides):
-    return load_config(None, [*BASE, *overrides])
+    return load_config(None, [*BASE, *overrides]).optimizer
+
+
+def learning_rate(optimizer, images):
+    return schedule.learning_rate(optimizer, images, total=1000, batch_size=10)
 
 
 def test_rise_plateau_fall():

@@ -12,7 +12,7 @@ from brickwork.gen.parameterization import EDMObjective
 from brickwork.training.config.config import load_config
 from brickwork.training.studies import other_bricks
 from brickwork.training.studies.other_bricks import CONFIG, RUNS, losses_of, overrides_of, table, training_operations
-from brickwork.training.tasks.backbones import build_model
+from brickwork.training.tasks.backbones import TrainedOn, build_model
 from brickwork.training.tasks.brick_by_brick import stages_of
 
 SAMPLE = Path(__file__).parents[2] / "data" / "emoji" / "sample.parquet"
@@ -24,7 +24,7 @@ def networks(tmp_path_factory):
     folder, built = tmp_path_factory.mktemp("runs"), {}
     for name in RUNS:
         config = load_config(CONFIG, overrides_of(name, "data", folder))
-        model = build_model(config, ["faces"], 32, 3)
+        model = build_model(config.model, config.objective, TrainedOn(["faces"], 32, 3))
         pipeline = LegoPipeline(transformer=model, scheduler=EDMHeunScheduler())
         pipeline.save_pretrained(folder / name / "run" / "pipeline")
         built[name] = config, model
@@ -35,7 +35,7 @@ def test_the_stages_counted_are_those_of_the_runs(networks):
     for name, (config, model) in networks.items():
         stages = [
             (stage.end - stage.start, stage.learns, stage.runs or tuple(range(model.num_bricks)))
-            for stage in stages_of(config, model)
+            for stage in stages_of(config.objective, model, config.run.total_images, config.model.comes_trained)
         ]
         assert tuple(stages) == RUNS[name].stages
         assert config.run.total_images == sum(stage[0] for stage in stages)

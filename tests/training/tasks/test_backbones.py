@@ -11,7 +11,7 @@ from brickwork import LegoTransformer2DModel
 from brickwork.training import train_backbone
 from brickwork.training.config.config import load_config
 from brickwork.training.config.recipes import TINY, list_recipes, recipe
-from brickwork.training.tasks.backbones import build_model, build_objective
+from brickwork.training.tasks.backbones import TrainedOn, build_model, build_objective
 
 SAMPLE = Path(__file__).parents[2] / "data" / "emoji" / "sample.parquet"
 NETWORKS = {
@@ -93,10 +93,10 @@ def test_every_preset_has_a_recipe(name):
     path, overrides = recipe(name)
     config = load_config(path, overrides)
     with torch.device("meta"):
-        model = build_model(config, ["a", "b"], config.data.size, 3)
+        model = build_model(config.model, config.objective, TrainedOn(["a", "b"], config.data.size, 3))
     assert config.run.output_dir == f"runs/{name}" and model.config.num_classes == 2
     learned = model.config.get("out_channels") == 6
-    assert learned == (build_objective(config).__class__.__name__ == "EpsilonObjective")
+    assert learned == (build_objective(config.objective).__class__.__name__ == "EpsilonObjective")
     assert model.config.sample_size == config.data.size
 
 

@@ -10,6 +10,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from brickwork import LegoPipeline, LegoTransformer2DModel
 from brickwork.gen.operations import count_operations
 from brickwork.training import train_backbone
+from brickwork.training.data.buckets import STEP, random_numbers
 from brickwork.training.engine.checkpoints import CheckpointFolder
 from brickwork.training.engine.loop import compute, train
 from brickwork.training.engine.schedule import begin
@@ -83,7 +84,7 @@ def test_only_the_brick_whose_turn_it_is_runs_backward(tiny_run):
     }  # fmt: skip
     for parameter in run.task.network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    first, second = stages_of(run.config, run.task.network)
+    first, second = run.task.phases()
     costs = [2 * brick.operations(8, 8) for brick in run.task.network.bricks]
     counts = {}
     for stage in (first, second):
@@ -97,13 +98,11 @@ def test_only_the_brick_whose_turn_it_is_runs_backward(tiny_run):
     assert all(parameter.grad is not None for parameter in run.task.network.bricks[1].parameters())
 
 
-def test_brick_dropout_always_leaves_one_that_learns(tiny_run):
-    config = tiny_run("run", "objective.brick_dropout=1").config
+def test_brick_dropout_always_leaves_one_that_learns():
     stage = Stage(0, 1, (1, 2), (0, 1, 2))
-    drawn = {draw_bricks(config, 4, step, stage) for step in range(200)}
+    drawn = {draw_bricks(random_numbers(0, STEP, step), 1.0, 4, stage) for step in range(200)}
     assert drawn == {(0, 2), (1,), (2,), (0, 1), (1, 2), (0, 1, 2)}
-    never = tiny_run("run", "objective.brick_dropout=0").config
-    assert draw_bricks(never, 4, 0, stage) == (0, 1, 2)
+    assert draw_bricks(random_numbers(0, STEP, 0), 0.0, 4, stage) == (0, 1, 2)
 
 
 def test_a_run_cut_short_leaves_the_bricks_trained_so_far(tiny_run, tmp_path):
@@ -248,12 +247,10 @@ def test_what_is_wrong_is_said_before_the_first_step(overrides, message, tiny_ya
     assert message in capsys.readouterr().err
 
 
-def test_networks_without_bricks(tmp_path):
-    config = SimpleNamespace(
-        run=SimpleNamespace(total_images=8), objective=SimpleNamespace(train_bricks=None, brick_images=[8])
-    )
+def test_networks_without_bricks():
+    objective = SimpleNamespace(train_bricks=None, brick_images=[8])
     with pytest.raises(ValueError, match="`objective.brick_images` is given, but a Linear has no bricks"):
-        stages_of(config, torch.nn.Linear(1, 1))
+        stages_of(objective, torch.nn.Linear(1, 1))
 
 
 def test_stacks_that_do_not_fit_the_one_they_grow_from(tiny_run, tmp_path):

@@ -13,7 +13,7 @@ from brickwork.pipelines.objective_file import save_objective
 from brickwork.training import train_backbone
 from brickwork.training.config.config import load_config
 from brickwork.training.tasks.backbone import BackboneTask, build_images
-from brickwork.training.tasks.backbones import build_model
+from brickwork.training.tasks.backbones import TrainedOn, build_model
 
 SAMPLE = Path(__file__).parents[2] / "data" / "emoji" / "sample.parquet"
 DATA = [f"data.source={SAMPLE}", "data.group_column=codepoints", "data.size=8", "data.held_out=0.1"]
@@ -72,4 +72,5 @@ def test_what_is_made_of_networks_needs_them(tmp_path):
     for kind in ("StitchedDenoiser", "CompositeDenoiser"):
         with pytest.raises(ValueError, match="made of trained networks.*model.init_from"):
             overrides = [*DATA, *RUN, f"model.type={kind}", f"run.output_dir={tmp_path / 'run'}"]
-            build_model(load_config(None, overrides), ["a"], 8, 3)
+            config = load_config(None, overrides)
+            build_model(config.model, config.objective, TrainedOn(["a"], 8, 3))

@@ -2,6 +2,7 @@
 
 A batch holds what `brickwork.training.data.captioned` makes:
 
+- `row (B,)`, of the data set;
 - `image (B, C, h, w)`: scaled latents; or `posterior (B, C, h, w)`, the normal numbers that choose a latent from the
   VAE's distribution, with its `mean` and `logvar` or `pixels (B, 3, H, W)` in [-1, 1];
 - `noise (B, C, h, w)`, with any noise offset in it; `level (B,)` normal, which becomes a timestep;

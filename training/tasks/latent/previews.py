@@ -1,6 +1,6 @@
 """What tasks on latents and captions show on the way: losses and pictures over sizes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -11,7 +11,7 @@ from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
 from brickwork.eval.report.pictures import GAP, grid
 from brickwork.pipelines.latents import encode, pixels_per_latent
 from brickwork.pipelines.stable_diffusion import PromptedUNet
-from brickwork.training.config.latent import LatentConfig
+from brickwork.training.config.samples import PromptSamplesConfig
 from brickwork.training.data.captioned import CaptionedStream, Shape
 from brickwork.training.data.images import BrokenImage
 from brickwork.training.data.text_cache import encode_captions, encode_no_caption
@@ -23,18 +23,18 @@ from brickwork.training.tasks.denoising import DenoisingTask
 PIPELINE_STEP = 8
 
 
-def preview_sizes(config: LatentConfig, stream: CaptionedStream) -> list[Shape]:
+def preview_sizes(sizes: Sequence[Sequence[int]], stream: CaptionedStream) -> list[Shape]:
     """What `samples.sizes` says, or else the smallest, the middle and the largest square, and the widest shape.
 
     Raises:
         ValueError: for sizes that pipelines cannot draw.
     """
-    if config.samples.sizes:
+    if sizes:
         step = max(PIPELINE_STEP, stream.factor)
-        wrong = [size for size in config.samples.sizes if min(size) < step or size[0] % step or size[1] % step]
+        wrong = [size for size in sizes if min(size) < step or size[0] % step or size[1] % step]
         if wrong:
             raise ValueError(f"`samples.sizes` has {wrong}; give heights and widths that are multiples of {step}.")
-        return [tuple(size) for size in config.samples.sizes]
+        return [tuple(size) for size in sizes]
     shapes = [s for s in stream.resolutions.shapes if s[0] % PIPELINE_STEP == s[1] % PIPELINE_STEP == 0]
     squares = [shape for shape in shapes if shape[0] == shape[1]]
     chosen = [squares[0], squares[len(squares) // 2], squares[-1]] if squares else []
@@ -48,7 +48,7 @@ class SizePreviews:
     Everything that needs a text encoder happens when this is built.
 
     Args:
-        config: of the run.
+        settings: what is shown.
         pipeline: what draws, around the network in training.
         stream: of the run.
         held_out: rows that losses are computed on, and whose captions are drawn if no prompts are given.
@@ -57,14 +57,14 @@ class SizePreviews:
 
     def __init__(
         self,
-        config: LatentConfig,
+        settings: PromptSamplesConfig,
         pipeline,
         stream: CaptionedStream,
         held_out: np.ndarray,
         baseline: Callable[[], AbstractContextManager] | None = None,
     ):
-        self.settings, self.pipeline, self.images = config.samples, pipeline, stream.captioned
-        self.baseline, self.sizes = baseline, preview_sizes(config, stream)
+        self.settings, self.pipeline, self.images = settings, pipeline, stream.captioned
+        self.baseline, self.sizes = baseline, preview_sizes(settings.sizes, stream)
         captions = self.images.captions
         rows = held_out if len(held_out) else stream.row.rows
         prompts = self.settings.prompts or [captions[row] for row in rows[: max(1, self.settings.count)]]
@@ -173,8 +173,8 @@ def sheet(pairs: list[tuple[np.ndarray | None, np.ndarray]]) -> Image.Image:
         pictures = list(now) if before is None else [*before, *now]
         rows.append(grid(pictures, columns=len(now)))
     width, height = max(row.width for row in rows), sum(row.height + 4 * GAP for row in rows) - 4 * GAP
-    whole, top = Image.new("RGB", (width, height), "white"), 0
+    stacked, top = Image.new("RGB", (width, height), "white"), 0
     for row in rows:
-        whole.paste(row, (0, top))
+        stacked.paste(row, (0, top))
         top += row.height + 4 * GAP
-    return whole
+    return stacked

@@ -26,11 +26,11 @@ from brickwork.adapters.resadapter.functions import family_of, load_resadapter, 
 from brickwork.adapters.resadapter.inject import adaptable_shapes
 from brickwork.adapters.resadapter.transaction import loaded_adapters
 from brickwork.training.config.adapter import AdapterConfig
+from brickwork.training.config.data import ResolutionConfig
 from brickwork.training.config.latent import ResAdapterConfig
-from brickwork.training.engine.checkpoints import trained_tensors, whole
+from brickwork.training.engine.checkpoints import gathered, trained_tensors
 from brickwork.training.tasks.latent.encoding import freeze_unet
-from brickwork.training.tasks.latent.previews import SizePreviews
-from brickwork.training.tasks.latent.task import LatentTask, drop_text_encoders, open_stream
+from brickwork.training.tasks.latent.task import LatentTask, drop_text_encoders
 
 # The other processes wait while one fills the cache.
 CACHE_TIME = timedelta(hours=12)
@@ -99,25 +99,32 @@ class ResAdapterInTraining:
         return official, single
 
 
-def add_resadapter(unet: torch.nn.Module, config: ResAdapterConfig) -> ResAdapterInTraining:
+def add_resadapter(
+    unet: torch.nn.Module, settings: AdapterConfig, resolution: ResolutionConfig, base: str
+) -> ResAdapterInTraining:
     """Put a fresh ResAdapter, or one to go on from, into a frozen UNet; its parameters are float32 and trainable.
 
     A fresh one changes nothing yet: its LoRA ends in zeros and its norms are the base's.
+
+    Args:
+        unet: of the pipeline, frozen.
+        settings: what of it is trained, and from where.
+        resolution: that it learns, and `base`, the pipeline's name: for what its files say of themselves.
 
     Raises:
         ValueError: for an adapter to start from that cannot be read, does not fit this UNet, lacks what is to be
             trained, or has another rank or alpha than the configuration.
     """
-    settings = config.adapter
     shapes = adaptable_shapes(unet)
     paths = [name for name, shape in shapes.items() if len(shape) == 2]
     keys = [name for name, shape in shapes.items() if len(shape) == 1]
     base_norms = {key: own_norm(unet, key).float() for key in keys} if settings.kind != "interpolation" else {}
     convs, norms = starting_point(unet, settings) if settings.init_from else ({}, {})
-    ranks, alphas = {}, {}
+    info, alphas = describe(unet, settings.kind, resolution, base), {}
     if settings.kind != "extrapolation":
         ranks, alphas = ranks_and_alphas(settings, paths, convs)
         _add_lora(unet, ranks, alphas, convs)
+        info["rank"] = max(ranks.values())
     if base_norms:
         # torch's CPU kernel for the gradient of a group norm's weight reads outside its memory where the input is
         # in channels-last order and has no gradient itself.
@@ -126,7 +133,7 @@ def add_resadapter(unet: torch.nn.Module, config: ResAdapterConfig) -> ResAdapte
         parameter = unet.get_parameter(key)
         parameter.data = norms.get(key, parameter.detach()).to(parameter.device, torch.float32)
         parameter.requires_grad_(True)
-    return ResAdapterInTraining(unet, alphas, base_norms, describe(unet, config, ranks))
+    return ResAdapterInTraining(unet, alphas, base_norms, info)
 
 
 def _ask_for_gradients(module: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> None:
@@ -195,12 +202,11 @@ def ranks_and_alphas(
     return ranks, alphas
 
 
-def describe(unet: torch.nn.Module, config: ResAdapterConfig, ranks: dict[str, int]) -> dict:
+def describe(unet: torch.nn.Module, kind: str, resolution: ResolutionConfig, base: str) -> dict:
     """What the files say of themselves, as JSON values."""
-    resolution, base = config.resolution, config.model.base
     info = {
         "base": Path(base).resolve().name if Path(base).is_dir() else base,
-        "kind": config.adapter.kind,
+        "kind": kind,
         "range": {
             "min_size": resolution.min_size,
             "max_size": resolution.max_size,
@@ -208,8 +214,6 @@ def describe(unet: torch.nn.Module, config: ResAdapterConfig, ranks: dict[str, i
         },
         "trainer": f"brickwork {metadata.version('brickwork')}",
     }
-    if ranks:
-        info["rank"] = max(ranks.values())
     if family := family_of(unet):
         info["family"] = family
     return info
@@ -217,7 +221,7 @@ def describe(unet: torch.nn.Module, config: ResAdapterConfig, ranks: dict[str, i
 
 def trained_weights(unet: torch.nn.Module) -> dict[str, torch.Tensor]:
     """What is trained, as it is now, on the CPU."""
-    return {name: whole(tensor) for name, tensor in trained_tensors(unet).items()}
+    return {name: gathered(tensor) for name, tensor in trained_tensors(unet).items()}
 
 
 class ResAdapterTask(LatentTask):
@@ -242,11 +246,9 @@ class ResAdapterTask(LatentTask):
         pipeline = task.base
         freeze_unet(pipeline.unet, config.run.mixed_precision)
         task.network = pipeline.unet.to(accelerator.device)
-        task.adapter = add_resadapter(pipeline.unet, config)
-        stream, held_out = open_stream(config, pipeline, accelerator, use_cache=not dry_run)
-        task.finish(stream, held_out)
-        task.previews = SizePreviews(config, pipeline, stream, held_out, task.adapter.switched_off)
-        if stream.cache is not None:
+        task.adapter = add_resadapter(pipeline.unet, config.adapter, config.resolution, config.model.base)
+        task.finish(use_cache=not dry_run, baseline=task.adapter.switched_off)
+        if task.stream.cache is not None:
             drop_text_encoders(pipeline)
         return task
 

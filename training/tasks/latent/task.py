@@ -1,15 +1,16 @@
 """What tasks on latents and captions share: a Stable Diffusion pipeline, its samples, its step and its plan."""
 
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
-from brickwork.pipelines.stable_diffusion import load_pipeline, objective_of, unet_arguments
+from brickwork.pipelines.stable_diffusion import load_pipeline, objective_of, size_step, unet_arguments
 from brickwork.training.config.latent import LatentConfig
-from brickwork.training.data.captioned import CaptionedStream, LatentCache, captioned_images
+from brickwork.training.data.captioned import CaptionedImages, CaptionedStream, LatentCache
 from brickwork.training.data.text_cache import encoders_of
+from brickwork.training.engine.schedule import course
 from brickwork.training.task import Step
 from brickwork.training.tasks.denoising import DenoisingTask
 from brickwork.training.tasks.latent.activations import kept_bytes
@@ -39,16 +40,56 @@ class LatentTask(DenoisingTask):
         self.parameterization = objective_of(self.base.scheduler, config.objective.min_snr_gamma)
         freeze_encoders(self.base, precision, accelerator.device)
 
-    def finish(self, stream: CaptionedStream, held_out: np.ndarray) -> None:
-        """Take the samples, and state the plan, once what is to be trained is in the UNet."""
-        config, unet = self.config, self.base.unet
+    def finish(self, use_cache: bool, baseline: Callable | None = None) -> None:
+        """Open the samples, once what is to be trained is in the UNet, and state the plan.
+
+        Args:
+            use_cache: whether to open `data.cache`, if the configuration names one; what is not there is made, shared
+                among the processes.
+            baseline: see `SizePreviews`.
+        """
+        config, unet, accelerator = self.config, self.base.unet, self.accelerator
         if config.run.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         if config.model.attention_backend:
             unet.set_attention_backend(config.model.attention_backend)
-        self.stream = stream
-        self.complete = EncodeFirst(self.base, stream.captioned.captions if stream.cache is None else None)
-        self.plan = plan(config, self.base, stream, len(held_out), self.accelerator.num_processes)
+        images = CaptionedImages(config.data, config.resolution, size_step(self.base), config.run.seed)
+        rows, held_out = images.images.split(config.data.held_out)
+        cache = None
+        if config.data.cache is not None and use_cache:
+            cache = LatentCache(config.data.cache, images, self.base)
+            cache.build(accelerator.process_index, accelerator.num_processes)
+            accelerator.wait_for_everyone()
+            cache.open()
+        self.stream = CaptionedStream(images, rows, config.objective, self.base, config.run.batch_size, cache)
+        self.complete = EncodeFirst(self.base, images.captions if cache is None else None)
+        self.plan = "\n".join([
+            self.memory_needed(),
+            *captions_cut(self.base, images.captions),
+            shapes_listed(self.stream.resolutions.shapes),
+            course(config.run, "captioned images", len(rows), len(held_out), accelerator.num_processes),
+        ])  # fmt: skip
+        self.previews = SizePreviews(config.samples, self.base, self.stream, held_out, baseline)
+
+    def memory_needed(self) -> str:
+        """A line on what the networks and the largest step take."""
+        pipeline, run, stream = self.base, self.config.run, self.stream
+        trained = [p for p in pipeline.unet.parameters() if p.requires_grad]
+        count, learning = (sum(p.numel() for p in some) for some in (pipeline.unet.parameters(), trained))
+        networks = [pipeline.unet, pipeline.vae, *encoders_of(pipeline)]
+        stored = sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
+        # Beside a trained weight: its gradient and its average in float32, and two moments.
+        moments_bytes = 2 if self.config.optimizer.type == "adamw_8bit" else 8
+        stored += sum(p.numel() * (4 + 4 + moments_bytes) for p in trained)
+        micro = run.batch_size // (run.gradient_accumulation_steps * self.accelerator.num_processes)
+        height, width = max(stream.resolutions.shapes, key=lambda shape: shape[0] * shape[1])
+        kept = kept_bytes(pipeline, micro, height // stream.factor, width // stream.factor, run.mixed_precision)
+        checkpointed = " (checkpointed)" if run.gradient_checkpointing else ""
+        return (
+            f"{self.config.model.base}: {count:,} parameters in the UNet, {learning:,} of them trained; about "
+            f"{stored / 2**30:.2f} GiB of networks and optimiser state, and {kept / 2**30:.2f} GiB that the largest "
+            f"step, {micro} × {height}×{width} pixels, keeps for its gradients{checkpointed}."
+        )
 
     def step(self, batch: dict[str, torch.Tensor], number: int) -> Step:
         batch = self.complete(batch)
@@ -66,66 +107,26 @@ class LatentTask(DenoisingTask):
         self.previews.show(self, self.base.unet, images, log)
 
 
-def open_stream(
-    config: LatentConfig, pipeline, accelerator: Accelerator, use_cache: bool = True
-) -> tuple[CaptionedStream, np.ndarray]:
-    """The samples of a run, and the rows it holds out; a cache is made where it is not there, shared among processes.
-
-    Args:
-        config: of the run.
-        pipeline: whose encoders are on the device, in the precision of the run.
-        accelerator: of the run.
-        use_cache: whether to make and open `data.cache`, if the configuration names one.
-    """
-    images = captioned_images(config, pipeline)
-    rows, held_out = images.images.split(config.data.held_out)
-    cache = None
-    if config.data.cache is not None and use_cache:
-        cache = LatentCache(config.data.cache, images, pipeline)
-        cache.build(accelerator.process_index, accelerator.num_processes)
-        accelerator.wait_for_everyone()
-        cache.open()
-    return CaptionedStream(images, rows, config, pipeline, cache), held_out
-
-
 def drop_text_encoders(pipeline) -> None:
     """Free their memory, where all embeddings are there already."""
     names = [name for name in pipeline.components if name.startswith("text_encoder")]
     pipeline.register_modules(**dict.fromkeys(names))
 
 
-def plan(config: LatentConfig, pipeline, stream: CaptionedStream, held_out: int, processes: int) -> str:
-    """The figures that follow from a configuration, to be read before the first step."""
-    settings, trained = config.run, [p for p in pipeline.unet.parameters() if p.requires_grad]
-    networks = [pipeline.unet, pipeline.vae, *encoders_of(pipeline)]
-    stored = sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
-    # Beside a trained weight: its gradient and its average in float32, and two moments.
-    moments_bytes = 2 if config.optimizer.type == "adamw_8bit" else 8
-    stored += sum(p.numel() * (4 + 4 + moments_bytes) for p in trained)
-    micro = settings.batch_size // (settings.gradient_accumulation_steps * processes)
-    shapes, rows = stream.resolutions.shapes, len(stream.row.rows)
-    cut = captions_cut(pipeline, stream.captioned.captions)
+def shapes_listed(shapes: list[tuple[int, int]]) -> str:
+    """A line on the shapes of steps, `(height, width)` from the smallest to the largest."""
     height, width = max(shapes, key=lambda shape: shape[0] * shape[1])
-    kept = kept_bytes(pipeline, micro, height // stream.factor, width // stream.factor, settings.mixed_precision)
+    listed = ", ".join(f"{h}×{w}" for h, w in shapes[:12])
     return (
-        f"{config.model.base}: {sum(p.numel() for p in pipeline.unet.parameters()):,} parameters in the UNet, "
-        f"{sum(p.numel() for p in trained):,} of them trained; about {stored / 2**30:.2f} GiB of networks and "
-        f"optimiser state, and {kept / 2**30:.2f} GiB that the largest step, {micro} × {height}×{width} pixels, keeps "
-        f"for its gradients{' (checkpointed)' if settings.gradient_checkpointing else ''}.\n"
-        f"{rows:,} captioned images to train on, {held_out:,} held out; {settings.total_images:,} images are "
-        f"{settings.total_images / rows:,.1f} epochs, {-(-settings.total_images // settings.batch_size):,} steps.\n"
-        f"{cut}"
         f"{len(shapes)} shapes from {shapes[0][0]}×{shapes[0][1]} to {height}×{width}, one a step: "
-        f"{', '.join(f'{h}×{w}' for h, w in shapes[:12])}{' …' if len(shapes) > 12 else ''}.\n"
-        f"{settings.batch_size} images a step = {micro} × {settings.gradient_accumulation_steps} accumulated × "
-        f"{processes} process(es); precision {settings.mixed_precision}."
+        f"{listed}{' …' if len(shapes) > 12 else ''}."
     )
 
 
-def captions_cut(pipeline, captions: list[str]) -> str:
+def captions_cut(pipeline, captions: list[str]) -> list[str]:
     """A line on captions that are longer than the text encoder takes, if any of the first ten thousand is."""
     tokenizer, captions = pipeline.tokenizer, captions[:10_000]
     limit = tokenizer.model_max_length
     tokens = tokenizer(captions, truncation=True, max_length=limit + 1).input_ids
     cut = sum(len(ids) > limit for ids in tokens)
-    return f"{cut:,} of {len(captions):,} captions are cut to the encoder's {limit} tokens.\n" if cut else ""
+    return [f"{cut:,} of {len(captions):,} captions are cut to the encoder's {limit} tokens."] if cut else []

@@ -4,11 +4,10 @@ For the UNet or a LoRA over it, captions are embedded by the frozen text encoder
 the UNet sees every caption anew, so that only latents are of use in a cache.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from peft import LoraConfig
@@ -16,12 +15,10 @@ from peft.utils import get_peft_model_state_dict
 
 from brickwork.pipelines.stable_diffusion import is_xl
 from brickwork.training.config.latent import TextToImageConfig
-from brickwork.training.data.captioned import CaptionedStream
-from brickwork.training.engine.checkpoints import load_trained_tensors
+from brickwork.training.engine.checkpoints import load_tensors, trained_tensors
 from brickwork.training.engine.previews import export_pipeline
 from brickwork.training.tasks.latent.encoding import EncodeFirst, freeze_unet
-from brickwork.training.tasks.latent.previews import SizePreviews
-from brickwork.training.tasks.latent.task import LatentTask, open_stream
+from brickwork.training.tasks.latent.task import LatentTask
 
 
 class UNetWithText(torch.nn.Module):
@@ -41,13 +38,13 @@ class UNetWithText(torch.nn.Module):
         return self.unet(sample, timestep, self.text_encoder(encoder_hidden_states)[0])
 
 
-def save_whole_lora(pipeline: Any, folder: Path) -> None:
+def save_unet_lora(pipeline: Any, folder: Path) -> None:
     """Write the LoRA of a pipeline's UNet; its alpha is in no tensor, and without it the LoRA would load otherwise."""
     config, layers = pipeline.unet.peft_config["default"].to_dict(), get_peft_model_state_dict(pipeline.unet)
     pipeline.save_lora_weights(folder, unet_lora_layers=layers, unet_lora_adapter_metadata=config)
 
 
-def add_whole_lora(unet: torch.nn.Module, rank: int, alpha: float) -> None:
+def add_unet_lora(unet: torch.nn.Module, rank: int, alpha: float) -> None:
     """Put a LoRA on every linear layer and convolution of a frozen UNet, but the first and the last."""
     kinds = (torch.nn.Linear, torch.nn.Conv2d)
     names = [name for name, module in unet.named_modules() if isinstance(module, kinds)]
@@ -58,16 +55,8 @@ def add_whole_lora(unet: torch.nn.Module, rank: int, alpha: float) -> None:
             parameter.data = parameter.data.float()
 
 
-class NumberedStream(CaptionedStream):
-    """Samples that tell their row, for a text encoder that is being trained."""
-
-    def _sample(self, row: int, position: int) -> tuple:
-        row, picture = super()._sample(row, position)
-        return row, picture | {"row": torch.tensor(row)}
-
-
 class TokensFirst(EncodeFirst):
-    """Batches that tell their rows: pictures become latents, and rows their captions' tokens.
+    """Pictures become latents, and rows their captions' tokens, for a text encoder that is being trained.
 
     Args:
         pipeline: its VAE, on the device and frozen, and its tokenizer.
@@ -109,13 +98,11 @@ class TextToImageTask(LatentTask):
         if config.parts.train == "unet_and_text":
             cls = JointTask
         lora = config.parts.train == "lora"
-        # A whole pipeline is left with its encoders as they came, not rounded to what training computes in.
+        # A pipeline is left with its encoders as they came, not rounded to what training computes in.
         task = cls(config, accelerator, config.run.mixed_precision if lora else "no")
-        stream, held_out = open_stream(config, task.base, accelerator, use_cache=not dry_run)
         task.network = task.trained_part()
         task.base.unet.to(accelerator.device)
-        task.finish(stream, held_out)
-        task.previews = SizePreviews(config, task.base, task.stream, held_out)
+        task.finish(use_cache=not dry_run)
         return task
 
     def trained_part(self) -> torch.nn.Module:
@@ -127,19 +114,18 @@ class TextToImageTask(LatentTask):
         parts, unet = self.config.parts, self.base.unet
         if parts.train == "lora":
             freeze_unet(unet, self.config.run.mixed_precision)
-            add_whole_lora(unet, parts.rank, parts.alpha)
+            add_unet_lora(unet, parts.rank, parts.alpha)
         return unet
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
         if not self.accelerator.is_main_process:
             return
-        load_trained_tensors(self.network, weights)
+        load_tensors(trained_tensors(self.network), weights)
         if self.config.parts.train == "lora":
-            save_whole_lora(self.base, folder)
+            save_unet_lora(self.base, folder)
             self.accelerator.print(f"The LoRA with the averaged weights is in {folder}.")
         else:
-            path = export_pipeline(self.base, folder)
-            self.accelerator.print(f"The pipeline with the averaged weights is in {path}.")
+            export_pipeline(self.base, folder)
 
 
 class JointTask(TextToImageTask):
@@ -155,10 +141,9 @@ class JointTask(TextToImageTask):
         self.base.text_encoder.float().requires_grad_(True)
         return UNetWithText(self.base.unet, self.base.text_encoder)
 
-    def finish(self, stream: CaptionedStream, held_out: np.ndarray) -> None:
-        super().finish(stream, held_out)
-        self.stream = NumberedStream(stream.captioned, stream.row.rows, self.config, self.base, stream.cache)
-        self.complete = TokensFirst(self.base, stream.captioned.captions, self.config.objective.caption_dropout)
+    def finish(self, use_cache: bool, baseline: Callable | None = None) -> None:
+        super().finish(use_cache, baseline)
+        self.complete = TokensFirst(self.base, self.stream.captioned.captions, self.config.objective.caption_dropout)
 
     def preview(self, images: int, log: Any) -> None:
         with self.accelerator.autocast():

@@ -25,7 +25,8 @@ def make_images(*overrides):
     sample = Path(__file__).parents[3] / "data" / "emoji" / "sample.parquet"
     values = [f"data.source={sample}", "data.label_column=label", "data.classes=[Flags]", "resolution.min_size=8"]
     values += ["resolution.max_size=16", "resolution.max_aspect=2", *overrides]
-    return CaptionedImages(load_config(None, values, ResAdapterConfig), 8)
+    config = load_config(None, values, ResAdapterConfig)
+    return CaptionedImages(config.data, config.resolution, 8)
 
 
 def test_rows_are_what_the_networks_make_of_them(tmp_path, images, pipeline):

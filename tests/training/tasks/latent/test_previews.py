@@ -32,7 +32,7 @@ def test_losses_and_grids_over_sizes(tiny_run, tmp_path):
 
 def test_sizes_that_are_shown(tiny_run):
     stream = tiny_run("run", "samples.sizes=[]").task.stream
-    assert preview_sizes(tiny_run("run", "samples.sizes=[]").config, stream) == [(8, 8), (16, 16), (24, 24), (16, 32)]
+    assert preview_sizes([], stream) == [(8, 8), (16, 16), (24, 24), (16, 32)]
     with pytest.raises(ValueError, match=r"`samples.sizes` has \[\[8, 12\]\]; give .* multiples of 8"):
         tiny_run("run", "samples.sizes=[[8, 12]]")
 

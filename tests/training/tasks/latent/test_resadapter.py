@@ -8,7 +8,7 @@ from brickwork.adapters.comfyui.reading import read_adapter
 from brickwork.adapters.resadapter.convert import convert_resadapter
 from brickwork.adapters.resadapter.functions import load_resadapter
 from brickwork.adapters.resadapter.inject import adaptable_shapes
-from brickwork.training.engine.checkpoints import CheckpointFolder, load_trained_tensors, trained_tensors
+from brickwork.training.engine.checkpoints import CheckpointFolder, load_tensors, trained_tensors
 from brickwork.training.engine.loop import train
 from brickwork.training.tasks.latent.resadapter import trained_weights
 
@@ -59,7 +59,7 @@ def test_every_loader_gives_what_was_trained(tiny_run, bases, fresh, tmp_path, k
     train(run)
     assert all(torch.equal(run.task.network.get_parameter(name), value) for name, value in frozen.items())
     averages = CheckpointFolder(tmp_path / "run" / "checkpoints").newest()[0]["ema"]
-    load_trained_tensors(run.task.network, averages)
+    load_tensors(trained_tensors(run.task.network), averages)
     trained = predict(run.task.network)
     folder = tmp_path / "run" / "adapter"
     single = folder / "run.safetensors"

@@ -10,11 +10,11 @@ from PIL import Image
 
 from brickwork.eval.extractors.features import from_module
 from brickwork.pipelines.stable_diffusion import load_pipeline
-from brickwork.training.engine.checkpoints import load_trained_tensors
+from brickwork.training.engine.checkpoints import load_tensors, trained_tensors
 from brickwork.training.engine.loop import train
 from brickwork.training.studies import resolution_proof
 from brickwork.training.studies.resolution_proof import StyleProbe, loss_cell, main
-from brickwork.training.tasks.latent.text_to_image import add_whole_lora, save_whole_lora
+from brickwork.training.tasks.latent.text_to_image import add_unet_lora, save_unet_lora
 
 SAMPLE = Path(__file__).parents[3] / "data" / "emoji" / "sample.parquet"
 
@@ -24,10 +24,10 @@ def arguments(tiny_run, bases, tmp_path, monkeypatch):
     """Of a proof with tiny networks, adapters that do something, and pixels for features."""
     train(tiny_run("res", "run.total_images=4"))
     pipeline = load_pipeline(str(bases["sd1"]))
-    add_whole_lora(pipeline.unet, 1, 1.0)
+    add_unet_lora(pipeline.unet, 1, 1.0)
     weights = {name: torch.full_like(p, 0.1) for name, p in pipeline.unet.named_parameters() if p.requires_grad}
-    load_trained_tensors(pipeline.unet, weights)
-    save_whole_lora(pipeline, tmp_path / "lora")
+    load_tensors(trained_tensors(pipeline.unet), weights)
+    save_unet_lora(pipeline, tmp_path / "lora")
     pixels = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
     monkeypatch.setattr(resolution_proof, "_extractor", lambda: from_module(pixels, "pixels", 8))
     variants = {"general": ["base", "resadapter", "lora"], "personal": ["base", "resadapter_delta"]}
