@@ -71,9 +71,13 @@ def test_no_caption_is_what_the_pipeline_uses_for_it(tmp_path, pipeline):
 
 
 def test_each_distinct_caption_is_encoded_once(tmp_path, pipeline, monkeypatch):
-    seen = []
-    encode = text_cache.encode_captions
-    monkeypatch.setattr(text_cache, "encode_captions", lambda p, c, d: seen.extend(c) or encode(p, c, d))
+    seen, encode = [], text_cache.encode_captions
+
+    def counted(pipeline, captions, *options, negative=False):
+        seen.extend([] if negative else captions)
+        return encode(pipeline, captions, *options, negative=negative)
+
+    monkeypatch.setattr(text_cache, "encode_captions", counted)
     cache_texts(tmp_path / "c", CAPTIONS, pipeline, batch_size=2)
     assert seen == sorted(set(CAPTIONS))
 
