@@ -31,10 +31,9 @@ from brickwork.gen.networks.wrapped import DENOISERS, brick_sizes
 from brickwork.training.commands.data_split import write_split
 from brickwork.training.config.config import Configuration, TrainConfig, load_config
 from brickwork.training.config.data import DataConfig
-from brickwork.training.config.ema import EMAConfig
 from brickwork.training.config.model import ModelConfig
 from brickwork.training.config.objective import ObjectiveConfig
-from brickwork.training.config.optimizer import OptimizerConfig
+from brickwork.training.config.optimizer import EMAConfig, OptimizerConfig
 from brickwork.training.config.run import RunConfig
 from brickwork.training.config.section import Number, Positive, Section, require
 from brickwork.training.data.images import BrokenImage, LabelledImages, images_of
