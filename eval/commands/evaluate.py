@@ -102,7 +102,9 @@ def _configure_calc(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("samples", nargs="+", help="one or more sets of samples, one for each seed")
     parser.add_argument("--reference", required=True, help="what `evaluate ref` wrote")
     parser.add_argument("-o", "--output", required=True, help="the result to write (.json); pictures go beside it")
-    parser.add_argument("--metrics", default="fd,kd,prdc", help="of fd, kd, prdc, is, sfd (default: fd,kd,prdc)")
+    parser.add_argument(
+        "--metrics", default="fd,kd,prdc", help="of fd, kd, prdc, is, sfd, attr-accuracy (default: fd,kd,prdc)"
+    )
     parser.add_argument("--clip", metavar="MODEL", help="CLIP score with this CLIP, a folder or a hub id")
     paired = "paired denoising loss of this pipeline's network on these held-out pictures (with --resolution)"
     parser.add_argument("--paired", nargs=2, metavar=("PIPELINE", "DATA"), help=paired)

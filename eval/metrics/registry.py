@@ -108,6 +108,10 @@ _NEEDS: dict[str, tuple[Callable[[Given], bool], str]] = {
         lambda given: given.images is not None and given.images.texts is not None,
         "the set has no captions; put them in metadata.jsonl under the key 'text'",
     ),
+    "asked": (
+        lambda given: given.images is not None and (given.images.texts or given.images.labels) is not None,
+        "the set has neither captions nor classes; put them in metadata.jsonl under the keys 'text' and 'label'",
+    ),
     "clip": (lambda given: given.clip is not None, "there is no CLIP; pass --clip MODEL"),
     "held out": (
         lambda given: given.held_out is not None,
@@ -145,7 +149,7 @@ class Metric:
     @property
     def of_samples(self) -> bool:
         """Whether it looks at samples, and so has a value for every set of them."""
-        return any(need in _OUTPUTS or need == "captions" for need in self.needs)
+        return any(need in _OUTPUTS or need in ("captions", "asked") for need in self.needs)
 
     def require(self, given: Given, measured: bool = False) -> None:
         """Raise a `ValueError` unless there is what the metric needs; of outputs only once they are `measured`."""
@@ -172,8 +176,8 @@ def register_metric(
 
     Args:
         name: What `--metrics` calls it.
-        needs: Of `features`, `logits`, `spatial` (of the samples), `reference features`, `captions`, `clip`,
-            `held out`. The reference's statistics are always there.
+        needs: Of `features`, `logits`, `spatial` (of the samples), `reference features`, `captions`, `asked`
+            (captions or classes), `clip`, `held out`. The reference's statistics are always there.
         higher_is_better: Which way.
         results: Names of its values, by default the metric's own. Where one has a `*`, that is the extractor's label,
             and those without belong to the published Inception alone.

@@ -230,6 +230,7 @@ def _record(call: PipelineCall, source: str | None, format: str, gflops: float |
         "format": format,
         **_plain(asdict(settings)),
         "num_classes": call.num_classes or None,
+        "class_names": _plain(denoiser_of(pipeline).config.get("id2label")) if call.num_classes else None,
         "gflops": gflops,
         "versions": library_versions(),
     }
@@ -257,7 +258,7 @@ def _is_finished(output: Path, record: dict, folder: Path, format: str) -> bool:
     found = json.loads(stored.read_text(encoding="utf-8"))
     if "brick_schedule" in found:  # its name until 0.2
         found["subnet_schedule"] = found.pop("brick_schedule")
-    ignored = ("source", "versions", "gflops")
+    ignored = ("source", "versions", "gflops", "class_names")
     changed = [key for key in record if key not in ignored and found.get(key) != record[key]]
     if changed:
         listed = "; ".join(f"{key}: {short(found.get(key))} there, {short(record[key])} now" for key in changed)
