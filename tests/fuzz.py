@@ -25,8 +25,9 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save
+from writing_commands import dit_tensors, lego_pickle
 
-SLOWEST = 10.0  # seconds that one damaged file of a few kilobytes may take
+SLOWEST = 10.0  # seconds of processor time that one damaged file of a few kilobytes may take
 
 
 @dataclass
@@ -189,6 +190,49 @@ def read_checkpoint(path: Path) -> None:
     load_original_file(path)
 
 
+def lego_snapshots() -> list[tuple[str, bytes]]:
+    return [(".pkl", lego_pickle())]
+
+
+def read_lego_snapshot(path: Path) -> None:
+    from brickwork.gen.original.lego_checkpoints import load_original_lego
+
+    load_original_lego(path)
+
+
+def dit_checkpoints() -> list[tuple[str, bytes]]:
+    file = io.BytesIO()
+    torch.save(dit_tensors(), file)
+    return [(".pt", file.getvalue()), (".safetensors", save(dit_tensors()))]
+
+
+def read_dit_checkpoint(path: Path) -> None:
+    from brickwork.gen.original.dit_checkpoints import load_original_dit
+
+    load_original_dit(path, attention_head_dim=4)
+
+
+def results() -> list[tuple[str, bytes]]:
+    score = {"mean": 1.5, "spread": 0.1, "spread_over": "100 subsets", "values": [1.5], "settings": {"subsets": 100}}
+    result = {
+        "format": "brickwork-evaluation/1", "name": "a run", "tags": {"images": 43000.0, "kind": "lego"},
+        "protocol": {"name": "clean", "description": "bicubic"}, "preparation": {"resolution": 16},
+        "extractor": {"name": "small", "weights_sha256": "ab" * 32}, "count": 6, "seeds": [0, None],
+        "reference": {"identity": "cd" * 8, "count": 6, "source": "pictures"},
+        "sets": [{"data_sha256": "ef" * 32, "converted": {"grey": 1}}], "metrics": {"KD-small": score, "FD": score},
+        "versions": {"torch": "2"}, "memorisation": {"copies": 0.1, "distance_ratio": 1.2},
+        "pictures": {"grid": "result.grid.png"},
+    }  # fmt: skip
+    return [(".json", json.dumps(result).encode()), (".json", json.dumps(result, indent=1).encode())]
+
+
+def read_result(path: Path) -> None:
+    from brickwork.eval.commands.report import make_report
+
+    (path.parent / "result.grid.png").write_bytes(picture_bytes("PNG"))
+    make_report([path]).html()
+
+
 def configurations() -> list[tuple[str, bytes]]:
     text = "run:\n  total_images: 100\n  output_dir: x\ndata:\n  source: y\n  size: 32\nmodel:\n  preset: dit-s-2\n"
     return [(".yaml", text.encode()), (".yaml", (text + "objectives:\n  - {type: output, weight: 0.5}\n").encode())]
@@ -207,6 +251,9 @@ KINDS = {
     "metadata": Kind(metadata, read_metadata, text=True),
     "adapter": Kind(adapters, read_adapter, text=True),
     "checkpoint": Kind(checkpoints, read_checkpoint),
+    "lego snapshot": Kind(lego_snapshots, read_lego_snapshot),
+    "dit checkpoint": Kind(dit_checkpoints, read_dit_checkpoint),
+    "result": Kind(results, read_result, text=True),
     "configuration": Kind(configurations, read_configuration, text=True),
 }
 
@@ -224,7 +271,7 @@ def fuzz(kind: Kind, inputs: int, folder: Path, seed: int = 0) -> Tally:
         place.mkdir(parents=True)
         path = place / f"input{suffix}"
         path.write_bytes(damaged(content, chance, kind.text) if number >= len(seeds) else content)
-        began = time.monotonic()
+        began = time.process_time()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -234,7 +281,8 @@ def fuzz(kind: Kind, inputs: int, folder: Path, seed: int = 0) -> Tally:
             tally.refused += 1
         except Exception as error:  # that is what is looked for
             tally.surprises[f"input {number} of seed {seed}: {type(error).__name__}: {str(error)[:100]}"] += 1
-        tally.slowest = max(tally.slowest, time.monotonic() - began)
+        if number >= len(seeds):  # whole files come first, and with them what is imported once
+            tally.slowest = max(tally.slowest, time.process_time() - began)
     return tally
 
 

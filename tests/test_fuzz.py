@@ -1,15 +1,7 @@
 """The short form of `fuzz.py`."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
+import fuzz
 import pytest
-
-_SPEC = importlib.util.spec_from_file_location("fuzz", Path(__file__).with_name("fuzz.py"))
-fuzz = importlib.util.module_from_spec(_SPEC)
-sys.modules["fuzz"] = fuzz
-_SPEC.loader.exec_module(fuzz)
 
 
 @pytest.mark.parametrize("kind", fuzz.KINDS)

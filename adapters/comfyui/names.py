@@ -99,6 +99,34 @@ def kohya_name(path: str) -> str:
     return "lora_unet_" + path.replace(".", "_")
 
 
+# InvokeAI tells a LoRA's family by how wide the text is that a cross-attention's keys are made of, and refuses a file
+# without such a layer: the layer in diffusers' names and in compvis's, that width, and the layer's channels.
+TEXT_LAYERS = {
+    "sd1": ("down_blocks.0.attentions.0", "input_blocks.1.1", 768, 320),
+    "sd2": ("down_blocks.0.attentions.0", "input_blocks.1.1", 1024, 320),
+    "sdxl": ("down_blocks.1.attentions.0", "input_blocks.4.1", 2048, 640),
+}
+_KEYS_OF_TEXT = "transformer_blocks.0.attn2.to_k"
+_TEXT_KEYS = {
+    f"{kohya_name(f'{layer}.{_KEYS_OF_TEXT}')}.lora_{part}.weight"
+    for *layers, _, _ in TEXT_LAYERS.values()
+    for layer in layers
+    for part in ("down", "up")
+}
+
+
+def text_keys(family: str, naming: str) -> dict[str, tuple[int, int]]:
+    """The keys of a LoRA of rank 1 on the layer by which InvokeAI tells a family, and their shapes."""
+    diffusers, compvis, width, channels = TEXT_LAYERS[family]
+    name = kohya_name(f"{compvis if naming == 'compvis' else diffusers}.{_KEYS_OF_TEXT}")
+    return {f"{name}.lora_down.weight": (1, width), f"{name}.lora_up.weight": (channels, 1)}
+
+
+def is_text_key(key: str) -> bool:
+    """Whether a key is one of those that `text_keys` gives."""
+    return key in _TEXT_KEYS
+
+
 def compvis_path(path: str, levels: int) -> str:
     """A diffusers path as the original code's module path, for a UNet of 4 levels (SD 1 and 2) or 3 (SDXL).
 

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .metadata import MAX_RANK, check_alpha, kept, peft_alphas, read_info
-from .names import FAMILIES, parse_key, unet_layout
+from .names import FAMILIES, is_text_key, parse_key, unet_layout
 from .strength import OFFICIAL_RANGES, TrainingRange
 
 LORA_FILES = ("pytorch_lora_weights.safetensors", "resolution_lora.safetensors")
@@ -173,7 +173,8 @@ def _read_file(file: Path, tensors: dict) -> dict[str, str]:
         The file's metadata.
     """
     with opened(file) as found:
-        keys = list(found.keys())
+        # Zeros by which InvokeAI tells the family are no part of the adapter.
+        keys = [key for key in found.keys() if not (is_text_key(key) and not found.get_tensor(key).any())]
         parsed = {key: parse_key(key) for key in keys}
         unknown = [key for key, name in parsed.items() if name is None]
         if unknown:

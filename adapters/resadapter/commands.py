@@ -49,6 +49,11 @@ def configure_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--norm-type", default="float64", help="of the comfyui file's norms: float64 (default) or float32"
     )
+    parser.add_argument(
+        "--text-width",
+        action="store_true",
+        help="add zeros to the comfyui file by which InvokeAI tells the family; they change nothing",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     parser.set_defaults(run=convert)
 
@@ -66,6 +71,7 @@ def convert(args: argparse.Namespace) -> None:
         naming=args.naming,
         norm_keys=args.norm_keys,
         norm_type=args.norm_type,
+        text_width=args.text_width,
         overwrite=args.overwrite,
     )
     for file in files:

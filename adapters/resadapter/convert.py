@@ -23,6 +23,7 @@ def convert_resadapter(
     naming: str | None = None,
     norm_keys: str | None = None,
     norm_type: str = "float64",
+    text_width: bool = False,
     overwrite: bool = False,
 ) -> list[Path]:
     """Writes a ResAdapter in another form, without loss: converted back, every tensor is the same bit for bit.
@@ -39,6 +40,8 @@ def convert_resadapter(
         norm_keys: names of the "comfyui" form's norms: "norm" (LyCORIS's, the default) or "diff", which
             stable-diffusion.cpp takes too.
         norm_type: of the differences: "float64" is exact on the way back; "float32" is not, but Apple's MPS takes it.
+        text_width: also write zeros into the "comfyui" form that say how wide the text is, by which InvokeAI tells the
+            family; they change nothing anywhere.
         overwrite: replace files that exist.
 
     Returns:
@@ -62,7 +65,9 @@ def convert_resadapter(
         base = base_norms_for(adapter, base_model)
         differ = adapter.differences
         adapter = formats.to_absolute(adapter, base) if differ else formats.to_differences(adapter, base, dtype)
-    return formats.write_adapter(adapter, dst, to, naming=naming, norm_keys=norm_keys, overwrite=overwrite)
+    return formats.write_adapter(
+        adapter, dst, to, naming=naming, norm_keys=norm_keys, text_width=text_width, overwrite=overwrite
+    )
 
 
 def base_norms_for(adapter: ResAdapterWeights, base_model) -> dict[str, torch.Tensor]:

@@ -23,7 +23,7 @@ from safetensors.torch import save, save_file
 
 from brickwork.adapters.base import KIND_KEY, read_metadata
 from brickwork.adapters.comfyui.metadata import HASH_KEYS, INFO_KEY, PEFT_KEY
-from brickwork.adapters.comfyui.names import compvis_path, kohya_name
+from brickwork.adapters.comfyui.names import TEXT_LAYERS, compvis_path, kohya_name, text_keys
 from brickwork.adapters.comfyui.reading import LORA_FILES, NORM_FILES, NORMS_SUFFIX, ResAdapterWeights
 from brickwork.adapters.resadapter.base_norms import norms_fingerprint
 from brickwork.errors import one_of
@@ -82,6 +82,7 @@ def write_adapter(
     *,
     naming: str | None = None,
     norm_keys: str | None = None,
+    text_width: bool = False,
     overwrite: bool = False,
 ) -> list[Path]:
     """Writes the adapter in the form `to`; its norms must be differences for `comfyui` and absolute otherwise.
@@ -91,6 +92,7 @@ def write_adapter(
         naming: of the `comfyui` form: `diffusers` or `compvis`; None takes compvis for SDXL, whose first upsampler
             A1111 finds under that name only, and diffusers otherwise.
         norm_keys: of the `comfyui` form, see `NORM_KEYS`; None takes "norm".
+        text_width: of the `comfyui` form: also write zeros that say how wide the family's text is (`TEXT_LAYERS`).
         overwrite: replace ResAdapter files of ours that are there, and nothing else.
 
     Returns:
@@ -100,6 +102,12 @@ def write_adapter(
     for argument, value, allowed in (("naming", naming, NAMINGS), ("norm_keys", norm_keys, NORM_KEYS)):
         if value is not None and one_of(argument, value, allowed) and to != "comfyui":
             raise ValueError(f"`{argument}` is {value!r}, which goes with to='comfyui' only; leave it out.")
+    if text_width and (to != "comfyui" or len(adapter.families()) != 1):
+        raise ValueError(
+            f"text_width=True needs to='comfyui' and an adapter of one known family ({', '.join(TEXT_LAYERS)}); "
+            f"{adapter.source} fits {' and '.join(adapter.families()) or 'none of them'}: leave it out, or state the "
+            "family where the adapter is made"
+        )
     if adapter.norms and adapter.differences != (to == "comfyui"):
         kind = "differences, need absolute values" if adapter.differences else "absolute values, need differences"
         raise ValueError(f"{adapter.source} has its norms as {kind} for to={to!r}: give base_model")
@@ -109,7 +117,7 @@ def write_adapter(
             f"dst={str(dst)!r}: to={to!r} needs {'a folder' if to == 'official' else 'a .safetensors path'}"
         )
     if to == "comfyui":
-        files = _comfyui(adapter, dst, naming, norm_keys or "norm")
+        files = _comfyui(adapter, dst, naming, norm_keys or "norm", text_width)
     else:
         files = {"official": _official, "diffusers": _diffusers}[to](adapter, dst)
     for path in files:
@@ -199,7 +207,9 @@ def _diffusers(adapter: ResAdapterWeights, dst: Path) -> dict[Path, tuple]:
     return files
 
 
-def _comfyui(adapter: ResAdapterWeights, dst: Path, naming: str | None, norm_keys: str) -> dict[Path, tuple]:
+def _comfyui(
+    adapter: ResAdapterWeights, dst: Path, naming: str | None, norm_keys: str, text_width: bool
+) -> dict[Path, tuple]:
     naming = naming or ("compvis" if adapter.families() == ["sdxl"] else "diffusers")
     levels = 1 + sum(path.startswith("down_blocks") for path in adapter.convs) if adapter.convs else _levels(adapter)
     rename = (lambda path: compvis_path(path, levels)) if naming == "compvis" else str
@@ -207,6 +217,8 @@ def _comfyui(adapter: ResAdapterWeights, dst: Path, naming: str | None, norm_key
     for key, value in adapter.norms.items():
         path, _, part = key.rpartition(".")
         tensors[f"{kohya_name(rename(path))}.{NORM_KEYS[norm_keys][part == 'bias']}"] = value
+    if text_width:
+        tensors |= {key: torch.zeros(shape) for key, shape in text_keys(adapter.families()[0], naming).items()}
     return {dst: (tensors, _lora_metadata(adapter, dst.stem, tensors))}
 
 

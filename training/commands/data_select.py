@@ -5,8 +5,11 @@ from pathlib import Path
 
 from brickwork.errors import advice
 from brickwork.eval.sets.tables import as_dataset
-from brickwork.files import write_file
+from brickwork.files import check_file, write_file
 from brickwork.training.data.images import load_table
+
+MADE_BY, MAKER = b"brickwork.made_by", b"brickwork data select"  # among a file's metadata
+ROWS_PER_GROUP = 500
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
@@ -26,16 +29,18 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         metavar="COLUMN=VALUE[,VALUE…]",
         help="keep rows with one of these values; several conditions must all hold",
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier file of this command")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the file and say how many rows it has."""
-    print(f"{args.output}: {select_rows(args.source, args.output, args.where, args.split):,} rows")
+    count = select_rows(args.source, args.output, args.where, args.split, args.overwrite)
+    print(f"{args.output}: {count:,} rows")
     return 0
 
 
-def select_rows(source: str, output: Path, where: list[str], split: str = "train") -> int:
+def select_rows(source: str, output: Path, where: list[str], split: str = "train", overwrite: bool = False) -> int:
     """Write the rows that meet every condition.
 
     Args:
@@ -43,6 +48,7 @@ def select_rows(source: str, output: Path, where: list[str], split: str = "train
         output: a name that ends in `.parquet`.
         where: conditions such as `style=fluent`; values of class labels are their names.
         split: of a data set from the hub.
+        overwrite: replace an earlier file of this command.
 
     Returns:
         Their number.
@@ -52,8 +58,7 @@ def select_rows(source: str, output: Path, where: list[str], split: str = "train
     """
     if output.suffix != ".parquet":
         raise ValueError(f"`output` is {str(output)!r}; give a name that ends in .parquet.")
-    if output.exists():
-        raise ValueError(f"`output` is {str(output)!r}, which exists; choose another name.")
+    check_file(output, _is_ours, overwrite=overwrite)
     table = load_table(source, split)
     rows = range(len(table))
     for condition in where:
@@ -68,8 +73,24 @@ def select_rows(source: str, output: Path, where: list[str], split: str = "train
         rows = [row for row in rows if values[row] in wanted]
     if not rows:
         raise ValueError(f"No row meets all of {where}; leave one out.")
-    write_file(output, lambda part: as_dataset(table.select(rows)).to_parquet(str(part)))
+    write_file(output, lambda part: _write(as_dataset(table.select(rows)), part))
     return len(rows)
+
+
+def _write(rows, path: Path) -> None:
+    """A `datasets.Dataset` as a Parquet file that says who made it."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetWriter(path, rows.features.arrow_schema) as writer:
+        writer.add_key_value_metadata({MADE_BY: MAKER})
+        for batch in rows.with_format("arrow").iter(ROWS_PER_GROUP):
+            writer.write_table(batch)
+
+
+def _is_ours(path: Path) -> bool:
+    import pyarrow.parquet as pq
+
+    return (pq.read_metadata(path).metadata or {}).get(MADE_BY) == MAKER
 
 
 def _texts(table, column: str) -> list[str]:

@@ -184,6 +184,37 @@ def test_the_authors_folders_tell_the_family_by_their_names(helpers, tmp_path):
     assert read_adapter(helpers.stand_in("sd1", tmp_path / "any")).families() == ["sd1", "sd2"]
 
 
+@pytest.mark.parametrize("family, width", [("sd2", 1024), ("sdxl", 2048), ("sd1", 768)])
+def test_invokeai_can_tell_the_family_and_nothing_changes(family, width, helpers, tmp_path):
+    """InvokeAI's `lora_token_vector_length` reads the width of the text off a key projection's `lora_down`."""
+    src = helpers.stand_in(family, tmp_path / "src")
+    save_file(load_file(src / LORA), src / LORA, {"brickwork.resadapter": json.dumps({"family": family})})
+    (src / NORMS).unlink()
+    paths = [tmp_path / "plain.safetensors", tmp_path / "told.safetensors"]
+    for path, told in zip(paths, (False, True)):
+        convert_resadapter(src, path, to="comfyui", text_width=told)
+    plain, told = map(load_file, paths)
+    added = {key: tensor for key, tensor in told.items() if key not in plain}
+    (down,) = [tensor for key, tensor in added.items() if "_attn2_to_k.lora_down.weight" in key]
+    assert down.shape == (1, width) and len(added) == 2 and not any(tensor.any() for tensor in added.values())
+    assert all(torch.equal(told[key], tensor) for key, tensor in plain.items())
+    first, second = map(read_adapter, paths)
+    assert first.convs.keys() == second.convs.keys() and second.families() == [family]
+    added = {key: tensor + 1 for key, tensor in added.items()}
+    save_file(plain | added, tmp_path / "other.safetensors")  # a layer that does change something
+    with pytest.raises(ValueError, match="2 of its .* tensors belong to none"):
+        read_adapter(tmp_path / "other.safetensors")
+
+
+def test_a_family_that_is_not_known_has_no_width_of_text(unet, official, helpers, tmp_path):
+    src, dst = helpers.stand_in("sd1", tmp_path / "any"), tmp_path / "no.safetensors"
+    (src / NORMS).unlink()
+    with pytest.raises(ValueError, match="fits sd1 and sd2: leave it out"):
+        convert_resadapter(src, dst, to="comfyui", text_width=True)
+    with pytest.raises(ValueError, match="fits none of them"):
+        convert_resadapter(official, dst, to="comfyui", base_model=unet, text_width=True)
+
+
 def test_norms_as_diff_act_alike_and_come_back(unet, official, helpers, tmp_path):
     (path,) = convert_resadapter(
         official, tmp_path / "one.safetensors", to="comfyui", base_model=unet, norm_keys="diff"

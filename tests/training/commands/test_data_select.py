@@ -50,3 +50,16 @@ def test_what_is_there_is_not_overwritten(tmp_path, capsys):
     assert cli.main(["data", "select", str(SAMPLE), "--output", str(path), "--where", "style=fluent"]) == 2
     assert cli.main(["data", "select", str(SAMPLE), "--output", "rows.csv", "--where", "style=fluent"]) == 2
     assert path.read_text() == "mine"
+
+
+def test_its_own_file_is_replaced_when_asked_and_no_other_parquet(tmp_path, capsys):
+    path = tmp_path / "rows.parquet"
+    words = ["data", "select", str(SAMPLE), "--output", str(path), "--where"]
+    assert cli.main([*words, "style=fluent"]) == 0
+    assert cli.main([*words, "style=twemoji"]) == 2
+    assert "add --overwrite" in capsys.readouterr().err
+    assert cli.main([*words, "style=twemoji", "--overwrite"]) == 0
+    assert set(load_table(str(path))["style"]) == {"twemoji"}
+    path.write_bytes(SAMPLE.read_bytes())
+    assert cli.main([*words, "style=fluent", "--overwrite"]) == 2
+    assert "something else" in capsys.readouterr().err and path.read_bytes() == SAMPLE.read_bytes()

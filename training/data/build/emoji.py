@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from brickwork.files import new_files
+from brickwork.files import check_file, new_files
 from brickwork.training.data.build.codepoints import SKIN_TONES, base_codepoints, plain_codepoints
 from brickwork.training.data.build.npm import Package, fetch_package, read_members
 from brickwork.training.data.build.svg import rasterise, require_rasteriser
@@ -37,6 +37,7 @@ GROUPS = (
 )
 STYLES = ("fluent", "twemoji")
 MIN_SIZE, MAX_SIZE = 16, 1024
+MAKER = "brickwork data build emoji"
 ROWS_PER_GROUP = 500  # of the Parquet file: small enough that one picture can be read without the rest
 
 
@@ -161,12 +162,7 @@ def write_parquet(path: Path, drawings: Sequence[Drawing], pictures: Sequence[by
     """One Parquet file in the Hugging Face image layout; the schema's metadata name the features and the classes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from datasets import ClassLabel, Features, Image, Value
 
-    text = Value("string")
-    features = Features(
-        image=Image(), text=text, style=text, label=ClassLabel(names=list(GROUPS)), subgroup=text, codepoints=text
-    )
     rows = [
         {
             "image": {"bytes": picture, "path": f"{drawing.style}/{drawing.codepoints}.webp"},
@@ -178,9 +174,27 @@ def write_parquet(path: Path, drawings: Sequence[Drawing], pictures: Sequence[by
         }
         for drawing, picture in zip(drawings, pictures, strict=True)
     ]
-    table = pa.Table.from_pylist(rows, schema=features.arrow_schema)
+    table = pa.Table.from_pylist(rows, schema=_schema())
     # The pictures are compressed already.
     pq.write_table(table, path, compression="none", row_group_size=ROWS_PER_GROUP)
+
+
+def _schema():
+    from datasets import ClassLabel, Features, Image, Value
+
+    text = Value("string")
+    return Features(
+        image=Image(), text=text, style=text, label=ClassLabel(names=list(GROUPS)), subgroup=text, codepoints=text
+    ).arrow_schema
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is one that an earlier build wrote."""
+    import pyarrow.parquet as pq
+
+    if path.suffix == ".parquet":
+        return pq.read_schema(path).equals(_schema(), check_metadata=True)
+    return f"made by `{MAKER}`." in path.read_text(encoding="utf-8")
 
 
 MIT_TERMS = """\
@@ -205,7 +219,7 @@ def attribution(file_name: str, drawings: Sequence[Drawing], size: int, sources:
     return f"""\
 # Attribution of `{file_name}`
 
-{len(drawings)} pictures of {size}×{size} pixels, made by `brickwork data build emoji`.
+{len(drawings)} pictures of {size}×{size} pixels, made by `{MAKER}`.
 
 | rows | work | author | licence | taken from |
 | --- | --- | --- | --- | --- |
@@ -276,11 +290,8 @@ def _check_request(output: Path, files: Sequence[Path], size: int, overwrite: bo
         raise ValueError(f"size {size} is out of range: choose {MIN_SIZE} to {MAX_SIZE} pixels")
     if output.exists() and not output.is_dir():
         raise ValueError(f"output {output} is a file: choose a folder")
-    existing = [str(path) for path in files if path.exists()]
-    if existing and not overwrite:
-        raise ValueError(
-            f"{' and '.join(existing)} would be overwritten: choose another --output, or add --overwrite to replace"
-        )
+    for path in files:
+        check_file(path, _is_ours, overwrite=overwrite)
     require_rasteriser()
 
 

@@ -171,18 +171,22 @@ def test_attribution_names_works_licences_and_versions(packages, tmp_path):
     assert "| 3, style `twemoji` |" in text and "| 3, style `fluent` |" in text
 
 
-def test_existing_files_are_kept_unless_told_otherwise(packages, tmp_path):
+def test_files_of_others_are_kept_and_its_own_unless_told_otherwise(packages, tmp_path):
     folder, sources = packages
     out = tmp_path / "out"
     out.mkdir()
-    for name in ("train.parquet", "ATTRIBUTION.md"):
-        (out / name).write_text("mine")
-        with pytest.raises(ValueError, match=f"{name}.*--overwrite"):
-            build_emoji(out, packages=folder, size=16, sources=sources)
-        assert [file.name for file in out.iterdir()] == [name] and (out / name).read_text() == "mine"
+    other = (SAMPLE.parents[1] / "avatars" / "sample.parquet").read_bytes()
+    for name, content in (("train.parquet", b"mine"), ("train.parquet", other), ("ATTRIBUTION.md", b"mine")):
+        (out / name).write_bytes(content)
+        for overwrite in (False, True):
+            with pytest.raises(ValueError, match=f"{name}.*something else"):
+                build_emoji(out, packages=folder, size=16, sources=sources, overwrite=overwrite)
+        assert [file.name for file in out.iterdir()] == [name] and (out / name).read_bytes() == content
         (out / name).unlink()
-    (out / "train.parquet").write_text("mine")
-    path = build_emoji(out, packages=folder, size=16, sources=sources, overwrite=True)
+    build_emoji(out, packages=folder, size=16, sources=sources)
+    with pytest.raises(ValueError, match="train.parquet.*--overwrite"):
+        build_emoji(out, packages=folder, size=16, sources=sources)
+    path = build_emoji(out, packages=folder, size=24, sources=sources, overwrite=True)
     assert len(rows_of(path)) == 6
 
 
