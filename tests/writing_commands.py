@@ -110,8 +110,7 @@ def no_dicebear() -> None:
 def small_extractor() -> None:
     """Four features in the place of those of EfficientNet-Lite0."""
     from brickwork.eval.extractors import features
-    from brickwork.training.studies import trained
-    from brickwork.training.studies.battle import battle
+    from brickwork.training.studies import battle, trained
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -406,6 +405,8 @@ def start(
             AcceleratorState._reset_state(reset_partial_state=True)  # as a new process has it
             before()
             status = cli.main(arguments)
+    except SystemExit as stop:  # what argparse says no to
+        status = stop.code
     except BaseException as error:  # it must not go on as the process that it was forked from
         said.write(f"\nTraceback: {type(error).__name__}: {error}\n")
     finally:

@@ -378,6 +378,7 @@ def compare_modes(args: argparse.Namespace) -> str:
     """Measure and fine-tune what is not there yet, and write it after each network; returns the tables."""
     logging.set_verbosity_error()
     settings, rates = check(args), read_rates(args.rates)
+    check_output(args.output)
     work = []
     if args.only != "cost":
         identity, make_cells = fine_tuning(args, rates, settings["device"])
@@ -390,6 +391,15 @@ def compare_modes(args: argparse.Namespace) -> str:
         run_cells(folder, cells)
         text = write(args.output, settings)
     return text
+
+
+def check_output(folder: Path) -> None:
+    """Raise a `ValueError` for a folder that holds something else than an earlier study of this command."""
+    begun = any((folder / part / "study.json").is_file() for part in ("curves", "cost"))
+    if folder.is_dir() and any(folder.iterdir()) and not begun:
+        raise ValueError(
+            f"`--output` is {str(folder)!r}, which holds something else and no study of convbn; name another folder."
+        )
 
 
 def names_of(args: argparse.Namespace) -> list[str]:
