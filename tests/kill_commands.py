@@ -38,7 +38,10 @@ class Tally:
 
 
 def content(path: Path, equal: str = "bytes") -> str | None:
-    """What lies at a path, as a digest of names and, if asked for, bytes; of JSON files the keys alone count."""
+    """What lies at a path, as a digest of names and, if asked for, bytes.
+
+    Of JSON files the keys alone count; safetensors writes its metadata in any order.
+    """
     if not path.exists():
         return None
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
@@ -47,6 +50,10 @@ def content(path: Path, equal: str = "bytes") -> str | None:
 
 
 def _bytes(file: Path) -> bytes:
+    if file.suffix == ".safetensors":
+        data = file.read_bytes()
+        end = 8 + int.from_bytes(data[:8], "little")
+        return json.dumps(json.loads(data[8:end]), sort_keys=True).encode() + data[end:]
     if file.suffix != ".json":
         return file.read_bytes()
     value = json.loads(file.read_text())
