@@ -20,6 +20,7 @@ from brickwork.errors import one_of
 
 KINDS = {
     "resadapter": "brickwork.adapters.resadapter.handle.ResAdapter",
+    "dino": "brickwork.adapters.dino.adapter.DinoAdapter",
     "layout": "brickwork.adapters.layout.adapter.LayoutAdapter",
 }
 UNTOLD = "resadapter"  # the only kind whose files, the authors' own, do not say what they are

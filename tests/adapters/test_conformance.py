@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import Dinov2Config, Dinov2Model
 
 from brickwork import load_adapter
 from brickwork.adapters import base
@@ -26,16 +27,32 @@ class Case:
         predict: the network's answer to a fixed input.
         config: of `create` such that the fresh adapter changes nothing; `None` where it is never created.
         given: conditions under which it acts.
+        options: of `load_adapter`.
     """
 
     network: Callable = lambda helpers: helpers.make_unet("two")
     predict: Callable = lambda helpers, network: helpers.predict.__wrapped__(network)
     config: dict | None = field(default_factory=dict)
     given: dict = field(default_factory=dict)
+    options: dict = field(default_factory=dict)
 
 
+def tiny_encoder():
+    torch.manual_seed(3)
+    return Dinov2Model(
+        Dinov2Config(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, image_size=28, patch_size=14)
+    ).eval()
+
+
+ENCODER = tiny_encoder()
 CASES = {
     "resadapter": Case(config=None),
+    "dino": Case(
+        predict=lambda helpers, network: helpers.predict.__wrapped__(network, 8, 8),
+        config={"encoder": ENCODER, "rank": 8},
+        given={"reference_image": torch.linspace(-1, 1, 3 * 20 * 30).view(3, 20, 30)},
+        options={"encoder": ENCODER},
+    ),
     "layout": Case(
         config={"dim": 16, "num_heads": 4},
         given={"boxes": [(0.1, 0.2, 0.6, 0.9)], "phrases": [[0.1] * 32]},
@@ -131,7 +148,7 @@ def test_saved_alone_and_found_by_its_file(trial):
     if adapter in module_adapters(trial.network).values():
         assert keys == set(adapter.state())
     adapter.unload()
-    again = load_adapter(trial.network, file, "again", 0.5)
+    again = load_adapter(trial.network, file, "again", 0.5, **trial.case.options)
     assert (again.name, again.scale, type(again)) == ("again", 0.5, type(adapter))
     again.scale = 1.0
     torch.testing.assert_close(trial.predict(adapter=again), on, rtol=0, atol=1e-5)

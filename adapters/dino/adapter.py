@@ -1,0 +1,188 @@
+"""`DinoAdapter`: a picture as a condition, through the dense features of a frozen vision transformer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from brickwork.adapters.dino.encoder import (
+    dense_features,
+    load_encoder,
+    normalisation,
+    reference_pixels,
+    usual_layers,
+    usual_size,
+)
+from brickwork.adapters.dino.projection import FAPM, LearnedUpsample, LinearProjection
+from brickwork.adapters.dino.sites import added, sites_of
+from brickwork.adapters.modules import ModuleAdapter, ModuleHook
+from brickwork.errors import one_of
+
+PROJECTIONS = ("fapm", "linear")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the hook finds within `condition`.
+
+    Attributes:
+        features: of each layer `(R, D, rows, columns)`.
+    """
+
+    features: list[torch.Tensor]
+
+    def of(self, batch: int) -> list[torch.Tensor]:
+        """Features of a batch: pipelines with guidance run the pictures one after the other, twice."""
+        count = len(self.features[0])
+        if batch % count:
+            raise ValueError(
+                f"`reference_image` has {count} pictures, the network draws {batch}; give one for all, or one each."
+            )
+        return [feature.repeat(batch // count, 1, 1, 1) for feature in self.features]
+
+
+class DinoParts(nn.Module):
+    """All weights of the adapter, the encoder's included.
+
+    Args:
+        encoder: frozen.
+        widths: channels of the residual at each site.
+        layers: how many of the encoder's are read; the sites share them in order.
+        rank: of the projection.
+        projection: one of `PROJECTIONS`.
+    """
+
+    def __init__(self, encoder: nn.Module, widths: Sequence[int], layers: int, rank: int, projection: str):
+        super().__init__()
+        channels = int(encoder.config.hidden_size)
+        self.encoder = encoder
+        self.layer_of = [round(site * (layers - 1) / max(1, len(widths) - 1)) for site in range(len(widths))]
+        if projection == "fapm":
+            self.projection = FAPM(channels, rank, widths)
+        else:
+            self.projection = LinearProjection(channels, widths)
+        self.upsamplers = nn.ModuleList(LearnedUpsample(width) for width in widths)
+        self.outputs = nn.ModuleList(nn.Conv2d(width, width, 1) for width in widths)
+        for convolution in self.outputs:
+            nn.init.zeros_(convolution.weight)
+            nn.init.zeros_(convolution.bias)
+
+    def forward(self, features: Sequence[torch.Tensor], sizes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
+        """Features of each layer `(B, D, rows, columns)` => a residual `(B, C, *size)` for each site."""
+        weight = self.outputs[0].weight
+        projected = self.projection([features[layer].to(weight) for layer in self.layer_of])
+        return [
+            output(upsample(feature, size))
+            for feature, size, upsample, output in zip(projected, sizes, self.upsamplers, self.outputs, strict=True)
+        ]
+
+
+class DinoAdapter(ModuleAdapter):
+    """A picture as a condition for `BlockUNet2DModel`, networks of one resolution, and diffusers' UNets.
+
+    A frozen DINOv2, DINOv3 or ViT sees the reference; features of several of its layers go through Dino U-Net's
+    fidelity-aware projection (arXiv 2508.20909) and learned upsampling, and are added to the network's maps by
+    convolutions that start at zero.
+
+        adapter = DinoAdapter.create(pipe, encoder="facebook/dinov2-small")
+        pipe("robots", reference_image=picture, reference_scale=0.8)          # a pipeline of ours
+        with adapter.condition(reference_image=picture, scale=0.8):           # one of diffusers
+            pipe("a robot")
+
+    A reference is stretched to the shape of what is drawn. One is for all pictures of a call, or there is one for
+    each. Without any, nothing is added. Under guidance both halves of a batch have the reference. What is saved has no
+    part of the encoder: `load_adapter` finds it by its name again, or takes it as `encoder=`.
+    """
+
+    kind = "dino"
+    conditions, strength_argument = ("reference_image",), "reference_scale"
+    frozen = options = ("encoder",)
+
+    @classmethod
+    def build(
+        cls,
+        network: nn.Module,
+        encoder: str | Path | nn.Module | None = None,
+        layers: Sequence[int] | None = None,
+        rank: int = 64,
+        size: int | None = None,
+        projection: str = "fapm",
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
+    ) -> tuple[nn.Module, dict]:
+        """The weights for a network.
+
+        Args:
+            network: one that takes residuals; see `sites_of`.
+            encoder: a name on the hub, a folder, or a loaded model of transformers (`Dinov2Model`, `DINOv3ViTModel`,
+                `ViTModel`).
+            layers: of the encoder, numbered from 0, rising; the first are for the finest maps. `None` for four at
+                equal distances.
+            rank: channels of the projection's bases.
+            size: side in pixels at which the encoder sees the reference, a multiple of its patch; `None` for 16
+                patches.
+            projection: `"fapm"`, or `"linear"` for a 1×1 convolution a site.
+            image_mean, image_std: of the encoder's pixels in [0, 1]; `None` for what its image processor says.
+
+        Raises:
+            ValueError: for another kind of encoder or network, or settings that do not fit each other.
+        """
+        sites = sites_of(network)
+        if encoder is None:
+            raise ValueError("`encoder` is not known: give the vision transformer that the adapter was made with.")
+        model = load_encoder(encoder)
+        depth, patch = int(model.config.num_hidden_layers), int(model.config.patch_size)
+        layers = usual_layers(model) if layers is None else list(layers)
+        if (
+            not layers
+            or layers != sorted(set(layers))
+            or any(type(n) is not int or not 0 <= n < depth for n in layers)
+        ):
+            raise ValueError(f"`layers` is {layers!r}; give rising numbers from 0 to {depth - 1}.")
+        size = usual_size(model) if size is None else size
+        if type(size) is not int or size < patch or size % patch:
+            raise ValueError(f"`size` is {size!r}; give a multiple of the encoder's patch of {patch} pixels.")
+        if type(rank) is not int or rank < 1:
+            raise ValueError(f"`rank` is {rank!r}; give a whole number from 1 up.")
+        mean, std = normalisation(model, encoder)
+        config = {
+            "encoder": str(encoder) if isinstance(encoder, str | Path) else model.config.name_or_path or None,
+            "layers": layers,
+            "rank": rank,
+            "size": size,
+            "projection": one_of("projection", projection, PROJECTIONS),
+            "image_mean": [float(x) for x in (mean if image_mean is None else image_mean)],
+            "image_std": [float(x) for x in (std if image_std is None else image_std)],
+        }
+        return DinoParts(model, sites.widths, len(layers), rank, projection), config
+
+    def hooks(self) -> list[tuple[nn.Module, str, Any]]:
+        return [(self.network, "pre", AddResiduals(self))]
+
+    def prepare(self, reference_image: Any) -> Reference:
+        """The encoder's features of one picture or several; see `reference_pixels`."""
+        pixels = reference_pixels(reference_image, self.config["size"])
+        device = next(self.network.parameters()).device
+        if device.type != "meta":  # where weights are offloaded, the first call says where it computes
+            self.parts.to(device)
+        weight = next(self.parts.encoder.parameters())
+        mean, std = (torch.tensor(self.config[name]).view(1, 3, 1, 1) for name in ("image_mean", "image_std"))
+        pixels = ((pixels.cpu() - mean) / std).to(weight.device)
+        return Reference(dense_features(self.parts.encoder, pixels, self.config["layers"]))
+
+
+class AddResiduals(ModuleHook):
+    """Before the network: its arguments with residuals of the reference."""
+
+    def act(self, strength: float, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        reference = self.adapter.present()
+        if reference is None:
+            return None
+        sample, sites = kwargs["sample"] if "sample" in kwargs else args[0], sites_of(self.adapter.network)
+        features = [feature.to(sample.device) for feature in reference.of(len(sample))]
+        residuals = self.adapter.parts(features, sites.sizes(*sample.shape[-2:]))
+        residuals = [(strength * residual).to(sample.dtype) for residual in residuals]
+        return args, added(kwargs, sites.arguments(residuals))

@@ -1,0 +1,136 @@
+"""Frozen vision transformers of transformers, and the dense features that they see in pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from brickwork.errors import MissingFile, shown
+
+FAMILIES = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit")  # as their configurations say, `model_type`
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_PLAIN = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # Google's ViT
+_CELLS = 16  # patches along the side of a picture, unless more are asked for
+
+
+def load_encoder(encoder: str | Path | nn.Module) -> nn.Module:
+    """A vision transformer by its name on the hub or its folder, or one that is loaded already.
+
+    Raises:
+        ValueError: for another family, before its weights are read, and for one that cannot be had.
+    """
+    if isinstance(encoder, nn.Module):
+        check_family(getattr(encoder, "config", None), encoder)
+        return encoder
+    from transformers import AutoConfig, AutoModel
+
+    if not isinstance(encoder, str | Path) or not str(encoder):
+        raise ValueError(f"`encoder` is {shown(encoder)}; give a name on the hub, a folder, or a loaded transformer.")
+    try:
+        check_family(AutoConfig.from_pretrained(encoder), encoder)
+        return AutoModel.from_pretrained(encoder, use_safetensors=True).eval()
+    except OSError as error:
+        raise MissingFile(f"`encoder` is {str(encoder)!r}, which cannot be loaded: {error}") from error
+
+
+def check_family(config: Any, encoder: Any) -> None:
+    """Raise a `ValueError` for a configuration that is of no vision transformer that gives a feature a patch."""
+    family = getattr(config, "model_type", None)
+    if family not in FAMILIES:
+        what = f"a {family}" if family else f"a {type(encoder).__name__}"
+        raise ValueError(
+            f"`encoder` is {what}; give a vision transformer, one of {', '.join(FAMILIES)}, such as "
+            "facebook/dinov2-small."
+        )
+
+
+def normalisation(encoder: nn.Module, source: Any) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of the pixels in [0, 1] that an encoder takes: of its image processor, or usual."""
+    mean, std = _PLAIN if encoder.config.model_type == "vit" else _IMAGENET
+    if isinstance(source, str | Path):
+        from transformers.image_processing_base import ImageProcessingMixin
+
+        try:
+            settings, _ = ImageProcessingMixin.get_image_processor_dict(str(source))
+        except OSError:  # saved without one
+            settings = {}
+        mean, std = settings.get("image_mean") or mean, settings.get("image_std") or std
+    return list(mean), list(std)
+
+
+def usual_size(encoder: nn.Module) -> int:
+    """Side in pixels of what an encoder is shown: 16 patches, or what it was trained at if that is less."""
+    config = encoder.config
+    return min(int(config.image_size), _CELLS * int(config.patch_size))
+
+
+def usual_layers(encoder: nn.Module, count: int = 4) -> list[int]:
+    """Layers at equal distances, the last one included, numbered from 0."""
+    depth = int(encoder.config.num_hidden_layers)
+    return sorted({max(0, depth * (number + 1) // count - 1) for number in range(count)})
+
+
+def reference_pixels(images: Any, size: int) -> torch.Tensor:
+    """Pictures as `(R, 3, size, size)` in [0, 1]; their shape is not kept.
+
+    Args:
+        images: one or a list: PIL images (transparency becomes white), uint8 arrays `(H, W, 3)`, or tensors
+            `(3, H, W)` or `(R, 3, H, W)` in [-1, 1].
+        size: in pixels.
+
+    Raises:
+        ValueError: for none, and for anything else.
+    """
+    entries = list(images) if isinstance(images, list | tuple) else [images]
+    if not entries:
+        raise ValueError("`reference_image` is empty; give a picture, or one for each picture that is drawn.")
+    return torch.cat([_resized(_as_pixels(entry), size) for entry in entries])
+
+
+@torch.no_grad()
+def dense_features(encoder: nn.Module, pixels: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
+    """What an encoder sees in normalised pixels `(B, 3, H, W)`, sides multiples of its patch, at some of its layers.
+
+    Returns:
+        For each layer the patches' tokens behind the encoder's last norm, `(B, D, H / patch, W / patch)`, float32.
+    """
+    patch = int(encoder.config.patch_size)
+    rows, columns = (side // patch for side in pixels.shape[-2:])
+    weight = next(encoder.parameters())
+    # Google's ViT has a table of positions for one size.
+    further = {"interpolate_pos_encoding": True} if encoder.config.model_type == "vit" else {}
+    output = encoder(pixel_values=pixels.to(weight), output_hidden_states=True, **further)
+    norm = encoder.norm if hasattr(encoder, "norm") else encoder.layernorm
+    found = []
+    for layer in layers:
+        tokens = norm(output.hidden_states[layer + 1])[:, -rows * columns :]  # behind class token and registers
+        found.append(tokens.float().transpose(1, 2).unflatten(2, (rows, columns)))
+    return found
+
+
+def _as_pixels(image: Any) -> torch.Tensor:
+    """One picture, or a tensor of several, as `(R, 3, H, W)` in [0, 1]."""
+    if isinstance(image, PIL.Image.Image):
+        rgba = image.convert("RGBA")
+        white = PIL.Image.new("RGBA", rgba.size, "white")
+        image = np.array(PIL.Image.alpha_composite(white, rgba).convert("RGB"))
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
+    if isinstance(image, torch.Tensor) and image.ndim in (3, 4) and image.shape[-3] == 3 and image.numel():
+        pixels = image.detach().float().reshape(-1, *image.shape[-3:])
+        if not pixels.abs().max() <= 1.01:  # NaN is refused too
+            raise ValueError("`reference_image` is a tensor with values outside [-1, 1]; scale it.")
+        return (pixels.clamp(-1, 1) + 1) / 2
+    what = f"{type(image).__name__} of shape {tuple(image.shape)}" if hasattr(image, "shape") else type(image).__name__
+    raise ValueError(
+        f"`reference_image` has a {what}; give PIL images, uint8 arrays (H, W, 3), or tensors (3, H, W) in [-1, 1]."
+    )
+
+
+def _resized(pixels: torch.Tensor, size: int) -> torch.Tensor:
+    return F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)

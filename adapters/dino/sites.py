@@ -1,0 +1,105 @@
+"""Where a denoiser takes residuals in, ours and diffusers' UNets alike."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+_T2I = "down_intrablock_additional_residuals"
+_STAGES = ("CrossAttnDownBlock2D", "DownBlock2D")
+_BLOCKS = 4  # of a network of one resolution
+
+
+class Sites(ABC):
+    """Sites of one network, from the fine ones to the coarse, or from the first to the last.
+
+    Attributes:
+        widths: channels of each.
+    """
+
+    widths: list[int]
+
+    @abstractmethod
+    def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Rows and columns of each, for a sample `(B, C, height, width)`."""
+
+    @abstractmethod
+    def arguments(self, residuals: Sequence[torch.Tensor]) -> dict[str, Sequence[torch.Tensor | None] | torch.Tensor]:
+        """A residual for each site => arguments of the network's `forward`."""
+
+
+class DiffusersSites(Sites):
+    """The stages of a UNet's encoder, as a T2I-Adapter has them (Mou et al., arXiv 2302.08453)."""
+
+    def __init__(self, network: UNet2DConditionModel):
+        strange = {type(block).__name__ for block in network.down_blocks} - set(_STAGES)
+        if strange:
+            raise ValueError(f"the UNet has stages of {', '.join(sorted(strange))}, which take no residuals.")
+        self.stages = [(type(block).__name__ == _STAGES[0], bool(block.downsamplers)) for block in network.down_blocks]
+        self.widths = list(network.config.block_out_channels)
+
+    def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        found, size = [], (height, width)
+        for attends, halves in self.stages:
+            below = tuple(-(-side // 2) for side in size) if halves else size
+            found.append(size if attends else below)  # diffusers adds behind the downsampler where nothing attends
+            size = below
+        return found
+
+    def arguments(self, residuals: Sequence[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+        return {_T2I: list(residuals)}  # a list of its own: diffusers takes its entries out
+
+
+class PortSites(Sites):
+    """Sites of a network of ours: the stages of an encoder and the middle, or some blocks of one resolution."""
+
+    def __init__(self, network: nn.Module):
+        self.network, ports = network, network.ports
+        if _T2I in ports:
+            self.names = [*ports[_T2I], *ports.get("mid_block_additional_residual", ())]
+        else:
+            every = [name for names in ports.values() for name in names]
+            last, count = len(every) - 1, min(_BLOCKS, len(every))
+            self.names = [every[round(number * last / max(1, count - 1))] for number in range(count)]
+        side = network.config.sample_size
+        self.widths = [network.residual_sites(side, side)[name][0] for name in self.names]
+
+    def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        shapes = self.network.residual_sites(height, width)
+        return [shapes[name][1:] for name in self.names]
+
+    def arguments(self, residuals: Sequence[torch.Tensor]) -> dict[str, Any]:
+        return self.network.residual_arguments(dict(zip(self.names, residuals)))
+
+
+def sites_of(network: nn.Module) -> Sites:
+    """The sites of a network.
+
+    Raises:
+        ValueError: for one that takes no residuals.
+    """
+    if isinstance(network, UNet2DConditionModel):
+        return DiffusersSites(network)
+    if getattr(network, "ports", None) and hasattr(network, "residual_sites"):
+        return PortSites(network)
+    raise ValueError(
+        f"a {type(network).__name__} takes no residuals; give a BlockUNet2DModel, a BlockTransformer2DModel, a "
+        "LegoTransformer2DModel or diffusers' UNet2DConditionModel, or a pipeline with one."
+    )
+
+
+def added(given: Mapping[str, Any], residuals: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a network with further residuals added to those that it is given already."""
+    return {**given, **{name: _sum(given.get(name), more) for name, more in residuals.items()}}
+
+
+def _sum(one: Any, other: Any) -> Any:
+    if one is None or other is None:
+        return other if one is None else one
+    if isinstance(one, torch.Tensor):
+        return one + other
+    pairs = [_sum(*pair) for pair in zip(one, other, strict=True)]
+    return type(other)(pairs)
