@@ -10,6 +10,7 @@ NETWORKS = {
     "MaxViTGenerator2DModel": "brickwork.gen.networks.gan",
     "StitchedDenoiser": "brickwork.gen.networks.stitched",
     "CompositeDenoiser": "brickwork.gen.networks.composite",
+    "VideoDenoiser": "brickwork.gen.networks.video",
 }
 
 

@@ -21,6 +21,7 @@ _REGISTERED = NETWORKS | {
 }
 _MODULES = {
     "brickwork.gen.convbn": ["set_convbn_mode"],
+    "brickwork.gen.networks.video": ["inflate"],
     "brickwork.gen.networks.pretrained_encoder": ["from_pretrained_encoder"],
     "brickwork.pipelines.schedules": ["BrickSchedule", "SubnetSchedule"],
     "brickwork.adapters.base": ["load_adapter"],

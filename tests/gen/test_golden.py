@@ -130,7 +130,7 @@ def output_of(model: torch.nn.Module, height: int, width: int) -> torch.Tensor:
         call["encoder_hidden_states"] = numbers("text", (2, 7, model.config.cross_attention_dim))
     if model.config.get("time_cond_proj_dim"):
         call["timestep_cond"] = numbers("guidance", (2, model.config.time_cond_proj_dim))
-    return model(2 * numbers("sample", (2, 3, height, width)), **call).sample
+    return model(2 * numbers("sample", tuple(model.example_inputs(2, height, width)["sample"].shape)), **call).sample
 
 
 def compute(name: str) -> np.ndarray:

@@ -1,0 +1,325 @@
+"""A video denoiser out of an image denoiser: pseudo-3D residual units (Qiu et al., arXiv 1711.10305).
+
+A 3×3×3 convolution is a 1×3×3 one over the picture, S, and a 3×1×1 one over time, T. Three units mix them, one after
+another over the network's residual blocks as in the authors' prototxt: A: x + T(S(x)); B: x + S(x) + T(x);
+C: x + S(x) + T(S(x)). Here x + S(x) is a residual block of the image network, whatever is in it, and T alone is new.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin, UNet2DConditionModel, UNet2DModel
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.resnet import ResnetBlock2D
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from brickwork.errors import one_of
+from brickwork.files import read_json
+from brickwork.gen.blocks.dit import DiTTokenBlock
+from brickwork.gen.blocks.norms import LayerNorm
+from brickwork.gen.blocks.registry import Block
+from brickwork.gen.networks.base import Adaptable, Denoiser, SampleOutput
+from brickwork.gen.networks.composite import CompositeDenoiser
+from brickwork.gen.networks.inputs import check_class_labels, check_timestep
+from brickwork.gen.networks.lego import LegoTransformer2DModel
+from brickwork.gen.networks.parts import Parted, build_part, describe, network_folder
+from brickwork.gen.networks.stitched import StitchedDenoiser
+from brickwork.gen.networks.transformer import BlockTransformer2DModel
+from brickwork.gen.networks.unet import BlockUNet2DModel
+from brickwork.gen.networks.wrapped import class_rows
+from brickwork.gen.subnets import FULL, Subnets
+
+_OURS = (BlockUNet2DModel, BlockTransformer2DModel, LegoTransformer2DModel, StitchedDenoiser, CompositeDenoiser)
+KINDS = {kind.__name__: kind for kind in (*_OURS, UNet2DModel, UNet2DConditionModel)}
+UNITS = ("A", "B", "C")
+# What the video network says of itself in the image network's words, for pipelines.
+_TOLD = (
+    "sample_size", "in_channels", "out_channels", "cross_attention_dim", "time_cond_proj_dim", "patch_size",
+    "patch_sizes", "id2label", "trained_subsets",
+)  # fmt: skip
+
+
+class TemporalUnit(nn.Module):
+    """T, a 3×1×1 convolution over time, which starts out adding nothing.
+
+    In A, T is the identity and the convolution: x + T(S(x)) is the output of the block and what the convolution adds
+    to it. B and C normalise and activate what they read.
+
+    Args:
+        kind: `"A"`, `"B"` or `"C"`.
+        in_channels: of what the residual block reads.
+        channels: of what it gives.
+    """
+
+    def __init__(self, kind: str, in_channels: int, channels: int):
+        super().__init__()
+        self.kind = one_of("pattern", kind, UNITS)
+        reads = in_channels if kind == "B" else channels
+        self.norm = None if kind == "A" else LayerNorm(reads, eps=1e-6)
+        self.conv = nn.Conv3d(reads, channels, (3, 1, 1), padding=(1, 0, 0))
+        nn.init.zeros_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(self, hidden_states: torch.Tensor, output: torch.Tensor, frames: int) -> torch.Tensor:
+        """What the unit adds to the block's output.
+
+        Args:
+            hidden_states: what the block read, `(B * F, pixels, in_channels)`, the frames of a clip in a row.
+            output: what it gave, `(B * F, pixels, channels)`. Where a block changes the channels, this is S(x).
+            frames: F.
+
+        Returns:
+            `(B, channels, F, pixels)`.
+        """
+        if self.kind == "B":
+            read = hidden_states
+        else:
+            read = output - hidden_states if hidden_states.shape == output.shape else output
+        if self.norm is not None:
+            read = nn.functional.silu(self.norm(read))
+        clips = read.unflatten(0, (-1, frames)).permute(0, 3, 1, 2)
+        return self.conv(clips.unsqueeze(-1)).squeeze(-1)
+
+
+class TemporalUnits(ModelMixin, ConfigMixin):
+    """The temporal part of every residual block.
+
+    Args:
+        units: kind, channels in and channels out of each.
+    """
+
+    @register_to_config
+    def __init__(self, units: Sequence[Sequence[Any]] = ()):
+        super().__init__()
+        self.layers = nn.ModuleList(TemporalUnit(*unit) for unit in units)
+
+
+class _Clip:
+    """How many frames lie in a row in the batch of the running call; 0 for pictures that are none."""
+
+    frames = 0
+
+    @contextmanager
+    def of(self, frames: int) -> Iterator[None]:
+        before, self.frames = self.frames, frames
+        try:
+            yield
+        finally:
+            self.frames = before
+
+
+class _UnitHook:
+    """Adds a unit to a block's output while a clip runs; an object, so that a network's copy has hooks of its own."""
+
+    def __init__(self, unit: TemporalUnit, clip: _Clip, tokens: bool):
+        self.unit, self.clip, self.tokens = unit, clip, tokens
+
+    def __call__(self, block: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor | None:
+        if not self.clip.frames:
+            return None
+        read, given = (x.flatten(1, 2) if self.tokens else x.flatten(2).transpose(1, 2) for x in (inputs[0], output))
+        added = self.unit(read, given, self.clip.frames)  # (B, C, F, pixels)
+        added = added.permute(0, 2, 3, 1) if self.tokens else added.transpose(1, 2)
+        return output + added.reshape(output.shape).to(output.dtype)
+
+
+def residual_blocks(image: nn.Module) -> dict[str, tuple[nn.Module, int, int]]:
+    """The residual blocks of an image network by name, in its order, each with its channels in and out.
+
+    Those that change the size of the map are none; nor are blocks within blocks.
+    """
+    found: dict[str, tuple[nn.Module, int, int]] = {}
+    for name, module in image.named_modules():
+        if any(name.startswith(f"{outer}.") for outer in found):
+            continue
+        if isinstance(module, Block) and module.stride == 1:
+            found[name] = (module, module.out_dim, module.out_dim)
+        elif isinstance(module, DiTTokenBlock):
+            dim = module.attn.proj.in_features
+            found[name] = (module, dim, dim)
+        elif isinstance(module, ResnetBlock2D) and not (module.up or module.down):
+            found[name] = (module, module.in_channels, module.out_channels)
+    return found
+
+
+class VideoDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
+    """An image network whose residual blocks see their neighbours in time; build one with `inflate`.
+
+    Every frame goes through the image network as a picture of its own, and its residual blocks are pseudo-3D units.
+    Saved, it holds the image network in `image/` and what is new in `temporal/`.
+
+    Args beside those of `Denoiser`, which are always the image network's:
+        network: configuration of the image network with its `_class_name`.
+        pattern: the units of the residual blocks in turn, of the letters A, B and C.
+        patch_size: of the image network, as are `patch_sizes` and `trained_subsets`.
+    """
+
+    smallest = {"network": {"_class_name": "BlockUNet2DModel"} | BlockUNet2DModel.smallest}
+
+    @register_to_config
+    def __init__(
+        self,
+        network: Mapping[str, Any],
+        pattern: str = "ABC",
+        sample_size: int | None = None,
+        in_channels: int | None = None,
+        out_channels: int | None = None,
+        num_classes: int | None = None,
+        cross_attention_dim: int | None = None,
+        time_cond_proj_dim: int | None = None,
+        patch_size: int | None = None,
+        patch_sizes: Sequence[int] | None = None,
+        id2label: dict[int, str] | None = None,
+        trained_subsets: str | None = None,
+    ):
+        super().__init__()
+        if not isinstance(pattern, str) or not pattern or set(pattern) - set(UNITS):
+            raise ValueError(f"`pattern` is {pattern!r}; give letters of {', '.join(UNITS)}, such as 'ABC' or 'A'.")
+        self.image = build_part("network", network, KINDS)
+        blocks = residual_blocks(self.image).values()
+        self.temporal = TemporalUnits(
+            units=[[pattern[i % len(pattern)], *channels] for i, (_, *channels) in enumerate(blocks)]
+        )
+        config = self.image.config
+        rows = None if isinstance(self.image, _OURS) else class_rows(config)
+        told = {name: config.get(name) for name in _TOLD}
+        if id2label is not None:
+            told["id2label"] = id2label
+        self.register_to_config(**told, num_classes=config.num_classes if rows is None else rows - 1 if rows else None)
+        self.gradient_checkpointing = False
+        self._take_over([self.image])
+        self._install()
+
+    def _install(self) -> None:
+        """Put the units behind their blocks; to be called once the parts are those to stay."""
+        self.clip = _Clip()
+        for unit, (block, *_) in zip(self.temporal.layers, residual_blocks(self.image).values()):
+            block.register_forward_hook(_UnitHook(unit, self.clip, isinstance(block, DiTTokenBlock)))
+
+    @classmethod
+    def _load(cls, path: str, **kwargs):
+        model = super()._load(path, **kwargs)
+        model._install()
+        return model
+
+    def parts(self) -> dict[str, str]:
+        return {"image": "image", "temporal": "temporal"}
+
+    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Any = None) -> None:
+        """As in diffusers; blocks that run again in the backward pass know their clip's frames."""
+        inner = gradient_checkpointing_func or partial(checkpoint, use_reentrant=False)
+
+        def with_frames(block: nn.Module, *inputs):
+            return inner(partial(_run_with, self.clip, self.clip.frames, block), *inputs)
+
+        super().enable_gradient_checkpointing(with_frames)
+
+    def subnet_names(self) -> list[str]:
+        return self.image.subnet_names() if isinstance(self.image, Denoiser) else [FULL]
+
+    def subnets(self, height: int, width: int) -> Subnets:
+        """As of every network, of one frame."""
+        return Denoiser.subnets(self, height, width)
+
+    def example_inputs(self, batch: int, height: int, width: int, frames: int = 1) -> dict[str, Any]:
+        """As of every network; of clips."""
+        make = self.image if isinstance(self.image, Denoiser) else super()
+        inputs = make.example_inputs(batch, height, width)
+        if self.config.num_classes is not None:
+            inputs["class_labels"] = torch.zeros(batch, dtype=torch.long)
+        return inputs | {"sample": torch.zeros(batch, self.config.in_channels, frames, height, width)}
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float,
+        class_labels: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        return_dict: bool = True,
+        subnet: str | None = None,
+        **conditions,
+    ) -> SampleOutput | tuple:
+        """Estimate what the network was trained for.
+
+        Args beside those of `Denoiser`:
+            sample: `(B, in_channels, F, H, W)`, any number of frames of any size that the image network takes.
+            timestep: `(B,)` or a scalar, or for each frame its own `(B, F)`.
+            conditions: what else the image network takes; tensors with a batch axis hold for all frames of a clip.
+        """
+        frames = self._check_clip(sample)
+        batch, name = len(sample), self._find_subnet(subnet)
+        if isinstance(timestep, torch.Tensor) and timestep.ndim == 2 and timestep.shape == (batch, frames):
+            timestep = timestep.to(sample.device, torch.float32).flatten()
+        else:
+            timestep = check_timestep(timestep, batch, sample.device).repeat_interleave(frames)
+        labels = check_class_labels(class_labels, batch, self.config.num_classes)
+        if isinstance(self.image, Denoiser):
+            conditions["subnet"] = name
+        elif self.config.num_classes is not None and labels is None:
+            labels = sample.new_full((batch,), self.config.num_classes, dtype=torch.long)
+        conditions |= {} if labels is None else {"class_labels": labels}
+        conditions |= {} if encoder_hidden_states is None else {"encoder_hidden_states": encoder_hidden_states}
+        pictures = sample.transpose(1, 2).flatten(0, 1)
+        with self.clip.of(frames):
+            output = self.image(pictures, timestep, return_dict=False, **_for_frames(conditions, batch, frames))[0]
+        output = output.unflatten(0, (batch, frames)).transpose(1, 2)
+        return SampleOutput(sample=output) if return_dict else (output,)
+
+    def _check_clip(self, sample: torch.Tensor) -> int:
+        """The number of frames, or a `ValueError`."""
+        channels, shape = self.config.in_channels, tuple(getattr(sample, "shape", ()))
+        if len(shape) != 5 or shape[1] != channels or 0 in shape:
+            given = f"has shape {shape}" if isinstance(sample, torch.Tensor) else f"is a {type(sample).__name__}"
+            raise ValueError(f"`sample` {given}; this network reads (batch, {channels}, frames, height, width).")
+        if not sample.is_floating_point():
+            raise ValueError(
+                f"`sample` has dtype {sample.dtype}; give floating point numbers, scaled by the scheduler."
+            )
+        return shape[2]
+
+
+def inflate(model: ModelMixin | str | os.PathLike, pattern: str = "ABC") -> VideoDenoiser:
+    """A video denoiser out of an image denoiser, whose frames are what the image denoiser makes of them until trained.
+
+    Args:
+        model: a trained network of ours, diffusers' `UNet2DModel` or `UNet2DConditionModel`, which stays as it is; or
+            a folder of such a network, of a pipeline with it, or of a training run.
+        pattern: the units of the residual blocks in turn, of the letters A, B and C.
+
+    Raises:
+        ValueError: for another network, one without residual blocks, or another pattern.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        folder = network_folder(model)
+        kind = one_of("model", read_json(folder / "config.json").get("_class_name"), KINDS)
+        model = kind.from_pretrained(folder)
+    one_of("model", type(model).__name__, KINDS)
+    if not residual_blocks(model):
+        raise ValueError("`model` has no residual blocks that keep their map's size; give a network with some.")
+    with torch.device("meta"):
+        video = VideoDenoiser(network=describe(model), pattern=pattern)
+    units = video.temporal.config.units
+    video.image, video.temporal = deepcopy(model), TemporalUnits(units=units)
+    video.temporal.layers.to(model.device, model.dtype)
+    video._install()
+    return video.eval()
+
+
+def _for_frames(value: Any, batch: int, frames: int) -> Any:
+    """Tensors with a batch axis once for each frame, those in dictionaries too; anything else as it is."""
+    if isinstance(value, dict):
+        return {name: _for_frames(entry, batch, frames) for name, entry in value.items()}
+    if isinstance(value, torch.Tensor) and value.ndim and len(value) == batch:
+        return value.repeat_interleave(frames, dim=0)
+    return value
+
+
+def _run_with(clip: _Clip, frames: int, block: nn.Module, *inputs):
+    with clip.of(frames):
+        return block(*inputs)
