@@ -41,7 +41,7 @@ UNITS = ("A", "B", "C")
 # What the video network says of itself in the image network's words, for pipelines.
 _TOLD = (
     "sample_size", "in_channels", "out_channels", "cross_attention_dim", "time_cond_proj_dim", "patch_size",
-    "patch_sizes", "id2label", "trained_subsets",
+    "patch_sizes", "window_sizes", "id2label", "trained_subsets",
 )  # fmt: skip
 
 
@@ -157,7 +157,7 @@ class VideoDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
     Args beside those of `Denoiser`, which are always the image network's:
         network: configuration of the image network with its `_class_name`.
         pattern: the units of the residual blocks in turn, of the letters A, B and C.
-        patch_size: of the image network, as are `patch_sizes` and `trained_subsets`.
+        patch_size: of the image network, as are `patch_sizes`, `window_sizes` and `trained_subsets`.
     """
 
     smallest = {"network": {"_class_name": "BlockUNet2DModel"} | BlockUNet2DModel.smallest}
@@ -175,6 +175,7 @@ class VideoDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
         time_cond_proj_dim: int | None = None,
         patch_size: int | None = None,
         patch_sizes: Sequence[int] | None = None,
+        window_sizes: Sequence[int] | None = None,
         id2label: dict[int, str] | None = None,
         trained_subsets: str | None = None,
     ):
@@ -192,7 +193,7 @@ class VideoDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
         if id2label is not None:
             told["id2label"] = id2label
         self.register_to_config(**told, num_classes=config.num_classes if rows is None else rows - 1 if rows else None)
-        self.gradient_checkpointing = False
+        self.maps, self.gradient_checkpointing = getattr(self.image, "maps", {}), False
         self._take_over([self.image])
         self._install()
 

@@ -16,6 +16,7 @@ _REGISTERED = NETWORKS | {
     "LegoPipeline": "brickwork.pipelines.lego",
     "ClassToImagePipeline": "brickwork.pipelines.class_to_image",
     "OneStepPipeline": "brickwork.pipelines.one_step",
+    "VideoPipeline": "brickwork.pipelines.video",
     "LayoutPipeline": "brickwork.pipelines.layout",
     "EDMHeunScheduler": "brickwork.pipelines.schedulers.edm_heun",
 }
