@@ -98,6 +98,7 @@ class SamplingPipeline(BrickworkPipeline):
         schedule: Schedule | None = None,
         networks: Mapping[str, torch.nn.Module] | None = None,
         hooks_at: Callable[[tuple[int, int]], Sequence[Hook]] = lambda size: (),
+        axes: Sequence[int] = (),
         **conditions: Any,
     ) -> BaseOutput | tuple:
         """A call: see `arguments.SHARED_ARGUMENTS`.
@@ -106,6 +107,7 @@ class SamplingPipeline(BrickworkPipeline):
             schedule: instead of the pipeline's own.
             networks: further ones by name, which the schedule may choose.
             hooks_at: height and width of what the network sees => hooks of this call.
+            axes: of the latents between channels and height, such as frames.
             conditions: of adapters on the network, with their strengths.
         """
         steps = self._recommended("num_inference_steps", num_inference_steps, self.default_steps)
@@ -119,7 +121,7 @@ class SamplingPipeline(BrickworkPipeline):
         subnets = self._set_steps(steps, schedule)
         size = self._sample_size(height, width, latents, self._patch(subnets))
         generator = checked_generator(generator, len(labels))
-        shape = (len(labels), self.transformer.config.in_channels, *size)
+        shape = (len(labels), self.transformer.config.in_channels, *axes, *size)
         with under_conditions(self.transformer, conditions, type(self).__name__):
             latents, ran = self._denoise(
                 first_noise(latents, shape, generator, device, self._latents_dtype(device)),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -11,11 +11,12 @@ from diffusers import AutoencoderKL, ModelMixin, SchedulerMixin
 from diffusers.utils import BaseOutput
 from PIL import Image
 
+from brickwork.pipelines.arguments import shared_call
 from brickwork.pipelines.class_to_image import ClassToImagePipeline
 from brickwork.pipelines.clip_files import write_clip
-from brickwork.pipelines.sampling import Evaluation, Hook, documented, first_noise
+from brickwork.pipelines.hooks import Evaluation, Hook
+from brickwork.pipelines.sampling import SamplingPipeline
 from brickwork.pipelines.schedules import Schedule
-from brickwork.pipelines.seeds import checked_generator
 
 
 @dataclass
@@ -31,25 +32,32 @@ class VideoPipelineOutput(BaseOutput):
     frames: list | np.ndarray | torch.Tensor
     fps: float = 8
 
-    def save(self, path: str | Path, number: int = 0) -> Path:
+    def save(self, path: str | Path, number: int = 0, fps: float | None = None) -> Path:
         """Write clip `number`, drawn as PIL images, as `.gif`, `.webp` or `.mp4` (see `write_clip`)."""
-        return write_clip(self.frames[number], path, self.fps)
+        return write_clip(self.frames[number], path, self.fps if fps is None else fps)
 
 
 class KnownFrames(Hook):
     """The first frames are given: before every evaluation they come as they are, in that evaluation's noise.
 
     Args:
-        known: `(B, C, K, h, w)`, as the network sees them without noise.
-        noise: of unit variance, of the same shape; the same all along.
+        known: `(B or 1, C, K, h, w)`, as the network sees them without noise.
         scheduler: of the call, whose steps are set.
     """
 
-    def __init__(self, known: torch.Tensor, noise: torch.Tensor, scheduler: SchedulerMixin):
-        self.known, self.noise, self.scheduler = known, noise, scheduler
+    def __init__(self, known: torch.Tensor, scheduler: SchedulerMixin):
+        self.known, self.scheduler, self.noise = known, scheduler, None
 
     def before(self, latents: torch.Tensor, evaluation: Evaluation) -> tuple[torch.Tensor, dict[str, Any]]:
         timestep, scheduler = evaluation.timestep, self.scheduler
+        if self.noise is None:  # that of the call, which the latents are so far
+            if len(self.known) not in (1, len(latents)):
+                raise ValueError(
+                    f"`first_frames` has those of {len(self.known)} clips, and {len(latents)} are drawn; give one for "
+                    "all, or one each."
+                )
+            self.known = self.known.to(latents).expand(len(latents), -1, -1, -1, -1)
+            self.noise = latents[:, :, : self.known.shape[2]] / getattr(scheduler, "init_noise_sigma", 1.0)
         if hasattr(scheduler, "precondition_noise"):  # the EDM family, whose timestep is ln(σ) / 4
             noisy = self.known + (4 * timestep.double()).exp().to(self.noise) * self.noise
         elif hasattr(scheduler, "scale_noise"):  # flow matching
@@ -131,83 +139,51 @@ class VideoPipeline(ClassToImagePipeline):
     @classmethod
     def from_objective(
         cls, transformer: ModelMixin, objective: Any, vae: AutoencoderKL | None = None, **config
-    ) -> "VideoPipeline":
+    ) -> Self:
         """The pipeline of a network that was trained with `objective`, one of `brickwork.gen.parameterization`."""
         return cls(transformer, objective.scheduler(), vae, **config)
 
-    @torch.no_grad()
-    @documented(steps=50, unit="evaluation")
+    @shared_call(SamplingPipeline._draw, ClassToImagePipeline.default_steps)
     def __call__(
         self,
-        class_labels: Any = None,
+        *shared,
         num_frames: int | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
         first_frames: Any = None,
         window: int | None = None,
         overlap: int | None = None,
-        fps: float | None = None,
-        num_images_per_label: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: torch.Tensor | None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        callback_on_step_end: Callable[["VideoPipeline", int, torch.Tensor, dict], dict | None] | None = None,
-        callback_on_step_end_tensor_inputs: list[str] | tuple[str, ...] = ("latents",),
-        num_images_per_prompt: int | None = None,
         subnet_schedule: Schedule | None = None,
+        **further,
     ) -> VideoPipelineOutput | tuple:
-        """Draw clips; images below are clips, and latents have an axis of frames behind the channels.
+        """Draw clips; what is said of images here holds for clips, whose latents have frames behind the channels.
 
         Args:
             SHARED
             num_frames: of each clip; by default the pipeline's, or those of `latents`.
             first_frames: a picture that every clip begins with, a list of one picture (or list of pictures) for each
-                clip, or a tensor `(B, C, K, H, W)` in [-1, 1].
+                clip, or a tensor `(B or 1, C, K, H, W)` in [-1, 1].
             window: frames that the network sees at once; a longer clip is drawn in windows that overlap. By default
                 the pipeline's `num_frames`.
             overlap: frames that neighbouring windows share; by default half a window.
-            fps: noted in the output; by default the pipeline's.
             subnet_schedule: which subnet runs at which noise level; by default the pipeline's own, else the network.
 
         Raises:
             ValueError: for labels, sizes, frames, windows and other arguments that the network cannot take.
         """
-        steps = self._recommended("num_inference_steps", num_inference_steps, 50)
-        number = num_images_per_label if num_images_per_prompt is None else num_images_per_prompt
-        guidance_scale = self._recommended("guidance_scale", guidance_scale, 1.0)
-        saved = self.config.num_frames if latents is None or latents.ndim != 5 else latents.shape[2]
-        frames = saved if num_frames is None else num_frames
-        self._check_arguments(
-            steps, guidance_scale, output_type, callback_on_step_end_tensor_inputs, num_images_per_label=number,
-            num_frames=frames,
-        )  # fmt: skip
+        given = getattr(further.get("latents"), "shape", ())
+        frames = given[2] if num_frames is None and len(given) == 5 else num_frames
+        frames = self.config.num_frames if frames is None else frames
+        if type(frames) is not int or frames < 1:
+            raise ValueError(f"`num_frames` is {frames!r}; give a whole number from 1 up.")
         windows = self._windows(window, overlap)
-        self._others = {}
-        config, device, labels = self.transformer.config, self._execution_device, self._labels(class_labels, number)
-        patch = max([config.get("patch_size") or 1, *(config.get("patch_sizes") or [])])
-        size = self._sample_size(height, width, latents, patch)
-        shape = (len(labels), config.in_channels, frames, *size)
-        known = self._first_frames(first_frames, shape)
-        subnets = self._set_steps(steps, subnet_schedule)
-        generator = checked_generator(generator, len(labels))
-        noise, hooks = first_noise(latents, shape, generator, device), [windows]
-        if known is not None:
-            known = known.to(device)
-            hooks.append(KnownFrames(known, noise[:, :, : known.shape[2]], self.scheduler))
-        drawn, _ = self._denoise(
-            noise,
-            self._class_conditions(labels, device),
-            generator,
-            subnets,
-            hooks,
-            callback=callback_on_step_end,
-            tensor_inputs=callback_on_step_end_tensor_inputs,
-        )
-        output = VideoPipelineOutput(self._decode(drawn, output_type), self.config.fps if fps is None else fps)
-        return output if return_dict else (output.frames,)
+
+        def hooks_at(size: tuple[int, int]) -> list[Hook]:
+            known = None if first_frames is None else self._known(first_frames, frames, size)
+            return [windows, *([] if known is None else [KnownFrames(known, self.scheduler)])]
+
+        return self._draw(*shared, schedule=subnet_schedule, hooks_at=hooks_at, axes=(frames,), **further)
+
+    def _output(self, images: Any, subnets: Sequence[str | None]) -> VideoPipelineOutput:
+        return VideoPipelineOutput(frames=images, fps=self.config.fps)
 
     def _windows(self, window: int | None, overlap: int | None) -> FrameWindows:
         window = self.config.num_frames if window is None else window
@@ -219,30 +195,22 @@ class VideoPipeline(ClassToImagePipeline):
             )
         return FrameWindows(window, overlap)
 
-    def _first_frames(self, given: Any, shape: Sequence[int]) -> torch.Tensor | None:
-        """The frames that clips begin with, `(B, C, K, h, w)` as the network sees them."""
-        if given is None:
-            return None
-        batch, _, frames, *size = shape
+    def _known(self, given: Any, frames: int, size: tuple[int, int]) -> torch.Tensor:
+        """The frames that clips begin with, `(B or 1, C, K, h, w)` as the network sees them."""
         if not isinstance(given, torch.Tensor):
-            clips = list(given) if isinstance(given, (list, tuple)) else [given] * batch
-            clips = [list(clip) if isinstance(clip, (list, tuple)) else [clip] for clip in clips]
-            wrong = sorted(
-                {type(frame).__name__ for clip in clips for frame in clip if not isinstance(frame, Image.Image)}
-            )
-            if wrong or len({len(clip) for clip in clips}) != 1:
-                raise ValueError(
-                    f"`first_frames` has {len(clips)} clips of {sorted({len(clip) for clip in clips})} frames"
-                    f"{f' of type {wrong[0]}' if wrong else ''}; give PIL pictures, as many for each clip."
-                )
+            clips = given if isinstance(given, (list, tuple)) else [given]
+            clips = [clip if isinstance(clip, (list, tuple)) else [clip] for clip in clips]
+            wrong = [frame for clip in clips for frame in clip if not isinstance(frame, Image.Image)]
+            lengths = {len(clip) for clip in clips}
+            if wrong or len(lengths) != 1 or lengths == {0}:
+                what = f"a {type(wrong[0]).__name__}" if wrong else f"clips of {sorted(lengths)} frames"
+                raise ValueError(f"`first_frames` has {what}; give PIL pictures, as many for each clip.")
             given = torch.stack([torch.stack([_pixels(frame) for frame in clip], dim=1) for clip in clips])
-        factor = self.vae_scale_factor
-        wanted = (batch, given.shape[2] if given.ndim == 5 else 1, *(side * factor for side in size))
-        found = (given.shape[0], *given.shape[2:]) if given.ndim == 5 else tuple(given.shape)
-        if found != wanted or given.shape[2] > frames:
+        sides = tuple(side * self.vae_scale_factor for side in size)
+        if given.ndim != 5 or given.shape[2] > frames or tuple(given.shape[3:]) != sides:
             raise ValueError(
-                f"`first_frames` are {found} (clips, frames, height, width), where the call draws {batch} clips of "
-                f"{frames} frames of {wanted[2]} × {wanted[3]}; give at most so many frames of that size."
+                f"`first_frames` have the shape {tuple(given.shape)}; give (clips, channels, frames, {sides[0]}, "
+                f"{sides[1]}), or pictures of that size, with at most the {frames} frames of a clip."
             )
         return self.encode(given.float())
 

@@ -9,7 +9,7 @@ from brickwork import BrickSchedule, ClassToImagePipeline, VideoPipeline, inflat
 from brickwork.gen.networks import load_network_class
 from brickwork.gen.parameterization import OBJECTIVES
 from brickwork.pipelines.clip_files import write_clip
-from brickwork.pipelines.sampling import Evaluation
+from brickwork.pipelines.hooks import Evaluation
 from brickwork.pipelines.video import FrameWindows, KnownFrames
 
 
@@ -72,16 +72,16 @@ def test_given_frames_come_in_the_noise_of_the_step_and_end_as_they_are(objectiv
     pipe, made = make_pipeline(objective=objective), OBJECTIVES[objective]()
     picture = Image.effect_noise((16, 16), 60).convert("RGB")
     clips = draw(pipe, first_frames=picture, output_type="latent")
-    expected = pipe._first_frames(picture, (2, 3, 4, 16, 16))
+    expected = pipe._known(picture, 4, (16, 16)).expand(2, -1, -1, -1, -1)
     assert torch.equal(clips[:, :, :1], expected) and clips.shape == (2, 3, 4, 16, 16)
     free = draw(pipe, output_type="latent")
     assert not torch.allclose(clips[:, :, 1:], free[:, :, 1:])  # the others see it
     pipe.scheduler.set_timesteps(5)
     timestep = pipe.scheduler.timesteps[2]
-    noise = torch.randn_like(expected)
-    seen, _ = KnownFrames(expected, noise, pipe.scheduler).before(
-        torch.zeros(2, 3, 4, 16, 16), Evaluation(2, timestep)
-    )
+    noise, hook = torch.randn(2, 3, 4, 16, 16), KnownFrames(expected, pipe.scheduler)
+    hook.before(noise * getattr(pipe.scheduler, "init_noise_sigma", 1.0), Evaluation(0, pipe.scheduler.timesteps[0]))
+    seen, _ = hook.before(torch.zeros(2, 3, 4, 16, 16), Evaluation(2, timestep))
+    noise = noise[:, :, :1]
     level = {"edm": (4 * timestep).exp(), "flow": timestep / 1000}.get(objective, timestep).expand(2)
     wanted, _ = made.network_inputs(expected, noise, level)
     if objective == "edm":
@@ -143,9 +143,10 @@ def test_mp4_where_it_can_be_written_else_one_error(tmp_path, monkeypatch):
         ({"window": 0}, "`window` is 0"),
         ({"window": 3, "overlap": 3}, "`overlap` 3"),
         ({"latents": torch.randn(2, 3, 16, 16)}, r"frames, height, width\)"),
-        ({"first_frames": Image.new("RGB", (8, 16))}, "`first_frames` are"),
-        ({"first_frames": torch.zeros(2, 3, 9, 16, 16)}, "`first_frames` are"),
-        ({"first_frames": ["x.png", "y.png"]}, "of type str"),
+        ({"first_frames": Image.new("RGB", (8, 16))}, "`first_frames` have"),
+        ({"first_frames": torch.zeros(2, 3, 9, 16, 16)}, "`first_frames` have"),
+        ({"first_frames": ["x.png", "y.png"]}, "has a str"),
+        ({"first_frames": torch.zeros(3, 3, 1, 16, 16)}, "those of 3 clips, and 2 are drawn"),
         ({"guidance_scale": float("nan")}, "finite"),
         ({"class_labels": [9, 1]}, "class"),
     ],
