@@ -7,6 +7,7 @@ from pathlib import Path
 
 from brickwork import hub, options
 from brickwork.errors import one_of
+from brickwork.eval.commands.judge import add_detector, make_judge
 
 EXAMPLES = """examples:
   brickwork evaluate ref data/emoji/train.parquet --resolution 64 -o emoji-64.safetensors
@@ -123,6 +124,7 @@ def _configure_calc(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier result of that name")
     _add_preparation(parser)
     _add_extractor(parser)
+    add_detector(parser, "--judge")
     parser.set_defaults(run=run_calc)
 
 
@@ -257,7 +259,8 @@ def run_calc(args: argparse.Namespace) -> None:
     pictures = [output.with_name(f"{output.stem}.{kind}.png") for kind in ("grid", "neighbours")]
     check_results(output, RESULT_FORMAT, pictures, overwrite=args.overwrite)
     metrics = [metric.strip() for metric in args.metrics.split(",") if metric.strip()]
-    metrics += ["clip"] * (args.clip is not None) + ["paired"] * (args.paired is not None)
+    needed = {"clip": args.clip, "paired": args.paired, "judge": args.detector}
+    metrics += [name for name, value in needed.items() if value is not None]
     settings = MetricSettings(
         tuple(dict.fromkeys(metrics)), args.subsets, args.subset_size, splits=args.splits, seed=args.metric_seed
     )
@@ -265,13 +268,10 @@ def run_calc(args: argparse.Namespace) -> None:
     _require_image_sets(args.samples, args.limit)
     held_out = _held_out(args)
     extractor = _extractor(reference.info["extractor"]["name"], args)
-    seen, given = [], {"clip": args.clip, "held_out": held_out, "preparation": preparation, "limit": args.limit}
-    given |= {
-        "name": args.name,
-        "tags": _tags(args.tag),
-        "on_features": lambda *measured: seen or seen.append(measured),
-    }
-    result = calculate(args.samples, reference, extractor, settings, **given)
+    seen, further = [], {"clip": args.clip, "held_out": held_out, "judge": make_judge(args)}
+    given = {"preparation": preparation, "limit": args.limit, "name": args.name, "tags": _tags(args.tag)}
+    given["on_features"] = lambda *measured: seen or seen.append(measured)
+    result = calculate(args.samples, reference, extractor, settings, **given, **further)
     if not PartialState().is_main_process:
         return
     _, images, measured = seen[0]
@@ -289,7 +289,7 @@ def run_calc(args: argparse.Namespace) -> None:
 
 def _held_out(args: argparse.Namespace):
     """What `calc --paired` scores, opened; the pipeline is loaded when it is needed."""
-    from brickwork.eval.metrics.registry import HeldOut
+    from brickwork.eval.metrics.paired import HeldOut
     from brickwork.eval.sampling.pipelines import load_pipeline
     from brickwork.eval.sets.pictures import open_image_set
 

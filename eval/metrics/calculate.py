@@ -6,6 +6,7 @@ pictures, since most metrics depend on it.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from brickwork.eval.extractors.protocols import get_protocol
 from brickwork.eval.metrics.distances import nearest_neighbours
 from brickwork.eval.metrics.feature_sets import FeatureSet, extract_features
 from brickwork.eval.metrics.reference import Reference, describe
-from brickwork.eval.metrics.registry import METRICS, Given, HeldOut, MetricSettings
+from brickwork.eval.metrics.registry import METRICS, Given, MetricSettings, further_needs
 from brickwork.eval.report.pictures import grid, neighbour_sheet, save_picture
 from brickwork.eval.report.results import RESULT_FORMAT, generation_of, metric_entry
 from brickwork.eval.report.versions import library_versions
@@ -36,8 +37,7 @@ def calculate(
     tags: dict | None = None,
     progress: bool = True,
     on_features: Callable[[int, ImageSet, FeatureSet], None] | None = None,
-    clip: str | None = None,
-    held_out: HeldOut | None = None,
+    **further: Any,
 ) -> dict:
     """Measure sets of samples against a reference, by the reference's own protocol.
 
@@ -52,12 +52,12 @@ def calculate(
         tags: Numbers or names that a report can draw curves over (`{"images": 43000, "gflops": 1.2}`).
         progress: Show a bar.
         on_features: Called with `(set number, pictures, features)` for every set.
-        clip, held_out: What those of these names need, see `Given`.
+        further: What metrics need beside, by the names of `register_need`, such as `clip`; `None` is nothing.
 
     Returns:
         The result, ready to be stored as JSON.
     """
-    settings, preparation = settings or MetricSettings(), preparation or Preparation()
+    settings, preparation, further = settings or MetricSettings(), preparation or Preparation(), further_needs(further)
     require_same_extractor(reference, extractor)
     protocol = get_protocol(reference.info["protocol"]["name"])
     metrics = [METRICS[metric] for metric in settings.metrics]
@@ -70,7 +70,7 @@ def calculate(
                 f"samples: {source} has {len(images)} pictures and {samples[0]} {sets[0]['count']}; need one number,"
                 " pass --limit"
             )
-        given = Given(settings, len(images), extractor, reference, {}, {}, images, preparation, clip, held_out)
+        given = Given(settings, len(images), extractor, reference, {}, {}, images, preparation, further)
         for metric in metrics:
             metric.require(given)
         measured = extract_features(images, extractor, protocol, preparation, keep, progress)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from brickwork.eval.extractors.features import FIXED_BATCH, weights_digest
-from brickwork.eval.metrics.registry import Given, register_metric
+from brickwork.eval.metrics.registry import Given, register_metric, register_need
 from brickwork.eval.report.results import Score
 from brickwork.eval.sets.pictures import batches, decode_ahead, inspect_images
 
@@ -30,24 +30,27 @@ class _ProjectedFeatures(nn.Module):
         return output if isinstance(output, torch.Tensor) else output.pooler_output
 
 
+register_need("clip", "there is no CLIP; pass --clip MODEL")
+
+
 @register_metric("clip", needs=("captions", "clip"), higher_is_better=True, results=("CLIP score",))
 def measure_clip(given: Given) -> dict[str, Score]:
     """Mean of 100 · cos(picture, caption), not below 0 (arXiv 2104.08718)."""
     from torchmetrics.multimodal import CLIPScore
 
     images, preparation = given.images, given.preparation
-    model, processor = _load(given.clip)
+    model, processor = load_clip(given.further["clip"])
     # One process measures; torchmetrics must not wait for others.
     metric = CLIPScore(model_name_or_path=lambda: (_ProjectedFeatures(model), processor), sync_on_compute=False)
     size = inspect_images(images, preparation).size
     with torch.inference_mode():
         for batch in decode_ahead(images, batches(len(images), FIXED_BATCH), preparation, size):
             metric.update(list(batch.pixels), [images.texts[i] for i in batch.indices])
-    settings = {"model": given.clip, "weights_sha256": weights_digest(model)}
+    settings = {"model": given.further["clip"], "weights_sha256": weights_digest(model)}
     return {"CLIP score": Score(metric.compute().item(), settings=settings)}
 
 
-def _load(source: str) -> tuple:
+def load_clip(source: str) -> tuple:
     """A CLIP of transformers with its processor."""
     from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizerFast
 

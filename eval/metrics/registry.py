@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from brickwork.errors import one_of
+from brickwork.errors import no_unknown, one_of
 from brickwork.eval.extractors.features import Extractor
 from brickwork.eval.metrics.distances import Statistics, feature_statistics
 from brickwork.eval.metrics.reference import Reference
@@ -47,22 +47,6 @@ class MetricSettings:
                 raise ValueError(f"{name}: got {getattr(self, name)}, need at least 1")
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """A network and pictures that it was not trained on, for its paired loss.
-
-    Attributes:
-        load: Gives the pipeline with the network; called when it is needed.
-        images: The pictures, with labels if the network is conditional.
-        objective, options: What the network was trained for.
-    """
-
-    load: Callable[[], Any]
-    images: ImageSet
-    objective: str = "edm"
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
 @dataclass
 class Given:
     """What there is to measure with.
@@ -75,8 +59,7 @@ class Given:
         outputs: `features` and `logits` of the samples, float32 rows.
         statistics: Count, mean and covariance of `features` and `spatial` of the samples.
         images, preparation: The samples as pictures; with their captions, if they have any.
-        clip: A CLIP of transformers, a folder or a hub id.
-        held_out: See there.
+        further: What metrics of their own needs look at, by the need's name, such as `clip` or `judge`.
     """
 
     settings: MetricSettings
@@ -87,8 +70,7 @@ class Given:
     statistics: dict[str, Statistics] = field(default_factory=dict)
     images: ImageSet | None = None
     preparation: Preparation = field(default_factory=Preparation)
-    clip: str | None = None
-    held_out: HeldOut | None = None
+    further: Mapping[str, Any] = field(default_factory=dict)
 
     def statistics_of(self, output: str) -> Statistics:
         """Count, mean and covariance of an output of the samples."""
@@ -112,11 +94,6 @@ _NEEDS: dict[str, tuple[Callable[[Given], bool], str]] = {
         lambda given: given.images is not None and (given.images.texts or given.images.labels) is not None,
         "the set has neither captions nor classes; put them in metadata.jsonl under the keys 'text' and 'label'",
     ),
-    "clip": (lambda given: given.clip is not None, "there is no CLIP; pass --clip MODEL"),
-    "held out": (
-        lambda given: given.held_out is not None,
-        "there are no network and held-out pictures; pass --paired PIPELINE DATA",
-    ),
 }
 _OUTPUTS: dict[str, tuple[Callable[[Given], bool], str]] = {
     "features": (lambda given: "features" in given.outputs or "features" in given.statistics, "there are none"),
@@ -126,6 +103,22 @@ _OUTPUTS: dict[str, tuple[Callable[[Given], bool], str]] = {
         "samples or reference have no spatial features, which only inception-v3 gives; leave it out",
     ),
 }
+
+
+def register_need(name: str, missing: str) -> None:
+    """Let metrics need something of their own, which `calculate` takes by this name and `Given.further` holds.
+
+    Args:
+        name: Of the need.
+        missing: What to say where it is not there.
+    """
+    _NEEDS[name] = (lambda given: given.further.get(name) is not None), missing
+
+
+def further_needs(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given for registered needs, without what is `None`; a `ValueError` for other names."""
+    no_unknown("calculate", given, _NEEDS, "it")
+    return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -177,7 +170,7 @@ def register_metric(
     Args:
         name: What `--metrics` calls it.
         needs: Of `features`, `logits`, `spatial` (of the samples), `reference features`, `captions`, `asked`
-            (captions or classes), `clip`, `held out`. The reference's statistics are always there.
+            (captions or classes), and of those that `register_need` names. The reference's statistics are always there.
         higher_is_better: Which way.
         results: Names of its values, by default the metric's own. Where one has a `*`, that is the extractor's label,
             and those without belong to the published Inception alone.

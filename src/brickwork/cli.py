@@ -28,6 +28,7 @@ COMMANDS = {
         "backbones of one size under equal conditions: tables and a plot",
     ),
     "evaluate": ("eval.commands.evaluate", "reference statistics, samples, metrics, comparisons"),
+    "judge": ("eval.commands.judge", "objects, numbers, colours and positions in pictures, against their prompts"),
     "sweep": ("eval.studies.sweep", "a pipeline over sizes, ratios and adapter strengths: contact sheet and table"),
     "search": ("eval.commands.search", "the best brick schedules within budgets of operations"),
     "convbn": (

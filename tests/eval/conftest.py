@@ -1,5 +1,7 @@
 """A small network and small pictures, for tests that need no real features."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -56,3 +58,28 @@ def write_folder(tmp_path):
         return folder
 
     return write
+
+
+@pytest.fixture
+def clip_folder(tmp_path):
+    """A CLIP with random weights and a vocabulary of letters."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    letters = [chr(c) for c in range(97, 123)]
+    names = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ids = {"vocab_size": len(names), "bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53}
+    config = CLIPConfig(
+        text_config={**sizes, **ids, "max_position_embeddings": 32},
+        vision_config={**sizes, "image_size": 32, "patch_size": 16},
+        projection_dim=8,
+    )
+    torch.manual_seed(1)
+    CLIPModel(config).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder

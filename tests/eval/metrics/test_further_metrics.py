@@ -29,31 +29,6 @@ from brickwork.pipelines.objective_file import save_objective, saved_objective
 from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
 
 
-@pytest.fixture
-def clip_folder(tmp_path):
-    """A CLIP with random weights and a vocabulary of letters."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
-
-    folder = tmp_path / "clip"
-    folder.mkdir()
-    letters = [chr(c) for c in range(97, 123)]
-    names = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    ids = {"vocab_size": len(names), "bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53}
-    config = CLIPConfig(
-        text_config={**sizes, **ids, "max_position_embeddings": 32},
-        vision_config={**sizes, "image_size": 32, "patch_size": 16},
-        projection_dim=8,
-    )
-    torch.manual_seed(1)
-    CLIPModel(config).save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
-    return folder
-
-
 def test_clip_score_is_the_mean_cosine_of_pictures_and_captions(clip_folder, extractor, pixels, write_folder):
     from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizerFast
 
@@ -87,7 +62,7 @@ def test_what_a_metric_needs_is_said_before_features_are_made(extractor, pixels,
 
     folder = write_folder(pixels[:3], "few")
     refused("`metrics` has 'clip', which needs captions, and the set has no captions", "clip", clip="anything")
-    refused("`metrics` has 'paired', which needs held out, .* pass --paired", "paired")
+    refused("`metrics` has 'paired', which needs held_out, .* pass --paired", "paired")
     refused("samples: 3 images for a Fréchet distance of 8 features", "fd")
     (folder / "metadata.jsonl").write_text("".join(f'{{"file_name": "000{i}.png", "text": "a"}}\n' for i in range(3)))
     refused("`metrics` has 'clip', which needs clip, .* pass --clip MODEL", "clip")

@@ -1,0 +1,6 @@
+"""Which objects are in a picture, how many, where and in which colours, against what a prompt asks for.
+
+Detectors of the files named here are registered.
+"""
+
+from brickwork.eval.judge import flat_ground, transformers_detectors  # noqa: F401

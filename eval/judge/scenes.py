@@ -1,0 +1,124 @@
+"""Scenes of coloured shapes with captions and boxes, and the same with a planted error: ground truth for judges."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from brickwork.eval.judge.requirements import Clause, Requirements
+
+SHAPES = ("circle", "square", "triangle")
+COLOURS = {
+    "red": (215, 40, 40), "orange": (242, 140, 30), "yellow": (245, 215, 45), "green": (50, 165, 70),
+    "blue": (45, 95, 215), "purple": (130, 60, 175), "pink": (245, 150, 190), "brown": (125, 78, 42),
+}  # fmt: skip
+GROUNDS = ((240, 240, 236), (200, 208, 214), (60, 64, 70))
+ERRORS = ("dropped", "moved", "recoloured", "doubled")
+_SUPERSAMPLED = 4
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One shape: `box` is `(left, top, right, bottom)` from 0 to 1."""
+
+    name: str
+    colour: str
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Shapes that do not overlap on a flat ground.
+
+    Attributes:
+        shapes: from the back to the front.
+        asked: what the caption asks for.
+        ground: its colour.
+    """
+
+    shapes: tuple[Shape, ...]
+    asked: Requirements
+    ground: tuple[int, int, int] = field(default=GROUNDS[0])
+
+    def draw(self, size: int = 64) -> np.ndarray:
+        """The picture, uint8 `(size, size, 3)`, with smooth edges."""
+        large = size * _SUPERSAMPLED
+        image = Image.new("RGB", (large, large), self.ground)
+        pen = ImageDraw.Draw(image)
+        for shape in self.shapes:
+            left, top, right, bottom = (round(side * large) for side in shape.box)
+            colour = COLOURS[shape.colour]
+            if shape.name == "circle":
+                pen.ellipse((left, top, right - 1, bottom - 1), colour)
+            elif shape.name == "square":
+                pen.rectangle((left, top, right - 1, bottom - 1), colour)
+            else:
+                pen.polygon([((left + right) // 2, top), (left, bottom - 1), (right - 1, bottom - 1)], colour)
+        return np.asarray(image.resize((size, size), Image.Resampling.BOX))
+
+
+def make_scene(random: np.random.Generator, shapes=SHAPES, colours=tuple(COLOURS)) -> Scene:
+    """Two shapes of different names and colours, one of them beside or above the other, as the caption says.
+
+    Args:
+        random: draws all of it.
+        shapes, colours: what may be drawn, two or more of each.
+    """
+    (one, other), (first, second) = (random.choice(list(kinds), 2, False).tolist() for kinds in (shapes, colours))
+    relation = str(random.choice(["left of", "right of", "above", "below"]))
+    near, far = random.uniform(0.04, 0.16, 2)
+    sizes = random.uniform(0.24, 0.36, 2)
+    across = random.uniform(0.28, 0.6 - sizes / 2)
+    along = np.array([near, 1 - far - sizes[1]])
+    if relation in ("right of", "below"):
+        along = np.array([1 - far - sizes[0], near])
+    horizontal = relation in ("left of", "right of")
+    lefts, tops = (along, across) if horizontal else (across, along)
+    drawn = tuple(
+        Shape(name, colour, (left, top, left + size, top + size))
+        for name, colour, left, top, size in zip(
+            (one, other), (first, second), lefts.tolist(), tops.tolist(), sizes.tolist()
+        )
+    )
+    prompt = f"one {first} {one} {relation} one {second} {other}"
+    include = Clause(other, 1, second), Clause(one, 1, first, (relation, 0))
+    asked = Requirements(prompt, include, (Clause(other, 2), Clause(one, 2)))
+    return Scene(drawn, asked, GROUNDS[random.integers(len(GROUNDS))])
+
+
+def plant(scene: Scene, error: str, random: np.random.Generator) -> Scene:
+    """The same scene, and the same caption, with one of `ERRORS` in one of its shapes."""
+    index = int(random.integers(2))
+    shape, other = scene.shapes[index], scene.shapes[1 - index]
+    if error == "dropped":
+        shapes = [other]
+    elif error == "recoloured":
+        others = [colour for colour in COLOURS if colour not in (shape.colour, other.colour)]
+        shapes = [replace(shape, colour=str(random.choice(others))), other]
+    elif error == "moved":  # both exchange sides
+        shapes = [replace(shape, box=_moved(shape.box, other.box)), replace(other, box=_moved(other.box, shape.box))]
+    else:
+        shapes = [shape, other, replace(shape, box=_free_box(scene, random))]
+    return replace(scene, shapes=tuple(shapes))
+
+
+def _moved(box: tuple, target: tuple) -> tuple:
+    """A box of its own size around the middle of another, within the picture."""
+    size = box[2] - box[0]
+    left, top = (min(max((target[i] + target[i + 2] - size) / 2, 0.02), 0.98 - size) for i in (0, 1))
+    return left, top, left + size, top + size
+
+
+def _free_box(scene: Scene, random: np.random.Generator) -> tuple:
+    """A box that touches none of a scene's."""
+    for _ in range(1000):
+        size = float(random.uniform(0.2, 0.26))
+        left, top = random.uniform(0.02, 0.98 - size, 2).tolist()
+        box = left, top, left + size, top + size
+        if not any(_touch(box, shape.box) for shape in scene.shapes):
+            return box
+    raise ValueError("`scene` has no room for a further shape; make its shapes smaller.")
+
+
+def _touch(a: tuple, b: tuple, gap: float = 0.03) -> bool:
+    return a[0] < b[2] + gap and b[0] < a[2] + gap and a[1] < b[3] + gap and b[1] < a[3] + gap
