@@ -4,7 +4,7 @@ import argparse
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from brickwork import hub, options
@@ -20,7 +20,8 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "examples:\n"
         "  brickwork generate lego-emoji-64 --count 16 --output faces\n"
         "  brickwork generate lego-emoji-64 --width 192 --schedule fast --guidance 1.5\n"
-        "  brickwork generate runs/tiny-maxvit/pipeline --steps 25"
+        "  brickwork generate runs/tiny-maxvit/pipeline --steps 25\n"
+        "  brickwork generate lego-avatars-64 --count 16 --keep-best 4 --score avatar-attributes"
     )
     parser.add_argument("model", help="weights that ship (lego-emoji-64), a pipeline folder, or a LEGO one on the hub")
     parser.add_argument("--classes", nargs="+", metavar="CLASS", help="names or numbers (default: every class)")
@@ -42,6 +43,12 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, … (default: the best there is)")
     parser.add_argument("-o", "--output", type=Path, default=Path("generated"), help="folder for the PNGs (generated)")
     parser.add_argument("--overwrite", action="store_true", help="replace images of these names that it wrote before")
+    parser.add_argument(
+        "--keep-best", type=int, metavar="N", help="of the images of each class, write the best N only"
+    )
+    known = "with --keep-best: avatar-attributes, classifier:<folder or hub id>, or a detector (see `brickwork judge`)"
+    parser.add_argument("--score", help=known)
+    parser.add_argument("--prompt", help="with a detector: what the images must show (default: the class's name)")
     options.add_hub(parser)
     parser.set_defaults(run=run, check=check)
 
@@ -63,7 +70,7 @@ def _options(args: argparse.Namespace, pipe) -> dict:
 
 def check(args: argparse.Namespace) -> None:
     """What can be told before anything is imported or loaded."""
-    for name in ("count", "batch_size", "steps", "height", "width"):
+    for name in ("count", "batch_size", "steps", "height", "width", "keep_best"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"`--{name.replace('_', '-')}` is {value}; give at least 1.")
@@ -71,15 +78,16 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"`--guidance` is {args.guidance}; give a finite number, 1 for none.")
     if args.seed is not None and args.seed < 0:
         raise ValueError(f"`--seed` is {args.seed}; give 0 or more.")
+    if (args.keep_best is None) != (args.score is None) or (args.prompt is not None and args.score is None):
+        raise ValueError("`--keep-best`, and `--prompt`, go with `--score`; give them together or none of them.")
+    if args.keep_best is not None and args.keep_best > args.count:
+        raise ValueError(f"`--keep-best` is {args.keep_best} of `--count` {args.count}; draw at least as many.")
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"`--output` is {str(args.output)!r}, which is a file; name a folder.")
     hub.check_argument("model")(args)
 
 
 def run(args: argparse.Namespace) -> None:
-    import torch
-    from tqdm import tqdm
-
     from brickwork.eval.report.pictures import made_by, save_picture
     from brickwork.eval.sampling.pipelines import load_class_pipeline
     from brickwork.files import check_file
@@ -103,22 +111,41 @@ def run(args: argparse.Namespace) -> None:
     if args.overwrite:
         for file in files:
             check_file(file, made_by("brickwork generate"), overwrite=True)
+    call |= {"height": args.height, "width": args.width, "guidance_scale": args.guidance}
+    call["num_inference_steps"] = args.steps or pipe.config.get("num_inference_steps") or 18
+    drawn, written = zip(files, _draw(pipe, jobs, args.batch_size, call)), 0
+    for file, image, *score in _chosen(args, drawn, jobs, config.id2label or {}):
+        notes = {"Score": f"{score[0]:.6g} by {args.score}"} if score else None
+        save_picture(image, file if args.overwrite else free_name(file), "brickwork generate", notes)
+        written += 1
+    print(f"wrote {written} images to {args.output}")
+
+
+def _draw(pipe, jobs: Sequence[tuple], batch_size: int, call: dict) -> Iterator:
+    """The image of each `(label, seed)`, in order."""
+    import torch
+    from tqdm import tqdm
+
     with tqdm(total=len(jobs), unit="image") as bar:
-        for start in range(0, len(jobs), args.batch_size):
-            part = jobs[start : start + args.batch_size]
-            images = pipe(
-                class_labels=[label for label, _ in part],
-                height=args.height,
-                width=args.width,
-                num_inference_steps=args.steps or pipe.config.get("num_inference_steps") or 18,
-                guidance_scale=args.guidance,
-                generator=[torch.Generator().manual_seed(seed) for _, seed in part],
-                **call,
-            ).images
-            for image, file in zip(images, files[start:]):
-                save_picture(image, file if args.overwrite else free_name(file), "brickwork generate")
-            bar.update(len(part))
-    print(f"wrote {len(files)} images to {args.output}")
+        for start in range(0, len(jobs), batch_size):
+            labels, seeds = zip(*jobs[start : start + batch_size])
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            yield from pipe(class_labels=list(labels), generator=generators, **call).images
+            bar.update(len(labels))
+
+
+def _chosen(
+    args: argparse.Namespace, drawn: Iterator[tuple], jobs: Sequence[tuple], names: Mapping
+) -> Iterator[tuple]:
+    """All that is drawn, or with --keep-best the best of each class with their scores."""
+    if args.score is None:
+        return drawn
+    from brickwork.eval.judge.scores import keep_best, load_score
+
+    def asked(label: int | None) -> str:
+        return args.prompt or str(names.get(label, names.get(str(label), label)))
+
+    return keep_best(drawn, [label for label, _ in jobs], args.keep_best, load_score(args.score, args.device), asked)
 
 
 def class_slugs(labels: Sequence[int | None], names: Mapping) -> dict[int | None, str]:

@@ -50,16 +50,21 @@ class AttributeJudge(nn.Module):
         features = self.body(pictures)
         return {"features": features} | {name: head(features) for name, head in self.heads.items()}
 
+    def logits(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+        """`forward` of pictures of any size: uint8 `(B, 3, H, W)`, or floats in [-1, 1]."""
+        pictures = pictures.to(next(self.parameters()).device)
+        if pictures.dtype == torch.uint8:
+            pictures = pictures.float() / 127.5 - 1
+        if pictures.shape[-2:] != (SIZE, SIZE):
+            pictures = nn.functional.interpolate(pictures, size=(SIZE, SIZE), mode="bilinear", antialias=True)
+        return self(pictures)
+
     @torch.inference_mode()
     def name(self, pictures: torch.Tensor, batch_size: int = 64) -> list[dict[str, str]]:
         """The likeliest value of every attribute of pictures: uint8 `(B, 3, H, W)`, or floats in [-1, 1]."""
         named = []
         for part in pictures.split(batch_size):
-            if part.dtype == torch.uint8:
-                part = part.float() / 127.5 - 1
-            if part.shape[-2:] != (SIZE, SIZE):
-                part = nn.functional.interpolate(part, size=(SIZE, SIZE), mode="bilinear", antialias=True)
-            outputs = self(part)
+            outputs = self.logits(part)
             best = {name: outputs[name].argmax(dim=1).tolist() for name in self.attributes}
             named += [{name: self.attributes[name][best[name][row]] for name in best} for row in range(len(part))]
         return named

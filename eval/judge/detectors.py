@@ -60,6 +60,11 @@ def register_detector(name: str, takes_source: bool = False):
     return register
 
 
+def detector_names() -> list[str]:
+    """The names of registered detectors."""
+    return list(_DETECTORS)
+
+
 def load_detector(name: str, device: Any = None) -> Detector:
     """A detector by name, such as `"shapes"` or `"owlv2:google/owlv2-base-patch16-ensemble"`.
 

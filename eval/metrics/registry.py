@@ -170,7 +170,7 @@ def register_metric(
     Args:
         name: What `--metrics` calls it.
         needs: Of `features`, `logits`, `spatial` (of the samples), `reference features`, `captions`, `asked`
-            (captions or classes), and of those that `register_need` names. The reference's statistics are always there.
+            (captions or classes), and of those that `register_need` names. The reference's statistics are there.
         higher_is_better: Which way.
         results: Names of its values, by default the metric's own. Where one has a `*`, that is the extractor's label,
             and those without belong to the published Inception alone.
