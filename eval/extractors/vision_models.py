@@ -41,3 +41,14 @@ def transformers_model(source: str) -> Extractor:
     label = {"dinov2": "DINOv2", "vit": "ViT"}.get(model.config.model_type, type(model).__name__)
     mean, std = settings.get("image_mean", IMAGENET_MEAN), settings.get("image_std", IMAGENET_STD)
     return from_module(TransformersFeatures(model), label, int(size), mean, std, f"transformers:{source}")
+
+
+def load_clip(source: str) -> tuple:
+    """A CLIP of transformers with its processor."""
+    from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizerFast
+
+    try:
+        pictures, words = CLIPImageProcessor.from_pretrained(source), CLIPTokenizerFast.from_pretrained(source)
+        return CLIPModel.from_pretrained(source).eval(), CLIPProcessor(pictures, words)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"clip: {source!r} could not be loaded as a CLIP model: {error}") from error

@@ -95,7 +95,7 @@ class ClipColours:
     """
 
     def __init__(self, source: str, device: Any = None):
-        from brickwork.eval.metrics.clip import load_clip
+        from brickwork.eval.extractors.vision_models import load_clip
         from brickwork.eval.sampling.pipelines import to_device
 
         self.name = f"clip:{source}"

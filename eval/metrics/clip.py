@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from brickwork.eval.extractors.features import FIXED_BATCH, weights_digest
+from brickwork.eval.extractors.vision_models import load_clip
 from brickwork.eval.metrics.registry import Given, register_metric, register_need
 from brickwork.eval.report.results import Score
 from brickwork.eval.sets.pictures import batches, decode_ahead, inspect_images
@@ -48,14 +49,3 @@ def measure_clip(given: Given) -> dict[str, Score]:
             metric.update(list(batch.pixels), [images.texts[i] for i in batch.indices])
     settings = {"model": given.further["clip"], "weights_sha256": weights_digest(model)}
     return {"CLIP score": Score(metric.compute().item(), settings=settings)}
-
-
-def load_clip(source: str) -> tuple:
-    """A CLIP of transformers with its processor."""
-    from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizerFast
-
-    try:
-        pictures, words = CLIPImageProcessor.from_pretrained(source), CLIPTokenizerFast.from_pretrained(source)
-        return CLIPModel.from_pretrained(source).eval(), CLIPProcessor(pictures, words)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"clip: {source!r} could not be loaded as a CLIP model: {error}") from error
