@@ -104,7 +104,7 @@ def mark(what: str, wanted: str, measured: float, met: bool) -> dict:
     return {"what": what, "wanted": wanted, "measured": measured, "met": bool(met)}
 
 
-def _counted(group: str, name: str, function: Callable[[], object], probe: Callable[[], float]) -> Case:
+def counted(group: str, name: str, function: Callable[[], object], probe: Callable[[], float]) -> Case:
     """A case that has run once, its operations counted."""
     return Case(group, name, function, count_operations(function)[0], probe)
 
@@ -204,13 +204,13 @@ def _network_cases(subject: Subject, network: nn.Module, settings: Settings, pro
     trained = network if dtype == torch.float32 else subject.build().to(device)
     network = _in_dtype(network, dtype).eval()
     forward = forward_of(subject, network, batch, device, dtype)
-    cases = [_counted("forward", subject.name, forward, probe)]
+    cases = [counted("forward", subject.name, forward, probe)]
     draw = sampling_of(subject, network, 1, SAMPLING_STEPS, device, dtype)
-    cases.append(_counted("sampling", subject.name, draw, probe))
+    cases.append(counted("sampling", subject.name, draw, probe))
     if isinstance(network, LegoTransformer2DModel) and network.num_bricks > 1:
         fast = BrickSchedule.fast(network)
-        cases.append(_counted("sampling", "ours, fast schedule", lambda: draw(schedule=fast), probe))
-    cases.append(_counted("training step", subject.name, step_of(subject, trained, batch, device, dtype), probe))
+        cases.append(counted("sampling", "ours, fast schedule", lambda: draw(schedule=fast), probe))
+    cases.append(counted("training step", subject.name, step_of(subject, trained, batch, device, dtype), probe))
     _compile(network, settings)
     if trained is not network:
         _compile(trained, settings)
@@ -225,7 +225,7 @@ def _half_cases(subject: Subject, settings: Settings) -> list[Case]:
     device, dtype = settings.torch_device, torch.bfloat16
     network, probe = _in_dtype(subject.build().to(device), dtype).eval(), MatmulProbe(device, dtype)
     forward = forward_of(subject, network, settings.batch, device, dtype)
-    return [_counted("forward", HALF, forward, probe)]
+    return [counted("forward", HALF, forward, probe)]
 
 
 def memory_of(name: str, subject: Subject, settings: Settings, measured: bool) -> dict:
@@ -265,7 +265,7 @@ def bench_blocks(settings: Settings) -> dict:
     for name in _over(names, "counting"):
         subject = subjects(name, settings.size)[OURS]
         network = _in_dtype(subject.build().to(device), dtype).eval()
-        cases.append(_counted("forward", name, forward_of(subject, network, settings.batch, device, dtype), probe))
+        cases.append(counted("forward", name, forward_of(subject, network, settings.batch, device, dtype), probe))
         _compile(network, settings)
     rows = time_cases(cases, settings, {"forward": "dit-s-2"})
     ratio = next(row for row in rows if row["case"] == "d-emo-s-2")["ratio_per_operation"]["median"]
@@ -283,7 +283,7 @@ def bench_scaling(settings: Settings, sides: Sequence[int] = SCALING_SIDES) -> d
         for side in sides:
             sample = torch.randn(1, SCALING_WIDTH, side, side, device=device, dtype=dtype)
             temb = torch.randn(1, SCALING_WIDTH, device=device, dtype=dtype)
-            cases.append(_counted(name, f"{side} px", lambda b=block, s=sample, t=temb: b(s, t), probe))
+            cases.append(counted(name, f"{side} px", lambda b=block, s=sample, t=temb: b(s, t), probe))
     rows, exponents, marks = time_cases(cases, settings, {}, warm=False), {}, []
     for name in SCALING_BLOCKS:
         exponent = fit_exponent([side**2 for side in sides], [r["seconds"] for r in rows if r["group"] == name])
@@ -322,7 +322,7 @@ def bench_schedules(settings: Settings) -> dict:
     draw = sampling_of(subject, network, settings.batch, settings.steps, device, settings.torch_dtype)
     probe = MatmulProbe(device, settings.torch_dtype)
     cases = [
-        _counted("sampling", title, lambda s=schedule: draw(schedule=s), probe)
+        counted("sampling", title, lambda s=schedule: draw(schedule=s), probe)
         for title, schedule in _over(schedules.items(), "counting")
     ]
     _compile(network, settings)

@@ -19,6 +19,10 @@ SUITES = {
     "blocks": ("suites:bench_blocks", "the block networks' forward pass per operation, against DiT-S"),
     "scaling": ("suites:bench_scaling", "time of window attention over pixels, 64 to 512 px, and its exponent"),
     "memory": ("suites:bench_memory", "peak training memory of every preset"),
+    "kv-compression": (
+        "compression:bench_compression",
+        "a small UNet with compressed keys and values, 256 to 1024 px: time and memory by ratio",
+    ),
     "where": ("suites:bench_where", "where the time goes: in bricks, at batch 1, in the sampler"),
 }
 FORMAT = "brickwork-benchmark/1"
@@ -27,7 +31,7 @@ FORMAT = "brickwork-benchmark/1"
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `brickwork benchmark`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    listed = "\n".join(f"  {name:<10} {text}" for name, (_, text) in SUITES.items())
+    listed = "\n".join(f"  {name:<15} {text}" for name, (_, text) in SUITES.items())
     parser.description = (
         "Time networks in turn, round by round, in one run: counted operations, processor time with quartiles, the\n"
         "share of this machine's own rate of matrix products, and peak memory in processes of their own.\n\nsuites:\n"

@@ -67,10 +67,14 @@ class WindowAttnProcessor:
         hidden_states: torch.Tensor,
         token_mask: torch.Tensor | None = None,
         position_bias: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
     ) -> torch.Tensor:
         batch, windows, tokens, dim = hidden_states.shape
-        qkv = attn.qkv(hidden_states).view(batch * windows, tokens, 3, attn.num_attention_heads, -1)
-        query, key, value = qkv.unbind(2)
+        if encoder_hidden_states is None:
+            qkv = attn.qkv(hidden_states).view(batch * windows, tokens, 3, attn.num_attention_heads, -1)
+            query, key, value = qkv.unbind(2)
+        else:
+            query, key, value = attn.project_apart(hidden_states, encoder_hidden_states)
         attn_mask = window_attn_mask(token_mask, position_bias, batch, query)
         hidden_states = self.attend(query, key, value, attn_mask)
         return attn.proj(hidden_states.reshape(batch, windows, tokens, dim))
@@ -123,6 +127,7 @@ class WindowAttention(Attention):
         hidden_states: torch.Tensor,
         token_mask: torch.Tensor | None = None,
         position_bias: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Attend within each window.
 
@@ -130,11 +135,27 @@ class WindowAttention(Attention):
             hidden_states: `(B, windows, tokens, D)`.
             token_mask: bool `(windows, tokens)`, true where a token is real.
             position_bias: `(heads, tokens, tokens)`, added to the scores.
+            encoder_hidden_states: `(B, windows, length, D)`, what keys and values are made of in place of
+                `hidden_states`, such as a shorter copy; without mask and bias.
 
         Returns:
             `(B, windows, tokens, D)`.
         """
-        return self.processor(self, hidden_states, token_mask, position_bias)
+        return self.processor(self, hidden_states, token_mask, position_bias, encoder_hidden_states)
+
+    def project_apart(
+        self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries of one, keys and values of the other, `(B * windows, tokens, heads, head_dim)` each."""
+        dim = hidden_states.shape[-1]
+        if type(self.qkv) is nn.Linear:
+            weights, biases = self.qkv.weight.split((dim, 2 * dim)), self.qkv.bias.split((dim, 2 * dim))
+            query = nn.functional.linear(hidden_states, weights[0], biases[0])
+            both = nn.functional.linear(encoder_hidden_states, weights[1], biases[1])
+        else:  # quantised, or with a LoRA: its parts cannot be called apart
+            query, both = self.qkv(hidden_states)[..., :dim], self.qkv(encoder_hidden_states)[..., dim:]
+        parts = [query, *both.chunk(2, dim=-1)]
+        return tuple(part.unflatten(-1, (self.num_attention_heads, -1)).flatten(0, 1) for part in parts)
 
 
 class RelativePositionBias(nn.Module):

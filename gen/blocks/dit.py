@@ -104,6 +104,7 @@ class DiTBlock(Block):
         if window_size is not None:
             check_window(window_size)
         self.window_size = window_size
+        self.map_attentions = ("core.attn",) if window_size is None else ()
         self.core = DiTTokenBlock(dim, heads_of(dim, attention_head_dim), mlp_ratio, cond_dim)
 
     def mix(self, hidden_states: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:

@@ -38,10 +38,13 @@ class Block(nn.Module, ABC):
 
     Attributes:
         window_size: side of the windows that a map is cut into and must hold one of; `None` for a block without.
+        map_attentions: names of the submodules in which every pixel of the map attends to all; called with
+            `encoder_hidden_states`, keys and values come from those.
         drop_path: share of the images for which training leaves the block out; 0 for none.
     """
 
     window_size: int | None = None
+    map_attentions: tuple[str, ...] = ()
     drop_path = constant("drop_path")
 
     def __init__(

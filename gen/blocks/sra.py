@@ -14,11 +14,13 @@ from brickwork.gen.blocks.windows import pad_to_multiple
 class SRAttnProcessor(WindowAttnProcessor):
     """Every pixel asks a smaller map."""
 
-    def __call__(self, attn: "SRAttention", hidden_states: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, attn: "SRAttention", hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None
+    ) -> torch.Tensor:
         batch, height, width, dim = hidden_states.shape
         heads = attn.num_attention_heads
         query = attn.q(hidden_states).view(batch, height * width, heads, -1)
-        reduced = attn.reduce(hidden_states)
+        reduced = attn.reduce(hidden_states) if encoder_hidden_states is None else encoder_hidden_states
         key, value = attn.kv(reduced).view(batch, reduced.shape[1], 2, heads, -1).unbind(2)
         return attn.proj(self.attend(query, key, value, None).reshape(batch, height, width, dim))
 
@@ -55,9 +57,9 @@ class SRAttention(Attention):
         padded = pad_to_multiple(hidden_states.permute(0, 3, 1, 2), self.sr_ratio)
         return self.norm(self.reduction(padded).flatten(2).transpose(1, 2))
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`(B, H, W, D)` => same."""
-        return self.processor(self, hidden_states)
+    def forward(self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None) -> torch.Tensor:
+        """`(B, H, W, D)` => same; `encoder_hidden_states (B, tokens, D)` in place of what `reduce` makes."""
+        return self.processor(self, hidden_states, encoder_hidden_states)
 
 
 @register_block("sra")
@@ -72,6 +74,8 @@ class SRABlock(Block):
         sr_ratio: see `SRAttention`; any map does, whether the ratio divides it or not.
         modulation: see `BlockModulation`; each of the two layers has its own.
     """
+
+    map_attentions = ("attn",)
 
     def __init__(
         self,

@@ -29,6 +29,7 @@ _MODULES = {
     "brickwork.adapters.dino.adapter": ["DinoAdapter"],
     "brickwork.adapters.layout.adapter": ["LayoutAdapter"],
     "brickwork.adapters.resadapter.handle": ["ResAdapter"],
+    "brickwork.adapters.kv_compression.handle": ["KVCompression"],
     "brickwork.adapters.resadapter.functions": [
         "load_resadapter",
         "set_resadapter_scale",

@@ -9,6 +9,7 @@ from brickwork.cli import main
 from brickwork.eval.benchmark import networks as benchmark_networks
 from brickwork.eval.benchmark import suites as benchmark_suites
 from brickwork.eval.benchmark import timing as benchmark_timing
+from brickwork.eval.benchmark.compression import bench_compression
 from brickwork.eval.benchmark.memory import TensorBytes, derive_memory
 from brickwork.eval.benchmark.networks import DIT, OURS, PLAIN, UNET, forward_of, step_of, subjects
 from brickwork.eval.benchmark.reference import PlainLego
@@ -225,6 +226,17 @@ def test_scaling_finds_an_exponent_for_every_block():
     small, large = (row["operations"] for row in suite["rows"][:2])
     assert 3.9 < large / small < 4.1  # operations are linear in pixels, but for the modulation
     assert marks({"scaling": suite})[0]["wanted"] == "about 1"
+
+
+def test_compressed_keys_and_values_are_compared_within_a_size():
+    suite = bench_compression(Settings(rounds=1), sides=(64, 128))
+    counts = {(row["group"], row["case"]): row["operations"] for row in suite["rows"]}
+    assert list(counts)[:4] == [("64 px", f"ratio {r}") for r in (1, 2, 4)] + [("64 px", "no self-attention")]
+    for size in ("64 px", "128 px"):
+        falling = [count for (group, _), count in counts.items() if group == size]
+        assert falling == sorted(falling, reverse=True) and len(set(falling)) == 4
+    assert "128 px: ratio 4" in suite_text("kv-compression", suite)
+    assert suite["training_peaks"]["128 px, ratio 2"] < suite["training_peaks"]["128 px, ratio 1"]
 
 
 def test_where_shares_add_up(tiny):

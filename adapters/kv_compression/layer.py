@@ -1,0 +1,131 @@
+"""The layer that shortens keys and values, and the hooks that put it before them."""
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
+
+import torch
+from torch import nn
+
+from brickwork import compat
+
+# Rows and columns of the maps that are under way in a thread, by the `id` of their `MapSize`.
+_SIZES: ContextVar[Mapping[int, tuple[int, int]]] = ContextVar("sizes", default=MappingProxyType({}))
+
+
+class Compression(nn.Module):
+    """A depthwise strided convolution of a map of tokens, which starts as the average over patches of `ratio`².
+
+    PixArt-Sigma (arXiv 2403.04692, section 3.3) shortens keys and values so, and starts so; it adds a LayerNorm, which
+    would not start as the average.
+
+    Args:
+        dim: width of a token.
+        ratio: tokens along one of the shorter map.
+    """
+
+    def __init__(self, dim: int, ratio: int):
+        super().__init__()
+        self.ratio = ratio
+        self.weight = nn.Parameter(torch.full((dim, 1, ratio, ratio), ratio**-2.0))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """`(B, height * width, D)` => `(B, ⌈height / ratio⌉ * ⌈width / ratio⌉, D)`.
+
+        A patch that a border cuts is weighted up to a full one, so that the average is over the tokens that are there.
+        """
+        if tokens.shape[1] != height * width:
+            raise ValueError(
+                f"the attention has {tokens.shape[1]} tokens for a map of {height} × {width}; a compression of keys "
+                "and values needs the tokens of one map, row by row."
+            )
+        ratio, weight, bias = self.ratio, self.weight.to(tokens.dtype), self.bias.to(tokens.dtype)
+        maps = tokens.transpose(1, 2).unflatten(2, (height, width))
+        below, beside = -height % ratio, -width % ratio
+        if below or beside:
+            maps = nn.functional.pad(maps, (0, beside, 0, below))
+        shorter = nn.functional.conv2d(maps, weight, stride=ratio, groups=len(weight))
+        if below or beside:
+            rows, columns = (_covered(side, ratio, tokens) for side in (height, width))
+            shorter = shorter / (rows[:, None] * columns)
+        return shorter.flatten(2).transpose(1, 2) + bias
+
+
+def _covered(side: int, ratio: int, like: torch.Tensor) -> torch.Tensor:
+    """The share of each patch along a side that lies on the map."""
+    shares = torch.ones(-(-side // ratio), device=like.device, dtype=like.dtype)
+    shares[-1] = (side - 1) % ratio / ratio + 1 / ratio
+    return shares
+
+
+class MapSize:
+    """A hook before a module that is called with a map `(B, C, H, W)`, which remembers its rows and columns.
+
+    Args:
+        patch: pixels of the map along a token.
+    """
+
+    def __init__(self, patch: int):
+        self.patch, self.latest = patch, (0, 0)
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        hidden_states = args[0] if args else kwargs["hidden_states"]
+        self.latest = tuple(side // self.patch for side in hidden_states.shape[-2:])
+        if not torch.compiler.is_compiling():
+            _SIZES.set({**_SIZES.get(), id(self): self.latest})
+
+    def current(self) -> tuple[int, int]:
+        """Rows and columns of this thread's map; the latest in a backward pass, which may have its own thread."""
+        if torch.compiler.is_compiling() or compat.in_backward():
+            return self.latest
+        return _SIZES.get().get(id(self), self.latest)
+
+
+class Compress:
+    """A hook before an attention, which then makes keys and values of a shorter map.
+
+    Args:
+        adapter: asked for its strength, 0 for off.
+        part: key of the `Compression` among the adapter's parts.
+        size: of the map.
+    """
+
+    def __init__(self, adapter, part: str, size: MapSize):
+        self.adapter, self.part, self.size = adapter, part, size
+
+    def shorten(self, tokens: torch.Tensor) -> torch.Tensor:
+        """`(B, …, tokens, D)` => fewer tokens."""
+        height, width = self.size.current()
+        flat = tokens.reshape(-1, *tokens.shape[-2:])
+        return self.adapter.parts[self.part](flat, height, width).unflatten(0, tokens.shape[:-2])
+
+
+class CompressInput(Compress):
+    """Before an attention that takes `encoder_hidden_states` for keys and values."""
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if self.adapter.strength() == 0 or kwargs.get("encoder_hidden_states") is not None:
+            return None
+        hidden_states = args[0] if args else kwargs["hidden_states"]
+        return args, kwargs | {"encoder_hidden_states": self.shorten(hidden_states)}
+
+
+class CompressReduced(Compress):
+    """Before an attention that reduces keys and values by `sr_ratio` itself (`sra`): what it makes is made shorter."""
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if self.adapter.strength() == 0:
+            return None
+        height, width = (-(-side // module.sr_ratio) for side in self.size.current())
+        reduced = module.reduce(args[0])
+        return args, kwargs | {"encoder_hidden_states": self.adapter.parts[self.part](reduced, height, width)}
+
+
+class CompressProjection(Compress):
+    """Before the layer that makes keys, or values, of the map alone (SD3, whose attention reads a text as well)."""
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if self.adapter.strength() == 0:
+            return None
+        return (self.shorten(args[0]), *args[1:]), kwargs
