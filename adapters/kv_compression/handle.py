@@ -39,9 +39,8 @@ class KVCompression(ModuleAdapter):
         ratios = check_ratios(network, sites, ratio)
         parts = nn.ModuleDict()
         for site in [site for site in sites if ratios[site.stage] > 1]:
-            weight = next(network.get_submodule(site.name).parameters())
-            part = Compression(site.dim, ratios[site.stage])
-            parts[_key(site)] = part.to(weight.device, weight.dtype if weight.is_floating_point() else None)
+            weights = [p for p in network.get_submodule(site.name).parameters() if p.is_floating_point()]
+            parts[_key(site)] = Compression(site.dim, ratios[site.stage], *weights[:1])
         return parts, {"ratio": ratios}
 
     @classmethod

@@ -22,13 +22,15 @@ class Compression(nn.Module):
     Args:
         dim: width of a token.
         ratio: tokens along one of the shorter map.
+        like: a tensor whose device and type of numbers it takes.
     """
 
-    def __init__(self, dim: int, ratio: int):
+    def __init__(self, dim: int, ratio: int, like: torch.Tensor | None = None):
         super().__init__()
         self.ratio = ratio
-        self.weight = nn.Parameter(torch.full((dim, 1, ratio, ratio), ratio**-2.0))
-        self.bias = nn.Parameter(torch.zeros(dim))
+        how = {} if like is None else {"device": like.device, "dtype": like.dtype}
+        self.weight = nn.Parameter(torch.full((dim, 1, ratio, ratio), ratio**-2.0, **how))
+        self.bias = nn.Parameter(torch.zeros(dim, **how))
 
     def forward(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """`(B, height * width, D)` => `(B, ⌈height / ratio⌉ * ⌈width / ratio⌉, D)`.

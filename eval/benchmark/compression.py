@@ -8,7 +8,7 @@ from torch import nn
 
 from brickwork.adapters.kv_compression.handle import KVCompression
 from brickwork.eval.benchmark.memory import derive_memory, peak_during
-from brickwork.eval.benchmark.suites import Settings, counted, time_cases
+from brickwork.eval.benchmark.suites import Settings, counted, in_dtype, time_cases
 from brickwork.eval.benchmark.timing import MatmulProbe
 from brickwork.eval.report.numbers import spread
 
@@ -48,7 +48,7 @@ def bench_compression(settings: Settings, sides: Sequence[int] = SIDES) -> dict:
     """Forward pass and training memory of a small UNet by ratio and size, all in turn."""
     device, dtype = settings.torch_device, settings.torch_dtype
     probe, cases, peaks = MatmulProbe(device, dtype), [], {}
-    networks = {ratio: variant(ratio).to(device, dtype).eval() for ratio in (*RATIOS, DROPPED)}
+    networks = {ratio: in_dtype(variant(ratio).to(device), dtype).eval() for ratio in (*RATIOS, DROPPED)}
     for side in sides:
         inputs = _inputs(side, device, dtype)
         for ratio, network in networks.items():

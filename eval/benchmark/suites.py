@@ -145,7 +145,7 @@ def time_cases(
     return rows
 
 
-def _in_dtype(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+def in_dtype(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     return network if dtype == torch.float32 else network.to(dtype)
 
 
@@ -202,7 +202,7 @@ def _network_marks(name: str, rows: Sequence[dict], memory: Sequence[dict]) -> l
 def _network_cases(subject: Subject, network: nn.Module, settings: Settings, probe) -> list[Case]:
     device, dtype, batch = settings.torch_device, settings.torch_dtype, settings.batch
     trained = network if dtype == torch.float32 else subject.build().to(device)
-    network = _in_dtype(network, dtype).eval()
+    network = in_dtype(network, dtype).eval()
     forward = forward_of(subject, network, batch, device, dtype)
     cases = [counted("forward", subject.name, forward, probe)]
     draw = sampling_of(subject, network, 1, SAMPLING_STEPS, device, dtype)
@@ -223,7 +223,7 @@ def _half_cases(subject: Subject, settings: Settings) -> list[Case]:
     if settings.dtype != "float32" or not capable:
         return []
     device, dtype = settings.torch_device, torch.bfloat16
-    network, probe = _in_dtype(subject.build().to(device), dtype).eval(), MatmulProbe(device, dtype)
+    network, probe = in_dtype(subject.build().to(device), dtype).eval(), MatmulProbe(device, dtype)
     forward = forward_of(subject, network, settings.batch, device, dtype)
     return [counted("forward", HALF, forward, probe)]
 
@@ -264,7 +264,7 @@ def bench_blocks(settings: Settings) -> dict:
     probe, cases, names = MatmulProbe(device, dtype), [], ("dit-s-2", "d-emo-s-2", "resnet-s", "u-emo-s", "maxvit-s")
     for name in _over(names, "counting"):
         subject = subjects(name, settings.size)[OURS]
-        network = _in_dtype(subject.build().to(device), dtype).eval()
+        network = in_dtype(subject.build().to(device), dtype).eval()
         cases.append(counted("forward", name, forward_of(subject, network, settings.batch, device, dtype), probe))
         _compile(network, settings)
     rows = time_cases(cases, settings, {"forward": "dit-s-2"})
@@ -317,7 +317,7 @@ def bench_schedules(settings: Settings) -> dict:
         )
         schedules.setdefault("searched", search.schedule)
         losses = {name: search.score_of(schedule).to_dict() for name, schedule in schedules.items()}
-    _in_dtype(network, settings.torch_dtype)
+    in_dtype(network, settings.torch_dtype)
     subject = subjects(settings.weights, settings.size, peers=False)[OURS]
     draw = sampling_of(subject, network, settings.batch, settings.steps, device, settings.torch_dtype)
     probe = MatmulProbe(device, settings.torch_dtype)
@@ -359,7 +359,7 @@ def bench_where(settings: Settings, name: str = "lego-s-pg-64") -> dict:
     """Where the time of a forward pass goes: in all, at batch 1, in each brick, in a training step, in the sampler."""
     device, dtype = settings.torch_device, settings.torch_dtype
     subject = subjects(name, settings.size, peers=False)[OURS]
-    network = _in_dtype(subject.build().to(device), dtype).eval()
+    network = in_dtype(subject.build().to(device), dtype).eval()
     parts = {
         f"forward, batch {batch}": forward_of(subject, network, batch, device, dtype) for batch in (1, settings.batch)
     }
