@@ -1,15 +1,12 @@
 """`KVCompression`: self-attentions of a trained denoiser that read a shorter copy of their map."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Self
 
 from torch import nn
 
-from brickwork.adapters.base import ModuleAdapter, checked_scale
 from brickwork.adapters.kv_compression.layer import Compression, MapSize
 from brickwork.adapters.kv_compression.sites import Site, count_stages, find_sites, is_stack
+from brickwork.adapters.modules import ModuleAdapter
 
 
 class KVCompression(ModuleAdapter):
@@ -17,7 +14,8 @@ class KVCompression(ModuleAdapter):
 
     A depthwise strided convolution before both, which starts as the average over patches; each attention has its own.
     PixArt-Sigma (arXiv 2403.04692) made trained transformers so cheaper at high resolution, after a short fine-tune;
-    the reduction itself is the Pyramid Vision Transformer's (arXiv 2102.12122). It is on or off: `scale` is 1 or 0.
+    the reduction itself is the Pyramid Vision Transformer's (arXiv 2102.12122). A strength between 0 and 1 blends, and
+    saves nothing.
     """
 
     kind = "kv_compression"
@@ -43,18 +41,13 @@ class KVCompression(ModuleAdapter):
             parts[_key(site)] = Compression(site.dim, ratios[site.stage], *weights[:1])
         return parts, {"ratio": ratios}
 
-    @classmethod
-    def load(cls, pipe_or_model, source: str | Path, name: str | None = None, scale: float = 1.0, **options) -> Self:
-        """Read one and put it on; see `load_adapter`."""
-        return super().load(pipe_or_model, source, name, _on_or_off(scale), **options)
-
     def hooks(self) -> list[tuple[nn.Module, str, Callable]]:
         """Before each attention, and before what is called with its map."""
         sizes: dict[str, MapSize] = {}
         placed = []
         for site in [site for site in find_sites(self.network) if _key(site) in self.parts]:
             if site.source not in sizes:
-                sizes[site.source] = MapSize(site.patch)
+                sizes[site.source] = MapSize(self, site.patch)
                 placed.append((self.network.get_submodule(site.source), "pre", sizes[site.source]))
             attention = self.network.get_submodule(site.name)
             for below in site.at:
@@ -62,30 +55,10 @@ class KVCompression(ModuleAdapter):
                 placed.append((attention.get_submodule(below), "pre", hook))
         return placed
 
-    @property
-    def scale(self) -> float:
-        """1 for on, 0 for off bit for bit; may be set."""
-        return self._scale
-
-    @scale.setter
-    def scale(self, value: float) -> None:
-        self._scale = _on_or_off(value)
-
-    def at(self, scale: float) -> AbstractContextManager[None]:
-        """A `with` block in whose thread alone it is on (1) or off (0)."""
-        return super().at(_on_or_off(scale))
-
 
 def _key(site: Site) -> str:
     """Of a site's convolution among the parts, whose keys have no dots."""
     return site.name.replace(".", "/")
-
-
-def _on_or_off(scale: float) -> float:
-    value = checked_scale("scale", scale)
-    if value not in (0.0, 1.0):
-        raise ValueError(f"scale={scale!r}; keys and values are compressed or not: give 1 or 0.")
-    return value
 
 
 def check_ratios(network: nn.Module, sites: Sequence[Site], ratio: int | Sequence[int]) -> list[int]:

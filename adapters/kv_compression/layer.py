@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from brickwork import compat
+from brickwork.adapters.modules import ModuleHook
 
 # Rows and columns of the maps that are under way in a thread, by the `id` of their `MapSize`.
 _SIZES: ContextVar[Mapping[int, tuple[int, int]]] = ContextVar("sizes", default=MappingProxyType({}))
@@ -53,6 +54,20 @@ class Compression(nn.Module):
             shorter = shorter / (rows[:, None] * columns)
         return shorter.flatten(2).transpose(1, 2) + bias
 
+    def faded(self, tokens: torch.Tensor, height: int, width: int, strength: float) -> torch.Tensor:
+        """What keys and values are made of: at strength 1 the shorter map, between 0 and 1 a blend of full length.
+
+        The blend is with the shorter map enlarged again; attention to that is attention to the shorter map, each of
+        whose tokens is there equally often (but at cut borders, and beside a text in the same softmax).
+        """
+        shorter = self(tokens, height, width)
+        if strength == 1:
+            return shorter
+        maps = shorter.transpose(1, 2).unflatten(2, (-(-height // self.ratio), -(-width // self.ratio)))
+        for dim in (2, 3):
+            maps = maps.repeat_interleave(self.ratio, dim=dim)
+        return tokens.lerp(maps[..., :height, :width].flatten(2).transpose(1, 2), strength)
+
 
 def _covered(side: int, ratio: int, like: torch.Tensor) -> torch.Tensor:
     """The share of each patch along a side that lies on the map."""
@@ -61,17 +76,19 @@ def _covered(side: int, ratio: int, like: torch.Tensor) -> torch.Tensor:
     return shares
 
 
-class MapSize:
-    """A hook before a module that is called with a map `(B, C, H, W)`, which remembers its rows and columns.
+class MapSize(ModuleHook):
+    """Before a module that is called with a map `(B, C, H, W)`: remembers its rows and columns.
 
     Args:
+        adapter: whose hook it is.
         patch: pixels of the map along a token.
     """
 
-    def __init__(self, patch: int):
+    def __init__(self, adapter, patch: int):
+        super().__init__(adapter)
         self.patch, self.latest = patch, (0, 0)
 
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def act(self, strength: float, module: nn.Module, args: tuple, kwargs: dict) -> None:
         hidden_states = args[0] if args else kwargs["hidden_states"]
         self.latest = tuple(side // self.patch for side in hidden_states.shape[-2:])
         if not torch.compiler.is_compiling():
@@ -84,50 +101,50 @@ class MapSize:
         return _SIZES.get().get(id(self), self.latest)
 
 
-class Compress:
-    """A hook before an attention, which then makes keys and values of a shorter map.
+class Compress(ModuleHook):
+    """Before an attention, which then makes keys and values of a shorter map.
 
     Args:
-        adapter: asked for its strength, 0 for off.
+        adapter: whose hook it is.
         part: key of the `Compression` among the adapter's parts.
         size: of the map.
     """
 
     def __init__(self, adapter, part: str, size: MapSize):
-        self.adapter, self.part, self.size = adapter, part, size
+        super().__init__(adapter)
+        self.part, self.size = part, size
 
-    def shorten(self, tokens: torch.Tensor) -> torch.Tensor:
-        """`(B, …, tokens, D)` => fewer tokens."""
-        height, width = self.size.current()
+    def shorten(self, tokens: torch.Tensor, strength: float, reduced_by: int = 1) -> torch.Tensor:
+        """`(B, …, tokens, D)` => fewer tokens; `reduced_by`: how much smaller their map is already."""
+        height, width = (-(-side // reduced_by) for side in self.size.current())
         flat = tokens.reshape(-1, *tokens.shape[-2:])
-        return self.adapter.parts[self.part](flat, height, width).unflatten(0, tokens.shape[:-2])
+        found = self.adapter.parts[self.part].faded(flat, height, width, strength)
+        return found.unflatten(0, tokens.shape[:-2])
 
 
 class CompressInput(Compress):
     """Before an attention that takes `encoder_hidden_states` for keys and values."""
 
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        if self.adapter.strength() == 0 or kwargs.get("encoder_hidden_states") is not None:
+    def act(self, strength: float, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if kwargs.get("encoder_hidden_states") is not None:
             return None
         hidden_states = args[0] if args else kwargs["hidden_states"]
-        return args, kwargs | {"encoder_hidden_states": self.shorten(hidden_states)}
+        return args, kwargs | {"encoder_hidden_states": self.shorten(hidden_states, strength)}
 
 
 class CompressReduced(Compress):
     """Before an attention that reduces keys and values by `sr_ratio` itself (`sra`): what it makes is made shorter."""
 
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        if self.adapter.strength() == 0:
-            return None
-        height, width = (-(-side // module.sr_ratio) for side in self.size.current())
-        reduced = module.reduce(args[0])
-        return args, kwargs | {"encoder_hidden_states": self.adapter.parts[self.part](reduced, height, width)}
+    def act(self, strength: float, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        reduced = self.shorten(module.reduce(args[0]), strength, module.sr_ratio)
+        return args, kwargs | {"encoder_hidden_states": reduced}
 
 
 class CompressProjection(Compress):
-    """Before the layer that makes keys, or values, of the map alone (SD3, whose attention reads a text as well)."""
+    """Before the layer that makes keys, or values, of the map alone (SD3, whose attention reads a text as well).
 
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        if self.adapter.strength() == 0:
-            return None
-        return (self.shorten(args[0]), *args[1:]), kwargs
+    The text's tokens stay as many, so that they weigh more beside a shorter map; the fine-tune has to make up for it.
+    """
+
+    def act(self, strength: float, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return (self.shorten(args[0], strength), *args[1:]), kwargs

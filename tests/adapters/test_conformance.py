@@ -25,7 +25,8 @@ class Case:
     Attributes:
         network: makes one that it goes on, given the `helpers`.
         predict: the network's answer to a fixed input.
-        config: of `create` such that the fresh adapter changes nothing; `None` where it is never created.
+        config: of `create`; `None` where it is never created.
+        fresh: further values of it with which the fresh adapter changes nothing.
         given: conditions under which it acts.
         options: of `load_adapter`.
     """
@@ -33,6 +34,7 @@ class Case:
     network: Callable = lambda helpers: helpers.make_unet("two")
     predict: Callable = lambda helpers, network: helpers.predict.__wrapped__(network)
     config: dict | None = field(default_factory=dict)
+    fresh: dict = field(default_factory=dict)
     given: dict = field(default_factory=dict)
     options: dict = field(default_factory=dict)
 
@@ -57,6 +59,7 @@ CASES = {
         config={"dim": 16, "num_heads": 4},
         given={"boxes": [(0.1, 0.2, 0.6, 0.9)], "phrases": [[0.1] * 32]},
     ),
+    "kv_compression": Case(lambda helpers: helpers.make_unet("sd"), config={"ratio": 2}, fresh={"ratio": 1}),
     "shift": Case(given={"offset": 0.0}),
 }
 
@@ -105,7 +108,7 @@ def test_fresh_ones_change_nothing(trial):
     if trial.case.config is None:
         pytest.skip("made by its own training")
     plain = trial.predict()
-    adapter = base.adapter_class(trial.kind).create(trial.network, **trial.case.config)
+    adapter = base.adapter_class(trial.kind).create(trial.network, **trial.case.config | trial.case.fresh)
     assert torch.equal(trial.predict(adapter=adapter), plain)
 
 

@@ -187,7 +187,22 @@ def test_ratios_that_do_not_do(ratio, message):
     assert not any(module._forward_pre_hooks for module in network.modules())
 
 
-def test_networks_that_have_none_and_strengths_between():
+@torch.no_grad()
+def test_strengths_between_lead_from_one_to_the_other():
+    """Attention to the enlarged copy is attention to the shorter map."""
+    network = make("unet")
+    adapter = KVCompression.create(network, ratio=2)
+    on = predict(network, 8, 8)
+    adapter.scale = 1 - 1e-6
+    torch.testing.assert_close(predict(network, 8, 8), on, atol=1e-4, rtol=1e-4)
+    adapter.scale = 0.5
+    half = predict(network, 8, 8)
+    adapter.scale = 0
+    off = predict(network, 8, 8)
+    assert 0 < (half - off).norm() < (on - off).norm()
+
+
+def test_networks_that_have_none():
     flux = FluxTransformer2DModel(
         num_layers=1, num_single_layers=0, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=8,
         pooled_projection_dim=8, axes_dims_rope=(4, 4, 8), in_channels=4,
@@ -201,5 +216,3 @@ def test_networks_that_have_none_and_strengths_between():
         KVCompression.create(mixed, ratio=[2, 1])
     adapter = KVCompression.create(mixed)
     assert adapter.config == {"ratio": [1, 2]}
-    with pytest.raises(ValueError, match="compressed or not: give 1 or 0"):
-        adapter.scale = 0.5
