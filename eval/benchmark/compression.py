@@ -7,7 +7,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from brickwork.adapters.kv_compression.handle import KVCompression
-from brickwork.eval.benchmark.memory import derive_memory, peak_during
+from brickwork.eval.benchmark.memory import derive_memory
 from brickwork.eval.benchmark.suites import Settings, counted, in_dtype, time_cases
 from brickwork.eval.benchmark.timing import MatmulProbe
 from brickwork.eval.report.numbers import spread
@@ -47,27 +47,22 @@ def variant(ratio: int | str) -> UNet2DConditionModel:
 def bench_compression(settings: Settings, sides: Sequence[int] = SIDES) -> dict:
     """Forward pass and training memory of a small UNet by ratio and size, all in turn."""
     device, dtype = settings.torch_device, settings.torch_dtype
-    probe, cases, peaks = MatmulProbe(device, dtype), [], {}
+    probe, cases = MatmulProbe(device, dtype), []
     networks = {ratio: in_dtype(variant(ratio).to(device), dtype).eval() for ratio in (*RATIOS, DROPPED)}
     for side in sides:
         inputs = _inputs(side, device, dtype)
         for ratio, network in networks.items():
             forward = torch.no_grad()(lambda network=network, inputs=inputs: network(**inputs).sample)
             cases.append(counted(f"{side} px", _title(ratio), forward, probe))
-            peaks[side, ratio] = peak_during(forward, device)["peak"]
     rows = time_cases(cases, settings, {f"{side} px": _title(1) for side in sides})
     memory = {(side, ratio): _training_peak(ratio, side) for side in sides for ratio in networks}
-    table = [
-        (
-            f"{row['group']}: {row['case']}", spread(row["ratio"]),
-            f"{peaks[key] / 2**20:.0f}", f"{memory[key] / 2**20:.0f}",
-        )
-        for row, key in zip(rows, ((side, ratio) for side in sides for ratio in networks))
-    ]  # fmt: skip
-    columns = ("keys and values", "time, to ratio 1", "forward, MiB", "training step, tensors, MiB")
+    shown = [
+        (f"{row['group']}: {row['case']}", spread(row["ratio"]), f"{peak / 2**20:.0f}")
+        for row, peak in zip(rows, memory.values())
+    ]
+    columns = ("keys and values", "time, to ratio 1", "training step, tensors, MiB")
     return {
-        "kind": "kv-compression", "rows": rows, "tables": [{"columns": columns, "rows": table}],
-        "forward_peaks": {f"{side} px, {_title(ratio)}": peak for (side, ratio), peak in peaks.items()},
+        "kind": "kv-compression", "rows": rows, "tables": [{"columns": columns, "rows": shown}],
         "training_peaks": {f"{side} px, {_title(ratio)}": peak for (side, ratio), peak in memory.items()},
     }  # fmt: skip
 
