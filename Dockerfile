@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 # For a processor:  docker build -t brickwork .
 # For NVIDIA GPUs:  docker build -t brickwork:gpu --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 .
-# To draw:          docker run --rm -v "$PWD:/home/brickwork/work" brickwork generate lego-emoji-64 --count 4
+# To draw:          docker run --rm -v "$PWD:/home/brickwork/work" brickwork generate lego-avatars-64 --count 4
 # On a GPU:         docker run --rm --gpus all -v "$PWD:/home/brickwork/work" brickwork:gpu train my-pictures
 FROM python:3.12-slim-bookworm
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu

@@ -212,7 +212,7 @@ def test_commands_in_the_text_exist(page):
 def folder(tmp_path, monkeypatch):
     """An empty folder with the reader's own pictures, in which one step is what a pipeline takes."""
     monkeypatch.chdir(tmp_path)
-    config = json.loads((brickwork.pretrained("lego-emoji-64") / "transformer" / "config.json").read_text())
+    config = json.loads((brickwork.pretrained("lego-avatars-64") / "transformer" / "config.json").read_text())
     for number, name in enumerate([*config["id2label"].values()] * 2):
         for source in ("my-pictures", "held-out"):
             path = tmp_path / source / name / f"{number}.png"

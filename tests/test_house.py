@@ -176,9 +176,9 @@ def run_installed(site: Path, cwd: Path, code: str) -> str:
 def test_the_wheel_draws_a_picture_outside_the_clone(installed, tmp_path):
     code = """
 import brickwork, diffusers
-pipe = diffusers.DiffusionPipeline.from_pretrained(brickwork.pretrained("lego-emoji-64"))
+pipe = diffusers.DiffusionPipeline.from_pretrained(brickwork.pretrained("lego-avatars-64"))
 assert type(pipe).__name__ == "LegoPipeline"
-image = pipe(class_labels=["smileys & emotion"], num_inference_steps=2, width=80).images[0]
+image = pipe(class_labels=["micah"], num_inference_steps=2, width=80).images[0]
 image.save("face.png")
 print(brickwork.__file__, image.size)
 """
@@ -243,7 +243,7 @@ def test_the_wheel_is_small_enough_to_publish(installed):
 def test_the_wheel_brings_what_is_not_python(installed):
     site = installed / "brickwork"
     assert (site / "training" / "configs" / "defaults.yaml").is_file()
-    assert (site / "pipelines" / "pretrained" / "lego-emoji-64" / "model_index.json").is_file()
+    assert (site / "pipelines" / "pretrained" / "lego-avatars-64" / "model_index.json").is_file()
     for folder in (site / "pipelines" / "pretrained").iterdir():
         size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
         assert 0 < size <= 16 * 2**20, folder.name
@@ -262,8 +262,8 @@ def test_every_public_name_exists():
 def test_unknown_weights_are_named():
     import brickwork
 
-    with pytest.raises(ValueError, match="'lego-emoji'.*lego-emoji-64"):
-        brickwork.pretrained("lego-emoji")
+    with pytest.raises(ValueError, match="'lego-avatar'.*lego-avatars-64"):
+        brickwork.pretrained("lego-avatar")
 
 
 def test_exactly_what_diffusers_loads_is_registered_with_it():

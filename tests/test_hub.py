@@ -27,7 +27,7 @@ def place(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("lego-emoji-46", "did you mean 'lego-emoji-64'"),
+        ("lego-avatars-46", "did you mean 'lego-avatars-64'"),
         ("my-modle", "did you mean 'my-model'"),
         ("runs/tiny-leggo", "did you mean 'runs/tiny-lego'"),
         ("runs/other", "the folder 'runs' has nothing of that name"),

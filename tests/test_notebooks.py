@@ -24,7 +24,7 @@ def held_out(tmp_path, monkeypatch):
     """A folder of two pictures of each class of the weights that ship, in the folder where a notebook runs."""
     monkeypatch.chdir(tmp_path)
     rows = pq.read_table(ROOT / "tests" / "data" / "emoji" / "sample.parquet").to_pylist()
-    config = json.loads((brickwork.pretrained("lego-emoji-64") / "transformer" / "config.json").read_text())
+    config = json.loads((brickwork.pretrained("lego-avatars-64") / "transformer" / "config.json").read_text())
     for number, name in enumerate(config["id2label"].values()):
         folder = tmp_path / "held-out" / name
         folder.mkdir(parents=True)

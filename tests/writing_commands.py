@@ -91,7 +91,7 @@ def tiny_emoji_packages() -> None:
 
 def no_dicebear() -> None:
     """Avatars are their grounds alone, without Node."""
-    from brickwork.training.data.build import avatars
+    from brickwork.training.data.build import avatar_files
 
     described = json.loads((DATA / "avatars" / "styles.json").read_text())
 
@@ -103,8 +103,8 @@ def no_dicebear() -> None:
     def artist(folder, styles):
         yield SimpleNamespace(styles={style: described[style] for style in styles}, draw=draw)
 
-    avatars.install = avatars.require_programs = lambda *_: None
-    avatars.artist = artist
+    avatar_files.install = avatar_files.require_programs = lambda *_: None
+    avatar_files.artist = artist
 
 
 def small_extractor() -> None:

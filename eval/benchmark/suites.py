@@ -84,7 +84,7 @@ class Settings:
     budget: float = 0.6
     pairs: int = 64
     steps: int = 18
-    weights: str = "lego-emoji-64"
+    weights: str = "lego-avatars-64"
 
     @property
     def torch_device(self) -> torch.device:

@@ -57,7 +57,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=int, help="torch's threads on the CPU (default: as torch has them)")
     parser.add_argument("--compile", action="store_true", help="compile every network")
-    parser.add_argument("--weights", default="lego-emoji-64", help="whose schedules (default: lego-emoji-64)")
+    parser.add_argument("--weights", default="lego-avatars-64", help="whose schedules (default: lego-avatars-64)")
     parser.add_argument("--schedule", help="the searched schedule, a file that `brickwork search` wrote")
     parser.add_argument("--data", help="held-out pictures with class numbers, for the schedules' paired losses")
     parser.add_argument("--budget", type=float, default=0.6, help="of the search, without --schedule (default: 0.6)")

@@ -18,12 +18,12 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = (
         "examples:\n"
-        "  brickwork generate lego-emoji-64 --count 16 --output faces\n"
-        "  brickwork generate lego-emoji-64 --width 192 --schedule fast --guidance 1.5\n"
+        "  brickwork generate lego-avatars-64 --count 16 --output faces\n"
+        "  brickwork generate lego-avatars-64 --width 192 --schedule fast --guidance 1.5\n"
         "  brickwork generate runs/tiny-maxvit/pipeline --steps 25\n"
         "  brickwork generate lego-avatars-64 --count 16 --keep-best 4 --score avatar-attributes"
     )
-    parser.add_argument("model", help="weights that ship (lego-emoji-64), a pipeline folder, or a LEGO one on the hub")
+    parser.add_argument("model", help="weights that ship (lego-avatars-64), a pipeline folder, or a LEGO one on the hub")
     parser.add_argument("--classes", nargs="+", metavar="CLASS", help="names or numbers (default: every class)")
     parser.add_argument("-n", "--count", type=int, default=4, help="images of each class (default: 4)")
     parser.add_argument("--height", type=int, help="height in pixels (default: the training size)")

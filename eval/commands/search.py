@@ -16,11 +16,11 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = (
         "examples:\n"
-        "  brickwork search lego-emoji-64 runs/emoji-split/held-out -o runs/search\n"
-        "  brickwork generate lego-emoji-64 --schedule runs/search/schedule-0.6.json\n"
+        "  brickwork search lego-avatars-64 runs/emoji-split/held-out -o runs/search\n"
+        "  brickwork generate lego-avatars-64 --schedule runs/search/schedule-0.6.json\n"
         "  brickwork search my-model held-out --budget 0.5 0.75 --reference train.safetensors -n 256 -o runs/search"
     )
-    parser.add_argument("model", help="weights that ship (lego-emoji-64), a pipeline folder, or a name on the hub")
+    parser.add_argument("model", help="weights that ship (lego-avatars-64), a pipeline folder, or a name on the hub")
     parser.add_argument("data", help="held-out pictures with class numbers: a folder, .parquet, … (`data split`)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for schedules, table and plot")
     budget = "shares of the full schedule's operations (default: 0.6)"

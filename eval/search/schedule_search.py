@@ -13,7 +13,7 @@ counts is how far a sample ends from where it should, and steps at the lowest no
 pixels hardly change, weigh next to nothing. `"training"` weighs by the share of training noise that falls within each
 step, the mean that other paired losses report. `"even"` weighs all steps alike: real data have many modes, and errors
 at high noise decide which of them a seed leads to, so this charges for a picture other than the full schedule's of the
-same seed. Of the three, `"sampler"` ranks schedules of lego-emoji-64 most nearly as the kernel distance of their
+same seed. Of the three, `"sampler"` ranks schedules of lego-avatars-64 most nearly as the kernel distance of their
 samples does (docs/schedules.md).
 """
 

@@ -28,8 +28,8 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "stay and with windows that shift, and operations are counted for both. Writes seams.json, seams.png and the "
         "pictures, and prints the table."
     )
-    parser.epilog = "example:\n  brickwork seams lego-emoji-64 --sizes 64x192 128x128 --count 16 -o runs/seams"
-    parser.add_argument("model", help="weights that ship (lego-emoji-64), a pipeline folder, or a name on the hub")
+    parser.epilog = "example:\n  brickwork seams lego-avatars-64 --sizes 64x192 128x128 --count 16 -o runs/seams"
+    parser.add_argument("model", help="weights that ship (lego-avatars-64), a pipeline folder, or a name on the hub")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for table, plot and pictures")
     parser.add_argument(
         "--sizes", nargs="+", default=list(SIZES), metavar="HxW", help=f"pixels (default: {' '.join(SIZES)})"

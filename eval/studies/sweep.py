@@ -49,7 +49,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = (
         "examples:\n"
-        "  brickwork sweep lego-emoji-64 --sizes 32 64 96 --ratios 1:1 2:1 -n 4 -o sweep\n"
+        "  brickwork sweep lego-avatars-64 --sizes 32 64 96 --ratios 1:1 2:1 -n 4 -o sweep\n"
         "  brickwork sweep my-sd --prompt 'a red apple' --sizes 256 512 768 --ratios 1:1 16:9 \\\n"
         "      --adapter resadapter_v2_sd1.5 --strengths 0 0.5 1 auto -o sweep"
     )

@@ -67,7 +67,7 @@ def pretrained_names() -> list[str]:
 
 
 def pretrained(name: str) -> Path:
-    """The folder of weights that ship with the package, such as `"lego-emoji-64"`, for `from_pretrained`."""
+    """The folder of weights that ship with the package, such as `"lego-avatars-64"`, for `from_pretrained`."""
     return hub.shipped_folder() / one_of("name", name, pretrained_names())
 
 

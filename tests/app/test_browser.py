@@ -89,13 +89,13 @@ def test_a_click_draws_pictures_and_they_are_drawn_again(page, running):
 
 
 def test_an_error_is_a_message_and_goes_away(page):
-    set_value(page, "#model", "lego-emoji-46")
+    set_value(page, "#model", "lego-avatars-46")
     find(page, "#go-draw").click()
-    until(page, lambda: "did you mean 'lego-emoji-64'" in find(page, "#message").text)
+    until(page, lambda: "did you mean 'lego-avatars-64'" in find(page, "#message").text)
     set_value(page, "#model", "empty")
     find(page, "#load").click()
     until(page, lambda: "holds no pipeline" in find(page, "#message").text)
-    set_value(page, "#model", "lego-emoji-64")
+    set_value(page, "#model", "lego-avatars-64")
     find(page, "#load").click()
     until(page, lambda: "LegoPipeline" in find(page, "#kind").text)
     assert not find(page, "#message").is_displayed()

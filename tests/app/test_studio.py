@@ -12,15 +12,15 @@ from brickwork.app.compare import Comparison, variants
 from brickwork.app.drawing import Settings, checked, draw
 from brickwork.app.gallery import keep, listing, notes_of
 
-LEGO = {"model": "lego-emoji-64", "steps": 2, "height": 32, "width": 32, "label": "smileys & emotion"}
+LEGO = {"model": "lego-avatars-64", "steps": 2, "height": 32, "width": 32, "label": "micah"}
 EMOJI = {"model": "emoji-sd-64", "prompt": "red apple", "steps": 2, "height": 32, "width": 32}
 RESADAPTER = "emoji-sd-64/resadapter"
 
 
 def test_what_can_be_set_is_said_of_a_pipeline(running):
-    facts = running.finished(running.post("load", model="lego-emoji-64"))["result"]
+    facts = running.finished(running.post("load", model="lego-avatars-64"))["result"]
     assert facts["kind"] == "LegoPipeline" and facts["native"] == 64 and not facts["prompt"]
-    assert "smileys & emotion" in [name.casefold() for name in facts["classes"]] or len(facts["classes"]) == 3
+    assert "micah" in facts["classes"]
     assert {"full", "fast"} <= set(facts["schedules"]) and facts["adapters"] == []
 
 
@@ -41,7 +41,7 @@ def test_a_picture_is_drawn_with_its_settings_and_drawn_again_from_them(running)
 
 
 def test_operations_are_those_of_the_schedule():
-    pipe = brickwork.LegoPipeline.from_pretrained(brickwork.pretrained("lego-emoji-64"))
+    pipe = brickwork.LegoPipeline.from_pretrained(brickwork.pretrained("lego-avatars-64"))
     pipe.set_progress_bar_config(disable=True)
     previews = []
     settings = Settings(**LEGO, schedule="full", guidance=2)
@@ -81,7 +81,7 @@ def test_an_adapter_goes_on_at_several_strengths_and_off(running):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"model": "lego-emoji-46"}, "did you mean 'lego-emoji-64'"),
+        ({"model": "lego-avatars-46"}, "did you mean 'lego-avatars-64'"),
         ({"model": "empty"}, "holds no pipeline"),
         ({"model": "/etc"}, "--root"),
         ({"model": "../elsewhere"}, "--root"),
@@ -124,7 +124,7 @@ def test_a_run_is_watched(running):
 
 
 def test_a_sweep_draws_its_sheet(running):
-    values = {"model": "lego-emoji-64", "sizes": [32, 64], "steps": 1, "name": "small"}
+    values = {"model": "lego-avatars-64", "sizes": [32, 64], "steps": 1, "name": "small"}
     state = running.post("sweep", **values)
     assert state["running"]
     assert "still running" in running.post("sweep", **values)["error"]
@@ -159,7 +159,7 @@ def test_metadata_of_others_are_checked(tmp_path, notes):
 
 
 def test_links_do_not_leave_the_roots(running, tmp_path):
-    pipe = brickwork.pretrained("lego-emoji-64")
+    pipe = brickwork.pretrained("lego-avatars-64")
     (running.root / "out").symlink_to(pipe)
     assert "--root" in running.post("load", model="out")["error"]
     assert "--root" in running.post("load", model=str(pipe))["error"]

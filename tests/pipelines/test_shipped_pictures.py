@@ -11,7 +11,7 @@ import torch
 
 import brickwork
 
-PICTURES = Path(__file__).parents[1] / "data" / "shipped" / "lego_emoji_64.npz"
+PICTURES = Path(__file__).parents[1] / "data" / "shipped" / "lego_avatars_64.npz"
 CALLS = {
     "plain": {"class_labels": [0, 1]},
     "fast": {"class_labels": [2], "brick_schedule": "fast"},
@@ -33,7 +33,7 @@ def draw(pipe, brick_schedule=None, **call) -> np.ndarray:
 
 
 def load_pipe():
-    pipe = brickwork.LegoPipeline.from_pretrained(brickwork.pretrained("lego-emoji-64"))
+    pipe = brickwork.LegoPipeline.from_pretrained(brickwork.pretrained("lego-avatars-64"))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

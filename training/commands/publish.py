@@ -20,8 +20,8 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "training images. The run may still be going."
     )
     parser.epilog = (
-        "example:\n  brickwork publish runs/lego-emoji-64 pipelines/pretrained/lego-emoji-64 "
-        "--attribution data/emoji/ATTRIBUTION.md"
+        "example:\n  brickwork publish runs/lego-avatars-64 pipelines/pretrained/lego-avatars-64 "
+        "--attribution data/avatars/README.md"
     )
     parser.add_argument("run_folder", type=Path, help="folder of a run of training/train_backbone.py")
     options.add_target(parser, "output", "folder to write")

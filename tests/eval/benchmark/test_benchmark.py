@@ -183,8 +183,8 @@ def test_ours_keeps_less_than_the_reference(tiny):
 
 
 def test_memory_is_measured_in_a_process_of_its_own():
-    subject = subjects("lego-emoji-64", peers=False)[OURS]
-    row = benchmark_suites.memory_of("lego-emoji-64", subject, Settings(batch=4), measured=True)
+    subject = subjects("lego-avatars-64", peers=False)[OURS]
+    row = benchmark_suites.memory_of("lego-avatars-64", subject, Settings(batch=4), measured=True)
     derived, measured = row["derived"]["peak"], row["measured"]["peak"]
     assert 0.7 * derived < measured < 2 * derived
     assert f"{measured / 2**30:.2f}" in memory_table([row])
@@ -250,7 +250,7 @@ def test_where_shares_add_up(tiny):
 def test_schedules_count_what_runs(tmp_path):
     from brickwork.eval.sampling.pipelines import load_lego_pipeline
 
-    network = load_lego_pipeline("lego-emoji-64", "cpu").transformer
+    network = load_lego_pipeline("lego-avatars-64", "cpu").transformer
     path = tmp_path / "schedule.json"
     path.write_text(json.dumps({"schedule": BrickSchedule.fast(network, 1.0).to_dict()}))
     suite = benchmark_suites.bench_schedules(Settings(batch=1, rounds=1, steps=4, size=16, schedule=str(path)))

@@ -216,12 +216,12 @@ def test_info_of_networks_of_blocks(tmp_path, capsys):
 
 
 def test_info_of_the_weights_that_ship(capsys):
-    assert cli.main(["info", "lego-emoji-64", "--width", "192"]) == 0
-    assert "Smileys & Emotion" in capsys.readouterr().out
-    assert cli.main(["info", "lego-emoji-46"]) == 2
-    assert "did you mean lego-emoji-64" in capsys.readouterr().err
-    assert cli.main(["info", "lego-emoji-64", "--height", "0"]) == 2
-    assert "at least one patch, 4 pixels" in capsys.readouterr().err
+    assert cli.main(["info", "lego-avatars-64", "--width", "192"]) == 0
+    assert "micah" in capsys.readouterr().out
+    assert cli.main(["info", "lego-avatars-46"]) == 2
+    assert "did you mean lego-avatars-64" in capsys.readouterr().err
+    assert cli.main(["info", "lego-avatars-64", "--height", "0"]) == 2
+    assert "at least one patch, 2 pixels" in capsys.readouterr().err
 
 
 def test_a_pipeline_of_another_class_is_told_of_and_says_what_draws_with_it(tmp_path, capsys):

@@ -14,10 +14,10 @@ COMMANDS = {
     "demo resadapter --output OUT/a.png": "a.png",
     "benchmark where -o OUT": "benchmark.json",
     "benchmark memory -o OUT": "benchmark.png",
-    "seams lego-emoji-64 -o OUT": "seams.json",
-    "seams lego-emoji-64 --sizes 64x128 -o OUT": "fixed-64x128.png",
-    "search lego-emoji-64 nowhere -o OUT": "search.json",
-    "search lego-emoji-64 elsewhere --budget 0.5 -o OUT": "schedule-0.5.json",
+    "seams lego-avatars-64 -o OUT": "seams.json",
+    "seams lego-avatars-64 --sizes 64x128 -o OUT": "fixed-64x128.png",
+    "search lego-avatars-64 nowhere -o OUT": "search.json",
+    "search lego-avatars-64 elsewhere --budget 0.5 -o OUT": "schedule-0.5.json",
 }
 
 

@@ -303,7 +303,7 @@ def test_a_device_that_torch_cannot_use_is_said(reference, extractor, tmp_path, 
     for words in (
         ("ref", real, "-o", tmp_path / "other.safetensors"),
         ("calc", real, "--reference", tmp_path / "ref.safetensors", "-o", tmp_path / "result.json"),
-        ("gen", "lego-emoji-64", "-n", "1", "-o", tmp_path / "samples"),
+        ("gen", "lego-avatars-64", "-n", "1", "-o", tmp_path / "samples"),
     ):
         with pytest.raises(ValueError, match=f"`--device` is '{device}', which torch cannot use here"):
             run(*words, "--device", device)

@@ -209,13 +209,13 @@ def test_pipelines_are_loaded_in_the_type_asked_for(caplog, recwarn):
 
 
 def test_the_command_with_the_weights_that_ship(tmp_path, capsys):
-    arguments = ["sweep", "lego-emoji-64", "--sizes", "8", "--ratios", "1:1", "2:1", "-n", "2", "--steps", "1"]
-    arguments += ["--classes", "smileys & emotion", "-o", str(tmp_path / "out"), "--device", "cpu"]
+    arguments = ["sweep", "lego-avatars-64", "--sizes", "16", "--ratios", "1:1", "2:1", "-n", "2", "--steps", "1"]
+    arguments += ["--classes", "micah", "-o", str(tmp_path / "out"), "--device", "cpu"]
     assert cli.main(arguments) == 0
-    assert "6     11" in capsys.readouterr().out
-    assert picture(tmp_path / "out", Variant(6, 11)).shape == (6, 11, 3)
+    assert "12     24" in capsys.readouterr().out
+    assert picture(tmp_path / "out", Variant(12, 24)).shape == (12, 24, 3)
     assert cli.main([*arguments, "--sizes", "3"]) == 2
-    assert "3 (near it: 4)" in capsys.readouterr().err
+    assert "3 (near it: 8)" in capsys.readouterr().err
 
 
 def test_every_ratio_of_the_miniature_is_a_size_that_it_draws(tmp_path, capsys):
@@ -233,10 +233,10 @@ def test_the_prompt_is_looked_at_before_the_pipeline_is_loaded(tmp_path, monkeyp
     monkeypatch.setattr(pipelines, "load_pipeline", load)
     assert cli.main(["sweep", "emoji-sd-64", "-o", str(tmp_path / "out")]) == 2
     assert "draws from text; say what with --prompt" in capsys.readouterr().err
-    assert cli.main(["sweep", "lego-emoji-64", "--prompt", "a cat", "-o", str(tmp_path / "out")]) == 2
+    assert cli.main(["sweep", "lego-avatars-64", "--prompt", "a cat", "-o", str(tmp_path / "out")]) == 2
     assert "leave --prompt out" in capsys.readouterr().err
     for option in ("--count", "--batch-size", "--side"):
-        assert cli.main(["sweep", "lego-emoji-64", option, "0", "-o", str(tmp_path / "out")]) == 2
+        assert cli.main(["sweep", "lego-avatars-64", option, "0", "-o", str(tmp_path / "out")]) == 2
         assert f"`{option}` is 0" in capsys.readouterr().err
 
 

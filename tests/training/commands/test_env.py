@@ -30,7 +30,7 @@ def test_env_without_what_linux_tells(monkeypatch):
         assert env._processor()
 
 
-@pytest.mark.parametrize("name", [None, "tiny-u-emo", "lego-l-pg-64", "lego-emoji-64"])
+@pytest.mark.parametrize("name", [None, "tiny-u-emo", "lego-l-pg-64", "lego-avatars-64"])
 def test_a_new_configuration_is_the_whole_of_it_with_comments(name, tmp_path, capsys):
     path = tmp_path / "run.yaml"
     words = ["new-config", *([name] if name else []), "-o", str(path), "data.source=my pictures", "run.seed=3"]

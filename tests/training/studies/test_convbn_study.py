@@ -207,7 +207,7 @@ def test_the_command_writes_and_goes_on(tmp_path, monkeypatch, capsys):
         (["--rounds", "0"], "`--rounds` is 0"),
         (["--dtype", "float8"], "`--dtype` is 'float8'"),
         (["--pretrained", "nothing"], "`--pretrained` is 'nothing', and there is no such folder"),
-        (["--pretrained", str(brickwork.pretrained("lego-emoji-64"))], "a LegoTransformer2DModel without BatchNorm"),
+        (["--pretrained", str(brickwork.pretrained("lego-avatars-64"))], "a LegoTransformer2DModel without BatchNorm"),
         (["--target", "Animals"], "`--target` has ['Animals']"),
         (["--device", "gpu"], "`--device` is 'gpu'"),
     ],
