@@ -296,10 +296,7 @@ def inflate(model: ModelMixin | str | os.PathLike, pattern: str = "ABC") -> Vide
     Raises:
         ValueError: for another network, one without residual blocks, or another pattern.
     """
-    if isinstance(model, (str, os.PathLike)):
-        folder = network_folder(model)
-        kind = one_of("model", read_json(folder / "config.json").get("_class_name"), KINDS)
-        model = kind.from_pretrained(folder)
+    model = load_image_network(model) if isinstance(model, (str, os.PathLike)) else model
     one_of("model", type(model).__name__, KINDS)
     if not residual_blocks(model):
         raise ValueError("`model` has no residual blocks that keep their map's size; give a network with some.")
@@ -310,6 +307,12 @@ def inflate(model: ModelMixin | str | os.PathLike, pattern: str = "ABC") -> Vide
     video.temporal.layers.to(model.device, model.dtype)
     video._install()
     return video.eval()
+
+
+def load_image_network(source: str | os.PathLike) -> ModelMixin:
+    """The network of a folder of it, of a pipeline with it, or of a training run; a `ValueError` for one of no use."""
+    folder = network_folder(source)
+    return one_of("model", read_json(folder / "config.json").get("_class_name"), KINDS).from_pretrained(folder)
 
 
 def _for_frames(value: Any, batch: int, frames: int) -> Any:

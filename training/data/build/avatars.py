@@ -23,6 +23,7 @@ from brickwork.training.data.build.avatar_files import (
     write_rows,
 )
 from brickwork.training.data.build.captions import caption
+from brickwork.training.data.build.clips import build_clips
 from brickwork.training.data.build.scenes import build_scenes
 from brickwork.training.data.build.svg import rasterise
 
@@ -113,6 +114,7 @@ def configure_parser(parser: ArgumentParser) -> None:
     pictures.add_argument(
         "--scenes", type=int, metavar="N", help="build N training pictures of several avatars instead"
     )
+    pictures.add_argument("--clips", type=int, metavar="N", help="build N training clips of moving avatars instead")
     parser.add_argument("--held-out", type=int, default=1000, help="in each held-out file (default: %(default)s)")
     parser.add_argument(
         "--size",
@@ -136,6 +138,7 @@ def run(args: Namespace) -> int:
             raise ValueError(f"--where has {given!r}; write attribute=value, or attribute=value,value.")
         where[attribute] = values.split(",")
     build, count = (build_avatars, args.count) if args.scenes is None else (build_scenes, args.scenes)
+    build, count = (build, count) if args.clips is None else (build_clips, args.clips)
     asked = {name: getattr(args, name) for name in ("held_out", "size", "styles", "seed", "packages", "overwrite")}
     output = build(args.output, count=count, where=where, **asked)
     print(f"{', '.join(SPLITS.values())} in {output}; designers and licences in {output / CARD}")

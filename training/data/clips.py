@@ -1,0 +1,268 @@
+"""Clips with class labels: animations, folders of frames, video files, or a column of a Parquet file.
+
+Nothing is resampled in time: all clips have one rate and one size, and are at least as long as a training window.
+Frames are brought to the training size as pictures are.
+"""
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageSequence
+
+from brickwork.eval.sets.decode import BrokenPicture, to_rgb
+from brickwork.files import digest
+from brickwork.training.config.clips import ClipDataConfig
+from brickwork.training.data.images import crop_to, to_unit_range
+
+ANIMATIONS = (".gif", ".webp", ".png", ".apng")
+VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
+STILLS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SHORTEST = 10  # ms of a frame; frames whose times have no longer common part have no one rate
+KEPT = 4096  # clips in memory
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a clip is: `source` is a file, its content, or the files of its frames."""
+
+    name: str
+    source: Path | bytes | tuple[Path, ...]
+    label: str | None
+
+
+def read_animation(file: Path | io.BytesIO) -> tuple[list[Image.Image], float]:
+    """The frames of a GIF, WebP or APNG, and how many of them a second; one shown longer is there as often.
+
+    Raises:
+        ValueError: for frames shown for times without a common part.
+    """
+    with Image.open(file) as animation:
+        frames, times = [], []
+        for frame in ImageSequence.Iterator(animation):
+            frames.append(to_rgb(frame.copy()))
+            times.append(round(frame.info.get("duration") or 0))
+    if len(frames) == 1:
+        return frames, math.nan
+    unit = math.gcd(*times)
+    if unit < SHORTEST:
+        raise ValueError(f"its frames are shown for {sorted(set(times))[:4]} ms, which is no one rate")
+    return [frame for frame, time in zip(frames, times) for _ in range(time // unit)], 1000 / unit
+
+
+def read_video(path: Path) -> tuple[list[Image.Image], float]:
+    """The frames of a video file, and how many of them a second.
+
+    Raises:
+        ValueError: for a rate that changes, and where nothing can read it.
+    """
+    if find_spec("av"):
+        import av
+
+        with av.open(str(path)) as file:
+            decoded = list(file.decode(video=0))
+            rate = float(file.streams.video[0].average_rate)
+        times = np.diff([frame.time for frame in decoded])
+        if len(times) and np.abs(times * rate - 1).max() > 0.1:
+            raise ValueError("its frames are shown for unlike times, which is no one rate")
+        return [frame.to_image() for frame in decoded], rate
+    if find_spec("imageio") and find_spec("imageio_ffmpeg"):
+        import imageio
+
+        with imageio.get_reader(path, "ffmpeg") as reader:
+            return [Image.fromarray(frame) for frame in reader], float(reader.get_meta_data()["fps"])
+    raise ValueError("video files need PyAV or imageio: pip install 'brickwork[video]'")
+
+
+def frames_of(entry: Entry) -> tuple[list[Image.Image], float]:
+    """The frames of a clip and its rate, `nan` where nothing says it.
+
+    Raises:
+        BrokenPicture: for a clip that cannot be read.
+    """
+    source = entry.source
+    try:
+        if isinstance(source, tuple):
+            return [to_rgb(Image.open(path)) for path in source], math.nan
+        if isinstance(source, bytes):
+            return read_animation(io.BytesIO(source))
+        return read_video(source) if source.suffix.lower() in VIDEOS else read_animation(source)
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise BrokenPicture(f"{entry.name} cannot be read: {error}") from error
+
+
+def find_clips(folder: Path) -> list[Entry]:
+    """Animations, video files and folders of numbered frames below a folder; the folder above a clip is its class."""
+
+    def label(path: Path) -> str | None:
+        return None if path.parent == folder else path.parent.name
+
+    found, holders = [], {}
+    for path in sorted(folder.rglob("*"), key=lambda path: _natural(str(path))):
+        if path.name.startswith(".") or not path.is_file():
+            continue
+        animated = path.suffix.lower() in ANIMATIONS and _is_animated(path)
+        if animated or path.suffix.lower() in VIDEOS:
+            found.append(Entry(str(path.relative_to(folder)), path, label(path)))
+        elif path.suffix.lower() in STILLS:
+            holders.setdefault(path.parent, []).append(path)
+    found += [
+        Entry(str(holder.relative_to(folder)), tuple(paths), label(holder))
+        for holder, paths in holders.items()
+        if len(paths) > 1 and holder != folder
+    ]
+    return found
+
+
+class Clips:
+    """The data set that `data` describes, for a `TrainingStream`; a sample is `(3, F, size, size)` and its label.
+
+    Attributes:
+        fps: frames a second of the samples, after `stride`.
+        class_names: empty for unlabelled clips.
+    """
+
+    channels = 3
+
+    def __init__(self, data: ClipDataConfig):
+        self.data, self.size, self.frames = data, data.size, data.frames
+        self.entries, order = _entries(data)
+        self.shapes, self.buckets = [(data.size, data.size)], np.zeros(len(self.entries), np.int64)
+        self.table = None  # of pictures
+        labels = [entry.label for entry in self.entries]
+        self.class_names = list(_names(labels, order)) if data.label_column else []
+        if self.class_names and None in labels:
+            raise ValueError(
+                f"`data.source` is {data.source!r}, where {labels.count(None)} clips have no class; put each into the "
+                "folder of one, or set `data.label_column` to null."
+            )
+        self.class_names = data.classes or self.class_names
+        self.labels = np.array([self.class_names.index(name) if self.class_names else 0 for name in labels])
+        self._kept = lru_cache(KEPT)(self._decoded)
+        self.fps = self._check_clips() / data.stride
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def _check_clips(self) -> float:
+        """The one rate of all clips, or a `ValueError` for clips that do not go together."""
+        data, needed, seen = self.data, (self.frames - 1) * self.data.stride + 1, {}
+        for row, entry in enumerate(self.entries):
+            try:
+                clip, rate, size = self._kept(row)
+            except BrokenPicture:
+                continue  # named and counted when its turn comes
+            if len(clip) < needed:
+                raise ValueError(
+                    f"`data.frames` is {data.frames} with `data.stride` {data.stride}, which takes {needed} frames, "
+                    f"and {entry.name} has {len(clip)}; lower one of them, or leave the clip out."
+                )
+            rate = data.fps if math.isnan(rate) else round(rate, 3)
+            if rate is None:
+                raise ValueError(f"{entry.name} does not say its rate; set `data.fps`.")
+            seen.setdefault((size, rate), entry.name)
+        if not seen:
+            raise ValueError(f"`data.source` is {data.source!r}, of whose clips none can be read.")
+        if len(seen) > 1 or (data.fps is not None and [rate for _, rate in seen] != [round(data.fps, 3)]):
+            listed = ", ".join(f"{name}: {w}×{h} at {rate:g} a second" for ((w, h), rate), name in seen.items())
+            raise ValueError(
+                f"`data.source` has clips of several sizes or rates, or `data.fps` is another ({listed}); make them "
+                "the same first: nothing is resampled in silence."
+            )
+        return next(iter(seen))[1]
+
+    def _decoded(self, row: int) -> tuple[np.ndarray, float, tuple[int, int]]:
+        """All frames at the training size, uint8 `(F, size, size, 3)`; the rate; width and height before."""
+        frames, rate = frames_of(self.entries[row])
+        sizes = {frame.size for frame in frames}
+        if len(sizes) > 1:
+            raise BrokenPicture(f"{self.entries[row].name} has frames of several sizes, {sorted(sizes)}")
+        return np.stack([crop_to(frame, self.size, self.size) for frame in frames]), rate, sizes.pop()
+
+    def sample(self, row: int, random: np.random.Generator | None = None) -> tuple[np.ndarray, int]:
+        """A window of a clip, float32 `(3, F, size, size)` in [-1, 1], and its label; without `random` the first."""
+        clip, _, _ = self._kept(row)
+        last = len(clip) - (self.frames - 1) * self.data.stride - 1
+        start = 0 if random is None else int(random.integers(last + 1))
+        window = clip[start :: self.data.stride][: self.frames]
+        return np.stack([to_unit_range(frame) for frame in window], axis=1), int(self.labels[row])
+
+    def still(self, row: int) -> np.ndarray:
+        """The first window, for held-out scores."""
+        return self.sample(row)[0]
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of names, labels and windows."""
+        names = "\n".join(entry.name for entry in self.entries)
+        return digest(names, self.labels.tobytes(), f"{self.class_names} {self.size} {self.frames} {self.data.stride}")
+
+    def split(self, held_out: float) -> tuple[np.ndarray, np.ndarray]:
+        """Rows for training and held out, by the hash of each clip's name."""
+        share = np.array([int(digest(entry.name)[:8], 16) / 2**32 for entry in self.entries])
+        return np.flatnonzero(share >= held_out), np.flatnonzero(share < held_out)
+
+
+def _names(labels: Sequence[str | None], order: Sequence[str]) -> list[str]:
+    """The classes that there are, in a table's own order, else by name."""
+    found = set(labels) - {None}
+    return [name for name in order if name in found] or sorted(found)
+
+
+def _entries(data: ClipDataConfig) -> tuple[list[Entry], Sequence[str]]:
+    """All clips of the classes wanted, and the order that a table gives its classes."""
+    path, order = Path(data.source).expanduser(), ()
+    if path.is_dir():
+        entries = find_clips(path)
+    elif path.suffix.lower() == ".parquet" and path.is_file():
+        entries, order = _rows(path, data)
+    else:
+        raise ValueError(f"`data.source` is {data.source!r}; give a folder of clips, or a Parquet file.")
+    if data.classes is not None:
+        entries = [entry for entry in entries if entry.label in data.classes]
+        missing = [name for name in data.classes if name not in {entry.label for entry in entries}]
+        if missing:
+            raise ValueError(
+                f"`data.classes` has {missing[0]!r}; {data.source!r} has no clips of the class {missing[0]}."
+            )
+    if not entries:
+        raise ValueError(
+            f"`data.source` is {data.source!r}, which has no clips; they are {', '.join(ANIMATIONS)} with several "
+            f"frames, {', '.join(VIDEOS)}, or folders of numbered pictures."
+        )
+    return entries, order
+
+
+def _rows(path: Path, data: ClipDataConfig) -> tuple[list[Entry], Sequence[str]]:
+    from datasets import Features
+    from pyarrow import parquet
+
+    table = parquet.read_table(path)
+    for key, column in (("clip_column", data.clip_column), ("label_column", data.label_column)):
+        if column is not None and column not in table.column_names:
+            raise ValueError(f"`data.{key}` is {column!r}; the columns are {', '.join(table.column_names)}.")
+    clips = table[data.clip_column].to_pylist()
+    contents = [clip["bytes"] if isinstance(clip, dict) else clip for clip in clips]
+    labels, names = [None] * len(clips), ()
+    if data.label_column is not None:
+        names = getattr(Features.from_arrow_schema(table.schema).get(data.label_column), "names", ())
+        labels = [names[value] if names else str(value) for value in table[data.label_column].to_pylist()]
+    return [Entry(f"row {row}", content, label) for row, (content, label) in enumerate(zip(contents, labels))], names
+
+
+def _is_animated(path: Path) -> bool:
+    try:
+        with Image.open(path) as picture:
+            return getattr(picture, "is_animated", False)
+    except (OSError, ValueError, SyntaxError):
+        return True  # named as broken later
+
+
+def _natural(text: str) -> list:
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text)]

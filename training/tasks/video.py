@@ -1,0 +1,141 @@
+"""The task of `train_video.py`: an image network becomes one of video, and learns motion from clips."""
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from accelerate import Accelerator
+
+from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
+from brickwork.eval.report.pictures import grid
+from brickwork.gen.networks.parts import network_folder
+from brickwork.gen.networks.video import VideoDenoiser, inflate, load_image_network
+from brickwork.pipelines.objective_file import saved_objective
+from brickwork.pipelines.video import VideoPipeline
+from brickwork.training.config.clips import VideoTrainConfig
+from brickwork.training.data.clips import Clips
+from brickwork.training.data.stream import TrainingStream
+from brickwork.training.engine.previews import averaged_copy, draw_samples, export_pipeline, show_sheet
+from brickwork.training.engine.schedule import course
+from brickwork.training.task import Step
+from brickwork.training.tasks.backbone import build_held_out
+from brickwork.training.tasks.backbones import build_objective
+from brickwork.training.tasks.denoising import DenoisingTask
+
+
+class VideoTask(DenoisingTask):
+    """A `VideoDenoiser` on windows of clips.
+
+    Attributes:
+        fps: frames a second of what it learns.
+        held_out: the frozen list that the averaged weights are scored on, if any.
+    """
+
+    configuration = VideoTrainConfig
+    fps: float
+    held_out: PairedSet | None
+
+    @classmethod
+    def build(cls, config: VideoTrainConfig, accelerator: Accelerator, dry_run: bool = False) -> Self:
+        task, clips = cls(), Clips(config.data)
+        task.config, task.accelerator = config, accelerator
+        task.parameterization, task.fps = build_objective(config.objective), clips.fps
+        torch.manual_seed(config.run.seed)
+        task.network = network = build_network(config.model.image, config.model.pattern, clips.class_names).train()
+        check_fits(network, config.model.image, config.objective, clips)
+        if config.model.learns == "temporal":
+            network.image.requires_grad_(False)
+        if config.run.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+        (rows, held_out), run = clips.split(config.data.held_out), config.run
+        whole, new = (sum(p.numel() for p in part.parameters()) for part in (network, network.temporal))
+        task.plan = (
+            f"VideoDenoiser: {whole:,} parameters, {new:,} of them temporal; {config.model.learns} learn. Windows of "
+            f"{clips.frames} frames at {clips.fps:g} a second.\n"
+        ) + course(run, "clips", len(rows), len(held_out), accelerator.num_processes)
+        task.stream = TrainingStream(clips, rows, run.seed, config.data.horizontal_flip, run.batch_size)
+        task.held_out = build_held_out(clips, held_out)
+        return task
+
+    def step(self, batch: dict[str, torch.Tensor], number: int) -> Step:
+        conditions, num_classes = {"class_labels": None}, self.network.config.num_classes
+        if num_classes is not None:
+            hidden = batch["label_draw"] < self.config.objective.label_dropout
+            conditions["class_labels"] = torch.where(hidden, num_classes, batch["label"])
+        return self.noisy(batch["image"], batch, conditions)
+
+    def call(self, network: torch.nn.Module, step: Step) -> list[torch.Tensor]:
+        return [network(step.sample, step.timestep, **step.conditions).sample]
+
+    def pipeline(self, network: torch.nn.Module) -> VideoPipeline:
+        clip = {"num_frames": self.config.data.frames, "fps": self.fps}
+        return VideoPipeline.from_objective(network, self.parameterization, **clip)
+
+    def preview(self, images: int, log: Any) -> None:
+        """Score the averaged weights on held-out clips, and draw some, their frames side by side."""
+        settings, sheet, num_classes = self.config.samples, None, self.network.config.num_classes
+        if self.held_out is not None:
+            with self.accelerator.autocast():
+                loss = paired_loss(self.network, self.held_out, self.parameterization)["loss"]
+            log.scalars(images, {"held_out/loss": loss})
+            self.accelerator.print(f"{images:,} clips: held-out paired loss {loss:.4f}")
+        if settings.count:
+            with self.accelerator.autocast():
+                pipeline = self.pipeline(self.network)
+                drawn = draw_samples(pipeline, num_classes, settings.count, settings.steps, settings.guidance_scale)
+            sheet = grid(drawn, columns=1)
+        show_sheet(self, sheet, images, log)
+
+    def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
+        """Leave `pipeline/`, with the averaged weights."""
+        network = averaged_copy(self.network, weights)
+        if self.accelerator.is_main_process:
+            pipeline, shown = self.pipeline(network), self.config.samples
+            guided = shown.guidance_scale != 1 and network.config.num_classes is not None
+            pipeline.register_to_config(
+                num_inference_steps=shown.steps, guidance_scale=shown.guidance_scale if guided else None
+            )
+            path = export_pipeline(pipeline, folder, self.config.objective)
+            self.accelerator.print(f"The pipeline with the averaged weights is in {path}.")
+
+
+def build_network(source: str, pattern: str, class_names: list[str]) -> VideoDenoiser:
+    """The image network of a folder, inflated; a video network there goes on as it is. Classes get names if need be.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    if not source:
+        raise ValueError("`model.image` is empty; name the folder of an image network, a pipeline or a training run.")
+    try:
+        folder = network_folder(source)
+        if (folder / "temporal").is_dir():
+            return VideoDenoiser.from_pretrained(folder)
+        image = load_image_network(folder)
+        if class_names and "id2label" in image.config and not image.config.id2label:
+            image.register_to_config(id2label=dict(enumerate(class_names)))
+        return inflate(image, pattern)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`model.image` is {source!r}: {error}") from None
+
+
+def check_fits(network: VideoDenoiser, source: str, objective: Any, clips: Clips) -> None:
+    """Raise a `ValueError` for a network of other classes, channels or another objective than the run has."""
+    config, classes = network.config, len(clips.class_names)
+    if (config.num_classes or 0) != classes or config.in_channels != clips.channels:
+        raise ValueError(
+            f"`model.image` is {source!r}, a network of {config.num_classes or 'no'} classes and {config.in_channels} "
+            f"channels; the clips have {classes or 'none'} and {clips.channels}. Set `data.classes` or "
+            "`data.label_column`, or train an image network on their frames."
+        )
+    known = {int(number): name for number, name in (config.id2label or {}).items()}
+    if known and classes and known != dict(enumerate(clips.class_names)):
+        raise ValueError(
+            f"`model.image` is {source!r}, whose classes are {', '.join(known.values())}; the clips have "
+            f"{', '.join(clips.class_names)}. Name them in `data.classes` in the network's order."
+        )
+    noted = saved_objective(network_folder(source).parent)
+    if noted is not None and noted[0] != objective.type:
+        raise ValueError(
+            f"`objective.type` is {objective.type!r}, but the network in {source!r} learned {noted[0]!r}; set it so."
+        )

@@ -1,0 +1,21 @@
+"""Make a video denoiser of a trained image denoiser, and train it on clips.
+
+    accelerate launch training/train_video.py --config training/configs/video_avatars.yaml
+    accelerate launch training/train_video.py model.image=runs/my-images data.source=my-clips data.frames=16
+
+Clips are GIFs, WebPs, video files or folders of frames, or a column of a Parquet file. Running the same command again
+goes on from the newest checkpoint. The run leaves `pipeline/`, a `VideoPipeline`.
+"""
+
+import sys
+
+from brickwork.training.commands.train import task_script
+from brickwork.training.tasks.video import VideoTask
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return task_script("train_video.py", __doc__, VideoTask, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
