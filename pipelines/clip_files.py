@@ -13,13 +13,14 @@ from brickwork.files import write_file
 SUFFIXES = (".gif", ".webp", ".mp4")
 
 
-def write_clip(frames: Sequence[Image.Image], path: str | Path, fps: float) -> Path:
+def write_clip(frames: Sequence[Image.Image], path: str | Path, fps: float, comment: str = "") -> Path:
     """Write frames of one size as a file that plays them over and over.
 
     Args:
         frames: RGB pictures.
         path: whose ending says how: `.gif` (256 colours, and times in steps of 10 ms), `.webp` (lossless) or `.mp4`.
         fps: frames a second.
+        comment: noted in a GIF, such as what made it.
 
     Raises:
         ValueError: for another ending, no frames, frames of several sizes, or an MP4 where nothing can write one.
@@ -33,7 +34,9 @@ def write_clip(frames: Sequence[Image.Image], path: str | Path, fps: float) -> P
         )
     if path.suffix.lower() == ".mp4":
         return write_file(path, lambda part: _write_mp4(frames, part, fps))
-    further = {"lossless": True} if path.suffix.lower() == ".webp" else {"optimize": False, "disposal": 1}
+    further = (
+        {"lossless": True} if path.suffix.lower() == ".webp" else {"optimize": False, "comment": comment.encode()}
+    )
     times = {"duration": round(1000 / fps), "loop": 0}
     first, *rest = [frame.convert("RGB") for frame in frames]
     return write_file(path, lambda part: first.save(part, save_all=True, append_images=rest, **times, **further))

@@ -12,9 +12,9 @@ from brickwork import hub, options
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Draw pictures with a pipeline of ours, one PNG each, named by class and seed. Run again, it goes on with the "
-        "next seeds; a picture that is there is never replaced but with --overwrite: one more of the same class and "
-        "seed ends in -2."
+        "Draw pictures (or clips) with a pipeline of ours, one PNG (or GIF) each, named by class and seed. Run again, "
+        "it goes on with the next seeds; a picture that is there is never replaced but with --overwrite: one more of "
+        "the same class and seed ends in -2."
     )
     parser.epilog = (
         "examples:\n"
@@ -23,11 +23,14 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "  brickwork generate runs/tiny-maxvit/pipeline --steps 25\n"
         "  brickwork generate lego-avatars-64 --count 16 --keep-best 4 --score avatar-attributes"
     )
-    parser.add_argument("model", help="weights that ship (lego-avatars-64), a pipeline folder, or a LEGO one on the hub")
+    parser.add_argument(
+        "model", help="weights that ship (lego-avatars-64), a pipeline folder, or a LEGO one on the hub"
+    )
     parser.add_argument("--classes", nargs="+", metavar="CLASS", help="names or numbers (default: every class)")
     parser.add_argument("-n", "--count", type=int, default=4, help="images of each class (default: 4)")
     parser.add_argument("--height", type=int, help="height in pixels (default: the training size)")
     parser.add_argument("--width", type=int, help="width in pixels (default: the training size)")
+    parser.add_argument("--frames", type=int, help="of a video pipeline: frames of a clip (default: the pipeline's)")
     parser.add_argument("--steps", type=int, help="steps of the sampler (default: the pipeline's, else 18)")
     parser.add_argument("--guidance", "--guidance-scale", type=float, help="default: the pipeline's, else 1, none")
     which = "which subnets run: saved (the pipeline's own, default), full, fast (of LEGO), or a JSON file"
@@ -70,7 +73,7 @@ def _options(args: argparse.Namespace, pipe) -> dict:
 
 def check(args: argparse.Namespace) -> None:
     """What can be told before anything is imported or loaded."""
-    for name in ("count", "batch_size", "steps", "height", "width", "keep_best"):
+    for name in ("count", "batch_size", "steps", "height", "width", "frames", "keep_best"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"`--{name.replace('_', '-')}` is {value}; give at least 1.")
@@ -91,11 +94,18 @@ def run(args: argparse.Namespace) -> None:
     from brickwork.eval.report.pictures import made_by, save_picture
     from brickwork.eval.sampling.pipelines import load_class_pipeline
     from brickwork.files import check_file
+    from brickwork.pipelines.clip_files import write_clip
     from brickwork.pipelines.labels import resolve_class_labels
 
     pipe = load_class_pipeline(args.model, args.device, **options.of_hub(args))
     pipe.set_progress_bar_config(disable=True)
-    call, config = _options(args, pipe), pipe.transformer.config
+    call, config, clips = _options(args, pipe), pipe.transformer.config, "num_frames" in pipe.config
+    if args.frames is not None and not clips or args.score is not None and clips:
+        name, kind = ("score", "pictures") if clips else ("frames", "clips")
+        raise ValueError(
+            f"`--{name}` is {getattr(args, name)!r}, which is for {kind}, and {args.model!r} holds a "
+            f"{type(pipe).__name__}; leave it out."
+        )
     pipe.check_call(args.height, args.width, args.steps, args.guidance)
     given = [int(name) if name.isdigit() else name for name in args.classes or []]
     labels = resolve_class_labels(
@@ -107,18 +117,24 @@ def run(args: argparse.Namespace) -> None:
     slugs = class_slugs(labels, config.id2label or {})
     first = next_seed(args.output, slugs) if args.seed is None else args.seed
     jobs = [(label, first + index) for label in labels for index in range(args.count)]
-    files = [args.output / f"{slugs[label]}-{seed:06d}.png" for label, seed in jobs]
+    suffix = "gif" if clips else "png"
+    files = [args.output / f"{slugs[label]}-{seed:06d}.{suffix}" for label, seed in jobs]
     if args.overwrite:
         for file in files:
             check_file(file, made_by("brickwork generate"), overwrite=True)
     call |= {"height": args.height, "width": args.width, "guidance_scale": args.guidance}
+    call |= {} if args.frames is None else {"num_frames": args.frames}
     call["num_inference_steps"] = args.steps or pipe.config.get("num_inference_steps") or 18
     drawn, written = zip(files, _draw(pipe, jobs, args.batch_size, call)), 0
     for file, image, *score in _chosen(args, drawn, jobs, config.id2label or {}):
         notes = {"Score": f"{score[0]:.6g} by {args.score}"} if score else None
-        save_picture(image, file if args.overwrite else free_name(file), "brickwork generate", notes)
+        file = file if args.overwrite else free_name(file)
+        if clips:
+            write_clip(image, file, pipe.config.fps, "brickwork generate")
+        else:
+            save_picture(image, file, "brickwork generate", notes)
         written += 1
-    print(f"wrote {written} images to {args.output}")
+    print(f"wrote {written} {'clips' if clips else 'images'} to {args.output}")
 
 
 def _draw(pipe, jobs: Sequence[tuple], batch_size: int, call: dict) -> Iterator:
@@ -130,7 +146,8 @@ def _draw(pipe, jobs: Sequence[tuple], batch_size: int, call: dict) -> Iterator:
         for start in range(0, len(jobs), batch_size):
             labels, seeds = zip(*jobs[start : start + batch_size])
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            yield from pipe(class_labels=list(labels), generator=generators, **call).images
+            output = pipe(class_labels=list(labels), generator=generators, **call)
+            yield from output.frames if hasattr(output, "frames") else output.images
             bar.update(len(labels))
 
 
@@ -163,8 +180,8 @@ def class_slugs(labels: Sequence[int | None], names: Mapping) -> dict[int | None
 def next_seed(folder: Path, slugs: Mapping[int | None, str]) -> int:
     """The first seed behind those of the pictures of these classes in a folder."""
     kinds = "|".join(map(re.escape, slugs.values()))
-    name = re.compile(rf"(?:{kinds})-(\d{{6,}})(?:-\d+)?\.png")
-    found = [name.fullmatch(file.name) for file in folder.glob("*.png")]
+    name = re.compile(rf"(?:{kinds})-(\d{{6,}})(?:-\d+)?\.(?:png|gif)")
+    found = [name.fullmatch(file.name) for file in folder.glob("*.*")]
     return max((int(match[1]) + 1 for match in found if match), default=0)
 
 

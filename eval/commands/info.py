@@ -14,7 +14,9 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "saved with it; of LEGO every brick, of other networks their maps and windows; of any other pipeline its "
         "components."
     )
-    parser.epilog = "examples:\n  brickwork info lego-avatars-64 --height 64 --width 192\n  brickwork info lego-xl-u-64"
+    parser.epilog = (
+        "examples:\n  brickwork info lego-avatars-64 --height 64 --width 192\n  brickwork info lego-xl-u-64"
+    )
     parser.add_argument(
         "model", help="weights that ship, a preset, a pipeline or model folder, or an authors' .pkl file"
     )

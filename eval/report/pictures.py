@@ -100,10 +100,10 @@ def save_picture(
 
 
 def made_by(maker: str) -> Callable[[Path], bool]:
-    """Whether a file is a PNG that `save_picture` wrote for this maker; for `brickwork.files.check_file`."""
+    """Whether a file is a PNG, or a GIF, that says it was written for this maker; for `brickwork.files.check_file`."""
 
     def is_ours(path: Path) -> bool:
         with Image.open(path) as picture:
-            return picture.info.get("Software") == maker
+            return maker in (picture.info.get("Software"), picture.info.get("comment", b"").decode(errors="replace"))
 
     return is_ours

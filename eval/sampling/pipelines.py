@@ -87,12 +87,13 @@ def load_lego_pipeline(name: str, device: str | None = None, **options):
 
 
 def load_class_pipeline(name: str, device: str | None = None, **options):
-    """A folder's `ClassToImagePipeline` for a command, on `device`; anything else is a `LegoPipeline`'s name."""
+    """A folder's pipeline for classes on `device`, of pictures or clips; anything else is a `LegoPipeline`'s name."""
     import brickwork
 
-    if pipeline_class(name) != "ClassToImagePipeline":
+    kind = pipeline_class(name)
+    if kind not in ("ClassToImagePipeline", "VideoPipeline"):
         return load_lego_pipeline(name, device, **options)  # which also says what is wrong
-    return to_device(_load(brickwork.ClassToImagePipeline, name, options), device)
+    return to_device(_load(getattr(brickwork, kind), name, options), device)
 
 
 def load_pipeline(name: str, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None, **options):

@@ -262,3 +262,25 @@ def test_parameters_saved_in_two_types_count_once(tmp_path, capsys):
 def test_info_of_nothing(tmp_path, capsys):
     assert cli.main(["info", str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_a_video_pipeline_draws_clips(tmp_path, capsys):
+    from PIL import Image
+
+    from brickwork import BlockUNet2DModel, VideoPipeline, inflate
+    from brickwork.cli import main
+    from brickwork.gen.parameterization import EDMObjective
+
+    image = BlockUNet2DModel(
+        sample_size=8, num_classes=2, block_out_channels=(8,), layers_per_block=1, id2label={0: "nod", 1: "walk"}
+    )
+    torch.nn.init.normal_(image.conv_out.weight, std=0.1)
+    VideoPipeline.from_objective(inflate(image), EDMObjective(), num_frames=3, fps=5).save_pretrained(tmp_path / "p")
+    words = ["generate", str(tmp_path / "p"), "--count", "1", "--steps", "2", "-o", str(tmp_path / "drawn")]
+    assert main([*words, "--frames", "4"]) == 0 and "wrote 2 clips" in capsys.readouterr().out
+    with Image.open(tmp_path / "drawn" / "walk-000000.gif") as file:
+        assert file.n_frames == 4 and file.info["duration"] == 200
+    assert main([*words, "--overwrite", "--seed", "0"]) == 0
+    assert main(words) == 0 and (tmp_path / "drawn" / "nod-000001.gif").exists()
+    assert main([*words, "--keep-best", "1", "--score", "pickscore"]) == 2
+    assert "which is for pictures" in capsys.readouterr().err

@@ -178,4 +178,7 @@ def test_calc_scores_a_pipeline_on_what_its_folder_says(lego, tmp_path):
     (tmp_path / "objective.json").write_text("[]")
     with pytest.raises(ValueError, match="is no objective"):
         trained_for()
-    assert saved_objective(brickwork.pretrained("lego-avatars-64")) == ("edm", {"p_mean": 0.0, "p_std": 1.2, "sigma_data": 1.0})
+    assert saved_objective(brickwork.pretrained("lego-avatars-64")) == (
+        "edm",
+        {"p_mean": 0.0, "p_std": 1.2, "sigma_data": 1.0},
+    )
