@@ -22,6 +22,7 @@ KINDS = {
     "resadapter": "brickwork.adapters.resadapter.handle.ResAdapter",
     "dino": "brickwork.adapters.dino.adapter.DinoAdapter",
     "layout": "brickwork.adapters.layout.adapter.LayoutAdapter",
+    "control": "brickwork.adapters.control.adapter.ControlAdapter",
     "kv_compression": "brickwork.adapters.kv_compression.handle.KVCompression",
 }
 UNTOLD = "resadapter"  # the only kind whose files, the authors' own, do not say what they are

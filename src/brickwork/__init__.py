@@ -26,6 +26,7 @@ _MODULES = {
     "brickwork.gen.networks.pretrained_encoder": ["from_pretrained_encoder"],
     "brickwork.pipelines.schedules": ["BrickSchedule", "SubnetSchedule"],
     "brickwork.adapters.base": ["load_adapter"],
+    "brickwork.adapters.control.adapter": ["ControlAdapter"],
     "brickwork.adapters.dino.adapter": ["DinoAdapter"],
     "brickwork.adapters.layout.adapter": ["LayoutAdapter"],
     "brickwork.adapters.resadapter.handle": ["ResAdapter"],

@@ -22,6 +22,7 @@ COMMANDS = {
     "env": ("training.commands.env", "versions, processor, GPUs and what is fast here, for bug reports"),
     "new-config": ("training.commands.new_config", "every value of a training run, commented, as a file to change"),
     "train": ("training.commands.train", "train a backbone, on pictures of one's own too"),
+    "distill": ("training.commands.distill", "a student of a pipeline: few steps, or a smaller network"),
     "scale": ("training.commands.scale", "depth, width and size for a budget of operations, and how to train it"),
     "publish": ("training.commands.publish", "a run as a folder to share, with a model card"),
     "battle": (

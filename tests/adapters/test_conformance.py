@@ -59,6 +59,7 @@ CASES = {
         config={"dim": 16, "num_heads": 4},
         given={"boxes": [(0.1, 0.2, 0.6, 0.9)], "phrases": [[0.1] * 32]},
     ),
+    "control": Case(config={"pixels": 1}, given={"image": torch.linspace(0, 1, 3 * 8 * 6).view(3, 8, 6)}),
     "kv_compression": Case(lambda helpers: helpers.make_unet("sd"), config={"ratio": 2}, fresh={"ratio": 1}),
     "shift": Case(given={"offset": 0.0}),
 }

@@ -247,6 +247,7 @@ class CaptionedStream(TrainingStream):
         latent = (self.channels, shape[0] // self.factor, shape[1] // self.factor)
         random, posterior = (random_numbers(self.seed, stream, position) for stream in (SAMPLE, POSTERIOR))
         level, captioned = random.standard_normal(), random.random() >= self.objective.caption_dropout
+        captioned = captioned and bool(self.captioned.captions[row])  # none is the null condition
         noise = random.standard_normal(latent, dtype=np.float32)
         noise += self.objective.noise_offset * random.standard_normal((latent[0], 1, 1), dtype=np.float32)
         sample = picture | {

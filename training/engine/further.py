@@ -37,16 +37,17 @@ class FurtherLosses:
 
     def __init__(self, objectives: Sequence[Objective], task: Task):
         self.objectives, self.task, self.accelerator = list(objectives), task, task.accelerator
-        self.taps = sorted({name for objective in self.objectives for name in objective.taps})
         self.teachers: dict[str, torch.nn.Module] = {}
         for objective in self.objectives:
-            source = objective.teacher
-            if source is not None and source not in self.teachers:
+            for source in objective.teachers.keys() - self.teachers.keys():
                 network = task.teacher(source).requires_grad_(False).eval()
                 self.teachers[source] = network.to(task.accelerator.device)
+            objective.join(task, self.teachers)
             _check_taps(objective, objective.taps, task.network)
-            _check_taps(objective, objective.teacher_taps, self.teachers.get(source))
+            for source, names in (objective.teachers or {None: objective.teacher_taps}).items():
+                _check_taps(objective, names, self.teachers.get(source))
             _check_part(objective, task.network)
+        self.taps = sorted({name for objective in self.objectives for name in objective.taps})
         if any(type(objective).prepare is not Objective.prepare for objective in self.objectives):
             self._prepare()
         self.own = torch.nn.ModuleDict({objective.type: objective for objective in self.objectives})
@@ -65,7 +66,7 @@ class FurtherLosses:
             step = forward(self.task, network.eval(), replace(step, subnet=None), self.taps)
             seen = self._teachers_see(step)
             for objective in self.objectives:
-                objective.prepare(step, seen.get(objective.teacher))
+                objective.prepare(step, _seen_by(objective, seen))
         network.train(was_training)
 
     def _optimizer(self, settings) -> torch.optim.Optimizer | None:
@@ -80,15 +81,30 @@ class FurtherLosses:
             groups, lr=settings.learning_rate, betas=tuple(settings.betas), weight_decay=settings.weight_decay
         )
 
-    def _teachers_see(self, step: Step) -> dict[str | None, Step]:
-        seen: dict[str | None, Step] = {}
-        for source, network in self.teachers.items():
-            names = {
-                tap for objective in self.objectives if objective.teacher == source for tap in objective.teacher_taps
+    def _teachers_see(self, step: Step) -> dict[str, Step]:
+        names: dict[str, set[str]] = {}
+        for objective in self.objectives:
+            for source, taps in ({} if objective.asks else objective.teachers).items():
+                names.setdefault(source, set()).update(taps)
+        with torch.no_grad():
+            shown = replace(step, subnet=None)
+            return {
+                source: forward(self.task, self.teachers[source], shown, sorted(taps))
+                for source, taps in names.items()
             }
-            with torch.no_grad():
-                seen[source] = forward(self.task, network, replace(step, subnet=None), sorted(names))
-        return seen
+
+    def levels(self, normal: torch.Tensor) -> torch.Tensor:
+        """The noise levels `(N,)` of standard normal numbers `(N,)`, by which the log tells losses apart."""
+        levels = self.task.noise_levels(normal)
+        for objective in self.objectives:
+            levels = objective.levels(normal, levels)
+        return levels
+
+    def rewrite(self, step: Step, normal: torch.Tensor) -> Step:
+        """The step that the network is shown; see `Objective.rewrite`."""
+        for objective in self.objectives:
+            step = objective.rewrite(step, normal)
+        return step
 
     def __call__(self, step: Step) -> tuple[dict[str, torch.Tensor], torch.Tensor | float]:
         """Losses by name, each with its weight, and their sum.
@@ -101,7 +117,7 @@ class FurtherLosses:
             if any(name not in step.taps for name in objective.taps):
                 continue
             taps = {name: step.taps[name] for name in objective.taps}
-            found = objective(step, taps, seen.get(objective.teacher))
+            found = objective(step, taps, _seen_by(objective, seen))
             twice = sorted(losses.keys() & found.keys())
             if twice:
                 raise ValueError(f"Two of the objectives {list(self.own)} call a loss {twice[0]!r}; rename one.")
@@ -176,6 +192,12 @@ def forward(task: Task, network: torch.nn.Module, step: Step, taps: Sequence[str
     with tapped(network if inner is None else inner, taps) as found:
         outputs = task.call(network, step)
     return replace(step, outputs=outputs, taps=found)
+
+
+def _seen_by(objective: Objective, seen: dict[str, Step]) -> Step | tuple[Step, ...] | None:
+    """What an objective's teacher saw, or several of them in their order."""
+    steps = tuple(seen[source] for source in objective.teachers if source in seen)
+    return steps if len(steps) > 1 else steps[0] if steps else None
 
 
 def _check_taps(objective: Objective, names: Sequence[str], network: torch.nn.Module | None) -> None:

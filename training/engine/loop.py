@@ -123,7 +123,7 @@ def _train(run: Run, folder: Path, stop: StopSignal) -> int:
         accelerator.num_processes, start=images,
     )  # fmt: skip
     loader = iter(stream_batches(task.stream, batches, config.data.num_workers))
-    levels = [f"sigma_{level:.3g}" for level in task.noise_levels(level_quantiles()).tolist()]
+    levels = [f"sigma_{level:.3g}" for level in further.levels(level_quantiles()).tolist()]
     log = RunLog(folder, accelerator, settings.total_images, images, levels, settings.wandb_project, unevaluated)
     if unevaluated:
         evaluate_averages(task, ema, images, log, stop)
@@ -199,7 +199,8 @@ def compute(
         The task's loss of each image `(B,)`, further losses by name, and the number to minimise.
     """
     with run.accelerator.autocast():
-        step = forward(run.task, model, run.task.step(batch, number), run.further.taps, inner=run.task.network)
+        step = run.further.rewrite(run.task.step(batch, number), batch["level"])
+        step = forward(run.task, model, step, run.further.taps, inner=run.task.network)
         losses = run.task.losses(step)
         extra, weighted = run.further(step)
     return losses, extra, losses.mean() + weighted

@@ -175,19 +175,22 @@ def averaged_copy(network: torch.nn.Module, weights: dict[str, torch.Tensor]) ->
     return copy.eval()
 
 
-def export_pipeline(pipeline, folder: Path, objective: ObjectiveConfig | None = None) -> Path:
+def export_pipeline(pipeline, folder: Path, objective: ObjectiveConfig | None = None, card: str = "") -> Path:
     """Write a pipeline folder under another name, let it replace an earlier one, and say where it is.
 
     Args:
         pipeline: to write.
         folder: the run's.
         objective: what its network was trained for, noted beside it.
+        card: a README in Markdown, if any.
     """
     target, temporary = folder / PIPELINE, folder / f".{PIPELINE}.new"
     shutil.rmtree(temporary, ignore_errors=True)
     pipeline.save_pretrained(temporary)
     if objective is not None:
         save_objective(temporary, objective.type, objective.options)
+    if card:
+        write_file(temporary / "README.md", card)
     put_in_place(temporary, target)
     print(f"The pipeline with the averaged weights is in {target}.")
     return target

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from brickwork.errors import no_unknown, one_of
-from brickwork.training.task import Step
+from brickwork.training.task import Step, Task
 
 REGISTRY: dict[str, type[Objective]] = {}
 
@@ -28,6 +28,7 @@ class Objective(torch.nn.Module, ABC):
         taps: names of modules of the network whose outputs it reads.
         teacher: a trained network to learn from, as the task opens it; `None` for none.
         teacher_taps: names of modules of the teacher whose outputs it reads.
+        asks: whether it calls its teachers itself, so that they need not see every step.
         part: the prefix of parameters of the network that are in its optimiser group, not in the run's.
     """
 
@@ -36,6 +37,7 @@ class Objective(torch.nn.Module, ABC):
     teacher: str | None = None
     teacher_taps: tuple[str, ...] = ()
     part: str | None = None
+    asks: bool = False
 
     def __init__(self, weight: float = 1.0, rate: float = 1.0):
         super().__init__()
@@ -44,17 +46,35 @@ class Objective(torch.nn.Module, ABC):
                 raise ValueError(f"`{key}` is {value!r}; give 0 or a positive number.")
         self.weight, self.rate = float(weight), float(rate)
 
-    def prepare(self, step: Step, teacher: Step | None) -> None:
+    @property
+    def teachers(self) -> dict[str, tuple[str, ...]]:
+        """All that it learns from, by name or folder, with the modules of each whose outputs it reads."""
+        return {} if self.teacher is None else {self.teacher: self.teacher_taps}
+
+    def join(self, task: Task, networks: Mapping[str, torch.nn.Module]) -> None:
+        """Learn of the task and of the teachers by name; called once, before `prepare`."""
+
+    def levels(self, normal: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+        """The noise levels `(N,)` that standard normal numbers `(N,)` become, given the task's own."""
+        return levels
+
+    def rewrite(self, step: Step, normal: torch.Tensor) -> Step:
+        """The step that the network is shown in place of the task's, of standard normal numbers `(B,)`."""
+        return step
+
+    def prepare(self, step: Step, teacher: Step | tuple[Step, ...] | None) -> None:
         """Make own parameters, from a step as network and teacher see it; called once, before the first one."""
 
     @abstractmethod
-    def forward(self, step: Step, taps: Mapping[str, torch.Tensor], teacher: Step | None) -> dict[str, torch.Tensor]:
+    def forward(
+        self, step: Step, taps: Mapping[str, torch.Tensor], teacher: Step | tuple[Step, ...] | None
+    ) -> dict[str, torch.Tensor]:
         """Losses by name, each one number.
 
         Args:
             step: with the network's outputs.
             taps: outputs of the modules that it asked for, by name.
-            teacher: the same step with the teacher's outputs and taps, without gradients.
+            teacher: the same step with the teacher's outputs and taps, without gradients; of several a tuple.
         """
 
 

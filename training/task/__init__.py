@@ -34,6 +34,7 @@ class Step:
         subnet: the part of the network that runs, in the task's own terms; `None` for all of it.
         outputs: what the network said, the last one its answer; filled after the forward pass.
         taps: outputs of modules within it by name, those that an objective asked for; filled with the outputs.
+        weight: of each image's loss `(B,)`; `None` for 1.
     """
 
     images: torch.Tensor
@@ -45,6 +46,7 @@ class Step:
     subnet: Any = None
     outputs: list[torch.Tensor] = field(default_factory=list)
     taps: dict[str, torch.Tensor] = field(default_factory=dict)
+    weight: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,22 @@ class Task(ABC):
             ValueError: for one that cannot be had, or was trained for something else.
         """
         raise ValueError(f"`teacher` is {source!r}, but {type(self).__name__} takes none; leave such objectives out.")
+
+    def sample_with(self, changes: dict[str, Any]) -> None:
+        """Have pipelines draw with a first-order, deterministic scheduler of diffusers.
+
+        Args:
+            changes: of its configuration.
+        """
+        raise ValueError(f"A {type(self).__name__} draws with no scheduler; leave objectives that choose one out.")
+
+    def without_conditions(self, step: Step) -> Step:
+        """The step under the null condition, for classifier-free guidance.
+
+        Raises:
+            ValueError: for networks that read no condition.
+        """
+        raise ValueError(f"A {type(self).__name__} has no null condition; set `guidance` to 1.")
 
     def pipeline(self, network: torch.nn.Module) -> Any:
         """What draws with a network in the state of the run, for metrics."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -77,11 +78,13 @@ class BackboneTask(DenoisingTask):
     Attributes:
         held_out: the frozen list that the averaged weights are scored on, if any.
         vae: of cached latents.
+        scheduler: that pipelines draw with in place of the parameterization's own.
     """
 
     configuration = TrainConfig
     held_out: PairedSet | None
     vae: torch.nn.Module | None
+    scheduler: Any = None
 
     @staticmethod
     def handlers(config: TrainConfig) -> list[Any]:
@@ -162,8 +165,21 @@ class BackboneTask(DenoisingTask):
             raise ValueError(f"`teacher` is {source!r}, a network of {classes} classes; this one has {ours}.")
         return network
 
+    def sample_with(self, changes: dict[str, Any]) -> None:
+        scheduler = self.parameterization.scheduler()
+        self.scheduler = type(scheduler).from_config(scheduler.config, **changes)
+
+    def without_conditions(self, step: Step) -> Step:
+        classes = self.network.config.num_classes
+        if classes is None:
+            return super().without_conditions(step)
+        labels = torch.full_like(step.conditions["class_labels"], classes)
+        return replace(step, conditions=step.conditions | {"class_labels": labels})
+
     def pipeline(self, network: torch.nn.Module) -> Any:
         pipeline = BACKBONES[self.config.model.type].pipeline(network, self.parameterization, self.vae)
+        if self.scheduler is not None:
+            pipeline.register_modules(scheduler=self.scheduler)
         return without_later_bricks(pipeline, network, getattr(self.phase, "runs", None))
 
     def preview(self, images: int, log: Any) -> None:

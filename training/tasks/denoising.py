@@ -38,7 +38,8 @@ class DenoisingTask(Task):
             weight * self.parameterization.losses(output, step.images, step.noise, step.level)
             for output, weight in learning
         ]
-        return torch.stack(losses).sum(dim=0) / sum(weight for _, weight in learning)
+        mean = torch.stack(losses).sum(dim=0) / sum(weight for _, weight in learning)
+        return mean if step.weight is None else step.weight * mean
 
     def check_teacher(self, source: str, parameterization: Any, channels: int) -> None:
         """Raise a `ValueError` for a teacher that was asked for something else than this network is."""

@@ -1,10 +1,12 @@
 """What tasks on latents and captions share: a Stable Diffusion pipeline, its samples, its step and its plan."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from diffusers import DDIMScheduler
 
 from brickwork.pipelines.stable_diffusion import load_pipeline, objective_of, size_step, unet_arguments
 from brickwork.training.config.latent import LatentConfig
@@ -102,6 +104,19 @@ class LatentTask(DenoisingTask):
         pipeline = load_pipeline(source)
         self.check_teacher(source, objective_of(pipeline.scheduler), pipeline.unet.config.in_channels)
         return pipeline.unet
+
+    def sample_with(self, changes: dict[str, Any]) -> None:
+        self.base.register_modules(scheduler=DDIMScheduler.from_config(self.base.scheduler.config, **changes))
+
+    def without_conditions(self, step: Step) -> Step:
+        nothing = self.complete.nothing
+        if not nothing:
+            nothing = {name: tensor[None] for name, tensor in self.stream.cache.texts.no_caption.items()}
+        count, device = len(step.sample), step.sample.device
+        batch = {name: tensor.to(device).expand(count, *tensor.shape[1:]) for name, tensor in nothing.items()}
+        if "added_cond_kwargs" in step.conditions:
+            batch["time_ids"] = step.conditions["added_cond_kwargs"]["time_ids"]
+        return replace(step, conditions=unet_arguments(batch))
 
     def preview(self, images: int, log: Any) -> None:
         self.previews.show(self, self.base.unet, images, log)

@@ -20,6 +20,15 @@ from brickwork.training.engine.previews import export_pipeline
 from brickwork.training.tasks.latent.encoding import EncodeFirst, freeze_unet
 from brickwork.training.tasks.latent.task import LatentTask
 
+CARD = """# A Stable Diffusion pipeline trained with Brickwork
+
+From `{base}`. Its previews were drawn with:
+
+```python
+pipe(prompt, {call})
+```
+"""
+
 
 class UNetWithText(torch.nn.Module):
     """A UNet and its text encoder as one network to train.
@@ -125,7 +134,9 @@ class TextToImageTask(LatentTask):
             save_unet_lora(self.base, folder)
             self.accelerator.print(f"The LoRA with the averaged weights is in {folder}.")
         else:
-            export_pipeline(self.base, folder)
+            shown = self.config.samples
+            call = f"num_inference_steps={shown.steps}, guidance_scale={shown.guidance_scale:g}"
+            export_pipeline(self.base, folder, card=CARD.format(call=call, base=self.config.model.base))
 
 
 class JointTask(TextToImageTask):

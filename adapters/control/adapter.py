@@ -1,0 +1,155 @@
+"""`ControlAdapter`: a condition image, such as edges, masks or depth, that a trained UNet follows."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from brickwork.adapters.control.assistant import COMPOSITIONS, Composite, ControlNet, stage_widths
+from brickwork.adapters.modules import ModuleAdapter, ModuleHook
+from brickwork.errors import one_of
+
+VARIANTS = ("composite", "controlnet")
+MODES = {1: "L", 3: "RGB"}
+
+
+class ControlAdapter(ModuleAdapter):
+    """A condition image for `BlockUNet2DModel` and diffusers' `UNet2DConditionModel`.
+
+    The network stays frozen. Beside it an assistant, a copy of its encoder, reads the sample and the image, and its
+    stages are linked into the network's own and all larger ones (CBNet, arXiv 2107.00420), through convolutions that
+    start at zero. `variant="controlnet"` is diffusers' ControlNet instead, for comparison.
+
+        adapter = ControlAdapter.create(pipe)
+        with adapter.condition(image=edges, scale=0.8):
+            pipe("a robot and a cat")
+
+    An image is a PIL image, an array `(H, W, C)` uint8, a tensor `(C, H, W)` or `(B, C, H, W)` in [0, 1], or a list of
+    these; one for all pictures or one each. It is resized to the pictures' size. Without a condition nothing changes.
+    """
+
+    kind = "control"
+    conditions, strength_argument = ("image",), "control_scale"
+
+    @classmethod
+    def build(
+        cls,
+        network: nn.Module,
+        variant: str = "composite",
+        composition: str = "dhlc",
+        image_channels: int = 3,
+        pixels: int | None = None,
+    ) -> tuple[nn.Module, dict]:
+        """The weights for a network.
+
+        Args:
+            network: the UNet.
+            variant: `"composite"` or `"controlnet"`.
+            composition: of a composite, `"dhlc"` (links from every higher stage) or `"same_level"`.
+            image_channels: 3, or 1 for grey images.
+            pixels: of the image along each side for one of the sample; `None` for 8 with a text-to-image UNet on
+                latents, else 1. A pipeline knows.
+
+        Raises:
+            ValueError: for another kind of network, or settings that do not fit it.
+        """
+        one_of("variant", variant, VARIANTS)
+        one_of("composition", composition, COMPOSITIONS)
+        if image_channels not in MODES:
+            raise ValueError(f"`image_channels` is {image_channels!r}; give 3, or 1 for grey images.")
+        stage_widths(network)
+        if pixels is None:
+            pixels = 8 if network.config.get("cross_attention_dim") else 1
+        if isinstance(pixels, bool) or not isinstance(pixels, int) or pixels < 1:
+            raise ValueError(f"`pixels` is {pixels!r}; give a whole number from 1 up, such as 8 for Stable Diffusion.")
+        if variant == "composite":
+            parts = Composite(network, image_channels, pixels, composition)
+        else:
+            parts = ControlNet(network, image_channels, pixels)
+        config = {"variant": variant, "composition": composition, "image_channels": image_channels, "pixels": pixels}
+        return parts.to(network.device, network.dtype), config
+
+    @classmethod
+    def create(cls, model, name: str | None = None, **config) -> Self:
+        """Put an untrained adapter on a network or a pipeline, which changes nothing yet."""
+        vae = None if isinstance(model, nn.Module) else getattr(model, "vae", None)
+        if vae is not None:
+            config = {"pixels": 2 ** (len(vae.config.block_out_channels) - 1)} | config
+        return super().create(model, name, **config)
+
+    def hooks(self) -> list[tuple[nn.Module, str, Any]]:
+        return [(self.network, "pre", AtStart(self))]
+
+    def prepare(self, image: Any = None) -> torch.Tensor:
+        """The images as a tensor `(B, C, H, W)` in [0, 1]."""
+        channels = self.config["image_channels"]
+        images = image if isinstance(image, (list, tuple)) else [image]
+        if not images:
+            raise ValueError("`image` is an empty list; give an image, or one for each picture.")
+        tensors = [_tensor(one, channels) for one in images]
+        if len({tensor.shape[-2:] for tensor in tensors}) > 1:
+            raise ValueError("`image` has images of several sizes; give them in one.")
+        return torch.cat(tensors)
+
+
+class AtStart(ModuleHook):
+    """Before the network: the assistant's residuals among its arguments."""
+
+    def __init__(self, adapter: ControlAdapter) -> None:
+        super().__init__(adapter)
+        self.names = list(inspect.signature(adapter.network.forward).parameters)
+
+    def act(self, strength: float, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        image = self.adapter.present()
+        if image is None:
+            return None
+        given = dict(zip(self.names, args)) | kwargs
+        sample, parts = given["sample"], self.adapter.parts
+        weight = next(parts.parameters())
+        pixels = self.adapter.config["pixels"]
+        size = [side * pixels for side in sample.shape[-2:]]
+        image = _rows(image, len(sample)).to(sample.device, weight.dtype)
+        if list(image.shape[-2:]) != size:
+            image = nn.functional.interpolate(image, size=size, mode="bilinear", antialias=True)
+        residuals = parts(image, given | {"sample": sample.to(weight.dtype)})
+        added = {name: _added(value, given.get(name), strength, sample.dtype) for name, value in residuals.items()}
+        return args, kwargs | added
+
+
+def _added(residual: Any, given: Any, strength: float, dtype: torch.dtype) -> Any:
+    """A residual, or several, at a strength, with what the network was given already."""
+    if isinstance(residual, torch.Tensor):
+        residual = (strength * residual).to(dtype)
+        return residual if given is None else residual + given
+    given = [None] * len(residual) if given is None else given
+    return [_added(one, other, strength, dtype) for one, other in zip(residual, given, strict=True)]
+
+
+def _rows(image: torch.Tensor, batch: int) -> torch.Tensor:
+    """Images of a batch: pipelines with guidance run the pictures one after the other, twice."""
+    if batch % len(image):
+        raise ValueError(f"`image` has {len(image)} images, but the network draws {batch}; give one, or one each.")
+    return image.repeat(batch // len(image), 1, 1, 1)
+
+
+def _tensor(image: Any, channels: int) -> torch.Tensor:
+    """One image, or a tensor of several, as `(B, C, H, W)` in [0, 1]."""
+    if isinstance(image, Image.Image):
+        image = np.asarray(image.convert(MODES[channels]))
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
+        rows = image[..., None] if image.ndim == 2 else image
+        image = torch.from_numpy(rows.copy()).permute(2, 0, 1).float() / 255
+    if not isinstance(image, torch.Tensor) or not image.is_floating_point() or image.ndim not in (3, 4):
+        shape: Sequence[int] = tuple(getattr(image, "shape", ()))
+        raise ValueError(
+            f"`image` is a {type(image).__name__} {shape or ''}; give a PIL image, an array (H, W, {channels}) of "
+            f"uint8, or a tensor ({channels}, H, W) in [0, 1]."
+        )
+    image = image if image.ndim == 4 else image[None]
+    if image.shape[1] != channels:
+        raise ValueError(f"`image` has {image.shape[1]} channels; this adapter reads {channels} (`image_channels`).")
+    return image.float()
