@@ -102,7 +102,7 @@ def test_steps_have_one_shape_on_all_processes_and_after_resuming(folder):
     again = make_stream(folder)
     for position in (5, 22):
         ours, theirs = stream[position], again[position]
-        assert set(ours) == {"pixels", "posterior", "noise", "level", "caption", "time_ids", "broken"}
+        assert set(ours) == {"row", "pixels", "posterior", "noise", "level", "caption", "time_ids", "broken"}
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
         channels, height, width = ours["pixels"].shape
         assert ours["noise"].shape == ours["posterior"].shape == (4, height // 2, width // 2)
