@@ -193,6 +193,12 @@ _BATTLE = {
 }  # fmt: skip
 _BLOCKS = {"num_layers": 1, "hidden_size": 16, "attention_head_dim": 8, "window_size": 2}
 
+_SPACE = {
+    "space": {"stages": [{"blocks": ["resnet"], "channels": [16], "layers": [1, 2]}], "config": {"time_embed_dim": 8}},
+    "search": {"steps": 1, "paths": 1, "rated": 2},
+    "run": {"batch_size": 2, "mixed_precision": "no"},
+}
+
 COMMANDS = {
     "generate": Command(
         words("generate IN/model --count 2 --steps 1 --batch-size 1 --output OUT/out"),
@@ -234,6 +240,9 @@ COMMANDS = {
     "battle": Command(
         words("battle --config IN/battle.yaml -o OUT/out"),
         again=None, grows=True, equal="nothing", stand_ins=cells_in_forks,
+    ),
+    "search-blocks": Command(
+        words("search-blocks IN/space.yaml -o OUT/out", *FACES), again=None, grows=True, equal="nothing"
     ),
     "convbn": Command(
         words("convbn --only curves --curves tiny-d-emo --steps 1 --device cpu --rates sgd 0.1 -o OUT/out",
@@ -288,6 +297,7 @@ def make_inputs(folder: Path) -> Path:
     """What the commands read, some hundred kilobytes in a few seconds."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "battle.yaml").write_text(yaml.safe_dump(_BATTLE))
+    (folder / "space.yaml").write_text(yaml.safe_dump(_SPACE))
     (folder / "lego.pkl").write_bytes(lego_pickle())
     torch.save(dit_tensors(), folder / "dit.pt")
     _save_vae(folder / "vae")

@@ -33,6 +33,10 @@ COMMANDS = {
     "judge": ("eval.commands.judge", "objects, numbers, colours and positions in pictures, against their prompts"),
     "sweep": ("eval.studies.sweep", "a pipeline over sizes, ratios and adapter strengths: contact sheet and table"),
     "search": ("eval.commands.search", "the best brick schedules within budgets of operations"),
+    "search-blocks": (
+        "training.studies.commands:configure_search_blocks",
+        "blocks, widths and depths for a UNet, within a budget",
+    ),
     "convbn": (
         "training.studies.commands:configure_convbn",
         "a convolution and its BatchNorm: memory, time, stability by mode",

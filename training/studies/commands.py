@@ -1,4 +1,4 @@
-"""`brickwork battle` and `brickwork convbn`: their arguments; light, so that `--help` is quick."""
+"""`brickwork battle`, `convbn` and `search-blocks`: their arguments; light, so that `--help` is quick."""
 
 import argparse
 from pathlib import Path
@@ -125,4 +125,32 @@ def run_convbn(args: argparse.Namespace) -> int:
 
     args.rates = args.rates or [(name, *rates) for name, rates in CONVBN_RATES.items()]
     print(compare_modes(args))
+    return 0
+
+
+def configure_search_blocks(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `brickwork search-blocks`."""
+    parser.description = (
+        "Which blocks, widths and depths for a UNet: stage-wise supernets learn without labels (BossNAS, arXiv\n"
+        "2103.12424), their choices are rated, and the best network within a budget of operations is written as a\n"
+        "configuration for `brickwork train --config`. The same command goes on where it was stopped."
+    )
+    parser.epilog = (
+        "examples:\n"
+        "  brickwork search-blocks block_space -o runs/blocks --dry-run\n"
+        "  brickwork search-blocks my-space.yaml -o runs/blocks space.budget=5.0e+8 search.steps=2000"
+    )
+    parser.add_argument("space", help="YAML file of the space, or the name of one that ships (block_space)")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the search")
+    parser.add_argument("--dry-run", action="store_true", help="check the space, say how large it is, train nothing")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values over the file")
+    parser.set_defaults(run=run_search_blocks)
+
+
+def run_search_blocks(args: argparse.Namespace) -> int:
+    """Search, or say what would be searched."""
+    from brickwork.training.config.config import load_config
+    from brickwork.training.studies.block_search import SearchConfig, search_blocks
+
+    search_blocks(load_config(args.space, args.overrides, SearchConfig), args.output, args.dry_run)
     return 0
