@@ -265,6 +265,7 @@ COMMANDS = {
     "publish": Command(words("publish IN/run OUT/out"), stand_ins=few_samples),
     "new-config": Command(words("new-config tiny-lego -o OUT/out.yaml"), output="out.yaml"),
     "scale": Command(words("scale tiny-dit --budget 1x -o OUT/out.yaml"), output="out.yaml"),
+    "export": Command(words("export IN/model -o OUT/out --rounds 0 --subnets 0"), equal="names"),
     "convert lego": Command(words("convert lego IN/lego.pkl OUT/out")),
     "convert dit": Command(words("convert dit IN/dit.pt OUT/out --attention-head-dim 4")),
     "convert resadapter": Command(

@@ -46,6 +46,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, … (default: the best there is)")
     parser.add_argument("-o", "--output", type=Path, default=Path("generated"), help="folder for the PNGs (generated)")
     parser.add_argument("--overwrite", action="store_true", help="replace images of these names that it wrote before")
+    parser.add_argument("--exported", type=Path, metavar="FOLDER", help="run the graphs of `brickwork export`")
     parser.add_argument(
         "--keep-best", type=int, metavar="N", help="of the images of each class, write the best N only"
     )
@@ -98,6 +99,10 @@ def run(args: argparse.Namespace) -> None:
     from brickwork.pipelines.labels import resolve_class_labels
 
     pipe = load_class_pipeline(args.model, args.device, **options.of_hub(args))
+    if args.exported is not None:
+        from brickwork.pipelines.exported import use_exported
+
+        use_exported(pipe, args.exported)
     pipe.set_progress_bar_config(disable=True)
     call, config, clips = _options(args, pipe), pipe.transformer.config, "num_frames" in pipe.config
     if args.frames is not None and not clips or args.score is not None and clips:

@@ -210,7 +210,7 @@ class BlockTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, 
         patch = self.config.patch_size
         (height, width), timestep, labels = self._read(sample, timestep, class_labels, patch)
         given = (encoder_hidden_states, additional_context_tokens)
-        context = join_tokens(*given, len(sample), self.config.cross_attention_dim)
+        context = join_tokens(*given, sample.shape[0], self.config.cross_attention_dim)
         temb = self.condition(timestep, labels, self.dtype)
         return Passage((height, width), (-(-height // patch), -(-width // patch)), temb, context)
 

@@ -251,7 +251,7 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
             raise ValueError("`timestep_cond` was given, but this network has no `time_cond_proj_dim`; leave it out.")
         size, timestep, labels = self._read(sample, timestep, class_labels)
         width, dtype = self.config.cross_attention_dim, self.dtype
-        context = join_tokens(encoder_hidden_states, additional_context_tokens, len(sample), width, required=True)
+        context = join_tokens(encoder_hidden_states, additional_context_tokens, sample.shape[0], width, required=True)
         temb = self.condition(timestep, labels, dtype, timestep_cond)
         inner = self._residuals("down_intrablock_additional_residuals", down_intrablock_additional_residuals)
         stages = self._encode(sample.to(dtype, memory_format=torch.channels_last), temb, context, inner)

@@ -49,6 +49,7 @@ COMMANDS = {
         "adapters.resadapter.commands:configure_convert",
         "between the authors' folder, diffusers and ComfyUI",
     ),
+    "export": ("eval.commands.export", "a network as ONNX graphs, which run faster on a CPU"),
     "merge": ("adapters.resadapter.commands:configure_merge", "bake a ResAdapter into a checkpoint"),
     "data build emoji": ("training.data.build.emoji", "build the emoji data set from its public packages"),
     "data build avatars": ("training.data.build.avatars", "build avatars of known attributes with DiceBear"),
