@@ -128,7 +128,7 @@ def make_report(judge, images, verdicts: Sequence):
     """What is right by category, and the first wrong pictures with what was found in them."""
     from collections import Counter
 
-    from brickwork.eval.judge.verdicts import summary
+    from brickwork.eval.judge.verdicts import kind_of, summary
     from brickwork.eval.report.blocks import Picture, Report, Table, Text, literal
 
     found = summary(verdicts)
@@ -136,7 +136,7 @@ def make_report(judge, images, verdicts: Sequence):
     rows.append(("overall", sum(row[1] for row in rows), len(verdicts), found["overall"]))
     settings = ", ".join(f"{name} {value}" for name, value in judge.to_dict().items())
     wrong = [i for i, verdict in enumerate(verdicts) if not verdict.correct]
-    kinds = Counter(_kind(reason) for verdict in verdicts for reason in verdict.reasons)
+    kinds = Counter(kind_of(reason) for verdict in verdicts for reason in verdict.reasons)
     blocks = [
         f"{len(verdicts)} pictures of {literal(images.source)}, judged by GenEval's rules: {literal(settings)}.",
         Table(["category", "correct", "pictures", "share"], rows, "The overall share is the mean over categories."),
@@ -147,15 +147,6 @@ def make_report(judge, images, verdicts: Sequence):
         reasons = f"{verdicts[i].requirements.prompt}: {'; '.join(verdicts[i].reasons)}"
         blocks.append(Picture(_with_boxes(_pixels(images, i), verdicts[i].found), reasons, f"wrong-{i:06d}"))
     return Report("Judgement", blocks)
-
-
-def _kind(reason: str) -> str:
-    """A reason without its names: missing, too many, colour, position."""
-    if "no target" in reason or "target, found" in reason:
-        return "position"
-    if "<" in reason:
-        return "too many"
-    return "missing" if reason.rsplit(" ", 1)[-1].isdecimal() else "colour"
 
 
 def _with_boxes(picture, found):

@@ -3,4 +3,4 @@
 Detectors of the files named here are registered.
 """
 
-from brickwork.eval.judge import flat_ground, transformers_detectors  # noqa: F401
+from brickwork.eval.judge import flat_ground, region_detector, transformers_detectors  # noqa: F401

@@ -107,18 +107,26 @@ class ClipColours:
 
         if not objects:
             return []
-        crops = [_crop(picture, found) for found in objects]
-        with torch.inference_mode():
-            texts = torch.stack([self._texts([t.format(colour=c, name=name) for t in TEMPLATES]) for c in COLOURS])
-            inputs = self.processor.image_processor(crops, return_tensors="pt").to(self.model.device)
-            pictures = _unit(_tensor(self.model.get_image_features(**inputs)))
-            best = (pictures @ texts.T).argmax(dim=1)
+        spelled = [[t.format(colour=colour, name=name) for t in TEMPLATES] for colour in COLOURS]
+        texts = _unit(torch.stack([self.embed_texts(spellings).mean(dim=0) for spellings in spelled]))
+        best = (self.embed_pictures([_crop(picture, found) for found in objects]) @ texts.T).argmax(dim=1)
         return [COLOURS[index] for index in best.tolist()]
 
-    def _texts(self, texts: Sequence[str]):
-        """One direction for several spellings of a class."""
+    def embed_texts(self, texts: Sequence[str]):
+        """Texts => directions `(N, D)` of length one."""
+        import torch
+
         inputs = self.processor.tokenizer(texts, return_tensors="pt", padding=True, truncation=True)
-        return _unit(_unit(_tensor(self.model.get_text_features(**inputs.to(self.model.device)))).mean(dim=0))
+        with torch.inference_mode():
+            return _unit(_tensor(self.model.get_text_features(**inputs.to(self.model.device))))
+
+    def embed_pictures(self, pictures: Sequence):
+        """Pictures => directions `(N, D)` of length one."""
+        import torch
+
+        inputs = self.processor.image_processor(pictures, return_tensors="pt").to(self.model.device)
+        with torch.inference_mode():
+            return _unit(_tensor(self.model.get_image_features(**inputs)))
 
 
 def _crop(picture: np.ndarray, found: Detection) -> Image.Image:

@@ -207,6 +207,17 @@ class Judge:
         return None
 
 
+def kind_of(reason: str) -> str:
+    """A reason without its names: `missing`, `too many`, `colour`, `position`; `no target` follows from another."""
+    if reason.startswith("no target"):
+        return "no target"
+    if "target, found" in reason:
+        return "position"
+    if "<" in reason:
+        return "too many"
+    return "missing" if reason.rsplit(" ", 1)[-1].isdecimal() else "colour"
+
+
 def summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """Shares of correct pictures, by category, and their mean over categories as GenEval's overall score."""
     by_category: dict[str, list[bool]] = {}

@@ -44,6 +44,8 @@ _MODULES = {
         "resadapter_at",
     ],
     "brickwork.eval.search.schedule_search": ["search_brick_schedule"],
+    "brickwork.eval.judge.region_head": ["RegionHead"],
+    "brickwork.eval.judge.label_head": ["LabelHead"],
     "brickwork.adapters.resadapter.convert": ["convert_resadapter"],
     "brickwork.adapters.resadapter.merge": ["merge_resadapter"],
 }

@@ -1,0 +1,77 @@
+"""The scripts that train heads on a denoiser's features, from data to detector."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from brickwork import LegoPipeline, LegoTransformer2DModel
+from brickwork.eval.judge.detectors import load_detector
+from brickwork.eval.judge.label_head import LabelHead
+from brickwork.eval.judge.scenes import make_scene
+from brickwork.eval.judge.verdicts import Judge
+from brickwork.eval.studies.planted_errors import main, scores_of
+from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
+from brickwork.training.heads import label_main, read_scenes, region_main
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    torch.manual_seed(0)
+    model = LegoTransformer2DModel(
+        sample_size=16, num_classes=2, window_sizes=(8, 16), patch_sizes=(1, 4), num_layers=(1, 1), hidden_sizes=16,
+        num_attention_heads=2,
+    )  # fmt: skip
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    LegoPipeline(model.eval(), EDMHeunScheduler()).save_pretrained(tmp_path / "pipe")
+    return str(tmp_path / "pipe")
+
+
+def test_heads_are_trained_saved_and_used(pipeline, tmp_path, capsys):
+    few = ["shapes", "--model", pipeline, "--scenes", "6", "--held-out", "3", "--steps", "2"]
+    region = [*few, "--teacher", "shapes", "--leave-out", "square", "--output", str(tmp_path / "region")]
+    assert region_main("x", region) == 0
+    assert "objects found by name: trained" in capsys.readouterr().out
+    detector = load_detector(f"region-head:{tmp_path / 'region'}", "cpu")
+    (found,) = detector([make_scene(np.random.default_rng(0)).draw(16)], [["square"]])
+    assert set(found) == {"square"} and detector.head.config.pipeline == pipeline
+    with pytest.raises(ValueError, match="--overwrite"):
+        region_main("x", region)
+    assert label_main("x", [*few, "--output", str(tmp_path / "label")]) == 0
+    assert "mean overlap by noise level: 0.05: " in capsys.readouterr().out
+    assert list(LabelHead.from_pretrained(tmp_path / "label").config.names) == ["circle", "square", "triangle"]
+    with pytest.raises(ValueError, match="there is no such head; train one"):
+        load_detector(f"region-head:{tmp_path}", "cpu")
+
+
+def test_scenes_of_avatars_are_read(tmp_path):
+    from datasets import Dataset, Image
+
+    boxes = [{"box": [0.1, 0.2, 0.5, 0.9], "label": "micah", "text": "a micah"}]
+    rows = {"image": [np.full((40, 24, 3), 200, np.uint8)] * 2, "text": ["x"] * 2, "boxes": [json.dumps(boxes)] * 2}
+    Dataset.from_dict(rows).cast_column("image", Image()).to_parquet(tmp_path / "train.parquet")
+    (scene, _) = read_scenes(str(tmp_path), 32, 5)
+    assert scene.picture.shape == (3, 32, 32) and scene.names == ("micah",)
+    assert scene.boxes[0].tolist() == pytest.approx([0.1, 0.2, 0.5, 0.9]) and scene.mask(["micah"]).sum() == 0
+    Dataset.from_dict({key: rows[key] for key in ("image", "text")}).cast_column("image", Image()).to_parquet(
+        tmp_path / "train.parquet"
+    )
+    with pytest.raises(ValueError, match="which has no boxes; build it with"):
+        read_scenes(str(tmp_path), 32, 5)
+
+
+def test_masks_lie_within_boxes_and_off_the_ground():
+    (scene, *_) = read_scenes("shapes", 32, 2)
+    mask = scene.mask(["circle", "square", "triangle"])
+    assert set(mask.unique().tolist()) == {0, *(["circle", "square", "triangle"].index(n) + 1 for n in scene.names)}
+    left, top, right, bottom = (scene.boxes[0] * 32).round().int().tolist()
+    assert mask[top:bottom, left:right].gt(0).any() and 0.02 < mask.gt(0).float().mean() < 0.4
+
+
+def test_the_study_of_planted_errors(capsys):
+    scores = scores_of(Judge(load_detector("shapes")), 20, 0)
+    assert set(scores) == {"dropped", "moved", "recoloured", "doubled", "any"} and scores["any"][1] == 1.0
+    assert main(["--detector", "shapes", "--count", "5", "--seeds", "0", "1"]) == 0
+    assert "recoloured" in capsys.readouterr().out
