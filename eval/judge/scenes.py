@@ -54,7 +54,7 @@ class Scene:
                 pen.rectangle((left, top, right - 1, bottom - 1), colour)
             else:
                 pen.polygon([((left + right) // 2, top), (left, bottom - 1), (right - 1, bottom - 1)], colour)
-        return np.asarray(image.resize((size, size), Image.Resampling.BOX))
+        return np.array(image.resize((size, size), Image.Resampling.BOX))
 
 
 def make_scene(random: np.random.Generator, shapes=SHAPES, colours=tuple(COLOURS)) -> Scene:

@@ -18,6 +18,8 @@ _REGISTERED = NETWORKS | {
     "OneStepPipeline": "brickwork.pipelines.one_step",
     "VideoPipeline": "brickwork.pipelines.video",
     "LayoutPipeline": "brickwork.pipelines.layout",
+    "RegionHead": "brickwork.eval.judge.region_head",
+    "LabelHead": "brickwork.eval.judge.label_head",
     "EDMHeunScheduler": "brickwork.pipelines.schedulers.edm_heun",
 }
 _MODULES = {
@@ -44,8 +46,6 @@ _MODULES = {
         "resadapter_at",
     ],
     "brickwork.eval.search.schedule_search": ["search_brick_schedule"],
-    "brickwork.eval.judge.region_head": ["RegionHead"],
-    "brickwork.eval.judge.label_head": ["LabelHead"],
     "brickwork.adapters.resadapter.convert": ["convert_resadapter"],
     "brickwork.adapters.resadapter.merge": ["merge_resadapter"],
 }
