@@ -21,7 +21,7 @@ class DenoiserFeatures:
 
     Args:
         pipeline: of class to image, on pixels or latents.
-        sites: names of `residual_sites`; by default four at even distances, the last among them.
+        sites: names of `residual_sites`; by default four at even distances, the finest maps first.
         sigma: noise level, in the objective's unit (EDM's standard deviation).
         objective: what the network was trained for; EDM's by default.
         seed: of the noise.
@@ -42,9 +42,8 @@ class DenoiserFeatures:
         known = {site: shape for site, shape in self.network.residual_sites(side, side).items() if shape}
         if sites is None:
             names = list(known)
-            sites = [
-                names[i] for i in np.unique(np.linspace(0, len(names) - 1, min(4, len(names))).round().astype(int))
-            ]
+            chosen = np.unique(np.linspace(0, len(names) - 1, min(4, len(names))).round().astype(int))
+            sites = sorted((names[i] for i in chosen), key=lambda site: -known[site][1])
         no_unknown("sites", sites, known, type(self.network).__name__)
         self.sites, self.sigma, self.seed = tuple(sites), sigma, seed
         self.objective = objective or EDMObjective(sigma_data=pipeline.scheduler.config.get("sigma_data", 0.5))
@@ -93,11 +92,11 @@ class DenoiserFeatures:
 
 
 def _last_module(network: torch.nn.Module, site: str) -> str:
-    """The module whose output a site is: of a list of blocks, its last."""
+    """The module whose output a site is: of a list or a stage of blocks, its last."""
     modules = dict(network.named_modules())
-    while isinstance(modules[site], torch.nn.ModuleList):
-        site = f"{site}.{len(modules[site]) - 1}"
-    return site
+    if len(getattr(modules[site], "blocks", ())):
+        site = f"{site}.blocks"
+    return f"{site}.{len(modules[site]) - 1}" if isinstance(modules[site], torch.nn.ModuleList) else site
 
 
 def joined(maps: Sequence[torch.Tensor]) -> torch.Tensor:

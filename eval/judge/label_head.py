@@ -22,7 +22,7 @@ class LabelHead(ModelMixin, ConfigMixin):
     """Classes of pixels from a denoiser's feature maps.
 
     Args:
-        channels: of the maps, in the order of `DenoiserFeatures`.
+        channels: of the maps, in the order of `DenoiserFeatures`, the finest first.
         names: of the classes; what belongs to none is the ground.
         size: of the masks, in pixels.
         width: unit of the up-head's channels.
@@ -43,13 +43,13 @@ class LabelHead(ModelMixin, ConfigMixin):
         features: dict | None = None,
     ):
         super().__init__()
-        stages = [StageSpec("basic", count) for count in reversed(channels)]  # late sites have the finest maps
+        stages = [StageSpec("basic", count) for count in channels]
         self.neck = FFNetUpNeck(stages, 0, variant=variant, width=width)
         self.neck.fuse = nn.Conv2d(self.neck.fuse.in_channels, len(names) + 1, 1)  # the classifier in its place
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Maps `(B, C, h, w)` of each site => logits `(B, 1 + names, size, size)`, the ground's first."""
-        scaled = [one / one.flatten(1).std(dim=1).clamp_min(1e-6).view(-1, 1, 1, 1) for one in reversed(maps)]
+        scaled = [one / one.flatten(1).std(dim=1).clamp_min(1e-6).view(-1, 1, 1, 1) for one in maps]
         logits = self.neck.fuse(self.neck.gather(scaled))
         return F.interpolate(logits, (self.config.size, self.config.size), mode="bilinear")
 

@@ -107,19 +107,19 @@ def test_losses_reach_every_parameter_and_heads_are_saved(tmp_path):
 
 def test_features_are_maps_of_what_the_network_computed(lego):
     features = DenoiserFeatures(lego)
-    assert features.sites == ("bricks.0.blocks.0", "bricks.0.blocks.1", "bricks.1.blocks.0") and features.size == 8
+    assert features.sites == ("bricks.1.blocks.0", "bricks.0.blocks.0", "bricks.0.blocks.1") and features.size == 8
     pictures = torch.randint(256, (3, 3, 8, 8), dtype=torch.uint8)
     maps = features(pictures)
-    assert [tuple(one.shape) for one in maps] == [(3, 16, 4, 4), (3, 16, 4, 4), (3, 8, 8, 8)]
+    assert [tuple(one.shape) for one in maps] == [(3, 8, 8, 8), (3, 16, 4, 4), (3, 16, 4, 4)]
     assert joined(maps).shape == (3, 40, 8, 8) and torch.equal(features(pictures)[0], maps[0])
     assert not torch.equal(features(pictures, 2.0)[0], maps[0])
     seen = {}
     handle = lego.transformer.bricks[1].blocks[0].register_forward_hook(lambda m, i, o: seen.update(output=o))
     features(pictures)
     handle.remove()
-    torch.testing.assert_close(window_partition(maps[2], (4, 4)), seen["output"])
+    torch.testing.assert_close(window_partition(maps[0], (4, 4)), seen["output"])
     larger = features(torch.randint(256, (1, 3, 12, 20), dtype=torch.uint8))
-    assert larger[2].shape == (1, 8, 12, 20) and larger[0].shape == (1, 16, 6, 10)
+    assert larger[0].shape == (1, 8, 12, 20) and larger[1].shape == (1, 16, 6, 10)
     for change, message in ({"sites": ["bricks.0.block.0"]}, "did you mean"), ({"sigma": 0.0}, "above 0"):
         with pytest.raises(ValueError, match=message):
             DenoiserFeatures(lego, **change)
@@ -142,7 +142,7 @@ class Pixels:
 
     def __call__(self, pictures, sigma=None):
         pixels = pictures.float() / 127.5 - 1
-        return [F.avg_pool2d(pixels, 4), F.avg_pool2d(pixels, 2)]
+        return [F.avg_pool2d(pixels, 2), F.avg_pool2d(pixels, 4)]
 
     def to_dict(self):
         return {}
