@@ -1,6 +1,6 @@
-"""`adapter` and `parts`: what of a Stable Diffusion pipeline is trained."""
+"""`adapter` and `parts`: what of a Stable Diffusion pipeline, or on it, is trained."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,15 @@ class AdapterConfig(Section):
     init_from: str | None
     norm_mode: Literal["replace", "delta"]
     base_model: str | None
+
+
+class ModuleAdapterConfig(Section):
+    """Which adapter on activations is trained, with which settings, and what its conditions are read from."""
+
+    type: str
+    config: dict[str, Any]
+    conditions: dict[str, str]
+    init_from: str | None
 
 
 class PartsConfig(Section):

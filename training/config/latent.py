@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from brickwork.training.config.adapter import AdapterConfig, PartsConfig
+from brickwork.training.config.adapter import AdapterConfig, ModuleAdapterConfig, PartsConfig
 from brickwork.training.config.config import DEFAULTS, Configuration
 from brickwork.training.config.data import CaptionedDataConfig, ResolutionConfig
 from brickwork.training.config.model import PretrainedConfig
@@ -34,6 +34,12 @@ class ResAdapterConfig(LatentConfig):
     """A ResAdapter's run."""
 
     adapter: AdapterConfig
+
+
+class AdapterRunConfig(LatentConfig):
+    """The run of an adapter on activations."""
+
+    adapter: ModuleAdapterConfig
 
 
 class TextToImageConfig(LatentConfig):

@@ -33,6 +33,7 @@ class Step:
         conditions: the network's further arguments by name, such as `class_labels` or `encoder_hidden_states`.
         subnet: the part of the network that runs, in the task's own terms; `None` for all of it.
         outputs: what the network said, the last one its answer; filled after the forward pass.
+        pixels: the clean pictures `(B, 3, H, W)` in [-1, 1], where the run has them; `None` for latents from a cache.
         taps: outputs of modules within it by name, those that an objective asked for; filled with the outputs.
         weight: of each image's loss `(B,)`; `None` for 1.
     """
@@ -47,6 +48,7 @@ class Step:
     outputs: list[torch.Tensor] = field(default_factory=list)
     taps: dict[str, torch.Tensor] = field(default_factory=dict)
     weight: torch.Tensor | None = None
+    pixels: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,9 @@ class BackboneTask(DenoisingTask):
             dropout = self.config.objective.brick_dropout
             bricks = draw_bricks(random, dropout, self.network.num_bricks, self.phase)
             subnet = None if bricks is None else name_of(bricks)
-        return self.noisy(batch["image"], batch, conditions, subnet)
+        step = self.noisy(batch["image"], batch, conditions, subnet)
+        step.pixels = batch["image"] if self.vae is None else None
+        return step
 
     def call(self, network: torch.nn.Module, step: Step) -> list[torch.Tensor]:
         """The estimate of every brick that ran, of every copy of a composite, or the one of any other network."""

@@ -186,3 +186,63 @@ def test_the_axis_of_channels():
     assert channel_axis(size([1, 16, 8]), size([1, 16, 8]), "a", "b") == 2
     with pytest.raises(ValueError, match="differ in their channels alone"):
         channel_axis(size([1, 8, 4, 4]), size([1, 8, 8, 8]), "a", "b")
+
+
+@pytest.fixture
+def vision_encoder(tmp_path):
+    """The folder of a small vision transformer."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(3)
+    config = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=7)
+    Dinov2Model(config).save_pretrained(tmp_path / "encoder")
+    return tmp_path / "encoder"
+
+
+def test_repa_aligns_a_layer_with_a_frozen_encoder(vision_encoder, tiny_run, tmp_path, final_tensors, equal_bits):
+    """The loss falls, what is learned is saved and resumed to the bit, and the encoder is no part of it."""
+    aligned = named({"type": "repa", "encoder": str(vision_encoder), "tap": "bricks.1", "width": 32, "weight": 0.5})
+    run = tiny_run("repa", ALL_BRICKS, aligned)
+    frozen = [tensor.clone() for tensor in run.further.objectives[0].frozen[0].state_dict().values()]
+    train(run)
+    assert all(map(torch.equal, run.further.objectives[0].frozen[0].state_dict().values(), frozen))
+    tensors = final_tensors(tmp_path / "repa")
+    own = [name for name in tensors if name.startswith("objectives/")]
+    assert own and all("projector" in name for name in own)
+    train(tiny_run("halves", ALL_BRICKS, aligned, "run.total_images=16"))
+    train(tiny_run("halves", ALL_BRICKS, aligned))
+    assert equal_bits(final_tensors(tmp_path / "halves"), tensors)
+    logged = [json.loads(line) for line in (tmp_path / "repa" / "log.jsonl").read_text().splitlines()]
+    losses = [value for line in logged for name, value in line.items() if "repa" in name]
+    assert losses and all(-1 <= value <= 1 for value in losses)
+
+
+def test_repa_refuses(vision_encoder, tiny_run):
+    for options, message in (
+        ({"tap": "bricks.1", "size": 30}, "`size` is 30; give a multiple of the encoder's patch of 7"),
+        ({"tap": "bricks.1", "width": 0}, "`width` is 0"),
+        ({"tap": "bricks.1.blocks.0"}, "whose output has the shape"),
+        ({"tap": "bricks.1", "encoder": "/nowhere"}, "cannot be loaded"),
+    ):
+        entry = {"type": "repa", "encoder": str(vision_encoder)} | options
+        with pytest.raises(ValueError, match=message):
+            tiny_run("refused", ALL_BRICKS, named(entry))
+
+
+def test_repa_equals_the_authors_formula(vision_encoder):
+    """`mean_flat(-(z * z_tilde).sum(-1))` of normalised tokens, as in sihyun-yu/REPA's `loss.py`."""
+    from brickwork.training.objectives.repa import RepaObjective
+    from brickwork.training.task import Step
+
+    torch.manual_seed(0)
+    objective = RepaObjective(str(vision_encoder), "layer", width=8)
+    pixels, hidden = torch.rand(2, 3, 28, 28) * 2 - 1, torch.randn(2, 5, 4, 4)
+    step = Step(pixels, None, torch.zeros(2), pixels, torch.zeros(2), pixels=pixels, taps={"layer": hidden})
+    objective.prepare(step, None)
+    found = objective(step, step.taps, None)["repa"]
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (objective.mean, objective.std))
+    seen = objective.frozen[0](pixel_values=((pixels + 1) / 2 - mean) / std).last_hidden_state[:, 1:]
+    said = objective.projector(hidden.flatten(2).transpose(1, 2))
+    normalise = torch.nn.functional.normalize
+    expected = -(normalise(seen, dim=-1) * normalise(said, dim=-1)).sum(-1).mean()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

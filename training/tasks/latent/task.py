@@ -94,8 +94,10 @@ class LatentTask(DenoisingTask):
         )
 
     def step(self, batch: dict[str, torch.Tensor], number: int) -> Step:
-        batch = self.complete(batch)
-        return self.noisy(batch["image"], batch, unet_arguments(batch))
+        pixels, batch = batch.get("pixels"), self.complete(batch)
+        step = self.noisy(batch["image"], batch, unet_arguments(batch))
+        step.pixels = pixels
+        return step
 
     def call(self, network: torch.nn.Module, step: Step) -> list[torch.Tensor]:
         return [network(step.sample, step.timestep, **step.conditions).sample]

@@ -143,12 +143,14 @@ def tiny_run(bases, fresh, tmp_path, monkeypatch):
         lambda base, *rest: fresh(kinds[base]) if base in kinds else load(base, *rest),
     )
 
-    def build(name: str, *overrides: str, kind: str = "sd1", **options):
+    def build(name: str, *overrides: str, kind: str = "sd1", task_class: type = ResAdapterTask, **options):
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
         path = tmp_path / "tiny.yaml"
-        path.write_text(yaml.safe_dump(TINY))
+        known = task_class.configuration.model_fields["adapter"].annotation.model_fields
+        adapter = {key: value for key, value in TINY["adapter"].items() if key in known}
+        path.write_text(yaml.safe_dump(TINY | {"adapter": adapter}))
         values = [f"model.base={bases[kind]}", f"run.output_dir={tmp_path / name}", *overrides]
-        return prepare(ResAdapterTask, load_config(path, values, ResAdapterTask.configuration), **options)
+        return prepare(task_class, load_config(path, values, task_class.configuration), **options)
 
     return build
