@@ -80,7 +80,7 @@ def reference_pixels(images: Any, size: int) -> torch.Tensor:
 
     Args:
         images: one or a list: PIL images (transparency becomes white), uint8 arrays `(H, W, 3)`, or tensors
-            `(3, H, W)` or `(R, 3, H, W)` in [-1, 1].
+            `(3, H, W)` or `(R, 3, H, W)` in [0, 1].
         size: in pixels.
 
     Raises:
@@ -123,12 +123,12 @@ def _as_pixels(image: Any) -> torch.Tensor:
         return torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
     if isinstance(image, torch.Tensor) and image.ndim in (3, 4) and image.shape[-3] == 3 and image.numel():
         pixels = image.detach().float().reshape(-1, *image.shape[-3:])
-        if not pixels.abs().max() <= 1.01:  # NaN is refused too
-            raise ValueError("`reference_image` is a tensor with values outside [-1, 1]; scale it.")
-        return (pixels.clamp(-1, 1) + 1) / 2
+        if not (pixels.min() >= -0.01 and pixels.max() <= 1.01):  # NaN is refused too
+            raise ValueError("`reference_image` is a tensor with values outside [0, 1]; scale it.")
+        return pixels.clamp(0, 1)
     what = f"{type(image).__name__} of shape {tuple(image.shape)}" if hasattr(image, "shape") else type(image).__name__
     raise ValueError(
-        f"`reference_image` has a {what}; give PIL images, uint8 arrays (H, W, 3), or tensors (3, H, W) in [-1, 1]."
+        f"`reference_image` has a {what}; give PIL images, uint8 arrays (H, W, 3), or tensors (3, H, W) in [0, 1]."
     )
 
 

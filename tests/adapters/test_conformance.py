@@ -52,7 +52,7 @@ CASES = {
     "dino": Case(
         predict=lambda helpers, network: helpers.predict.__wrapped__(network, 8, 8),
         config={"encoder": ENCODER, "rank": 8},
-        given={"reference_image": torch.linspace(-1, 1, 3 * 20 * 30).view(3, 20, 30)},
+        given={"reference_image": torch.linspace(0, 1, 3 * 20 * 30).view(3, 20, 30)},
         options={"encoder": ENCODER},
     ),
     "layout": Case(
