@@ -1,5 +1,6 @@
 """`DinoAdapter`: a picture as a condition, through the dense features of a frozen vision transformer."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from brickwork.adapters.dino.encoder import (
     dense_features,
     load_encoder,
     normalisation,
+    patches_digest,
     reference_pixels,
     usual_layers,
     usual_size,
@@ -112,6 +114,7 @@ class DinoAdapter(ModuleAdapter):
         projection: str = "fapm",
         image_mean: Sequence[float] | None = None,
         image_std: Sequence[float] | None = None,
+        encoder_digest: str | None = None,
     ) -> tuple[nn.Module, dict]:
         """The weights for a network.
 
@@ -126,6 +129,7 @@ class DinoAdapter(ModuleAdapter):
                 patches.
             projection: `"fapm"`, or `"linear"` for a 1×1 convolution a site.
             image_mean, image_std: of the encoder's pixels in [0, 1]; `None` for what its image processor says.
+            encoder_digest: of the encoder that the adapter was made with; another one is warned of.
 
         Raises:
             ValueError: for another kind of encoder or network, or settings that do not fit each other.
@@ -148,6 +152,9 @@ class DinoAdapter(ModuleAdapter):
         if type(rank) is not int or rank < 1:
             raise ValueError(f"`rank` is {rank!r}; give a whole number from 1 up.")
         mean, std = normalisation(model, encoder)
+        digest = patches_digest(model)
+        if encoder_digest not in (None, digest):
+            warnings.warn("`encoder` has other weights than the one that the adapter was made with.", stacklevel=4)
         config = {
             "encoder": str(encoder) if isinstance(encoder, str | Path) else model.config.name_or_path or None,
             "layers": layers,
@@ -156,6 +163,7 @@ class DinoAdapter(ModuleAdapter):
             "projection": one_of("projection", projection, PROJECTIONS),
             "image_mean": [float(x) for x in (mean if image_mean is None else image_mean)],
             "image_std": [float(x) for x in (std if image_std is None else image_std)],
+            "encoder_digest": digest,
         }
         return DinoParts(model, sites.widths, len(layers), rank, projection), config
 
@@ -177,12 +185,16 @@ class DinoAdapter(ModuleAdapter):
 class AddResiduals(ModuleHook):
     """Before the network: its arguments with residuals of the reference."""
 
+    def __init__(self, adapter: DinoAdapter) -> None:
+        super().__init__(adapter)
+        self.sites = sites_of(adapter.network)
+
     def act(self, strength: float, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         reference = self.adapter.present()
         if reference is None:
             return None
-        sample, sites = kwargs["sample"] if "sample" in kwargs else args[0], sites_of(self.adapter.network)
+        sample = kwargs["sample"] if "sample" in kwargs else args[0]
         features = [feature.to(sample.device) for feature in reference.of(len(sample))]
-        residuals = self.adapter.parts(features, sites.sizes(*sample.shape[-2:]))
+        residuals = self.adapter.parts(features, self.sites.sizes(*sample.shape[-2:]))
         residuals = [(strength * residual).to(sample.dtype) for residual in residuals]
-        return args, added(kwargs, sites.arguments(residuals))
+        return args, added(kwargs, self.sites.arguments(residuals))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from brickwork.errors import MissingFile, shown
+from brickwork.files import tensor_digest
 
 FAMILIES = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit")  # as their configurations say, `model_type`
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -61,6 +62,12 @@ def normalisation(encoder: nn.Module, source: Any) -> tuple[list[float], list[fl
             settings = {}
         mean, std = settings.get("image_mean") or mean, settings.get("image_std") or std
     return list(mean), list(std)
+
+
+def patches_digest(encoder: nn.Module) -> str:
+    """What tells an encoder from others of its shape: a digest of how it embeds patches, in bfloat16."""
+    weights = encoder.embeddings.patch_embeddings.named_parameters()
+    return tensor_digest((name, weight.to(torch.bfloat16)) for name, weight in weights)
 
 
 def usual_size(encoder: nn.Module) -> int:

@@ -143,6 +143,8 @@ def test_pipelines_of_ours_take_a_reference(kind, tmp_path):
         load_adapter(pipe, file)
     assert np.array_equal(draw(), plain)
     load_adapter(pipe, file, encoder=encoder)
+    with pytest.warns(UserWarning, match="`encoder` has other weights"):
+        load_adapter(pipe, file, encoder=ENCODERS["dinov2"]()).unload()
     assert np.array_equal(draw(reference_image=picture()), one)
 
 
