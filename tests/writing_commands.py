@@ -222,6 +222,7 @@ COMMANDS = {
         grows=True, stand_ins=small_extractor,
     ),
     "report": Command(words("report IN/calc/result.json -o OUT/out")),
+    "judge": Command(words("judge IN/samples --detector shapes --prompt circles -o OUT/out")),
     "search": Command(
         words("search IN/model IN/split/held-out --budget 0.9 --pairs 2 --steps 2 --batch-size 2 -o OUT/out"),
         grows=True,
