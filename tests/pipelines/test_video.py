@@ -114,7 +114,7 @@ def test_clips_as_files(tmp_path):
             assert file.n_frames == 4 and file.size == (16, 16) and file.info["loop"] == 0
     with Image.open(tmp_path / "clip.webp") as file:
         file.seek(3)
-        assert list(file.convert("RGB").getdata()) == list(output.frames[0][3].convert("RGB").getdata())
+        assert file.convert("RGB").tobytes() == output.frames[0][3].convert("RGB").tobytes()
     for name in ("clip.png", "clip"):
         with pytest.raises(ValueError, match="`path` is"):
             output.save(tmp_path / name)
@@ -154,3 +154,24 @@ def test_mp4_where_it_can_be_written_else_one_error(tmp_path, monkeypatch):
 def test_bad_input_says_what_to_do(call, match):
     with pytest.raises(ValueError, match=match):
         draw(make_pipeline(), **call)
+
+
+def test_frames_through_a_vae_of_pictures():
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    network = load_network_class("BlockTransformer2DModel")
+    image = network(**network.smallest | {"cross_attention_dim": None, "in_channels": 4, "out_channels": 4})
+    vae = AutoencoderKL(
+        block_out_channels=(4, 4), norm_num_groups=2, down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+    ).eval()  # fmt: skip
+    pipe = VideoPipeline.from_objective(inflate(image), OBJECTIVES["edm"](), vae, num_frames=3)
+    pipe.set_progress_bar_config(disable=True)
+    picture = Image.effect_noise((24, 16), 60).convert("RGB")
+    call = {"num_inference_steps": 1, "height": 16, "width": 24, "first_frames": picture}
+    frames = pipe([1], generator=torch.Generator().manual_seed(0), **call).frames[0]
+    assert [frame.size for frame in frames] == [(24, 16)] * 3
+    latents = pipe([1], generator=torch.Generator().manual_seed(0), output_type="latent", **call).frames
+    assert latents.shape == (1, 4, 3, 8, 12)
+    assert torch.equal(latents[:, :, :1], pipe._known(picture, 3, (8, 12)))

@@ -30,15 +30,24 @@ KEPT = 4096  # clips in memory
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a clip is: `source` is a file, its content, or the files of its frames."""
+    """Where a clip is: `source` is a file, its content, or the files of its frames; `fps` its rate and `frames`
+    their number where they are known."""
 
     name: str
     source: Path | bytes | tuple[Path, ...]
     label: str | None
+    fps: float | None = None
+    frames: int | None = None
 
 
-def read_animation(file: Path | io.BytesIO) -> tuple[list[Image.Image], float]:
+def read_animation(
+    file: Path | io.BytesIO, fps: float | None = None, count: int | None = None
+) -> tuple[list[Image.Image], float]:
     """The frames of a GIF, WebP or APNG, and how many of them a second; one shown longer is there as often.
+
+    Writers make one of frames that are the same. Unless the rate is known (`fps`), it is that of the longest time of
+    which all others are multiples, which a clip that stands still now and then makes too long. One that stands still
+    all along is a single frame, for as long as `count` says.
 
     Raises:
         ValueError: for frames shown for times without a common part.
@@ -49,7 +58,10 @@ def read_animation(file: Path | io.BytesIO) -> tuple[list[Image.Image], float]:
             frames.append(to_rgb(frame.copy()))
             times.append(round(frame.info.get("duration") or 0))
     if len(frames) == 1:
-        return frames, math.nan
+        return frames * (count or 1), fps or math.nan
+    counts = [time * (fps or 0) / 1000 for time in times]
+    if fps and all(abs(count - round(count)) < 0.1 * count for count in counts):
+        return [frame for frame, count in zip(frames, counts) for _ in range(round(count))], fps
     unit = math.gcd(*times)
     if unit < SHORTEST:
         raise ValueError(f"its frames are shown for {sorted(set(times))[:4]} ms, which is no one rate")
@@ -91,13 +103,13 @@ def frames_of(entry: Entry) -> tuple[list[Image.Image], float]:
         if isinstance(source, tuple):
             return [to_rgb(Image.open(path)) for path in source], math.nan
         if isinstance(source, bytes):
-            return read_animation(io.BytesIO(source))
-        return read_video(source) if source.suffix.lower() in VIDEOS else read_animation(source)
+            return read_animation(io.BytesIO(source), entry.fps, entry.frames)
+        return read_video(source) if source.suffix.lower() in VIDEOS else read_animation(source, entry.fps)
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise BrokenPicture(f"{entry.name} cannot be read: {error}") from error
 
 
-def find_clips(folder: Path) -> list[Entry]:
+def find_clips(folder: Path, fps: float | None = None) -> list[Entry]:
     """Animations, video files and folders of numbered frames below a folder; the folder above a clip is its class."""
 
     def label(path: Path) -> str | None:
@@ -109,7 +121,7 @@ def find_clips(folder: Path) -> list[Entry]:
             continue
         animated = path.suffix.lower() in ANIMATIONS and _is_animated(path)
         if animated or path.suffix.lower() in VIDEOS:
-            found.append(Entry(str(path.relative_to(folder)), path, label(path)))
+            found.append(Entry(str(path.relative_to(folder)), path, label(path), fps))
         elif path.suffix.lower() in STILLS:
             holders.setdefault(path.parent, []).append(path)
     found += [
@@ -173,7 +185,8 @@ class Clips:
             listed = ", ".join(f"{name}: {w}×{h} at {rate:g} a second" for ((w, h), rate), name in seen.items())
             raise ValueError(
                 f"`data.source` has clips of several sizes or rates, or `data.fps` is another ({listed}); make them "
-                "the same first: nothing is resampled in silence."
+                "the same first: nothing is resampled in silence. Animations that stand still now and then read right "
+                "with their rate in `data.fps`."
             )
         return next(iter(seen))[1]
 
@@ -219,7 +232,7 @@ def _entries(data: ClipDataConfig) -> tuple[list[Entry], Sequence[str]]:
     """All clips of the classes wanted, and the order that a table gives its classes."""
     path, order = Path(data.source).expanduser(), ()
     if path.is_dir():
-        entries = find_clips(path)
+        entries = find_clips(path, data.fps)
     elif path.suffix.lower() == ".parquet" and path.is_file():
         entries, order = _rows(path, data)
     else:
@@ -253,7 +266,10 @@ def _rows(path: Path, data: ClipDataConfig) -> tuple[list[Entry], Sequence[str]]
     if data.label_column is not None:
         names = getattr(Features.from_arrow_schema(table.schema).get(data.label_column), "names", ())
         labels = [names[value] if names else str(value) for value in table[data.label_column].to_pylist()]
-    return [Entry(f"row {row}", content, label) for row, (content, label) in enumerate(zip(contents, labels))], names
+    rates = table["fps"].to_pylist() if "fps" in table.column_names else [data.fps] * len(clips)
+    counts = table["frames"].to_pylist() if "frames" in table.column_names else [None] * len(clips)
+    found = enumerate(zip(contents, labels, rates, counts))
+    return [Entry(f"row {row}", *columns) for row, columns in found], names
 
 
 def _is_animated(path: Path) -> bool:

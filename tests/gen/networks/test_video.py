@@ -181,3 +181,11 @@ def test_what_cannot_be_inflated_says_so(tmp_path):
     assert len(residual_blocks(image)) == len(inflate(image).temporal.layers)
     with pytest.raises(ValueError, match=r"`sample` has shape \(2, 3, 16, 16\).*frames"):
         inflate(image)(torch.randn(2, 3, 16, 16), 0.5)
+
+
+@torch.no_grad()
+def test_one_graph_holds_the_units():
+    video = randomise(inflate(image_model("BlockTransformer2DModel")), std=0.1)
+    call = call_of(video, frames=3)
+    compiled = torch.compile(video, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**call).sample, video(**call).sample, rtol=1e-4, atol=1e-5)
