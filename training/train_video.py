@@ -1,6 +1,6 @@
 """Make a video denoiser of a trained image denoiser, and train it on clips.
 
-    accelerate launch training/train_video.py --config training/configs/video_avatars.yaml
+    accelerate launch training/train_video.py --config training/configs/video_avatars.yaml data.source=…
     accelerate launch training/train_video.py model.image=runs/my-images data.source=my-clips data.frames=16
 
 Clips are GIFs, WebPs, video files or folders of frames, or a column of a Parquet file. Running the same command again
