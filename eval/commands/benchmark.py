@@ -19,6 +19,10 @@ SUITES = {
     "blocks": ("suites:bench_blocks", "the block networks' forward pass per operation, against DiT-S"),
     "scaling": ("suites:bench_scaling", "time of window attention over pixels, 64 to 512 px, and its exponent"),
     "memory": ("suites:bench_memory", "peak training memory of every preset"),
+    "costs": (
+        "costs:bench_costs",
+        "UNets of equal parameters: time, operations, bytes that they read and write, and memory",
+    ),
     "kv-compression": (
         "compression:bench_compression",
         "a small UNet with compressed keys and values, 256 to 1024 px: time and memory by ratio",

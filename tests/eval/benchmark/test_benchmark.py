@@ -10,6 +10,7 @@ from brickwork.eval.benchmark import networks as benchmark_networks
 from brickwork.eval.benchmark import suites as benchmark_suites
 from brickwork.eval.benchmark import timing as benchmark_timing
 from brickwork.eval.benchmark.compression import bench_compression
+from brickwork.eval.benchmark.costs import MovedBytes, bench_costs
 from brickwork.eval.benchmark.memory import TensorBytes, derive_memory
 from brickwork.eval.benchmark.networks import DIT, OURS, PLAIN, UNET, forward_of, step_of, subjects
 from brickwork.eval.benchmark.reference import PlainLego
@@ -19,7 +20,7 @@ from brickwork.eval.benchmark.timing import Case, Spread, fit_exponent, interlea
 from brickwork.eval.commands import benchmark
 from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.operations import count_operations
-from brickwork.gen.presets import LEGO_PRESETS
+from brickwork.gen.presets import LEGO_PRESETS, UNET_PRESETS
 from brickwork.pipelines.schedule_files import schedule_from_file
 from brickwork.pipelines.schedules import BrickSchedule
 
@@ -226,6 +227,28 @@ def test_scaling_finds_an_exponent_for_every_block():
     small, large = (row["operations"] for row in suite["rows"][:2])
     assert 3.9 < large / small < 4.1  # operations are linear in pixels, but for the modulation
     assert marks({"scaling": suite})[0]["wanted"] == "about 1"
+
+
+def test_what_moves_is_what_operations_read_and_write():
+    left, right = torch.zeros(10, 20), torch.zeros(20, 30)
+    with MovedBytes() as moved:
+        product = left @ right
+        assert moved.total == 4 * (200 + 600 + 300)
+        product.view(30, 10).transpose(0, 1)[:5]
+        assert moved.total == 4 * 1100
+        product.add_(1.0)
+    assert moved.total >= 4 * (1100 + 600)
+
+
+def test_costs_of_networks_beside_the_first(monkeypatch):
+    tiny = {"block_types": "resnet", "block_out_channels": (32, 32), "layers_per_block": 1, "time_embed_dim": 16}
+    for name, block in (("tiny-a", "resnet"), ("tiny-b", "osa")):
+        monkeypatch.setitem(UNET_PRESETS, name, tiny | {"block_types": block})
+    suite = bench_costs(Settings(batch=2, rounds=1, size=16), ("tiny-a", "tiny-b"))
+    assert [row["case"] for row in suite["rows"]] == ["tiny-a", "tiny-b"]
+    for name, parameters in suite["parameters"].items():
+        assert suite["traffic"][name]["moved"] > 4 * parameters and suite["traffic"][name]["peak"] > 0
+    assert "GB moved" in suite_text("costs", suite)
 
 
 def test_compressed_keys_and_values_are_compared_within_a_size():

@@ -1,0 +1,90 @@
+"""The benchmark suite `costs`: does memory traffic, rather than operations, decide what a network costs?
+
+VoVNet's claim (Lee et al., arXiv 1904.09730), asked of denoisers of equal parameters: time, operations, bytes that the
+operations read and write, and peak memory.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from brickwork import compat
+from brickwork.eval.benchmark.memory import TensorBytes
+from brickwork.eval.benchmark.networks import OURS, forward_of, subjects
+from brickwork.eval.benchmark.suites import Settings, counted, in_dtype, memory_of, time_cases
+from brickwork.eval.benchmark.timing import MatmulProbe
+from brickwork.eval.report.numbers import spread
+
+PRESETS = ("resnet-s", "osa-u-s", "resnet-rs-u-s", "ffnet-s", "giraffe-s", "pvt-u-s")  # of equal parameters within 5%
+
+
+class MovedBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations read and write; views move nothing.
+
+    It is what a processor without caches would move: what a kernel reads twice, or keeps in its cache for the next,
+    is not seen.
+
+    Attributes:
+        total: bytes so far.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if not function.is_view:
+            self.total += sum(
+                leaf.nbytes for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)
+            )
+        return result
+
+
+def traffic_of(name: str, settings: Settings) -> tuple[int, int]:
+    """Bytes that a forward pass moves, and the most that is alive beside the weights; nothing is computed."""
+    subject = subjects(name, settings.size, peers=False)[OURS]
+    with compat.fake_tensors()[0](), torch.no_grad(), TensorBytes() as alive:
+        network = in_dtype(subject.build(), settings.torch_dtype).eval()
+        forward: Callable = forward_of(subject, network, settings.batch, torch.device("cpu"), settings.torch_dtype)
+        alive.peak = before = alive.now
+        forward()
+        peak = alive.peak - before
+        with MovedBytes() as moved:
+            forward()
+    return moved.total, peak
+
+
+def bench_costs(settings: Settings, names: Sequence[str] = PRESETS) -> dict:
+    """Time, operations, traffic and memory of networks beside the first."""
+    device, dtype = settings.torch_device, settings.torch_dtype
+    probe, cases, parameters = MatmulProbe(device, dtype), [], {}
+    for name in names:
+        subject = subjects(name, settings.size, peers=False)[OURS]
+        network = in_dtype(subject.build().to(device), dtype).eval()
+        parameters[name] = sum(parameter.numel() for parameter in network.parameters())
+        cases.append(counted("forward", name, forward_of(subject, network, settings.batch, device, dtype), probe))
+    rows = time_cases(cases, settings, {"forward": names[0]})
+    traffic = {name: traffic_of(name, settings) for name in names}
+    memory = [memory_of(name, subjects(name, settings.size, peers=False)[OURS], settings, False) for name in names]
+    shown = []
+    for row, trained in zip(rows, memory):
+        name, (moved, peak) = row["case"], traffic[row["case"]]
+        shown.append(
+            (
+                name, f"{parameters[name] / 1e6:.1f}", f"{row['operations'] / 1e9:.1f}", f"{moved / 1e9:.2f}",
+                f"{row['operations'] / moved:.0f}", spread(row["ratio"]), f"{peak / 2**20:.0f}",
+                f"{trained['derived']['peak'] / 2**20:.0f}",
+            )
+        )  # fmt: skip
+    columns = (
+        "network", "parameters, M", "GFLOP", "GB moved", "FLOP a byte", "time, to the first's", "forward, MiB",
+        "training step, MiB",
+    )  # fmt: skip
+    return {
+        "kind": "costs", "rows": rows, "parameters": parameters, "memory": memory,
+        "traffic": {name: {"moved": moved, "peak": peak} for name, (moved, peak) in traffic.items()},
+        "tables": [{"columns": columns, "rows": shown}],
+    }  # fmt: skip
