@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from peft import LoraConfig
 from torch import nn
 
 from brickwork import BlockTransformer2DModel, BlockUNet2DModel, KVCompression, load_adapter
@@ -167,6 +168,19 @@ def test_threads_with_maps_of_unlike_shape():
         thread.join()
     for ours, expected in zip(found, alone):
         torch.testing.assert_close(ours, expected)
+
+
+@torch.no_grad()
+def test_beside_a_lora_on_the_same_layers():
+    network = make("ours")
+    KVCompression.create(network, ratio=2)
+    alone = predict(network)
+    network.add_adapter(LoraConfig(r=2, target_modules=["qkv"]))
+    torch.testing.assert_close(predict(network), alone)  # a fresh LoRA adds nothing
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    assert not torch.allclose(predict(network), alone)
 
 
 @pytest.mark.parametrize(
