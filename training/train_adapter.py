@@ -1,20 +1,40 @@
-"""Train an adapter on activations (`dino`, `layout`, …) on a frozen Stable Diffusion, from pairs in a data set.
+"""Train an adapter on activations (`dino`, `layout`, …) on a frozen network, from pairs in a data set.
 
     accelerate launch training/train_adapter.py model.base=my-model data.source=pairs.parquet adapter.type=dino \\
         'adapter.config={encoder: facebook/dinov2-small}' 'adapter.conditions={reference_image: reference}'
 
-`adapter.conditions` says which column each condition is read from. Running the same command again goes on from the
-newest checkpoint; `adapter.safetensors` in the run's folder is what `load_adapter` takes.
+`model.base` is a Stable Diffusion pipeline; `model.init_from` instead is a network of ours, with its `objective`,
+which learns from pictures with or without classes. `adapter.conditions` says which column each condition is read from.
+Running the same command again goes on from the newest checkpoint; `adapter.safetensors` in the run's folder is what
+`load_adapter` takes.
 """
 
+import argparse
 import sys
 
-from brickwork.training.commands.train import task_script
-from brickwork.training.tasks.latent.adapter import AdapterTask
+from brickwork.training.commands.train import add_run_arguments, run_script, train_as_asked
+
+
+def configure_parser(parser: argparse.ArgumentParser) -> None:
+    add_run_arguments(parser, "training/configs/stable_diffusion_defaults.yaml")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from brickwork.training.config.config import given_values
+    from brickwork.training.config.library import find_config
+    from brickwork.training.config.reading import read_yaml
+
+    model = (read_yaml(find_config(args.config)).get("model") or {}) if args.config else {}
+    if "init_from" in model or "model.init_from" in given_values(args.overrides):
+        from brickwork.training.tasks.backbone_adapter import BackboneAdapterTask as Task
+    else:
+        from brickwork.training.tasks.latent.adapter import AdapterTask as Task
+    return train_as_asked(args, Task)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return task_script("train_adapter.py", __doc__, AdapterTask, arguments)
+    return run_script("train_adapter.py", __doc__, configure_parser, arguments)
 
 
 if __name__ == "__main__":
