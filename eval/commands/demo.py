@@ -30,8 +30,10 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("demo.png"), help="picture to write (demo.png)")
     parser.add_argument("--weights", default="lego-avatars-64", help="weights that ship, or a pipeline folder")
     parser.add_argument("--images", type=int, default=8, help="images a row (default: 8)")
-    parser.add_argument("--steps", type=int, default=18, help="steps of the sampler (default: 18)")
-    parser.add_argument("--guidance", "--guidance-scale", type=float, default=2.0, help="default: 2; 1 is none")
+    parser.add_argument("--steps", type=int, help="steps of the sampler (default: the pipeline's, else 18)")
+    parser.add_argument(
+        "--guidance", "--guidance-scale", type=float, help="default: the pipeline's, else 2; 1 is none"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier picture of this command")
     parser.set_defaults(run=run)
@@ -55,6 +57,8 @@ def run(args: argparse.Namespace) -> None:
     check_file(args.output, made_by("brickwork demo"), overwrite=args.overwrite)
     pipe = load_lego_pipeline(args.weights)
     pipe.set_progress_bar_config(disable=True)
+    steps = (pipe.config.get("num_inference_steps") or 18) if args.steps is None else args.steps
+    guidance = (pipe.config.get("guidance_scale") or 2.0) if args.guidance is None else args.guidance
     size = pipe.transformer.config.sample_size * pipe.vae_scale_factor
     full, fast = BrickSchedule.full(pipe.transformer), BrickSchedule.fast(pipe.transformer)
     rows = [
@@ -63,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
         Row(f"beyond the training size: {size} x {3 * size}", full, size, 3 * size, max(1, args.images // 3)),
     ]
     drawn = []
-    with tqdm(total=len(rows) * args.steps, unit="step", desc="drawing", leave=False) as bar:
+    with tqdm(total=len(rows) * steps, unit="step", desc="drawing", leave=False) as bar:
         for row in rows:
             labels = spread_labels(pipe.transformer.config.num_classes, row.count)
             started = time.perf_counter()
@@ -72,8 +76,8 @@ def run(args: argparse.Namespace) -> None:
                     class_labels=labels,
                     height=row.height,
                     width=row.width,
-                    num_inference_steps=args.steps,
-                    guidance_scale=args.guidance,
+                    num_inference_steps=steps,
+                    guidance_scale=guidance,
                     brick_schedule=row.schedule,
                     generator=[torch.Generator().manual_seed(args.seed + index) for index in range(row.count)],
                     callback_on_step_end=lambda *_: bar.update() and None,

@@ -311,7 +311,7 @@ def test_components_keep_the_schedule_and_what_is_recommended(make_pipe):
 
 def test_weights_that_ship_load_by_their_name():
     pipe = LegoPipeline.from_pretrained("lego-avatars-64")
-    assert pipe.config.guidance_scale == 2.0 and pipe.config.num_inference_steps == 18
+    assert pipe.config.guidance_scale == 2.0 and pipe.config.num_inference_steps == 10
     with pytest.raises(ValueError, match="did you mean 'lego-avatars-64'"):
         LegoPipeline.from_pretrained("lego-avatars-46")
 
