@@ -12,8 +12,17 @@ TRANSFORMER = SHARED | {"sample_size": 20, "patch_size": 2, "in_channels": 3, "n
 UNET = SHARED | {"sample_size": 12, "in_channels": 3, "block_out_channels": (16, 24), "layers_per_block": 1}
 MIXED = "dit,i2rmb,maxvit,resnet"
 
-NETWORKS = {f"transformer of {name}": (BlockTransformer2DModel, TRANSFORMER, name) for name in list_blocks()}
-NETWORKS |= {f"unet of {name}": (BlockUNet2DModel, UNET, name) for name in list_blocks()}
+# Periods from the spectrum of a batch would tie its images to one another.
+OPTIONS = {"timesblock": {"block_options": {"timesblock": {"periods": (7, 12), "num_kernels": 2}}}}
+
+NETWORKS = {
+    f"{kind} of {name}": (model, config | OPTIONS.get(name, {}), name)
+    for kind, model, config in (
+        ("transformer", BlockTransformer2DModel, TRANSFORMER),
+        ("unet", BlockUNet2DModel, UNET),
+    )
+    for name in list_blocks()
+}
 MIXED_NETWORKS = {
     "mixed transformer": (BlockTransformer2DModel, TRANSFORMER | {"num_layers": 4}, MIXED),
     "mixed unet": (BlockUNet2DModel, UNET | {"block_out_channels": (16, 16, 24, 24), "sample_size": 20}, MIXED),

@@ -222,3 +222,17 @@ def test_modulation_that_says_nothing_adds_nothing(name):
     torch.testing.assert_close(film(sample, temb), plain(sample, temb))
     assert torch.equal(zero(sample, temb), sample)
     assert not torch.allclose(plain(sample, temb), sample)
+
+
+def test_timesblock_equals_the_authors():
+    stored = {name: torch.from_numpy(value) for name, value in np.load(DATA / "timesblock.npz").items()}
+    series = stored["x"].transpose(1, 2)
+    block = build_block("timesblock", 4, 8, own={"top_k": 3, "num_kernels": 3, "mlp_ratio": 1.5}).eval()
+    weights = {f"conv.{name[2:]}": value for name, value in stored.items() if name.startswith("w.")}
+    block.load_state_dict({**block.state_dict(), **weights})
+    with torch.no_grad():
+        maps = series.unflatten(-1, (5, 6))
+        assert torch.equal(block(maps, torch.zeros(2, 8)), maps)  # gated at zero
+        block.modulation.vectors.linear.bias[-4:] = 1.0  # the gate
+        updated = block(maps, torch.zeros(2, 8)).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(updated, stored["out"], rtol=1e-5, atol=1e-5)
