@@ -35,7 +35,7 @@ class PeriodFold:
         self.weights = [weight / sum(weights) for weight in weights]
 
     @classmethod
-    def fit(cls, series: Any, top_k: int = 2) -> "PeriodFold":
+    def fit(cls, series: Any, top_k: int = 2, longest: int | None = None) -> "PeriodFold":
         """The strongest periods of a training set, weighted by their amplitudes.
 
         Mean and straight line are taken from each series first. A period is the length over the frequency of a peak
@@ -44,6 +44,7 @@ class PeriodFold:
         Args:
             series: `(L,)`, `(C, L)` or `(B, C, L)`, numbers without gaps.
             top_k: how many periods at most; fewer where the spectrum has fewer peaks of different periods.
+            longest: that a period may be, in steps; `None` for half of the series.
 
         Raises:
             ValueError: for gaps, for a series too short for two cycles of the shortest period, and for one without
@@ -60,9 +61,12 @@ class PeriodFold:
         if not values.isfinite().all():
             raise ValueError("`series` has gaps or infinite numbers; fill them, or fit on a part without.")
         amplitudes = torch.fft.rfft(_without_line(values), dim=-1).abs().reshape(-1, values.shape[-1] // 2 + 1).mean(0)
-        found = _peaks(amplitudes, values.shape[-1], top_k)
+        found = _peaks(amplitudes, values.shape[-1], top_k, longest or values.shape[-1] // 2)
         if not found:
-            raise ValueError("`series` has no period of two cycles or more; name the periods: PeriodFold([24]).")
+            raise ValueError(
+                f"`series` has no period of {SHORTEST} to {longest or values.shape[-1] // 2} steps; name the periods: "
+                "PeriodFold([24])."
+            )
         return cls(list(found), list(found.values()))
 
     def fold(self, series: torch.Tensor) -> list[torch.Tensor]:
@@ -121,7 +125,7 @@ def _without_line(values: torch.Tensor) -> torch.Tensor:
     return centred - slope * time
 
 
-def _peaks(amplitudes: torch.Tensor, length: int, top_k: int) -> dict[int, float]:
+def _peaks(amplitudes: torch.Tensor, length: int, top_k: int, longest: int) -> dict[int, float]:
     """The amplitudes of the highest peaks by their periods; the ends of the spectrum are none."""
     found: dict[int, float] = {}
     values = amplitudes.tolist()
@@ -129,7 +133,9 @@ def _peaks(amplitudes: torch.Tensor, length: int, top_k: int) -> dict[int, float
     for frequency in sorted(range(2, len(values) - 1), key=lambda f: -values[f]):
         around = values[frequency - 1], values[frequency + 1]
         period = round(length / frequency)
-        if values[frequency] < max(around) or values[frequency] <= floor or period < SHORTEST or period in found:
+        if not SHORTEST <= period <= longest:
+            continue
+        if values[frequency] < max(around) or values[frequency] <= floor or period in found:
             continue
         found[period] = values[frequency]
         if len(found) == top_k:

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import tarfile
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
+from tqdm import tqdm
 
 import brickwork
 from brickwork import cli
@@ -264,6 +266,9 @@ COMMANDS = {
         output="out/pipeline", again=None, grows=True, equal="nothing",
     ),
     "publish": Command(words("publish IN/run OUT/out"), stand_ins=few_samples),
+    "forecast": Command(
+        words("forecast IN/series.csv --model IN/series --horizon 4 -n 2 --steps 1 -o OUT/out.csv"), output="out.csv"
+    ),
     "new-config": Command(words("new-config tiny-lego -o OUT/out.yaml"), output="out.yaml"),
     "scale": Command(words("scale tiny-dit --budget 1x -o OUT/out.yaml"), output="out.yaml"),
     "export": Command(words("export IN/model -o OUT/out --rounds 0 --subnets 0"), equal="names"),
@@ -304,6 +309,7 @@ def make_inputs(folder: Path) -> Path:
     torch.save(dit_tensors(), folder / "dit.pt")
     _save_vae(folder / "vae")
     _save_packages(folder / "packages")
+    _save_series(folder)
     os.environ["BRICKWORK_TEST_PACKAGES"] = str(folder / "packages")
     short = [f"run.output_dir={folder / 'run'}", "run.total_images=8", "run.batch_size=4", "samples.count=0"]
     with contextlib.redirect_stdout(io.StringIO()) as told, contextlib.redirect_stderr(told):
@@ -369,6 +375,18 @@ def _save_vae(folder: Path) -> None:
     ).save_pretrained(folder)  # fmt: skip
 
 
+def _save_series(folder: Path) -> None:
+    from diffusers import EDMEulerScheduler
+
+    from brickwork import SeriesDenoiser, TimeSeriesPipeline
+
+    rows = [f"2024-01-{day:02d},{day % 7}" for day in range(1, 25)]
+    (folder / "series.csv").write_text("\n".join(["time,a", *rows]) + "\n")
+    network = {"block_out_channels": [8], "layers_per_block": 1}
+    denoiser = SeriesDenoiser(length=16, periods=[7], network=network)
+    TimeSeriesPipeline(denoiser, EDMEulerScheduler(sigma_data=1.0), names=["a"]).save_pretrained(folder / "series")
+
+
 def _save_packages(folder: Path) -> None:
     from brickwork.training.data.build.emoji import SOURCES
 
@@ -416,6 +434,7 @@ def start(
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             command.stand_ins()
             AcceleratorState._reset_state(reset_partial_state=True)  # as a new process has it
+            tqdm.set_lock(threading.RLock())  # not the one that forks share, which a killed one would keep for good
             before()
             status = cli.main(arguments)
     except SystemExit as stop:  # what argparse says no to

@@ -20,11 +20,14 @@ _REGISTERED = NETWORKS | {
     "LayoutPipeline": "brickwork.pipelines.layout",
     "RegionHead": "brickwork.eval.judge.region_head",
     "LabelHead": "brickwork.eval.judge.label_head",
+    "SeriesDenoiser": "brickwork.gen.networks.series",
+    "TimeSeriesPipeline": "brickwork.pipelines.series",
     "EDMHeunScheduler": "brickwork.pipelines.schedulers.edm_heun",
 }
 _MODULES = {
     "brickwork.gen.convbn": ["set_convbn_mode"],
     "brickwork.gen.networks.video": ["inflate"],
+    "brickwork.gen.period_fold": ["PeriodFold"],
     "brickwork.gen.networks.pretrained_encoder": ["from_pretrained_encoder"],
     "brickwork.pipelines.schedules": ["BrickSchedule", "SubnetSchedule"],
     "brickwork.adapters.base": ["load_adapter"],

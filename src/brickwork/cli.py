@@ -17,6 +17,7 @@ COMMANDS = {
     "demo resadapter": ("eval.commands.demo_resadapter", "the miniature Stable Diffusion at sizes it never saw"),
     "generate": ("eval.commands.generate", "draw pictures with a pipeline"),
     "app": ("app.command", "a studio in the browser: draw, compare, watch runs, sweep, look back"),
+    "forecast": ("eval.commands.forecast", "go on with the series of a table, or fill in their gaps"),
     "info": ("eval.commands.info", "what a checkpoint is: its bricks, their costs, its schedule"),
     "benchmark": ("eval.commands.benchmark", "time and memory beside a plain reference and diffusers' own networks"),
     "env": ("training.commands.env", "versions, processor, GPUs and what is fast here, for bug reports"),

@@ -1,0 +1,19 @@
+"""Train a denoiser of series on a CSV or Parquet file.
+
+    accelerate launch training/train_series.py data.source=series.csv run.output_dir=runs/series
+
+Running the same command again goes on from the newest checkpoint. The run leaves `pipeline/`, a `TimeSeriesPipeline`.
+"""
+
+import sys
+
+from brickwork.training.commands.train import task_script
+from brickwork.training.tasks.series import SeriesTask
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return task_script("train_series.py", __doc__, SeriesTask, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
