@@ -245,7 +245,8 @@ def _recommended(pipeline, settings: SamplingSettings) -> dict | None:
 
 def _plain(value):
     """What JSON makes of a value, so that a record read back equals the one written."""
-    return json.loads(json.dumps(value, default=lambda v: v.to_dict() if hasattr(v, "to_dict") else str(v)))
+    text = json.dumps(value, default=lambda v: v.to_dict() if hasattr(v, "to_dict") else str(v))
+    return json.loads(text, parse_constant=str)  # infinities, as DPMSolver has one, are words
 
 
 def _is_finished(output: Path, record: dict, folder: Path, format: str) -> bool:

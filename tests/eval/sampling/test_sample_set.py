@@ -17,6 +17,7 @@ from diffusers import (
 from PIL import Image
 
 from brickwork.eval.report.results import generation_of
+from brickwork.eval.sampling.pipelines import load_pipeline
 from brickwork.eval.sampling.sample_set import SamplingSettings, denoiser_of, image_label, image_seed, sample_set
 from brickwork.eval.sets.pictures import Preparation, decode, open_image_set
 from brickwork.gen.networks.lego import LegoTransformer2DModel
@@ -272,3 +273,14 @@ def test_arguments_the_pipeline_does_not_take_are_refused(ddpm, lego, tmp_path):
     with pytest.raises(ValueError, match="ends in .npz"):
         sample_set(ddpm, settings(), tmp_path / "x", format="npz")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_scheduler_with_an_infinity_in_its_settings_is_recorded(tmp_path):
+    """`DPMSolverMultistepScheduler` clips at -inf by default, and JSON has no infinity."""
+    pipeline = load_pipeline("emoji-sd-64", device="cpu")
+    assert pipeline.scheduler.config.lambda_min_clipped == float("-inf")
+    one = SamplingSettings(1, prompts=("red apple",), call={"num_inference_steps": 1, "height": 16, "width": 16})
+    for _ in range(2):  # the second finds the first
+        sample_set(pipeline, one, tmp_path / "set", progress=False)
+    record = json.loads((tmp_path / "set" / "generation.json").read_text())
+    assert record["scheduler"]["lambda_min_clipped"] == "-Infinity"
