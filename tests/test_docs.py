@@ -84,7 +84,7 @@ def task_of(script: str) -> type:
     tasks |= {"train_resadapter": "latent.resadapter:ResAdapterTask"}
     tasks |= {"train_text_to_image": "latent.text_to_image:TextToImageTask"}
     tasks |= {"train_autoencoder": "autoencoder:AutoencoderTask", "train_video": "video:VideoTask"}
-    tasks |= {"train_adapter": "latent.adapter:AdapterTask"}
+    tasks |= {"train_adapter": "latent.adapter:AdapterTask", "train_series": "series:SeriesTask"}
     module, name = tasks[Path(script).stem].split(":")
     return getattr(importlib.import_module(f"brickwork.training.tasks.{module}"), name).configuration
 
