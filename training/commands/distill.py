@@ -81,10 +81,13 @@ def run(args: argparse.Namespace) -> int:
 
 def of_class_pipeline(args: argparse.Namespace) -> list[str]:
     """The run's values for a teacher of classes; sets `args.config` to a student's recipe."""
+    import torch
+
     from brickwork.eval.sampling.pipelines import pipeline_folder, pipeline_parts
     from brickwork.files import read_json
     from brickwork.pipelines.objective_file import saved_objective
     from brickwork.training.commands import own_pictures
+    from brickwork.training.config.precision import device_has_bf16
     from brickwork.training.config.recipes import recipe
 
     folder = Path(pipeline_folder(args.teacher))
@@ -116,6 +119,8 @@ def of_class_pipeline(args: argparse.Namespace) -> list[str]:
     values |= {"model.type": network["_class_name"], "model.init_from": str(folder)}
     values["objective.label_dropout"] = 0.1 if guidance == 1 else 0.0
     values["objective.brick_dropout"] = 0.25 if network.get("trained_subsets") == "any" else 0.0
+    if not torch.cuda.is_available() and device_has_bf16():
+        values["model.attention_backend"] = "_native_math"  # the fused one's backward pass is 20 times as slow there
     return [*chosen, *_as_overrides(values)]
 
 
