@@ -2,7 +2,8 @@
 
     python -m brickwork.training.studies.motion runs/video/pipeline runs/image --data data/clips/held_out_seeds.parquet
 
-A pipeline of pictures draws every frame for itself. Written as a table: the paired held-out loss; the error of the
+Each pipeline of clips is measured frame by frame too, the same weights without neighbours in time, as a pipeline of
+pictures always is. Written as a table: the paired held-out loss; the error of the
 moving avatar's middle against the truth, in pixels (also of standing still, which knows nothing); flicker, the mean
 change of a pixel from frame to frame in 8-bit steps, beside that of the clips themselves.
 """
@@ -17,7 +18,7 @@ import torch
 from pyarrow import parquet
 
 from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
-from brickwork.eval.sampling.pipelines import load_class_pipeline, pipeline_folder
+from brickwork.eval.sampling.pipelines import load_class_pipeline, pipeline_class, pipeline_folder
 from brickwork.gen.networks.video import inflate
 from brickwork.gen.parameterization import OBJECTIVES
 from brickwork.pipelines.objective_file import saved_objective
@@ -82,20 +83,40 @@ def video_pipeline(name: str, frames: int) -> VideoPipeline:
     return pipe
 
 
+class FrameByFrame(torch.nn.Module):
+    """A video network that sees every frame as a clip of its own."""
+
+    def __init__(self, network: torch.nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor | None = None):
+        batch, frames = sample.shape[0], sample.shape[2]
+        each = {"class_labels": None if class_labels is None else class_labels.repeat_interleave(frames)}
+        alone = sample.transpose(1, 2).flatten(0, 1).unsqueeze(2)
+        output = self.network(alone, timestep.expand(batch).repeat_interleave(frames), **each)
+        output.sample = output.sample.squeeze(2).unflatten(0, (batch, frames)).transpose(1, 2)
+        return output
+
+
 @torch.no_grad()
-def measure(name: str, clips: np.ndarray, truth: np.ndarray, motions: list[str], steps: int, guidance: float) -> dict:
-    """The figures of one pipeline, each with the spread over clips where it has one."""
+def measure(
+    name: str, clips: np.ndarray, truth: np.ndarray, motions: list[str], steps: int, guidance: float, alone: bool
+) -> dict[str, float]:
+    """The figures of one pipeline, `alone`: frame by frame, with the spread over clips where they have one."""
     pipe = video_pipeline(name, clips.shape[1])
     kind, options = saved_objective(pipeline_folder(name)) or ("edm", {})
     pixels = torch.from_numpy(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
     known = {label: int(number) for number, label in (pipe.transformer.config.id2label or {}).items()}
     labels = torch.tensor([known[motion] for motion in motions])
     held_out = PairedSet.from_images(pixels, labels, num_levels=4)
-    loss = paired_loss(pipe.transformer, held_out, OBJECTIVES[kind](**options))["loss"]
+    network = FrameByFrame(pipe.transformer) if alone else pipe.transformer
+    loss = paired_loss(network, held_out, OBJECTIVES[kind](**options))["loss"]
     drawn = pipe(
         class_labels=labels.tolist(),
         num_frames=clips.shape[1],
         first_frames=pixels[:, :, :1],
+        **({"window": 1, "overlap": 0} if alone else {}),
         num_inference_steps=steps,
         guidance_scale=guidance,
         generator=[torch.Generator().manual_seed(k) for k in range(len(labels))],
@@ -116,8 +137,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--stride", type=int, default=2)
     parser.add_argument("--steps", type=int, default=18)
     parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--count", type=int, help="of the clips, from the first on (default: all)")
     args = parser.parse_args(arguments)
-    clips, truth, motions = read_clips(args.data, args.frames, args.stride)
+    clips, truth, motions = (part[: args.count] for part in read_clips(args.data, args.frames, args.stride))
     moving = np.array([motion in MOVING for motion in motions])
     still = motion_error(np.repeat(clips[moving, :1], args.frames, axis=1), truth[moving]).mean()
     own = motion_error(clips[moving], truth[moving]).mean()
@@ -126,8 +148,11 @@ def main(arguments: list[str] | None = None) -> int:
         f"{own:.2f} px, flicker {flicker(clips):.2f}"
     )
     print("| pipeline | held-out loss | motion error, px | flicker |\n| --- | --- | --- | --- |")
-    for name in args.pipelines:
-        found = measure(name, clips, truth, motions, args.steps, args.guidance)
+    kinds = [(name, False) for name in args.pipelines]
+    kinds += [(name, True) for name in args.pipelines if pipeline_class(name) == "VideoPipeline"]
+    for name, alone in kinds:
+        found = measure(name, clips, truth, motions, args.steps, args.guidance, alone)
+        name += ", frame by frame" * alone
         print(f"| {name} | {found['loss']:.4f} | {found['motion']:.2f} ± {found['motion_se']:.2f} | "
               f"{found['flicker']:.2f} |", flush=True)  # fmt: skip
     return 0

@@ -52,5 +52,6 @@ def test_the_command_compares_clips_with_frames_alone(tmp_path, capsys):
     first, _, _, *table = capsys.readouterr().out.splitlines()
     assert first.startswith("2 clips, 2 of them moving; standing still 3.16 px")
     # An inflated network is the image network until it is trained.
-    assert len(table) == 2 and table[0].split("|")[2:] == table[1].split("|")[2:]
+    assert len(table) == 3 and "frame by frame" in table[2]
+    assert table[0].split("|")[2:] == table[1].split("|")[2:] == table[2].split("|")[2:]
     assert isinstance(video_pipeline(str(tmp_path / "image"), 3), VideoPipeline)
