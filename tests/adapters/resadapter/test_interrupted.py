@@ -13,7 +13,7 @@ import threading
 import pytest
 import torch
 
-from brickwork.adapters import base
+from brickwork.adapters import modules
 from brickwork.adapters.resadapter import functions, transaction
 from brickwork.adapters.resadapter.state import STATE
 from brickwork.adapters.resadapter.transaction import loaded_adapters
@@ -21,7 +21,13 @@ from brickwork.adapters.resadapter.transaction import loaded_adapters
 LONG = bool(os.environ.get("BRICKWORK_LONG"))
 POINTS = int(os.environ.get("BRICKWORK_LONG") or 24)  # lines tried of one operation
 KEY_FILES = ("transaction.py", "layer.py", "state.py")  # where most lines change something
-CHANGING = ("brickwork/adapters/", "adapters/resadapter/", "adapters/base.py", "torch/nn/modules/module.py")
+CHANGING = (
+    "brickwork/adapters/",
+    "adapters/resadapter/",
+    "adapters/base.py",
+    "adapters/modules.py",
+    "torch/nn/modules/module.py",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +35,7 @@ def own_locks(monkeypatch):
     """An interruption between the end of a `with` block and its lock's release, which Python cannot make good, would
     keep the lock from other threads: from those of other tests, too."""
     monkeypatch.setattr(transaction, "LOCK", threading.RLock())
-    monkeypatch.setattr(base, "_LOCK", threading.RLock())
+    monkeypatch.setattr(modules, "_LOCK", threading.RLock())
 
 
 class Interruption:

@@ -247,7 +247,7 @@ def test_convert_command(unet, official, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["out.safetensors", "--to", "comfui"], "--to 'comfui'"),
+        (["out.safetensors", "--to", "comfui"], "`--to` is 'comfui'"),
         (["out.safetensors", "--to", "comfyui"], "needs --base-model, the model"),
         (["--to", "comfyui"], "DST is missing; say where to write as the last word, or with -o"),
     ],
