@@ -92,7 +92,7 @@ def task_of(script: str) -> type:
 def check_run(args, kind: type) -> None:
     """The configuration of a training run is read, with the values on its line."""
     values = [word for word in args.overrides if "=" in word]
-    if args.config and Path(args.config).name == "my_run.yaml":  # a reader's own
+    if args.config and Path(args.config).name in ("my_run.yaml", "winner.yaml"):  # a reader's own
         args.config = "lego_emoji_64"
         values += ["run.total_images=100000"]
     if getattr(args, "preset", None):
