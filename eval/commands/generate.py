@@ -5,6 +5,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from brickwork import hub, options
@@ -130,15 +131,16 @@ def run(args: argparse.Namespace) -> None:
     call |= {"height": args.height, "width": args.width, "guidance_scale": args.guidance}
     call |= {} if args.frames is None else {"num_frames": args.frames}
     call["num_inference_steps"] = args.steps or pipe.config.get("num_inference_steps") or 18
-    drawn, written = zip(files, _draw(pipe, jobs, args.batch_size, call)), 0
-    for file, image, *score in _chosen(args, drawn, jobs, config.id2label or {}):
-        notes = {"Score": f"{score[0]:.6g} by {args.score}"} if score else None
-        file = file if args.overwrite else free_name(file)
-        if clips:
-            write_clip(image, file, pipe.config.fps, "brickwork generate")
-        else:
-            save_picture(image, file, "brickwork generate", notes)
-        written += 1
+    pictures, written = _draw(pipe, jobs, args.batch_size, call), 0
+    with closing(pictures):  # an error ends the bar before it is told
+        for file, image, *score in _chosen(args, zip(files, pictures), jobs, config.id2label or {}):
+            notes = {"Score": f"{score[0]:.6g} by {args.score}"} if score else None
+            file = file if args.overwrite else free_name(file)
+            if clips:
+                write_clip(image, file, pipe.config.fps, "brickwork generate")
+            else:
+                save_picture(image, file, "brickwork generate", notes)
+            written += 1
     print(f"wrote {written} {'clips' if clips else 'images'} to {args.output}")
 
 
