@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import signal
 import sys
 import tarfile
 import threading
@@ -35,6 +36,7 @@ FACES = [f"data.source={SAMPLE}", "data.classes=[Smileys & Emotion]", "data.grou
 FACES += ["data.held_out=0.2"]
 LEGO = {"window_sizes": [16, 8], "patch_sizes": [4, 2], "num_layers": [1, 1], "hidden_sizes": 8}
 LEGO["num_attention_heads"] = 2
+_LONGEST = 300  # seconds of a command
 # What writes nothing, or nothing at a place that it is given; `app` draws through the pipelines, one file at a time.
 READ_ONLY = {"app", "completion", "env", "info"}
 
@@ -436,10 +438,11 @@ def start(
     status, said = 70, io.StringIO()
     try:
         os.setsid()  # cells that it starts are killed with it
+        signal.alarm(_LONGEST)  # a process that waits for good ends itself, and so fails
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             command.stand_ins()
             AcceleratorState._reset_state(reset_partial_state=True)  # as a new process has it
-            tqdm.set_lock(threading.RLock())  # not the one that forks share, which a killed one would keep for good
+            _own_lock_of_bars()
             before()
             status = cli.main(arguments)
     except SystemExit as stop:  # what argparse says no to
@@ -452,6 +455,14 @@ def start(
         elif status:
             sys.__stderr__.write(said.getvalue()[-500:] + "\n")
         os._exit(status)
+
+
+def _own_lock_of_bars() -> None:
+    """A lock for progress bars that is not shared by forks, of which a killed one would keep it for good."""
+    lock, kinds = threading.RLock(), [tqdm]
+    for kind in kinds:  # a kind that has used its lock has one of its own
+        kind.set_lock(lock)
+        kinds += kind.__subclasses__()
 
 
 def run_out(command: Command, arguments: list[str], before: Callable[[], None] = lambda: None) -> tuple[int, str]:
