@@ -14,7 +14,7 @@ import signal
 import sys
 import tarfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -123,6 +123,21 @@ def small_extractor() -> None:
         )
     for module in (features, trained, battle):
         module.load_extractor = lambda *_: features.from_module(network, "Small", 16, name="small")
+
+
+@contextlib.contextmanager
+def _as_before() -> Iterator[None]:
+    """Afterwards the modules in which there are stand-ins are as they were: other tests run in this process."""
+    from brickwork.eval.extractors import features
+    from brickwork.training.commands import publish
+    from brickwork.training.studies import battle, trained
+
+    before = [(module, dict(vars(module))) for module in (features, publish, battle, trained)]
+    try:
+        yield
+    finally:
+        for module, names in before:
+            vars(module).update(names)
 
 
 def one_size() -> None:
@@ -319,10 +334,13 @@ def make_inputs(folder: Path) -> Path:
     _save_series(folder)
     os.environ["BRICKWORK_TEST_PACKAGES"] = str(folder / "packages")
     short = [f"run.output_dir={folder / 'run'}", "run.total_images=8", "run.batch_size=4", "samples.count=0"]
-    with contextlib.redirect_stdout(io.StringIO()) as told, contextlib.redirect_stderr(told):
+    with contextlib.ExitStack() as stack:
+        told = stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        stack.enter_context(contextlib.redirect_stderr(told))
         from brickwork.training import train_backbone
 
         assert train_backbone.main([*FACES, *short, f"model.config={json.dumps(LEGO)}"]) == 0, told.getvalue()
+        stack.enter_context(_as_before())
         few_samples()
         small_extractor()
         for command in (

@@ -1,9 +1,11 @@
 """Who may ask the studio, and how it starts."""
 
 import http.client
+import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -104,13 +106,15 @@ sys.exit(cli.main(["app", "--no-browser"]))
 def test_no_browser_is_told_and_the_studio_runs(tmp_path):
     words = ["-u", "-m", "brickwork", "app", "--port", "0", "-o", str(tmp_path / "out"), "--root", str(tmp_path)]
     environment = {"PATH": "/nowhere", "HOME": str(tmp_path)}
+    # Jobs in the background of a shell ignore Ctrl-C, and so would what they start.
+    heeding = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
-        [sys.executable, *words], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, *words], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=heeding
     )
     try:
         first, second = process.stdout.readline(), process.stdout.readline()
         assert first.startswith("The studio is at http://127.0.0.1:") and "open the address yourself" in second
-        process.send_signal(2)
+        process.send_signal(signal.SIGINT)
         process.wait(60)
     finally:
         process.kill()

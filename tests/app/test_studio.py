@@ -46,7 +46,8 @@ def test_operations_are_those_of_the_schedule():
     previews = []
     settings = Settings(**LEGO, schedule="full", guidance=2)
     drawing = draw(pipe, settings, {}, lambda step, steps, preview: previews.append(preview))
-    expected = brickwork.BrickSchedule.full(pipe.transformer).operations(pipe.transformer, pipe.scheduler, 32, 32)
+    schedule = brickwork.BrickSchedule.full(pipe.transformer)
+    expected = schedule.operations(pipe.transformer, pipe.scheduler, 8, 8)  # four pixels a latent
     assert drawing.operations == 2 * expected
     assert previews[0].size == (32, 32) and len(previews) == 2
 

@@ -22,7 +22,7 @@ class Pictures:
     def natural_size(self, row):
         return self.side, self.side * 2
 
-    def whole(self, row):
+    def decoded(self, row):
         return Image.fromarray(np.full((*self.natural_size(row), 3), row, dtype=np.uint8))
 
     def sample(self, row, random=None):
