@@ -5,8 +5,11 @@ how windows are cut is decided in Python.
 """
 
 import copy
+import logging
 import re
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -216,15 +219,17 @@ def _write_graph(network: nn.Module, subnet: str, names: Sequence[str], size: tu
     graph, batch = _Graph(network, subnet, names), torch.export.Dim("batch", min=1, max=4096)
     with torch.no_grad():
         shapes = {"inputs": tuple({0: batch} for _ in names)}
-        program = torch.onnx.export(
-            graph,
-            example_inputs(network, names, size, 2),
-            dynamo=True,
-            input_names=list(names),
-            output_names=["estimate"],
-            dynamic_shapes=shapes,
-            verbose=False,
-        )
+        inputs = example_inputs(network, names, size, 2)
+        with _quietly():
+            program = torch.onnx.export(
+                graph,
+                inputs,
+                dynamo=True,
+                input_names=list(names),
+                output_names=["estimate"],
+                dynamic_shapes=shapes,
+                verbose=False,
+            )
         program.save(str(path))
         session = _runtime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
         differences = []
@@ -245,6 +250,20 @@ def _write_graph(network: nn.Module, subnet: str, names: Sequence[str], size: tu
 def _digest(network: nn.Module) -> str:
     """Of the weights in float32, so that weights saved in half precision are the same ones however they are loaded."""
     return tensor_digest((name, tensor.float()) for name, tensor in network.state_dict().items())
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what the exporter says of operators that torchvision would bring, and of names of axes."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
