@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 from pydantic import model_validator
 
 from brickwork.errors import shown
-from brickwork.gen.parameterization import OBJECTIVES
 from brickwork.training.config.data import DataConfig
 from brickwork.training.config.library import CONFIGS, apply_data_set, find_config
 from brickwork.training.config.model import ModelConfig
@@ -72,6 +71,8 @@ class TrainConfig(Configuration):
 
     @model_validator(mode="after")
     def _sections_fit(self):
+        from brickwork.gen.parameterization import OBJECTIVES  # which imports torch; `--help` reads no configuration
+
         data, lego = self.data, self.model.type == "LegoTransformer2DModel"
         rule = "only LegoTransformer2DModel on pixels learns from crops; set it to 0"
         require(data.crop_share == 0 or data.latents is None and lego, "data.crop_share", data.crop_share, rule)
