@@ -121,13 +121,13 @@ def open_pictures(
             folder of them, WebDataset shards, one picture, or a data set on the hub.
         background: the colour under transparent pictures.
         image: column of the pictures; by default `image`, or the only one that can be.
-        caption: column of the captions; by default the one called `text`, `caption` or the like.
-        label: column of the classes; by default the one called `label`, `class` or the like.
+        caption: column of the captions; by default the one with a name of `tables.CAPTIONS` (`text`, `caption`, …).
+        label: column of the classes; by default the one with a name of `tables.LABELS` (`label`, `class`, …).
         split: of a data set on the hub.
 
     Raises:
         ValueError: for a source without pictures, metadata that cannot be read, and columns of which several could be
-            meant.
+            meant and say different things.
     """
     table = open_table(source, split)
     column = image_column(table, image, "image")

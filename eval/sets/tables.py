@@ -6,7 +6,7 @@ a reader should be told once.
 """
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,15 @@ from brickwork.eval.sets.decode import SUFFIXES
 from brickwork.eval.sets.scan import FolderListing, Skipped, list_folder
 from brickwork.eval.sets.shards import ShardTable, shard_paths
 
-CAPTIONS = ("text", "caption", "captions", "prompt", "description")
-LABELS = ("label", "labels", "class", "class_name", "category")
+# By these names columns are known without being told, whatever their case.
+CAPTIONS = (
+    "text", "texts", "caption", "captions", "prompt", "prompts", "description", "descriptions", "title", "alt",
+    "alt_text", "sentence", "sentences", "tags",
+)  # fmt: skip
+LABELS = (
+    "label", "labels", "class", "classes", "class_name", "class_label", "class_id", "category", "categories",
+    "category_id", "target", "fine_label", "coarse_label",
+)  # fmt: skip
 
 
 class FolderTable:
@@ -105,15 +112,24 @@ def _folder_table(folder: Path, listing: FolderListing, skipped: list[Skipped]) 
     keys = dict.fromkeys(key for row in listing.metadata.values() for key in row)
     columns = {"image": [{"bytes": None, "path": str(folder / name)} for name in names]}
     columns |= {key: [listing.metadata.get(name, {}).get(key) for name in names] for key in keys if key != "image"}
-    label, caption = (next((key for key in known if key in columns), known[0]) for known in (LABELS, CAPTIONS))
+    label, caption = (next(iter(_usual(columns, known)), known[0]) for known in (LABELS, CAPTIONS))
     classes = [listing.class_of(name) for name in names]
     if any(classes) and label not in keys:
         columns[label] = classes
         root = classes.count(None)
         if root:
             notes.append(f"{root} pictures lie beside the folders of classes; they have no class.")
+    elif any(classes) and not _part_alike(columns[label], classes):
+        notes.append(
+            f"The classes are those of {label!r} in the metadata; the folders, which part otherwise, are not."
+        )
     if listing.captions:
         given = columns.get(caption, [None] * len(names))
+        twice = sum(name in listing.captions and text is not None for name, text in zip(names, given))
+        if twice:
+            notes.append(
+                f"{twice} pictures have a caption in the metadata and in a file beside them; the former counts."
+            )
         columns[caption] = [listing.captions.get(name) if text is None else text for name, text in zip(names, given)]
     return FolderTable(columns, names, skipped, notes)
 
@@ -176,14 +192,36 @@ def find_column(table, column: str, argument: str) -> str:
 def guessed_column(table, known: Sequence[str], argument: str) -> str | None:
     """The column that goes by one of the usual names, `None` where none does.
 
+    Of columns that say the same, such as a class's number and its name, the one that says it in words is taken.
+
+    Args:
+        table: of `open_table`.
+        known: `CAPTIONS` or `LABELS`.
+        argument: where a reader can say which column is meant.
+
     Raises:
-        ValueError: where several do and none has the first of these names.
+        ValueError: where several go by such names and say different things.
     """
-    found = [name for name in table.column_names if name.lower() in known]
-    exact = [name for name in found if name == known[0]]
-    if len(exact or found) > 1:
-        raise ValueError(f"The columns {' and '.join(map(repr, found))} could be meant; say which with `{argument}`.")
-    return (exact or found or [None])[0]
+    found = _usual(table.column_names, known)
+    if len(found) < 2:
+        return found[0] if found else None
+    read = labels_in if known is LABELS else captions_in
+    contents = {name: read(table, name) for name in found}
+    first = contents[found[0]]
+    if all(_part_alike(first, other) if known is LABELS else first == other for other in contents.values()):
+        return next((name for name in found if any(isinstance(value, str) for value in contents[name])), found[0])
+    raise ValueError(f"The columns {' and '.join(map(repr, found))} could be meant; say which with `{argument}`.")
+
+
+def _usual(columns: Iterable[str], known: Sequence[str]) -> list[str]:
+    """The columns that go by known names, in the order of these."""
+    return sorted((name for name in columns if name.lower() in known), key=lambda name: known.index(name.lower()))
+
+
+def _part_alike(labels: Sequence, others: Sequence) -> bool:
+    """Whether two lists put the same rows together, under whatever names."""
+    pairs = set(zip(map(str, labels), map(str, others)))
+    return len(pairs) == len({label for label, _ in pairs}) == len({other for _, other in pairs})
 
 
 def captions_in(table, column: str) -> list[str | None]:

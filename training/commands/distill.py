@@ -104,7 +104,7 @@ def of_class_pipeline(args: argparse.Namespace) -> list[str]:
     vae = folder / "vae" / "config.json"
     factor = 2 ** (len(read_json(vae)["block_out_channels"]) - 1) if vae.is_file() else 1
     values["data.size"] = network.get("sample_size", 64) * factor
-    chosen = own_pictures.described(args.data) if args.data else []
+    chosen = own_pictures.described(args.data, args.overrides) if args.data else []
     if args.student:
         args.config, overrides = recipe(args.student)
         chosen = [*overrides, *chosen]

@@ -9,15 +9,18 @@ import os
 import re
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
 from brickwork.errors import advice, shown
 from brickwork.eval.sets.decode import BrokenPicture, open_upright
 from brickwork.eval.sets.reader import undecoded
-from brickwork.eval.sets.tables import CAPTIONS, LABELS, guessed_column, image_column, labels_in, numbered
+from brickwork.eval.sets.tables import CAPTIONS, LABELS, find_column, guessed_column, image_column, labels_in, numbered
 from brickwork.training.config.config import TrainConfig, given_values, load_config
 from brickwork.training.config.reading import read_yaml
 from brickwork.training.data.images import load_table
@@ -56,8 +59,12 @@ class Pictures:
     has_captions: bool
 
 
-def look_at(source: str) -> Pictures:
+def look_at(source: str, given: Mapping[str, Any] = MappingProxyType({})) -> Pictures:
     """Open a source, its columns and the sizes of some of its pictures.
+
+    Args:
+        source: PICTURES.
+        given: `data.image_column` and `data.label_column` where they were told.
 
     Raises:
         ValueError: for a source that is not there, or holds no picture that can be read.
@@ -67,8 +74,12 @@ def look_at(source: str) -> Pictures:
         beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise ValueError(f"PICTURES is {source!r}, which is not there; {advice(path.name, beside, 'there are')}")
     table = load_table(source)
-    column = image_column(table, argument="data.image_column")
-    label = guessed_column(table, LABELS, "data.label_column")
+    column = image_column(table, given.get("data.image_column"), "data.image_column")
+    if "data.label_column" in given:
+        label = given["data.label_column"]
+        label = None if label is None else find_column(table, label, "data.label_column")
+    else:
+        label = guessed_column(table, LABELS, "data.label_column")
     classes: dict[str, int] = {}
     if label is not None:
         numbers, names = numbered(labels_in(table, label), getattr(table.features.get(label), "names", None))
@@ -104,7 +115,8 @@ def choose(source: str, overrides: list[str]) -> tuple[list[str], list[str]]:
     Raises:
         ValueError: for a source that cannot be read, or overrides that do not fit.
     """
-    found, given = look_at(source), given_values(overrides)
+    given = given_values(overrides)
+    found = look_at(source, given)
     preset, network, side, batch = _ON_GPU if torch.cuda.is_available() else _ON_CPU
     size = given.get("data.size", min(side, max(8, found.side // 4 * 4)))
     chosen: dict[str, object] = {"data.source": source, "run.output_dir": f"runs/{_name(source)}", "data.size": size}
@@ -127,11 +139,10 @@ def choose(source: str, overrides: list[str]) -> tuple[list[str], list[str]]:
     return [*_as_overrides(chosen), *overrides], _say(found, config, preset, rate)
 
 
-def described(source: str) -> list[str]:
-    """What a configuration says of a source: where it is and which columns it has."""
-    return _as_overrides(
-        {"data.source": source} | {f"data.{key}": name for key, name in look_at(source).columns.items()}
-    )
+def described(source: str, overrides: list[str]) -> list[str]:
+    """What a configuration says of a source: where it is and which columns it has, unless overrides say which."""
+    columns = look_at(source, given_values(overrides)).columns
+    return _as_overrides({"data.source": source} | {f"data.{key}": name for key, name in columns.items()})
 
 
 def images_per_second(config: TrainConfig, class_names: list[str]) -> float:

@@ -85,7 +85,7 @@ def take_pictures(args: argparse.Namespace) -> None:
 
     (source,), values = pictures, [word for word in args.overrides if is_value(word)]
     if args.config is not None:
-        args.overrides = [*own_pictures.described(source), *values]
+        args.overrides = [*own_pictures.described(source, values), *values]
         return
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(

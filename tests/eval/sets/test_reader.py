@@ -287,7 +287,10 @@ def test_class_names_come_with_numbers(tmp_path):
     [
         ({"photo": [b"x"], "mask": [b"x"]}, "could be 'photo' or 'mask'; say which with `image`"),
         ({"image": [b"x"], "caption": ["a"], "prompt": ["b"]}, "'caption' and 'prompt' could be meant; .*`caption`"),
-        ({"image": [b"x"], "class": ["a"], "category": ["b"]}, "'class' and 'category' could be meant; .*`label`"),
+        ({"image": [b"x"], "text": ["a"], "caption": ["b"]}, "'text' and 'caption' could be meant; .*`caption`"),
+        ({"image": [b"x"], "title": ["a"], "Description": ["b"]}, "'Description' and 'title' could be .*`caption`"),
+        ({"image": [b"x"] * 2, "class": ["a", "a"], "category": ["b", "c"]}, "'class' and 'category' could .*`label`"),
+        ({"image": [b"x"] * 2, "label": [0, 1], "target": [3, 3]}, "'label' and 'target' could be meant; .*`label`"),
     ],
 )
 def test_what_cannot_be_decided_is_asked(tmp_path, columns, message):
@@ -296,7 +299,56 @@ def test_what_cannot_be_decided_is_asked(tmp_path, columns, message):
         open_pictures(tmp_path / "t.parquet")
     argument = message.split("`")[1]
     chosen = {argument: list(columns)[-1]}
-    assert len(open_pictures(tmp_path / "t.parquet", **chosen)) == 1
+    assert len(open_pictures(tmp_path / "t.parquet", **chosen)) == len(columns[list(columns)[0]])
+
+
+def test_columns_that_say_the_same_are_no_question(tmp_path):
+    columns = {
+        "image": [png()] * 3, "label": [0, 1, 0], "class_name": ["cat", "dog", "cat"],
+        "text": ["a", "b", "c"], "caption": ["a", "b", "c"],
+    }  # fmt: skip
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    assert [(caption, label) for _, caption, label in read(tmp_path / "t.parquet")] == [
+        ("a", "cat"), ("b", "dog"), ("c", "cat"),
+    ]  # fmt: skip
+    pyarrow.parquet.write_table(pyarrow.table({"image": [png()], "title": ["one"]}), tmp_path / "t.parquet")
+    assert read(tmp_path / "t.parquet")[0][1] == "one"
+
+
+@pytest.mark.parametrize(
+    "first, second, argument",
+    [
+        ({"text": "a", "caption": "b"}, {"text": "c", "caption": "d"}, "caption"),
+        ({"prompt": "a", "alt": "b"}, {"prompt": "c", "alt": "d"}, "caption"),
+        ({"label": "a", "class": "b"}, {"label": "a", "class": "c"}, "label"),
+        ({"Category": "a", "target": "b"}, {"Category": "a", "target": "c"}, "label"),
+    ],
+)
+def test_metadata_of_a_folder_is_asked_like_a_table(tmp_path, first, second, argument):
+    rows = [{"file_name": f"{name}.png"} | row for name, row in zip("ab", (first, second))]
+    for row in rows:
+        (tmp_path / row["file_name"]).write_bytes(png())
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match=f"could be meant; say which with `{argument}`"):
+        open_pictures(tmp_path)
+    for column in first:
+        pictures = open_pictures(tmp_path, **{argument: column})
+        assert getattr(pictures, f"{argument}s") == [first[column], second[column]]
+
+
+def test_what_goes_over_what_is_said(tmp_path):
+    for name in ("cat/a.png", "dog/b.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(png())
+    (tmp_path / "cat/a.txt").write_text("beside")
+    rows = [{"file_name": "cat/a.png", "label": "x", "text": "one"}, {"file_name": "dog/b.png", "label": "x"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pictures = open_pictures(tmp_path)
+    assert (pictures.captions, pictures.labels) == (["one", None], ["x", "x"])
+    assert [note.split(";")[0] for note in pictures.notes] == [
+        "Classes come from the metadata ('label'), not from the folders, which part otherwise.",
+        "1 pictures have a caption in the metadata and in a file beside them",
+    ]
 
 
 def test_a_column_of_bytes_by_another_name(tmp_path):

@@ -75,6 +75,20 @@ def test_captions_and_tables(pictures, tmp_path):
     assert "32 pictures, 2 classes: cats 16, dogs 16" in said
 
 
+def test_which_column_is_the_class_is_asked_once(pictures):
+    rows = [
+        {"file_name": f"cats/{number}.png", "style": "x", "class": number % 2, "target": 1} for number in (0, 3, 6)
+    ]
+    (pictures / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match="'class' and 'target' could be meant; say which with `data.label_column`"):
+        chosen("my-pictures")
+    assert chosen("my-pictures", "data.label_column=class")[0].data.label_column == "class"
+    assert chosen("my-pictures", "data.label_column=null")[0].data.label_column is None
+    with pytest.raises(ValueError, match="`data.label_column` is 'clas'; did you mean class"):
+        chosen("my-pictures", "data.label_column=clas")
+    assert 'data.label_column="target"' in own_pictures.described("my-pictures", ["data.label_column=target"])
+
+
 def test_a_label_for_each_picture_is_no_class(pictures, tmp_path):
     lines = [{"file_name": f"{number}.png", "label": f"name {number}"} for number in range(3)]
     for line in lines:
