@@ -120,9 +120,7 @@ def _folder_table(folder: Path, listing: FolderListing, skipped: list[Skipped]) 
         if root:
             notes.append(f"{root} pictures lie beside the folders of classes; they have no class.")
     elif any(classes) and not _part_alike(columns[label], classes):
-        notes.append(
-            f"The classes are those of {label!r} in the metadata; the folders, which part otherwise, are not."
-        )
+        notes.append(f"Classes come from the metadata ({label!r}), not from the folders, which part otherwise.")
     if listing.captions:
         given = columns.get(caption, [None] * len(names))
         twice = sum(name in listing.captions and text is not None for name, text in zip(names, given))
