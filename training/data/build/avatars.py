@@ -122,6 +122,9 @@ def configure_parser(parser: ArgumentParser) -> None:
         default=128,
         help="side of the pictures in pixels, of scenes the root of their area (default: %(default)s)",
     )
+    parser.add_argument(
+        "--aspects", type=float, nargs="+", metavar="A", help="of scenes, width over height (default: 8 from 0.5 to 2)"
+    )
     parser.add_argument("--styles", nargs="+", metavar="STYLE", help=f"of {', '.join(table()['styles'])}")
     parser.add_argument("--where", nargs="+", default=[], metavar="ATTRIBUTE=VALUE,…", help="draw these values only")
     parser.add_argument("--seed", type=int, default=0)
@@ -139,7 +142,10 @@ def run(args: Namespace) -> int:
         where[attribute] = values.split(",")
     build, count = (build_avatars, args.count) if args.scenes is None else (build_scenes, args.scenes)
     build, count = (build, count) if args.clips is None else (build_clips, args.clips)
+    if args.aspects and args.scenes is None:
+        raise ValueError(f"--aspects is {args.aspects}, but other pictures than scenes are square; add --scenes.")
     asked = {name: getattr(args, name) for name in ("held_out", "size", "styles", "seed", "packages", "overwrite")}
+    asked |= {"aspects": args.aspects} if args.aspects else {}
     output = build(args.output, count=count, where=where, **asked)
     print(f"{', '.join(SPLITS.values())} in {output}; designers and licences in {output / CARD}")
     return 0

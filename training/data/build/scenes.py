@@ -3,10 +3,12 @@
 A scene is laid out in shares of the picture: a larger picture shows the same scene in more pixels.
 """
 
+import contextlib
 import io
 import json
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,18 +84,26 @@ def to_pixels(square: tuple[float, float, float], aspect: float, width: int, hei
     return int(left * across), int(top * down), int(side * min(across, down))
 
 
-def compose(number: int, draws: Draws, wanted: Wanted) -> Scene:
-    """The scene of a number: how many avatars, which, and where."""
+def compose(number: int, draws: Draws, wanted: Wanted, aspects: Sequence[float] = ASPECTS) -> Scene:
+    """The scene of a number: how many avatars, which, and where, in one of the shapes."""
     rng = random.Random(f"{wanted.seed} scene {draws.split} {number}")
-    aspect = rng.choice(ASPECTS)
+    aspect = rng.choice(aspects)
     width, height = picture_sides(wanted.size, aspect)
     ground = rng.choice(wanted.where.get("ground") or list(table()["palettes"]["ground"]))
     avatars = []
     for square in place(rng.randint(1, MOST), aspect, rng):
-        drawing, words = draws(rng.choice(wanted.styles), {"ground": [ground]})
+        drawing, words = _drawn(draws, wanted.styles, rng.choice(wanted.styles), {"ground": [ground]})
         drawing.options = _without_ground(drawing.options, draws.described[drawing.style], rng)
         avatars.append(Placed(drawing, phrase(drawing, words), to_pixels(square, aspect, width, height)))
     return Scene(width, height, ground, avatars, scene_caption([one.words for one in avatars], ground, rng))
+
+
+def _drawn(draws: Draws, styles: list[str], first: str, where: dict[str, list[str]]) -> tuple[Drawing, random.Random]:
+    """A drawing in the first style, or in another where that has no combination for the split on this ground."""
+    for style in [first, *(style for style in styles if style != first)]:
+        with contextlib.suppress(ValueError):
+            return draws(style, where)
+    return draws(first, where)
 
 
 def _without_ground(options: dict, described: dict, rng: random.Random) -> dict:
@@ -132,6 +142,7 @@ def build_scenes(
     size: int = 128,
     styles: list[str] | None = None,
     where: dict[str, list[str]] | None = None,
+    aspects: Sequence[float] | None = None,
     seed: int = 0,
     packages: str | Path | None = None,
     overwrite: bool = False,
@@ -144,6 +155,7 @@ def build_scenes(
 
     Args:
         count, held_out, styles, where, seed: see `Wanted`.
+        aspects: width over height, from 1:2 to 2:1, of which each picture takes one; None for eight shapes.
         size: root of the area of a picture in pixels; the shapes go from 1:2 to 2:1.
         packages: folder in which the styles' npm packages are kept; None for a temporary one.
         overwrite: replace what an earlier run wrote.
@@ -151,9 +163,22 @@ def build_scenes(
     Raises `ValueError` for what `Wanted` and `open_set` refuse.
     """
     wanted, drawn = Wanted(count, held_out, size, styles, where, seed), Counter()
+    shapes = ASPECTS if aspects is None else tuple(aspects)
+    for aspect in shapes:
+        if not 1 / 2 <= aspect <= 2:
+            raise ValueError(f"aspects holds {aspect}; give width over height, from 0.5 to 2.")
+    if not shapes:
+        raise ValueError("aspects is empty; give width over height, from 0.5 to 2.")
     with open_set(Path(output), wanted.styles, packages, overwrite) as (folder, hand):
+        # Laid out before the first is painted, the small files first: what cannot be drawn is said at once.
+        draws = {split: Draws(split, wanted, hand.styles) for split in SPLITS}
+        laid_out = {
+            split: [compose(number, draws[split], wanted, shapes) for number in range(wanted.rows(split))]
+            for split in reversed(SPLITS)
+        }
         for split, name in SPLITS.items():
-            _write(folder / name, split, wanted, hand, drawn)
+            drawn.update(one.drawing.style for scene in laid_out[split] for one in scene.avatars)
+            _write(folder / name, split, laid_out[split], hand)
         told = [
             f"Made by `{MAKER} --scenes`: {count} pictures of one to {MOST} avatars, and {held_out} in each held-out "
             f"file; about {size}² pixels, from 1:2 to 2:1, seed {seed}; DiceBear 9.4.3.",
@@ -162,12 +187,8 @@ def build_scenes(
     return Path(output)
 
 
-def _write(path: Path, split: str, wanted: Wanted, hand, drawn: Counter) -> None:
+def _write(path: Path, split: str, scenes: list[Scene], hand) -> None:
     from datasets import Features, Image, Value
-
-    draws = Draws(split, wanted, hand.styles)
-    scenes = [compose(number, draws, wanted) for number in range(wanted.rows(split))]
-    drawn.update(one.drawing.style for scene in scenes for one in scene.avatars)
 
     def finish(number: int, scene: Scene) -> dict:
         png, boxes = paint(scene, hand)

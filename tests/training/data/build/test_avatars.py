@@ -168,10 +168,22 @@ def test_a_larger_picture_shows_the_same_scene(offline, tmp_path):
             np.testing.assert_allclose(here["box"], there["box"], atol=0.1)
 
 
+def test_scenes_of_one_shape_and_of_a_style_with_few_combinations(offline, tmp_path):
+    build_scenes(tmp_path / "s", count=4, held_out=40, size=32, styles=["fun-emoji", "micah"], aspects=[1.0])
+    rows = pq.read_table(tmp_path / "s" / "held_out_combinations.parquet").to_pylist()
+    assert {PIL.Image.open(io.BytesIO(row["image"]["bytes"])).size for row in rows} == {(32, 32)}
+    with pytest.raises(ValueError, match="aspects holds 3"):
+        build_scenes(tmp_path / "t", count=1, held_out=0, aspects=[1, 3])
+    with pytest.raises(ValueError, match="where leaves fun-emoji no combination for the split 'combination'"):
+        build_scenes(tmp_path / "t", count=10**6, held_out=40, styles=["fun-emoji"], where={"mood": ["happy"]})
+    assert not (tmp_path / "t").exists()
+
+
 def test_scenes_from_the_command_line(offline, tmp_path, capsys):
     assert main(["data", "build", "avatars", "--scenes", "2", "--held-out", "0", "-o", str(tmp_path / "s")]) == 0
     assert pq.read_table(tmp_path / "s" / SPLITS["train"]).num_rows == 2
     assert main(["data", "build", "avatars", "--scenes", "0", "-o", str(tmp_path / "t")]) == 2
+    assert main(["data", "build", "avatars", "--aspects", "1", "-o", str(tmp_path / "t")]) == 2
     assert "count is 0" in capsys.readouterr().err
 
 
