@@ -3,7 +3,8 @@
     python training/new_stable_diffusion.py --config training/configs/miniature_base.yaml \\
         --vae runs/miniature/vae/vae --captions data/emoji/train.parquet --output runs/miniature/base
 
-The VAE is taken as it is; the tokenizer is learned from the captions; text encoder and UNet have random weights.
+The VAE is taken as it is; the tokenizer is learned from the captions; text encoder and UNet have random weights,
+unless `--teach` has the encoder learn first what the captions say.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from brickwork.training.config.library import find_config
 from brickwork.training.config.reading import read_yaml
 from brickwork.training.data.cache import load_vae
 from brickwork.training.data.images import load_table
+from brickwork.training.text_encoder import columns_to_name, teach
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 # Stable Diffusion's own noise schedule.
@@ -33,6 +35,7 @@ SCHEDULER = {
 }
 MAKER = "training/new_stable_diffusion.py"
 SECTIONS = ("tokenizer", "text_encoder", "unet")
+OPTIONAL = ("scheduler",)
 
 
 def learn_tokenizer(captions: list[str], vocabulary: int, max_length: int) -> CLIPTokenizer:
@@ -73,7 +76,8 @@ def build_pipeline(config: dict, vae: AutoencoderKL, captions: list[str], seed: 
 
     Args:
         config: `tokenizer` (`vocabulary`, `max_length`), `text_encoder` (values of `CLIPTextConfig`) and `unet`
-            (values of `UNet2DConditionModel`).
+            (values of `UNet2DConditionModel`); also `scheduler` (values of `DPMSolverMultistepScheduler` over Stable
+            Diffusion's own).
         vae: trained.
         captions: to learn the tokenizer from.
         seed: of the random weights.
@@ -81,8 +85,11 @@ def build_pipeline(config: dict, vae: AutoencoderKL, captions: list[str], seed: 
     Raises:
         ValueError: for missing or unknown sections, or values that do not fit.
     """
-    if sorted(config) != sorted(SECTIONS):
-        raise ValueError(f"The configuration has the sections {sorted(config)}; it takes {', '.join(SECTIONS)}.")
+    if sorted(set(config) - set(OPTIONAL)) != sorted(SECTIONS):
+        raise ValueError(
+            f"The configuration has the sections {sorted(config)}; it takes {', '.join(SECTIONS)} and may have "
+            f"{', '.join(OPTIONAL)}."
+        )
     tokenizer = learn_tokenizer(captions, **config["tokenizer"])
     torch.manual_seed(seed)
     text_encoder = CLIPTextModel(
@@ -107,7 +114,7 @@ def build_pipeline(config: dict, vae: AutoencoderKL, captions: list[str], seed: 
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=DPMSolverMultistepScheduler(**SCHEDULER),
+        scheduler=DPMSolverMultistepScheduler(**SCHEDULER | config.get("scheduler", {})),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -121,6 +128,13 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--caption-column", default="text", help="its column (default: text)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="pipeline folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a pipeline that this script wrote")
+    parser.add_argument(
+        "--teach",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="have the text encoder learn so long to name the data set's other columns from the captions (default: 0)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: 0)")
     parser.set_defaults(run=write)
 
@@ -137,11 +151,17 @@ def write(args: argparse.Namespace) -> None:
         raise ValueError(
             f"`--caption-column` is {args.caption_column!r}; the data set has {', '.join(table.column_names)}."
         )
-    config = read_yaml(find_config(args.config))
+    if args.teach < 0:
+        raise ValueError(f"`--teach` is {args.teach}; give a number of steps, or 0.")
+    columns = columns_to_name(table, args.caption_column) if args.teach else {}
+    config, captions = read_yaml(find_config(args.config)), list(table[args.caption_column])
     try:
-        pipeline = build_pipeline(config, load_vae(args.vae), list(table[args.caption_column]), args.seed)
+        pipeline = build_pipeline(config, load_vae(args.vae), captions, args.seed)
     except TypeError as error:
         raise ValueError(f"`--config` is {str(args.config)!r}, in which something does not fit: {error}.") from None
+    if columns:
+        right = teach(pipeline.text_encoder, pipeline.tokenizer, captions, columns, args.teach, seed=args.seed)
+        print("named from held-out captions: " + ", ".join(f"{name} {share:.0%}" for name, share in right.items()))
     with new_folder(args.output, MAKER, overwrite=args.overwrite, argument="--output") as folder:
         pipeline.save_pretrained(folder)
     sizes = {name: sum(p.numel() for p in getattr(pipeline, name).parameters()) for name in ("unet", "text_encoder")}

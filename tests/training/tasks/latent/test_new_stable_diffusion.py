@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 import yaml
@@ -85,3 +86,30 @@ def test_bad_input_is_one_line(arguments, tmp_path, capsys):
     (tmp_path / "new" / "notes.txt").write_text("mine")
     assert main([*arguments, "--overwrite"]) == 2
     assert "holds something else" in capsys.readouterr().err
+
+
+def test_a_text_encoder_learns_what_captions_say(tmp_path, bases, capsys):
+    said = [(colour, thing) for colour in ("red", "blue") for thing in ("cat", "dog")] * 20
+    columns = {
+        "image": [{"bytes": b"x", "path": None}] * len(said),
+        "text": [f"a {colour} {thing}" for colour, thing in said],
+        "colour": [colour for colour, _ in said],
+        "thing": [thing for _, thing in said],
+        "number": list(range(len(said))),
+        "name": [f"picture {number}" for number in range(len(said))],
+    }
+    datasets.Dataset.from_dict(columns).to_parquet(str(tmp_path / "said.parquet"))
+    config = CONFIG | {"scheduler": {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}}
+    (tmp_path / "new.yaml").write_text(yaml.safe_dump(config))
+    words = [
+        "--config", str(tmp_path / "new.yaml"), "--vae", str(bases["sd1"]),
+        "--captions", str(tmp_path / "said.parquet"), "--output", str(tmp_path / "new"),
+    ]  # fmt: skip
+    assert main([*words, "--teach", "300"]) == 0
+    assert "colour 100%, thing 100%" in capsys.readouterr().out
+    scheduler = StableDiffusionPipeline.from_pretrained(tmp_path / "new", safety_checker=None).scheduler
+    assert scheduler.config.prediction_type == "v_prediction" and scheduler.config.beta_end == 0.012
+    assert main([*words, "--teach", "-1"]) == 2
+    datasets.Dataset.from_dict({"text": columns["text"]}).to_parquet(str(tmp_path / "said.parquet"))
+    assert main([*words, "--teach", "300", "--overwrite"]) == 2
+    assert "needs columns of 2 to 64 different words" in capsys.readouterr().err
