@@ -5,6 +5,8 @@ import importlib
 import sys
 from pathlib import Path
 
+from brickwork import options
+
 # suite: (function of `brickwork.eval.benchmark`, called with the settings; what it measures)
 SUITES = {
     "lego": (
@@ -34,7 +36,6 @@ FORMAT = "brickwork-benchmark/1"
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `brickwork benchmark`."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     listed = "\n".join(f"  {name:<15} {text}" for name, (_, text) in SUITES.items())
     parser.description = (
         "Time networks in turn, round by round, in one run: counted operations, processor time with quartiles, the\n"
@@ -52,7 +53,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", nargs="*", help=what)
     output = "folder for benchmark.json, .txt and .png (default: benchmark)"
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmark"), help=output)
-    parser.add_argument("--batch", "--batch-size", type=int, default=4, help="images at once (default: 4)")
+    options.add_common(parser, "--batch-size", default=4, dest="batch")
     parser.add_argument("--rounds", type=int, default=5, help="how often everything is timed (default: 5)")
     parser.add_argument("--size", type=int, help="side of the images in pixels (default: the training size)")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, …")
@@ -66,8 +67,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="held-out pictures with class numbers, for the schedules' paired losses")
     parser.add_argument("--budget", type=float, default=0.6, help="of the search, without --schedule (default: 0.6)")
     parser.add_argument("--pairs", type=int, default=64, help="pictures and noises of the paired losses (default: 64)")
-    parser.add_argument("--steps", type=int, default=18, help="steps of the sampler for the schedules (default: 18)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier benchmark in that folder")
+    options.add_common(parser, "--steps", "--overwrite")
     parser.set_defaults(run=run)
 
 
@@ -141,10 +141,7 @@ def make_settings(args: argparse.Namespace):
     from brickwork.eval.benchmark.networks import DTYPES
     from brickwork.eval.benchmark.suites import Settings
 
-    for name in ("batch", "rounds", "size", "threads", "pairs", "steps"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"`--{name}` is {value}; give a whole number from 1 up.")
+    options.check_at_least(args, 1, "batch", "rounds", "size", "threads", "pairs", "steps")
     one_of("--dtype", args.dtype, DTYPES)
     try:
         torch.empty(1, device=args.device)

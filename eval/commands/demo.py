@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from brickwork import options
+
 MARGIN, GAP, TEXT_HEIGHT = 12, 4, 18
 
 
@@ -31,11 +33,8 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", default="lego-avatars-64", help="weights that ship, or a pipeline folder")
     parser.add_argument("--images", type=int, default=8, help="images a row (default: 8)")
     parser.add_argument("--steps", type=int, help="steps of the sampler (default: the pipeline's, else 18)")
-    parser.add_argument(
-        "--guidance", "--guidance-scale", type=float, help="default: the pipeline's, else 2; 1 is none"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: 0)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier picture of this command")
+    options.add_common(parser, "--guidance", help="default: the pipeline's, else 2; 1 is none")
+    options.add_common(parser, "--seed", "--overwrite")
     parser.set_defaults(run=run)
 
 
@@ -50,8 +49,7 @@ def run(args: argparse.Namespace) -> None:
     from brickwork.gen.subnets import name_of
     from brickwork.pipelines.schedules import BrickSchedule, steps_text
 
-    if args.images < 1:
-        raise ValueError(f"`--images` is {args.images}; draw at least 1.")
+    options.check_at_least(args, 1, "images")
     if args.output.suffix != ".png":
         raise ValueError(f"`--output` is {str(args.output)!r}; give a name that ends in .png.")
     check_file(args.output, made_by("brickwork demo"), overwrite=args.overwrite)

@@ -4,6 +4,8 @@ import argparse
 import time
 from pathlib import Path
 
+from brickwork import options
+
 WEIGHTS, ADAPTER = "emoji-sd-64", "resadapter"
 PROMPTS = ("grinning face with smiling eyes", "red apple", "panda face", "purple heart")
 SIZES = ((64, 64), (32, 32), (48, 48), (48, 96), (96, 96))
@@ -21,10 +23,9 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", default=WEIGHTS, help=f"pipeline folder with {ADAPTER}/ in it (default: ships)")
     parser.add_argument("--prompts", nargs="+", default=list(PROMPTS), help="what to draw, side by side")
     parser.add_argument("--scale", type=float, default=0.5, help="strength of the adapter (default: 0.5)")
-    parser.add_argument("--steps", type=int, default=16, help="steps of the sampler (default: 16)")
-    parser.add_argument("--guidance", "--guidance-scale", type=float, default=3.0, help="guidance scale (default: 3)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first picture (default: 0)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier picture of this command")
+    options.add_common(parser, "--steps", default=16)
+    options.add_common(parser, "--guidance", default=3.0)
+    options.add_common(parser, "--seed", "--overwrite")
     parser.set_defaults(run=run)
 
 
@@ -40,8 +41,7 @@ def run(args: argparse.Namespace) -> None:
     if args.output.suffix != ".png":
         raise ValueError(f"`--output` is {str(args.output)!r}; give a name that ends in .png.")
     check_file(args.output, made_by("brickwork demo resadapter"), overwrite=args.overwrite)
-    if args.steps < 1:
-        raise ValueError(f"`--steps` is {args.steps}; take at least 1.")
+    options.check_at_least(args, 1, "steps")
     folder = find_weights(args.weights)
     pipeline = load_pipeline(str(folder))
     pipeline.set_progress_bar_config(disable=True)

@@ -22,7 +22,6 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the four sub-commands."""
     parser.description = "Sample at scale, measure and compare, by protocols that are stored with every number."
     parser.epilog = EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="evaluate_command", required=True, metavar="ref|gen|calc|compare")
     _configure_ref(_command(commands, "ref", "measure real pictures once: statistics, features, hashes"))
     _configure_gen(_command(commands, "gen", "sample many pictures from a pipeline, each with its own seed"))
@@ -37,7 +36,6 @@ def _command(commands, name: str, description: str) -> argparse.ArgumentParser:
         help=description,
         description=description[0].upper() + description[1:] + ".",
         epilog="example:\n  " + "\n  ".join(examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 
@@ -46,7 +44,7 @@ def _add_extractor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights-digest", metavar="HEX", help="start of the SHA-256 of --weights, if not as published"
     )
-    parser.add_argument("--device", help="where the network runs (default: a GPU if there is one)")
+    options.add_common(parser, "--device")
 
 
 def _add_preparation(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +66,7 @@ def _configure_ref(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-features", action="store_true", help="store statistics only, for Fréchet distances: small"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier reference of that name")
+    options.add_common(parser, "--overwrite")
     _add_preparation(parser)
     _add_extractor(parser)
     parser.set_defaults(run=run_ref)
@@ -94,7 +92,7 @@ def _configure_gen(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--call", default="{}", metavar="JSON", help=further)
     dtype = "float32 (default), bfloat16, float16; or float64: slow, but the same bytes with every batch size"
     parser.add_argument("--dtype", default="float32", help=dtype)
-    parser.add_argument("--device", help="where the pipeline runs (default: a GPU if there is one)")
+    options.add_common(parser, "--device")
     options.add_hub(parser)
     parser.set_defaults(run=run_gen, check=hub.check_argument("pipeline"))
 
@@ -121,7 +119,7 @@ def _configure_calc(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="what to call the result (default: the first set's name)")
     tag = "for curves in reports, such as images=43000"
     parser.add_argument("--tag", action="append", default=[], metavar="KEY=VALUE", help=tag)
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier result of that name")
+    options.add_common(parser, "--overwrite")
     _add_preparation(parser)
     _add_extractor(parser)
     add_detector(parser, "--judge")

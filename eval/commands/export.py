@@ -20,9 +20,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "  brickwork export lego-avatars-64 -o lego-avatars-64-onnx\n"
         "  brickwork export runs/tiny-lego --sizes 64 64x192 --subnets full -o onnx"
     )
-    parser.add_argument(
-        "model", help="weights that ship (lego-avatars-64), a pipeline folder, or a LEGO one on the hub"
-    )
+    options.add_common(parser, "model")
     options.add_target(parser, "folder", "folder to write")
     parser.add_argument(
         "--sizes", nargs="+", metavar="HxW", help="pixels of the pictures, 64 or 64x192 (default: the training size)"
@@ -41,8 +39,8 @@ def run(args: argparse.Namespace) -> None:
     from brickwork.pipelines.latents import pixels_per_latent
 
     folder = options.target(args, "folder")
-    if args.batch < 1 or args.rounds < 0:
-        raise ValueError(f"`--batch` and `--rounds` are {args.batch} and {args.rounds}; give at least 1 and 0.")
+    options.check_at_least(args, 1, "batch")
+    options.check_at_least(args, 0, "rounds")
     pipe = load_class_pipeline(args.model, "cpu", **options.of_hub(args))
     per_latent = 1 if pipe.vae is None else pixels_per_latent(pipe.vae)
     sizes = [_size(text, per_latent) for text in args.sizes] if args.sizes else None

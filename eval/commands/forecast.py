@@ -33,7 +33,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("forecast.csv"), help="CSV file to write (default: forecast.csv)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier file of this command")
+    options.add_common(parser, "--overwrite")
     options.add_hub(parser)
     parser.set_defaults(run=run, check=hub.check_argument("model"))
 

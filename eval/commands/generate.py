@@ -24,13 +24,10 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "  brickwork generate runs/tiny-maxvit/pipeline --steps 25\n"
         "  brickwork generate lego-avatars-64 --count 16 --keep-best 4 --score avatar-attributes"
     )
-    parser.add_argument(
-        "model", help="weights that ship (lego-avatars-64), a pipeline folder, or a LEGO one on the hub"
-    )
+    options.add_common(parser, "model")
     parser.add_argument("--classes", nargs="+", metavar="CLASS", help="names or numbers (default: every class)")
     parser.add_argument("-n", "--count", type=int, default=4, help="images of each class (default: 4)")
-    parser.add_argument("--height", type=int, help="height in pixels (default: the training size)")
-    parser.add_argument("--width", type=int, help="width in pixels (default: the training size)")
+    options.add_common(parser, "--height", "--width")
     parser.add_argument("--frames", type=int, help="of a video pipeline: frames of a clip (default: the pipeline's)")
     parser.add_argument("--steps", type=int, help="steps of the sampler (default: the pipeline's, else 18)")
     parser.add_argument("--guidance", "--guidance-scale", type=float, help="default: the pipeline's, else 1, none")
@@ -43,8 +40,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--windows", help=windows)
     seed = "seed of the first image, the next has the next (default: 0, or behind the last of an earlier call)"
     parser.add_argument("--seed", type=int, help=seed)
-    parser.add_argument("--batch-size", type=int, default=16, help="images at once (default: 16)")
-    parser.add_argument("--device", help="cpu, cuda, … (default: the best there is)")
+    options.add_common(parser, "--batch-size", "--device")
     parser.add_argument("-o", "--output", type=Path, default=Path("generated"), help="folder for the PNGs (generated)")
     parser.add_argument("--overwrite", action="store_true", help="replace images of these names that it wrote before")
     parser.add_argument("--exported", type=Path, metavar="FOLDER", help="run the graphs of `brickwork export`")
@@ -75,14 +71,10 @@ def _options(args: argparse.Namespace, pipe) -> dict:
 
 def check(args: argparse.Namespace) -> None:
     """What can be told before anything is imported or loaded."""
-    for name in ("count", "batch_size", "steps", "height", "width", "frames", "keep_best"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"`--{name.replace('_', '-')}` is {value}; give at least 1.")
+    options.check_at_least(args, 1, "count", "batch_size", "steps", "height", "width", "frames", "keep_best")
     if args.guidance is not None and not math.isfinite(args.guidance):
         raise ValueError(f"`--guidance` is {args.guidance}; give a finite number, 1 for none.")
-    if args.seed is not None and args.seed < 0:
-        raise ValueError(f"`--seed` is {args.seed}; give 0 or more.")
+    options.check_at_least(args, 0, "seed")
     if (args.keep_best is None) != (args.score is None) or (args.prompt is not None and args.score is None):
         raise ValueError("`--keep-best`, and `--prompt`, go with `--score`; give them together or none of them.")
     if args.keep_best is not None and args.keep_best > args.count:

@@ -20,8 +20,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", help="weights that ship, a preset, a pipeline or model folder, or an authors' .pkl file"
     )
-    parser.add_argument("--height", type=int, help="height in pixels (default: the training size)")
-    parser.add_argument("--width", type=int, help="width in pixels (default: the training size)")
+    options.add_common(parser, "--height", "--width")
     options.add_hub(parser)
     parser.set_defaults(run=run)
 

@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from brickwork import options
+
 FORMAT = "brickwork-judgement/1"
 SHOWN = 24  # wrong pictures in the report
 
@@ -15,7 +17,6 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "colours and positions, by the published rules of GenEval. Prompts are captions, or requirements in GenEval's "
         "form. Writes judgement.json and a page with the pictures that are wrong."
     )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = (
         "examples:\n"
         "  brickwork judge samples --detector owlv2:google/owlv2-base-patch16-ensemble -o judgement\n"
@@ -27,7 +28,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     add_detector(parser, "--detector", required=True)
     parser.add_argument("--prompt", help="what all pictures were asked for, in place of captions")
     parser.add_argument("--limit", type=int, help="take the first so many pictures only")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier judgement in that folder")
+    options.add_common(parser, "--overwrite")
     parser.set_defaults(run=run)
 
 
@@ -50,7 +51,7 @@ def add_detector(parser: argparse.ArgumentParser, option: str, **how) -> None:
     group.add_argument("--counting-threshold", type=float, default=0.9, help="the same for counting (default: 0.9)")
     group.add_argument("--max-overlap", type=float, default=1.0, help="of two objects of a name (default: 1, any)")
     if not any("--device" in action.option_strings for action in parser._actions):
-        group.add_argument("--device", help="where networks run (default: a GPU if there is one)")
+        options.add_common(group, "--device")
 
 
 def make_judge(args: argparse.Namespace):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from brickwork import options
 from brickwork.eval.report.blocks import Block, Code, Panels, Picture, Plot, Report, Table, Text, literal
 from brickwork.eval.report.numbers import number
 from brickwork.eval.report.results import compare, differences, picture_beside, read_result, shared_metrics
@@ -30,11 +31,10 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "Put results of `brickwork evaluate calc` on one self-contained HTML page, with PNGs beside it."
     )
     parser.epilog = "example:\n  brickwork report result-*.json -o report"
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("results", nargs="+", help="results of `brickwork evaluate calc` (.json)")
     parser.add_argument("-o", "--output", default="report", help="folder for index.html and PNGs (default: report)")
     parser.add_argument("--title", default="Evaluation", help="heading of the page (default: Evaluation)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier report in that folder")
+    options.add_common(parser, "--overwrite")
     parser.set_defaults(run=run)
 
 

@@ -20,14 +20,12 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "  brickwork generate lego-avatars-64 --schedule runs/search/schedule-0.6.json\n"
         "  brickwork search my-model held-out --budget 0.5 0.75 --reference train.safetensors -n 256 -o runs/search"
     )
-    parser.add_argument("model", help="weights that ship (lego-avatars-64), a pipeline folder, or a name on the hub")
+    options.add_common(parser, "model")
     parser.add_argument("data", help="held-out pictures with class numbers: a folder, .parquet, … (`data split`)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for schedules, table and plot")
     budget = "shares of the full schedule's operations (default: 0.6)"
     parser.add_argument("--budget", type=float, nargs="+", default=[0.6], metavar="SHARE", help=budget)
-    parser.add_argument("--height", type=int, help="height in pixels to count for (default: the training size)")
-    parser.add_argument("--width", type=int, help="width in pixels to count for (default: the training size)")
-    parser.add_argument("--steps", type=int, default=18, help="steps of the sampler (default: 18)")
+    options.add_common(parser, "--height", "--width", "--steps")
     parser.add_argument("--weighting", default="sampler", help="of noise levels: sampler (default), training or even")
     parser.add_argument("--p-mean", type=float, default=-1.2, help="of the run's noise, for training (default: -1.2)")
     parser.add_argument("--p-std", type=float, default=1.2, help="of the run's noise, for training (default: 1.2)")
@@ -36,10 +34,9 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", metavar="FILE", help="what `evaluate ref` wrote, to measure samples against")
     parser.add_argument("-n", "--samples", type=int, default=256, help="samples of each schedule (default: 256)")
     parser.add_argument("--random", type=int, default=0, help="random schedules to sample too, as a test of the loss")
-    parser.add_argument("--batch-size", type=int, default=32, help="images at once (default: 32)")
+    options.add_common(parser, "--batch-size", default=32)
     parser.add_argument("--dtype", default="float32", help="of the samples: float32 (default), bfloat16 or float16")
-    parser.add_argument("--device", help="cpu, cuda, … (default: the best there is)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier search in that folder")
+    options.add_common(parser, "--device", "--overwrite")
     options.add_hub(parser)
     parser.set_defaults(run=run, check=hub.check_argument("model"))
 

@@ -29,7 +29,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "pictures, and prints the table."
     )
     parser.epilog = "example:\n  brickwork seams lego-avatars-64 --sizes 64x192 128x128 --count 16 -o runs/seams"
-    parser.add_argument("model", help="weights that ship (lego-avatars-64), a pipeline folder, or a name on the hub")
+    options.add_common(parser, "model")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for table, plot and pictures")
     parser.add_argument(
         "--sizes", nargs="+", default=list(SIZES), metavar="HxW", help=f"pixels (default: {' '.join(SIZES)})"
@@ -38,13 +38,8 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "--windows", nargs="+", default=list(KINDS), help="fixed, shifted, tiled (default: fixed shifted)"
     )
     parser.add_argument("-n", "--count", type=int, default=8, help="pictures of each size (default: 8)")
-    parser.add_argument("--steps", type=int, default=18, help="steps of the sampler (default: 18)")
-    parser.add_argument(
-        "--guidance", "--guidance-scale", type=float, default=1.0, help="guidance scale (default: 1, none)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first picture; the next has the next")
-    parser.add_argument("--device", help="cpu, cuda, … (default: the best there is)")
-    parser.add_argument("--overwrite", action="store_true", help="replace earlier seams in that folder")
+    options.add_common(parser, "--guidance", default=1.0)
+    options.add_common(parser, "--steps", "--seed", "--device", "--overwrite")
     options.add_hub(parser)
     parser.set_defaults(run=run, check=hub.check_argument("model"))
 

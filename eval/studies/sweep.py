@@ -83,10 +83,9 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "--call", default="{}", metavar="JSON", help="""further arguments, such as '{"negative_prompt": "blurry"}'"""
     )
     parser.add_argument("--reference", metavar="FILE", help="what `evaluate ref` wrote, for the kernel distance")
-    parser.add_argument("--batch-size", type=int, default=1, help="pictures at once (default: 1)")
+    options.add_common(parser, "--batch-size", default=1)
     parser.add_argument("--side", type=int, default=256, help="longest side on the sheet, in pixels (default: 256)")
-    parser.add_argument("--dtype", default="float32", help="float32 (default), bfloat16 or float16")
-    parser.add_argument("--device", help="where the pipeline runs (default: a GPU if there is one)")
+    options.add_common(parser, "--dtype", "--device")
     options.add_hub(parser)
     parser.set_defaults(run=run, check=hub.check_argument("pipeline"))
 
@@ -96,9 +95,7 @@ def run(args: argparse.Namespace) -> int:
     one_of("--dtype", args.dtype, DTYPES)
     if args.strengths and not args.adapter:
         raise ValueError("`--strengths` are of an adapter; name it with --adapter.")
-    for option in ("count", "batch_size", "side"):
-        if getattr(args, option) < 1:
-            raise ValueError(f"`--{option.replace('_', '-')}` is {getattr(args, option)}; give at least 1.")
+    options.check_at_least(args, 1, "count", "batch_size", "side")
     ratios, strengths = [parse_ratio(text) for text in args.ratios], None
     if args.adapter:
         strengths = [parse_strength(text) for text in args.strengths or ["0", "1"]]

@@ -2,8 +2,51 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 _HUB = ("revision", "variant", "token")
+_SIDE = "in pixels (default: the training size)"
+# What argparse is told of the options that several commands have; a command may change single entries.
+COMMON: dict[str, dict[str, Any]] = {
+    "model": {"help": "weights that ship (lego-avatars-64), a pipeline folder, or a name on the hub"},
+    "overrides": {"nargs": "*", "metavar": "section.key=value", "help": "values over the file"},
+    "--batch-size": {"type": int, "default": 16, "help": "pictures at once (default: %(default)s)"},
+    "--device": {"help": "cpu, cuda, … (default: the best there is)"},
+    "--dry-run": {"action": "store_true", "help": "check everything, print the plan, train nothing"},
+    "--dtype": {"default": "float32", "help": "float32 (default), bfloat16 or float16"},
+    "--guidance": {"type": float, "help": "scale of classifier-free guidance (default: %(default)s)"},
+    "--height": {"type": int, "help": f"height {_SIDE}"},
+    "--jobs": {"type": int, "default": 1, "help": "cells at a time (default: %(default)s)"},
+    "--overwrite": {"action": "store_true", "help": "replace what this command wrote there before"},
+    "--seed": {"type": int, "default": 0, "help": "seed of the first picture; the next has the next (default: 0)"},
+    "--steps": {"type": int, "default": 18, "help": "steps of the sampler (default: %(default)s)"},
+    "--width": {"type": int, "help": f"width {_SIDE}"},
+}
+_FURTHER = {"--batch-size": ["--batch"], "--guidance": ["--guidance-scale"]}  # the same by another name
+
+
+def add_common(parser: argparse.ArgumentParser, *names: str, **changed: Any) -> None:
+    """Add options that several commands have.
+
+    Args:
+        parser: or a group of one.
+        names: keys of `COMMON`.
+        changed: for all of them, what differs from `COMMON`, as `add_argument` takes it.
+    """
+    for name in names:
+        parser.add_argument(name, *_FURTHER.get(name, ()), **COMMON[name] | changed)
+
+
+def check_at_least(args: argparse.Namespace, least: int, *names: str) -> None:
+    """Refuse numbers below the least, of options that were given.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ValueError(f"`--{name.replace('_', '-')}` is {value}; give at least {least}.")
 
 
 def add_hub(parser: argparse.ArgumentParser) -> None:

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from brickwork import options
+
 CONVBN_NETWORKS = ("d-emo-s-2", "u-emo-s")
 _CONVS = (10.0, 100.0, 300.0, 1000.0)
 CONVBN_RATES = {
@@ -29,12 +31,10 @@ def configure_battle(parser: argparse.ArgumentParser) -> None:
     folder = parser.add_mutually_exclusive_group()
     folder.add_argument("-o", "--output", type=Path, help="folder of the battle")
     parser.add_argument("--config", type=Path, help="YAML file (default: training/configs/battle.yaml)")
-    parser.add_argument("--jobs", type=int, default=1, help="cells at a time (default: 1)")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, train nothing")
+    options.add_common(parser, "--jobs", "--dry-run", "overrides")
     folder.add_argument(
         "--report-only", type=Path, metavar="FOLDER", help="write the report of a battle anew, finished or not"
     )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values over the file")
     parser.set_defaults(run=run_battle)
 
 
@@ -48,8 +48,7 @@ def run_battle(args: argparse.Namespace) -> int:
         return 0
     if args.output is None:
         raise ValueError("`--output` was not given; name the folder of the battle, such as -o runs/battle.")
-    if args.jobs < 1:
-        raise ValueError(f"`--jobs` is {args.jobs}; give at least 1.")
+    options.check_at_least(args, 1, "jobs")
     from brickwork.training.config.config import load_config
     from brickwork.training.studies.battle import CONFIG, BattleConfig, battle
 
@@ -73,17 +72,12 @@ def configure_convbn(parser: argparse.ArgumentParser) -> None:
         "  brickwork convbn run.batch_size=32 run.mixed_precision=bf16 --curves d-emo-s-2 --steps 60 \\\n"
         "      --device cuda --dtype bfloat16 --batch 64 -o runs/convbn-gpu"
     )
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="section.key=value",
-        help="values over training/configs/convbn.yaml, for pretraining and data",
-    )
+    options.add_common(parser, "overrides", help="values over training/configs/convbn.yaml, for pretraining and data")
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("convbn"), help="folder for convbn.json, .md and .png (convbn)"
     )
     parser.add_argument("--only", choices=("cost", "curves"), help="one half of the study")
-    parser.add_argument("--device", help="cpu, cuda … (default: the accelerator if there is one)")
+    options.add_common(parser, "--device")
     cost = parser.add_argument_group("what a step costs")
     cost.add_argument(
         "--networks",
@@ -92,7 +86,7 @@ def configure_convbn(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"presets ({', '.join(CONVBN_NETWORKS)})",
     )
-    cost.add_argument("--batch", "--batch-size", type=int, default=4, help="images at once (default: 4)")
+    options.add_common(cost, "--batch-size", default=4, dest="batch")
     cost.add_argument("--size", type=int, help="side of the images or latents (default: the training size)")
     cost.add_argument("--rounds", type=int, default=5, help="how often each mode is timed (default: 5)")
     cost.add_argument("--dtype", default="float32", help="float32 (default), or bfloat16 or float16 by autocast")
@@ -142,8 +136,7 @@ def configure_search_blocks(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("space", help="YAML file of the space, or the name of one that ships (block_space)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the search")
-    parser.add_argument("--dry-run", action="store_true", help="check the space, say how large it is, train nothing")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values over the file")
+    options.add_common(parser, "--dry-run", "overrides")
     parser.set_defaults(run=run_search_blocks)
 
 

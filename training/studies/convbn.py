@@ -19,6 +19,7 @@ from diffusers import AutoModel
 from diffusers.utils import logging
 from torch import nn
 
+from brickwork import options
 from brickwork.errors import one_of
 from brickwork.eval.benchmark.memory import derive_memory, measure_here, measure_in_child
 from brickwork.eval.benchmark.networks import DTYPES, OURS, Subject, step_of, subjects
@@ -416,10 +417,7 @@ def check(args: argparse.Namespace) -> dict:
     Raises:
         ValueError: for what the command cannot work with, before anything is measured.
     """
-    for name in ("batch", "rounds", "size", "steps"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"`--{name}` is {value}; give a whole number from 1 up.")
+    options.check_at_least(args, 1, "batch", "rounds", "size", "steps")
     one_of("--dtype", args.dtype, DTYPES)
     presets = [name for name in list_recipes() if any(kind in name for kind in WITH_BATCH_NORM)]
     for option, known in (("networks", [name for name in presets if "tiny" not in name]), ("curves", presets)):
