@@ -45,9 +45,11 @@ class ClassToImagePipeline(SamplingPipeline):
         self.schedule = subnet_schedule
 
     @classmethod
-    def from_objective(cls, transformer: ModelMixin, objective: Any, vae: AutoencoderKL | None = None) -> Self:
+    def from_objective(
+        cls, transformer: ModelMixin, objective: Any, vae: AutoencoderKL | None = None, **settings
+    ) -> Self:
         """The pipeline of a network that was trained with `objective`, one of `brickwork.gen.parameterization`."""
-        return cls(transformer, objective.scheduler(), vae)
+        return cls(transformer, objective.scheduler(), vae, **settings)
 
     @shared_call(SamplingPipeline._draw, default_steps)
     def __call__(

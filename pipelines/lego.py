@@ -14,7 +14,6 @@ from brickwork.gen.subnets import bricks_of
 from brickwork.pipelines.arguments import shared_call
 from brickwork.pipelines.canvas import WindowPlan, check_windows
 from brickwork.pipelines.sampling import SamplingPipeline
-from brickwork.pipelines.schedulers.edm_heun import float_dtype_for
 from brickwork.pipelines.schedules import BrickSchedule, SubnetSchedule
 
 
@@ -52,6 +51,7 @@ class LegoPipeline(SamplingPipeline):
     """
 
     schedule_name, default_steps = "brick_schedule", 18
+    in_float64 = whole_steps = True
     brick_schedule = SamplingPipeline.schedule
 
     def __init__(
@@ -105,12 +105,6 @@ class LegoPipeline(SamplingPipeline):
     def _patch(self, subnets: Sequence[str | None]) -> int:
         patches = self.transformer.config.patch_sizes
         return max(patches[brick] for subnet in set(subnets) for brick in bricks_of(subnet, len(patches)))
-
-    def _latents_dtype(self, device: torch.device) -> torch.dtype:
-        return float_dtype_for(device)
-
-    def _evaluations(self) -> int:
-        return self.scheduler.order
 
     def _output(self, images, subnets: Sequence[str | None]) -> LegoPipelineOutput:
         number = len(self.transformer.config.patch_sizes)

@@ -2,15 +2,13 @@
 
 import torch
 from diffusers import ImagePipelineOutput, ModelMixin
-from diffusers.image_processor import VaeImageProcessor
 
-from brickwork.errors import one_of
-from brickwork.pipelines.sampling import OUTPUT_TYPES, first_noise
-from brickwork.pipelines.saving import BrickworkPipeline
-from brickwork.pipelines.seeds import checked_generator
+from brickwork.errors import one_of, whole_number
+from brickwork.pipelines.sampling import OUTPUT_TYPES, SamplingPipeline
+from brickwork.pipelines.seeds import checked_generator, first_noise
 
 
-class OneStepPipeline(BrickworkPipeline):
+class OneStepPipeline(SamplingPipeline):
     """Unconditional images of the generator's size.
 
     Args:
@@ -18,11 +16,12 @@ class OneStepPipeline(BrickworkPipeline):
     """
 
     model_cpu_offload_seq = "transformer"
+    _optional_components = []
+    takes_conditions = False
+    vae = schedule = None
 
     def __init__(self, transformer: ModelMixin):
-        super().__init__()
-        self.register_modules(transformer=transformer)
-        self.image_processor = VaeImageProcessor()
+        super().__init__(transformer=transformer)
 
     @torch.no_grad()
     def __call__(
@@ -48,15 +47,11 @@ class OneStepPipeline(BrickworkPipeline):
         Raises:
             ValueError: for numbers and shapes that the network cannot take.
         """
-        if type(batch_size) is not int or batch_size < 1:
-            raise ValueError(f"`batch_size` is {batch_size!r}; give a whole number from 1 up.")
+        whole_number("batch_size", batch_size)
         one_of("output_type", output_type, OUTPUT_TYPES)
         if not 0 < truncation <= 1:
             raise ValueError(f"`truncation` is {truncation!r}; give a number above 0, at most 1.")
         shape = (batch_size, self.transformer.config.latent_dim)
         noise = first_noise(latents, shape, checked_generator(generator, batch_size), self._execution_device)
-        images = self.transformer(noise * truncation, return_dict=False)[0].float()
-        if output_type != "latent":
-            images = self.image_processor.postprocess(images, output_type=output_type)
-        self.maybe_free_model_hooks()
+        images = self._decode(self.transformer(noise * truncation, return_dict=False)[0], output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)

@@ -18,13 +18,14 @@ from diffusers.utils import BaseOutput
 from diffusers.video_processor import VideoProcessor
 
 from brickwork.adapters.modules import under_conditions
-from brickwork.errors import one_of
+from brickwork.errors import one_of, whole_number
 from brickwork.gen.blocks.windowed import check_maps
 from brickwork.gen.subnets import FULL
 from brickwork.pipelines.hooks import Evaluation, Hook
 from brickwork.pipelines.labels import resolve_class_labels
 from brickwork.pipelines.latents import decode, encode, pixels_per_latent, sample_size
 from brickwork.pipelines.saving import BrickworkPipeline
+from brickwork.pipelines.schedulers.edm_heun import float_dtype_for
 from brickwork.pipelines.schedules import Schedule, read_schedule
 from brickwork.pipelines.seeds import Generators, checked_generator, first_noise
 
@@ -46,6 +47,9 @@ class SamplingPipeline(BrickworkPipeline):
     schedule_name = "subnet_schedule"  # of the schedule, as an argument and in the saved configuration
     default_steps = 1
     takes_conditions = True  # of adapters on the network, by name
+    in_float64 = False  # latents are computed, where the device can
+    whole_steps = False  # callbacks come after each step rather than after each evaluation
+    output_types = OUTPUT_TYPES
 
     def __init__(self, **modules):
         super().__init__()
@@ -122,16 +126,17 @@ class SamplingPipeline(BrickworkPipeline):
         size = self._sample_size(height, width, latents, self._patch(subnets))
         generator = checked_generator(generator, len(labels))
         shape = (len(labels), self.transformer.config.in_channels, *axes, *size)
+        dtype = float_dtype_for(device) if self.in_float64 else torch.float32
         with under_conditions(self.transformer, conditions, type(self).__name__):
             latents, ran = self._denoise(
-                first_noise(latents, shape, generator, device, self._latents_dtype(device)),
+                first_noise(latents, shape, generator, device, dtype),
                 self._class_conditions(labels, device),
                 generator,
                 subnets,
                 hooks=hooks_at(size),
                 callback=callback_on_step_end,
                 tensor_inputs=callback_on_step_end_tensor_inputs,
-                evaluations=self._evaluations(),
+                evaluations=self.scheduler.order if self.whole_steps else 1,
             )
         output = self._output(self._decode(latents, output_type), subnets[:ran])
         return output if return_dict else output.to_tuple()
@@ -140,14 +145,6 @@ class SamplingPipeline(BrickworkPipeline):
         """The smallest side that all of these subnets can see."""
         config = self.transformer.config
         return max([config.get("patch_size") or 1, *(config.get("patch_sizes") or [])])
-
-    def _latents_dtype(self, device: torch.device) -> torch.dtype:
-        """What latents are computed in."""
-        return torch.float32
-
-    def _evaluations(self) -> int:
-        """Of the network, from one callback to the next."""
-        return 1
 
     def _output(self, images: Any, subnets: Sequence[str | None]) -> BaseOutput:
         """What a call returns, from the images and the subnets of the steps that ran."""
@@ -181,7 +178,8 @@ class SamplingPipeline(BrickworkPipeline):
             The latents, and the number of callbacks' worth of evaluations that ran.
         """
         timesteps, order, hooks = self.scheduler.timesteps, self.scheduler.order, [*self.hooks, *hooks]
-        extra = {"generator": generator} if _takes(self.scheduler.step, "generator") else {}
+        draws = "generator" in inspect.signature(self.scheduler.step).parameters
+        extra = {"generator": generator} if draws else {}
         latents = noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
         self._num_timesteps, self._interrupt = math.ceil(len(timesteps) / evaluations), False
         with self.progress_bar(total=self.num_timesteps) as progress_bar:
@@ -371,8 +369,7 @@ class SamplingPipeline(BrickworkPipeline):
                 "no variance; choose 'fixed_small'."
             )
         for name, value in {"num_inference_steps": steps, **counts}.items():
-            if type(value) is not int or value < 1:
-                raise ValueError(f"`{name}` is {value!r}; give a whole number from 1 up.")
+            whole_number(name, value)
         number = isinstance(guidance_scale, (int, float)) and not isinstance(guidance_scale, bool)
         if not number or not math.isfinite(guidance_scale):
             raise ValueError(f"`guidance_scale` is {guidance_scale!r}; give a finite number, 1 for no guidance.")
@@ -380,7 +377,7 @@ class SamplingPipeline(BrickworkPipeline):
             raise ValueError(
                 f"`guidance_scale` is {guidance_scale}, but this network is unconditional; leave it at 1."
             )
-        one_of("output_type", output_type, OUTPUT_TYPES)
+        one_of("output_type", output_type, self.output_types)
         if output_type == "pil" and self.vae is None and config.in_channels not in (1, 3, 4):
             raise ValueError(
                 f"`output_type` is 'pil', but images of {config.in_channels} channels are no pictures; choose 'np', "
@@ -392,7 +389,3 @@ class SamplingPipeline(BrickworkPipeline):
                 f"`callback_on_step_end_tensor_inputs` has {unknown}; allowed are {self._callback_tensor_inputs}."
             )
         self._guidance_scale = guidance_scale
-
-
-def _takes(function: Callable, argument: str) -> bool:
-    return argument in inspect.signature(function).parameters

@@ -10,11 +10,10 @@ import torch
 from diffusers import ModelMixin, SchedulerMixin
 from diffusers.utils import BaseOutput
 
-from brickwork.errors import one_of
+from brickwork.errors import whole_number
 from brickwork.pipelines.sampling import SamplingPipeline
 from brickwork.pipelines.seeds import Generators, checked_generator, first_noise
 
-OUTPUT_TYPES = ("np", "pt", "latent")
 QUANTILES = (0.1, 0.5, 0.9)
 
 
@@ -49,6 +48,8 @@ class TimeSeriesPipeline(SamplingPipeline):
     model_cpu_offload_seq = "transformer"
     _axes = ("batch", "variables", "length")
     takes_conditions = False
+    output_types = ("np", "pt", "latent")
+    vae = schedule = None
 
     def __init__(
         self,
@@ -73,9 +74,6 @@ class TimeSeriesPipeline(SamplingPipeline):
         if not all(0 < value < math.inf for value in told["std"]) or not all(map(math.isfinite, told["mean"])):
             raise ValueError("`mean` and `std` must be finite numbers, the second above 0.")
         self.register_to_config(**told, step=step, num_inference_steps=num_inference_steps)
-
-    vae = None
-    schedule = None
 
     @torch.no_grad()
     def __call__(
@@ -115,7 +113,8 @@ class TimeSeriesPipeline(SamplingPipeline):
             ValueError: for series shorter than two cycles, gaps at both ends, and values that are no numbers.
         """
         steps = self._recommended("num_inference_steps", num_inference_steps, self.default_steps)
-        self._check_series_arguments(n, steps, quantiles, output_type, callback_on_step_end_tensor_inputs)
+        self._check_arguments(steps, 1.0, output_type, callback_on_step_end_tensor_inputs, n=n)
+        _check_quantiles(quantiles)
         values, known_at = self._known(n, length, known, mask)
         device = self._execution_device
         subnets = self._set_steps(steps, None)
@@ -132,13 +131,14 @@ class TimeSeriesPipeline(SamplingPipeline):
             tensor_inputs=callback_on_step_end_tensor_inputs,
         )
         self.maybe_free_model_hooks()
-        if output_type == "latent":
-            series = result
-        else:
+        series = result
+        if output_type != "latent":
             series = torch.where(known_at, values, result.double().cpu() * std + mean)
-        found = None
-        if quantiles is not None:
-            found = torch.quantile(series, torch.tensor(quantiles, dtype=series.dtype, device=series.device), dim=0)
+        found = (
+            None
+            if quantiles is None
+            else torch.quantile(series, torch.tensor(quantiles, dtype=torch.float64).to(series), dim=0)
+        )
         if output_type == "np":
             series, found = series.numpy(), None if found is None else found.numpy()
         output = SeriesOutput(series=series, quantiles=found)
@@ -169,8 +169,7 @@ class TimeSeriesPipeline(SamplingPipeline):
         Returns:
             `series (n, variables, horizon)` and `quantiles (quantiles, variables, horizon)`.
         """
-        if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
-            raise ValueError(f"`horizon` is {horizon!r}; give a whole number of steps from 1 up.")
+        whole_number("horizon", horizon, of="steps")
         past = self._array(history, "history")
         if past.ndim != 2:
             raise ValueError(f"`history` has shape {tuple(past.shape)}; give (variables, steps).")
@@ -179,7 +178,8 @@ class TimeSeriesPipeline(SamplingPipeline):
             if not row.isfinite()[-1]:
                 raise ValueError(f"`history` ends with a gap in {name!r}; cut it off there, or fill it in first.")
         full, drawn = self.transformer.config.length, past.expand(n, -1, -1)
-        self._check_series_arguments(n, 1, quantiles, "pt", ())
+        whole_number("n", n)
+        _check_quantiles(quantiles)
         while drawn.shape[-1] < past.shape[-1] + horizon:
             part = min(full // 2, past.shape[-1] + horizon - drawn.shape[-1])
             context = drawn[..., -(full - part) :]
@@ -261,16 +261,7 @@ class TimeSeriesPipeline(SamplingPipeline):
                 f"longest period ({longest})."
             )
 
-    def _check_series_arguments(self, n, steps, quantiles, output_type, callback_inputs) -> None:
-        for name, value in (("n", n), ("num_inference_steps", steps)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` is {value!r}; give a whole number from 1 up.")
-        if quantiles is not None and (not len(quantiles) or not all(0 <= level <= 1 for level in quantiles)):
-            raise ValueError(f"`quantiles` is {quantiles!r}; give numbers between 0 and 1.")
-        one_of("output_type", output_type, OUTPUT_TYPES)
-        unknown = sorted(set(callback_inputs or ()) - set(self._callback_tensor_inputs))
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` has {unknown}; allowed are {self._callback_tensor_inputs}."
-            )
-        self._guidance_scale = 1.0
+
+def _check_quantiles(quantiles: Sequence[float] | None) -> None:
+    if quantiles is not None and (not len(quantiles) or not all(0 <= level <= 1 for level in quantiles)):
+        raise ValueError(f"`quantiles` is {quantiles!r}; give numbers between 0 and 1.")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, ModelMixin, SchedulerMixin
 from diffusers.utils import BaseOutput
 from PIL import Image
 
+from brickwork.errors import whole_number
 from brickwork.pipelines.arguments import shared_call
 from brickwork.pipelines.class_to_image import ClassToImagePipeline
 from brickwork.pipelines.clip_files import write_clip
@@ -109,13 +110,8 @@ class FrameWindows(Hook):
 class VideoPipeline(ClassToImagePipeline):
     """Class-conditional or unconditional clips from a `VideoDenoiser` (see `inflate`).
 
-    Args:
-        transformer: the network.
-        scheduler: as of `ClassToImagePipeline`.
+    Args beside those of `ClassToImagePipeline`:
         vae: decoder of a latent model, of pictures or of clips; `None` for a model of pixels.
-        subnet_schedule: which subnet of the image network runs at which noise level.
-        guidance_scale: recommended for calls that name none; `None` for 1.
-        num_inference_steps: likewise; `None` for 50.
         num_frames: of a clip unless a call says otherwise; also the frames that the network sees at once.
         fps: frames a second of what it learned from.
     """
@@ -135,13 +131,6 @@ class VideoPipeline(ClassToImagePipeline):
     ):
         super().__init__(transformer, scheduler, vae, subnet_schedule, guidance_scale, num_inference_steps)
         self.register_to_config(num_frames=num_frames, fps=fps)
-
-    @classmethod
-    def from_objective(
-        cls, transformer: ModelMixin, objective: Any, vae: AutoencoderKL | None = None, **config
-    ) -> Self:
-        """The pipeline of a network that was trained with `objective`, one of `brickwork.gen.parameterization`."""
-        return cls(transformer, objective.scheduler(), vae, **config)
 
     @shared_call(SamplingPipeline._draw, ClassToImagePipeline.default_steps)
     def __call__(
@@ -172,13 +161,12 @@ class VideoPipeline(ClassToImagePipeline):
         given = getattr(further.get("latents"), "shape", ())
         frames = given[2] if num_frames is None and len(given) == 5 else num_frames
         frames = self.config.num_frames if frames is None else frames
-        if type(frames) is not int or frames < 1:
-            raise ValueError(f"`num_frames` is {frames!r}; give a whole number from 1 up.")
+        whole_number("num_frames", frames)
         windows = self._windows(window, overlap)
 
         def hooks_at(size: tuple[int, int]) -> list[Hook]:
             known = None if first_frames is None else self._known(first_frames, frames, size)
-            return [windows, *([] if known is None else [KnownFrames(known, self.scheduler)])]
+            return [windows] if known is None else [windows, KnownFrames(known, self.scheduler)]
 
         return self._draw(*shared, schedule=subnet_schedule, hooks_at=hooks_at, axes=(frames,), **further)
 

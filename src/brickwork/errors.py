@@ -56,6 +56,23 @@ def one_of(argument: str, value: Any, choices: Collection[str] | Mapping[str, An
     raise ValueError(f"`{argument}` is {shown(value)}; {advice(value, choices)}")
 
 
+def whole_number(argument: str, value: Any, least: int = 1, of: str = "", more: str = "") -> int:
+    """`value`, or a `ValueError` unless it is a whole number from `least` up.
+
+    Args:
+        argument: as for `one_of`.
+        value: what was given.
+        least: the smallest that is allowed.
+        of: what it counts, for the error.
+        more: further advice, for the error.
+    """
+    if type(value) is not int or value < least:
+        raise ValueError(
+            f"`{argument}` is {shown(value)}; give a whole number{of and f' of {of}'} from {least} up{more}."
+        )
+    return value
+
+
 def no_unknown(argument: str, given: Iterable[str], known: Iterable[str], owner: str = "it") -> None:
     """Raise a `ValueError` for the first of the `given` keys that is not `known`, with the one that comes near.
 
