@@ -158,13 +158,7 @@ class ModuleAdapter(Adapter):
     @enabled.setter
     def enabled(self, value: bool) -> None:
         self._on_network()
-        with _LOCK:
-            was = self._enabled
-            try:
-                self._attach(bool(value))
-            except BaseException:
-                self._attach(was)
-                raise
+        self._change(bool(value), loaded=True)
 
     def strength(self) -> float:
         """The strength in force in this thread, 0 where the adapter is off."""
@@ -233,16 +227,7 @@ class ModuleAdapter(Adapter):
     def unload(self) -> None:
         """Take it off: hooks gone, nothing of it left on the network."""
         self._on_network()
-        with _LOCK:
-            others = {name: one for name, one in module_adapters(self.network).items() if one is not self}
-            was = self._enabled
-            try:
-                self._attach(False)
-                _remember(self.network, others)
-            except BaseException:
-                _remember(self.network, {**others, self.name: self})
-                self._attach(was)
-                raise
+        self._change(False, loaded=False)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """All weights of the adapter but frozen ones; the network's own are no concern of it."""
@@ -276,14 +261,19 @@ class ModuleAdapter(Adapter):
     def _put_on(self, pipe_or_model) -> None:
         if self.conditions and not isinstance(pipe_or_model, nn.Module):
             compat.before_call(type(pipe_or_model), "__call__", _refuse_swallowed)
+        self._change(True, loaded=True)
+
+    def _change(self, on: bool, loaded: bool) -> None:
+        """Hooks on or off, and among the network's adapters or not: all of it, or whatever interrupts it, nothing."""
         with _LOCK:
-            others = module_adapters(self.network)
+            before, was = module_adapters(self.network), self._enabled
+            others = {name: one for name, one in before.items() if one is not self}
             try:
-                self._attach(True)
-                _remember(self.network, {**others, self.name: self})
+                self._attach(on)
+                _remember(self.network, {**before, self.name: self} if loaded else others)
             except BaseException:
-                self._attach(False)
-                _remember(self.network, others)
+                _remember(self.network, before)
+                self._attach(was)
                 raise
 
     def _attach(self, on: bool) -> None:
@@ -346,6 +336,46 @@ def read_module_adapter(source: str | Path, kind: str) -> tuple[dict, dict[str, 
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
             raise ValueError(f"{files[0]}: {key!r} has values that are NaN or infinite, so the file is damaged.")
     return config, tensors
+
+
+def for_batch(argument: str, rows: torch.Tensor, batch: int) -> torch.Tensor:
+    """A condition `(pictures, …)` for a batch: pipelines with guidance run the pictures one after the other, twice."""
+    if batch % len(rows):
+        raise ValueError(
+            f"`{argument}` is for {len(rows)} pictures, but the network draws {batch}; give one for all, or one each."
+        )
+    return rows.repeat(batch // len(rows), *(1,) * (rows.ndim - 1))
+
+
+def with_residuals(
+    kwargs: Mapping[str, Any], residuals: Mapping[str, Any], strength: float, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Arguments of a network with residuals at a strength, added to those that it is given already.
+
+    Args:
+        kwargs: the arguments.
+        residuals: by argument; tensors, or sequences of tensors and `None`.
+        strength: of the residuals.
+        dtype: that the network takes them in.
+    """
+
+    def add(given: Any, residual: Any) -> Any:
+        if residual is None:
+            return given
+        if isinstance(residual, torch.Tensor):
+            residual = (strength * residual).to(dtype)
+            return residual if given is None else given + residual
+        # A list of its own: diffusers takes its entries out.
+        return [add(*pair) for pair in zip(given or [None] * len(residual), residual, strict=True)]
+
+    return {**kwargs, **{name: add(kwargs.get(name), residual) for name, residual in residuals.items()}}
+
+
+def zeroed(layer: nn.Module) -> nn.Module:
+    """A linear layer or a convolution that starts out adding nothing."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def _remember(network: nn.Module, adapters: dict[str, ModuleAdapter]) -> None:

@@ -214,11 +214,7 @@ def patch_model(model, adapter: ResAdapterWeights, strength_lora: float, strengt
         if path is not None and key in tensors:  # the map also names layers that smaller models lack
             keys[path] = key
     check_fits(adapter, _shapes(tensors, keys), "this model")
-    lora = {}
-    for path, pair in adapter.convs.items():
-        lora |= {f"{kohya_name(path)}.lora_down.weight": pair.down, f"{kohya_name(path)}.lora_up.weight": pair.up}
-        if pair.alpha is not None:
-            lora[f"{kohya_name(path)}.alpha"] = pair.alpha
+    lora = adapter.kohya_tensors()
     targets = {kohya_name(path): keys[path] for path in adapter.convs}
     patched = model.clone()
     if lora and strength_lora != 0:
@@ -234,12 +230,6 @@ def _add(patcher, patches: dict, strength: float) -> None:
         raise ValueError(f"ComfyUI did not take the patches of {sorted(missing)[:4]}")
 
 
-def _weight_key(keys: dict[str, str], norm_key: str) -> str:
-    """The model's key of a norm's `<path>.weight` or `<path>.bias`."""
-    path, _, part = norm_key.rpartition(".")
-    return keys[path].removesuffix("weight") + part
-
-
 def _shapes(tensors: dict[str, torch.Tensor], keys: dict[str, str]) -> dict[str, tuple[int, ...]]:
     shapes = {}
     for path, key in keys.items():
@@ -252,7 +242,8 @@ def _norm_patches(model, adapter: ResAdapterWeights, keys: dict[str, str]) -> di
     own = {} if adapter.differences else model.get_key_patches("diffusion_model.")
     patches = {}
     for norm_key, value in adapter.norms.items():
-        key = _weight_key(keys, norm_key)
+        path, _, part = norm_key.rpartition(".")
+        key = keys[path].removesuffix("weight") + part
         difference = value.double()
         if not adapter.differences:
             difference = difference - _own_weight(model, key, own[key][0]).to("cpu", torch.float64)

@@ -7,7 +7,7 @@ differences (`w_norm`, `b_norm`) from the base model's. Only safetensors are ope
 """
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .metadata import MAX_RANK, check_alpha, kept, peft_alphas, read_info
-from .names import FAMILIES, is_text_key, parse_key, unet_layout
+from .names import FAMILIES, is_text_key, kohya_name, parse_key, unet_layout
 from .strength import OFFICIAL_RANGES, TrainingRange
 
 LORA_FILES = ("pytorch_lora_weights.safetensors", "resolution_lora.safetensors")
@@ -73,6 +73,16 @@ class ResAdapterWeights:
         """Convolutions as (out, in) channels and norms as (channels,): what must fit the model."""
         convs = {path: (pair.up.shape[0], pair.down.shape[1]) for path, pair in self.convs.items()}
         return convs | {key: tuple(tensor.shape) for key, tensor in self.norms.items()}
+
+    def kohya_tensors(self, rename: Callable[[str], str] = str) -> dict[str, torch.Tensor]:
+        """The LoRA under kohya's names, of paths that `rename` may change before."""
+        tensors = {}
+        for path, pair in self.convs.items():
+            name = kohya_name(rename(path))
+            tensors |= {f"{name}.lora_down.weight": pair.down, f"{name}.lora_up.weight": pair.up}
+            if pair.alpha is not None:
+                tensors[f"{name}.alpha"] = pair.alpha
+        return tensors
 
     def families(self) -> list[str]:
         """Keys of the Stable Diffusion families whose UNet these tensors fit: ['sd1', 'sd2'], ['sdxl'] or []."""

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import nn
 
 from brickwork.adapters.control.assistant import COMPOSITIONS, Composite, ControlNet, stage_widths
-from brickwork.adapters.modules import ModuleAdapter, ModuleHook
-from brickwork.errors import one_of
+from brickwork.adapters.modules import ModuleAdapter, ModuleHook, for_batch, with_residuals
+from brickwork.errors import one_of, whole_number
 
 VARIANTS = ("composite", "controlnet")
 MODES = {1: "L", 3: "RGB"}
@@ -64,8 +64,7 @@ class ControlAdapter(ModuleAdapter):
         stage_widths(network)
         if pixels is None:
             pixels = 8 if network.config.get("cross_attention_dim") else 1
-        if isinstance(pixels, bool) or not isinstance(pixels, int) or pixels < 1:
-            raise ValueError(f"`pixels` is {pixels!r}; give a whole number from 1 up, such as 8 for Stable Diffusion.")
+        whole_number("pixels", pixels, more=", such as 8 for Stable Diffusion")
         if variant == "composite":
             parts = Composite(network, image_channels, pixels, composition)
         else:
@@ -112,28 +111,11 @@ class AtStart(ModuleHook):
         weight = next(parts.parameters())
         pixels = self.adapter.config["pixels"]
         size = [side * pixels for side in sample.shape[-2:]]
-        image = _rows(image, len(sample)).to(sample.device, weight.dtype)
+        image = for_batch("image", image, len(sample)).to(sample.device, weight.dtype)
         if list(image.shape[-2:]) != size:
             image = nn.functional.interpolate(image, size=size, mode="bilinear", antialias=True)
         residuals = parts(image, given | {"sample": sample.to(weight.dtype)})
-        added = {name: _added(value, given.get(name), strength, sample.dtype) for name, value in residuals.items()}
-        return args, kwargs | added
-
-
-def _added(residual: Any, given: Any, strength: float, dtype: torch.dtype) -> Any:
-    """A residual, or several, at a strength, with what the network was given already."""
-    if isinstance(residual, torch.Tensor):
-        residual = (strength * residual).to(dtype)
-        return residual if given is None else residual + given
-    given = [None] * len(residual) if given is None else given
-    return [_added(one, other, strength, dtype) for one, other in zip(residual, given, strict=True)]
-
-
-def _rows(image: torch.Tensor, batch: int) -> torch.Tensor:
-    """Images of a batch: pipelines with guidance run the pictures one after the other, twice."""
-    if batch % len(image):
-        raise ValueError(f"`image` has {len(image)} images, but the network draws {batch}; give one, or one each.")
-    return image.repeat(batch // len(image), 1, 1, 1)
+        return args, with_residuals(kwargs, residuals, strength, sample.dtype)
 
 
 def _tensor(image: Any, channels: int) -> torch.Tensor:

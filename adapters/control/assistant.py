@@ -13,6 +13,8 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import nn
 
+from brickwork.adapters.modules import zeroed
+
 DECODER = {"mid_block": None, "up_blocks": nn.ModuleList, "conv_norm_out": None, "norm_out": None}
 COMPOSITIONS = ("dhlc", "same_level")
 # What is handed to the assistant as the network gets it.
@@ -59,9 +61,7 @@ class Link(nn.Module):
 
     def __init__(self, channels: int, out_channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, out_channels, 1)
-        nn.init.zeros_(self.conv.weight)
-        nn.init.zeros_(self.conv.bias)
+        self.conv = zeroed(nn.Conv2d(channels, out_channels, 1))
 
     def forward(self, feature: torch.Tensor, size: torch.Size) -> torch.Tensor:
         linked = self.conv(feature)
@@ -87,10 +87,8 @@ class Composite(nn.Module):
             nn.PixelUnshuffle(pixels),
             nn.Conv2d(image_channels * pixels**2, width, 3, padding=1),
             nn.SiLU(),
-            nn.Conv2d(width, width, 3, padding=1),
+            zeroed(nn.Conv2d(width, width, 3, padding=1)),
         )
-        nn.init.zeros_(self.stem[-1].weight)
-        nn.init.zeros_(self.stem[-1].bias)
         self.encoder.conv_in = Guided(self.encoder.conv_in)
         last = {i: len(widths) if composition == "dhlc" else i + 1 for i in range(len(widths))}
         self.links = nn.ModuleList(

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +18,11 @@ from brickwork.adapters.dino.encoder import (
     usual_size,
 )
 from brickwork.adapters.dino.projection import FAPM, LearnedUpsample, LinearProjection
-from brickwork.adapters.dino.sites import added, sites_of
-from brickwork.adapters.modules import ModuleAdapter, ModuleHook
-from brickwork.errors import one_of
+from brickwork.adapters.dino.sites import sites_of
+from brickwork.adapters.modules import ModuleAdapter, ModuleHook, for_batch, with_residuals, zeroed
+from brickwork.errors import one_of, whole_number
 
 PROJECTIONS = ("fapm", "linear")
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What the hook finds within `condition`.
-
-    Attributes:
-        features: of each layer `(R, D, rows, columns)`.
-    """
-
-    features: list[torch.Tensor]
-
-    def of(self, batch: int) -> list[torch.Tensor]:
-        """Features of a batch: pipelines with guidance run the pictures one after the other, twice."""
-        count = len(self.features[0])
-        if batch % count:
-            raise ValueError(
-                f"`reference_image` has {count} pictures, the network draws {batch}; give one for all, or one each."
-            )
-        return [feature.repeat(batch // count, 1, 1, 1) for feature in self.features]
 
 
 class DinoParts(nn.Module):
@@ -67,10 +46,7 @@ class DinoParts(nn.Module):
         else:
             self.projection = LinearProjection(channels, widths)
         self.upsamplers = nn.ModuleList(LearnedUpsample(width) for width in widths)
-        self.outputs = nn.ModuleList(nn.Conv2d(width, width, 1) for width in widths)
-        for convolution in self.outputs:
-            nn.init.zeros_(convolution.weight)
-            nn.init.zeros_(convolution.bias)
+        self.outputs = nn.ModuleList(zeroed(nn.Conv2d(width, width, 1)) for width in widths)
 
     def forward(self, features: Sequence[torch.Tensor], sizes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
         """Features of each layer `(B, D, rows, columns)` => a residual `(B, C, *size)` for each site."""
@@ -140,17 +116,13 @@ class DinoAdapter(ModuleAdapter):
         model = load_encoder(encoder)
         depth, patch = int(model.config.num_hidden_layers), int(model.config.patch_size)
         layers = usual_layers(model) if layers is None else list(layers)
-        if (
-            not layers
-            or layers != sorted(set(layers))
-            or any(type(n) is not int or not 0 <= n < depth for n in layers)
-        ):
+        in_range = all(type(layer) is int and 0 <= layer < depth for layer in layers)
+        if not layers or not in_range or layers != sorted(set(layers)):
             raise ValueError(f"`layers` is {layers!r}; give rising numbers from 0 to {depth - 1}.")
         size = usual_size(model) if size is None else size
         if type(size) is not int or size < patch or size % patch:
             raise ValueError(f"`size` is {size!r}; give a multiple of the encoder's patch of {patch} pixels.")
-        if type(rank) is not int or rank < 1:
-            raise ValueError(f"`rank` is {rank!r}; give a whole number from 1 up.")
+        whole_number("rank", rank)
         mean, std = normalisation(model, encoder)
         digest = patches_digest(model)
         if encoder_digest not in (None, digest):
@@ -170,8 +142,8 @@ class DinoAdapter(ModuleAdapter):
     def hooks(self) -> list[tuple[nn.Module, str, Any]]:
         return [(self.network, "pre", AddResiduals(self))]
 
-    def prepare(self, reference_image: Any) -> Reference:
-        """The encoder's features of one picture or several; see `reference_pixels`."""
+    def prepare(self, reference_image: Any) -> list[torch.Tensor]:
+        """The features of one picture or several (see `reference_pixels`) by layer, `(R, D, rows, columns)` each."""
         pixels = reference_pixels(reference_image, self.config["size"])
         device = next(self.network.parameters()).device
         if device.type != "meta":  # where weights are offloaded, the first call says where it computes
@@ -179,7 +151,7 @@ class DinoAdapter(ModuleAdapter):
         weight = next(self.parts.encoder.parameters())
         mean, std = (torch.tensor(self.config[name]).view(1, 3, 1, 1) for name in ("image_mean", "image_std"))
         pixels = ((pixels.cpu() - mean) / std).to(weight.device)
-        return Reference(dense_features(self.parts.encoder, pixels, self.config["layers"]))
+        return dense_features(self.parts.encoder, pixels, self.config["layers"])
 
 
 class AddResiduals(ModuleHook):
@@ -190,11 +162,10 @@ class AddResiduals(ModuleHook):
         self.sites = sites_of(adapter.network)
 
     def act(self, strength: float, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        reference = self.adapter.present()
-        if reference is None:
+        features = self.adapter.present()
+        if features is None:
             return None
         sample = kwargs["sample"] if "sample" in kwargs else args[0]
-        features = [feature.to(sample.device) for feature in reference.of(len(sample))]
-        residuals = self.adapter.parts(features, self.sites.sizes(*sample.shape[-2:]))
-        residuals = [(strength * residual).to(sample.dtype) for residual in residuals]
-        return args, added(kwargs, self.sites.arguments(residuals))
+        features = [for_batch("reference_image", one, len(sample)).to(sample.device) for one in features]
+        residuals = self.sites.arguments(self.adapter.parts(features, self.sites.sizes(*sample.shape[-2:])))
+        return args, with_residuals(kwargs, residuals, strength, sample.dtype)

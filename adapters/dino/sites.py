@@ -1,7 +1,7 @@
 """Where a denoiser takes residuals in, ours and diffusers' UNets alike."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class DiffusersSites(Sites):
         return found
 
     def arguments(self, residuals: Sequence[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
-        return {_T2I: list(residuals)}  # a list of its own: diffusers takes its entries out
+        return {_T2I: list(residuals)}
 
 
 class PortSites(Sites):
@@ -89,17 +89,3 @@ def sites_of(network: nn.Module) -> Sites:
         f"a {type(network).__name__} takes no residuals; give a BlockUNet2DModel, a BlockTransformer2DModel, a "
         "LegoTransformer2DModel or diffusers' UNet2DConditionModel, or a pipeline with one."
     )
-
-
-def added(given: Mapping[str, Any], residuals: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a network with further residuals added to those that it is given already."""
-    return {**given, **{name: _sum(given.get(name), more) for name, more in residuals.items()}}
-
-
-def _sum(one: Any, other: Any) -> Any:
-    if one is None or other is None:
-        return other if one is None else one
-    if isinstance(one, torch.Tensor):
-        return one + other
-    pairs = [_sum(*pair) for pair in zip(one, other, strict=True)]
-    return type(other)(pairs)

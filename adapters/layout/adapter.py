@@ -12,7 +12,7 @@ from torch import nn
 
 from brickwork.adapters.layout.boxes import KEY_POINTS, checked_layouts, key_points, padded
 from brickwork.adapters.layout.relation import BridgedRelation, RelativePositionMap
-from brickwork.adapters.modules import ModuleAdapter, ModuleHook
+from brickwork.adapters.modules import ModuleAdapter, ModuleHook, for_batch
 from brickwork.errors import near_names, one_of
 
 ENCODINGS = ("relative", "fourier")
@@ -38,15 +38,8 @@ class Layout:
     active: bool = True
 
     def rows(self, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Boxes, phrases and mask of a batch: pipelines with guidance run the pictures one after the other, twice."""
-        count = len(self.boxes)
-        if batch % count:
-            raise ValueError(
-                f"`boxes` are for {count} pictures, but the network draws {batch}; give one for all, or one each."
-            )
-        return tuple(
-            part.repeat(batch // count, *(1,) * (part.ndim - 1)) for part in (self.boxes, self.phrases, self.mask)
-        )
+        """Boxes, phrases and mask of a batch."""
+        return tuple(for_batch("boxes", part, batch) for part in (self.boxes, self.phrases, self.mask))
 
 
 class Site(nn.Module):
@@ -110,10 +103,7 @@ class LayoutParts(nn.Module):
             self.phrase = GLIGENTextBoundingboxProjection(positive_len=phrase_dim, out_dim=dim)
             self.position_map = None
         self.sites = nn.ModuleDict(
-            {
-                name.replace(".", "/"): Site(channels, dim, num_heads, len(self.kinds))
-                for name, channels in sites.items()
-            }
+            {name.replace(".", "/"): Site(width, dim, num_heads, len(self.kinds)) for name, width in sites.items()}
         )
 
     def keys(
@@ -179,14 +169,9 @@ class LayoutAdapter(ModuleAdapter):
             phrase_dim = config.get("cross_attention_dim") or config.get("num_classes")
         if not isinstance(phrase_dim, int) or phrase_dim < 1:
             raise ValueError(f"`phrase_dim` is {phrase_dim!r}; give the width of the phrases' vectors.")
-        parts = LayoutParts(layout_sites(network), phrase_dim, dim, num_heads, key_points, encoding)
-        return parts, {
-            "phrase_dim": phrase_dim,
-            "dim": dim,
-            "num_heads": num_heads,
-            "key_points": key_points,
-            "encoding": encoding,
-        }
+        config = {"phrase_dim": phrase_dim, "dim": dim, "num_heads": num_heads}
+        config |= {"key_points": key_points, "encoding": encoding}
+        return LayoutParts(layout_sites(network), **config), config
 
     @classmethod
     def create(cls, model, name: str | None = None, **config) -> Self:
@@ -233,13 +218,9 @@ class LayoutAdapter(ModuleAdapter):
         pipeline = self._pipeline()
         encoder = getattr(pipeline, "text_encoder", None)
         if encoder is not None:
-            tokens = pipeline.tokenizer(
-                texts,
-                padding="max_length",
-                max_length=pipeline.tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            )
+            length = pipeline.tokenizer.model_max_length
+            how = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+            tokens = pipeline.tokenizer(texts, **how)
             with torch.no_grad():
                 output = encoder(tokens.input_ids.to(encoder.device))
             pooled = getattr(output, "pooler_output", None)

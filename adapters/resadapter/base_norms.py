@@ -14,7 +14,7 @@ from torch import nn
 from brickwork import compat
 from brickwork.adapters.base import network_of
 from brickwork.adapters.comfyui.names import module_path
-from brickwork.adapters.comfyui.reading import listed, opened
+from brickwork.adapters.comfyui.reading import ResAdapterWeights, listed, opened
 from brickwork.adapters.resadapter.state import stored
 from brickwork.files import digest, read_json
 
@@ -53,6 +53,15 @@ def read_base_norms(base_model, keys: list[str]) -> dict[str, torch.Tensor]:
     if isinstance(base_model, str) and base_model.count("/") == 1 and not path.is_absolute():
         return _read_hub(base_model, keys)
     raise ValueError(f"base_model={str(base_model)!r} is no file, no folder and no repository id (owner/name)")
+
+
+def base_norms_for(adapter: ResAdapterWeights, base_model) -> dict[str, torch.Tensor]:
+    """The base model's norms under the adapter's keys, or a `ValueError` where shapes tell of another model."""
+    base = read_base_norms(base_model, list(adapter.norms))
+    wrong = [key for key, value in base.items() if value.shape != adapter.norms[key].shape]
+    if wrong:
+        raise ValueError(f"base_model is no model that {adapter.source} fits: {listed(wrong)} have other shapes")
+    return base
 
 
 def norms_fingerprint(norms: dict[str, torch.Tensor]) -> str:

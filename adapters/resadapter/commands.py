@@ -63,16 +63,6 @@ def convert(args: argparse.Namespace) -> None:
     dst = options.target(args, "dst")
     from brickwork.adapters.resadapter.convert import convert_resadapter
 
-    files = convert_resadapter(
-        args.src,
-        dst,
-        to=args.to,
-        base_model=args.base_model,
-        naming=args.naming,
-        norm_keys=args.norm_keys,
-        norm_type=args.norm_type,
-        text_width=args.text_width,
-        overwrite=args.overwrite,
-    )
-    for file in files:
+    given = ("to", "base_model", "naming", "norm_keys", "norm_type", "text_width", "overwrite")
+    for file in convert_resadapter(args.src, dst, **{name: getattr(args, name) for name in given}):
         print(f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB)")

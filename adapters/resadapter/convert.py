@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from brickwork.adapters.comfyui.reading import ResAdapterWeights, listed, read_adapter
+from brickwork.adapters.comfyui.reading import ResAdapterWeights, read_adapter
 from brickwork.adapters.hub import local_adapter
 from brickwork.adapters.resadapter import formats
-from brickwork.adapters.resadapter.base_norms import read_base_norms
+from brickwork.adapters.resadapter.base_norms import base_norms_for
 from brickwork.errors import one_of
 
 NORM_TYPES = {"float64": torch.float64, "float32": torch.float32}
@@ -68,15 +68,6 @@ def convert_resadapter(
     return formats.write_adapter(
         adapter, dst, to, naming=naming, norm_keys=norm_keys, text_width=text_width, overwrite=overwrite
     )
-
-
-def base_norms_for(adapter: ResAdapterWeights, base_model) -> dict[str, torch.Tensor]:
-    """The base model's norms under the adapter's keys, or a `ValueError` where shapes tell of another model."""
-    base = read_base_norms(base_model, list(adapter.norms))
-    wrong = [key for key, value in base.items() if value.shape != adapter.norms[key].shape]
-    if wrong:
-        raise ValueError(f"base_model is no model that {adapter.source} fits: {listed(wrong)} have other shapes")
-    return base
 
 
 def with_stated_facts(adapter: ResAdapterWeights) -> ResAdapterWeights:

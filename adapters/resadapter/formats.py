@@ -87,16 +87,7 @@ def write_adapter(
 ) -> list[Path]:
     """Writes the adapter in the form `to`; its norms must be differences for `comfyui` and absolute otherwise.
 
-    Args:
-        dst: a folder for `official`, else a path ending in .safetensors.
-        naming: of the `comfyui` form: `diffusers` or `compvis`; None takes compvis for SDXL, whose first upsampler
-            A1111 finds under that name only, and diffusers otherwise.
-        norm_keys: of the `comfyui` form, see `NORM_KEYS`; None takes "norm".
-        text_width: of the `comfyui` form: also write zeros that say how wide the family's text is (`TEXT_LAYERS`).
-        overwrite: replace ResAdapter files of ours that are there, and nothing else.
-
-    Returns:
-        The files written; each appears complete or not at all.
+    Arguments and result are those of `convert_resadapter`; each file appears complete or not at all.
     """
     one_of("to", to, FORMS)
     for argument, value, allowed in (("naming", naming, NAMINGS), ("norm_keys", norm_keys, NORM_KEYS)):
@@ -157,20 +148,10 @@ def hashes(data: bytes) -> dict[str, str]:
     return dict(zip(HASH_KEYS, (hashed, hashed[:8], f"0x{hashed}")))
 
 
-def _kohya_tensors(adapter: ResAdapterWeights, rename) -> dict[str, torch.Tensor]:
-    tensors = {}
-    for path, pair in adapter.convs.items():
-        name = kohya_name(rename(path))
-        tensors |= {f"{name}.lora_down.weight": pair.down, f"{name}.lora_up.weight": pair.up}
-        if pair.alpha is not None:
-            tensors[f"{name}.alpha"] = pair.alpha
-    return tensors
-
-
 def _official(adapter: ResAdapterWeights, dst: Path) -> dict[Path, tuple]:
     files = {}
     if adapter.convs:
-        tensors = _kohya_tensors(adapter, str)
+        tensors = adapter.kohya_tensors()
         files[dst / LORA_FILES[0]] = (tensors, _lora_metadata(adapter, dst.name, tensors))
     if adapter.norms:
         files[dst / NORM_FILES[0]] = (adapter.norms, _metadata(adapter))
@@ -210,10 +191,11 @@ def _diffusers(adapter: ResAdapterWeights, dst: Path) -> dict[Path, tuple]:
 def _comfyui(
     adapter: ResAdapterWeights, dst: Path, naming: str | None, norm_keys: str, text_width: bool
 ) -> dict[Path, tuple]:
+    # A1111 finds SDXL's first upsampler under its compvis name only.
     naming = naming or ("compvis" if adapter.families() == ["sdxl"] else "diffusers")
     levels = 1 + sum(path.startswith("down_blocks") for path in adapter.convs) if adapter.convs else _levels(adapter)
     rename = (lambda path: compvis_path(path, levels)) if naming == "compvis" else str
-    tensors = _kohya_tensors(adapter, rename)
+    tensors = adapter.kohya_tensors(rename)
     for key, value in adapter.norms.items():
         path, _, part = key.rpartition(".")
         tensors[f"{kohya_name(rename(path))}.{NORM_KEYS[norm_keys][part == 'bias']}"] = value

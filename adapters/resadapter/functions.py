@@ -20,7 +20,7 @@ from brickwork.adapters.comfyui.names import FAMILIES
 from brickwork.adapters.comfyui.reading import ResAdapterWeights, check_fits, read_adapter
 from brickwork.adapters.hub import local_adapter
 from brickwork.adapters.resadapter import formats
-from brickwork.adapters.resadapter.base_norms import inner_unet, own_norm, read_base_norms
+from brickwork.adapters.resadapter.base_norms import base_norms_for, inner_unet, own_norm, read_base_norms
 from brickwork.adapters.resadapter.inject import adaptable_shapes, fused_weights, unfused_weights
 from brickwork.adapters.resadapter.state import Fused, Loaded
 from brickwork.adapters.resadapter.transaction import (
@@ -70,8 +70,11 @@ def load_resadapter(
     one_of("norm_mode", norm_mode, NORM_MODES)
     scale = _scale_for(unet, "scale", scale)
     adapter = read_adapter(local_adapter(source))
-    check_fits(adapter, adaptable_shapes(unet), f"this {type(unet).__name__}{_family_note(unet)}")
-    _check_family(adapter, unet)
+    stated, family = adapter.info.get("family"), family_of(unet)
+    note = f" of {next(one.title for one in FAMILIES if one.key == family)}" if family else ""
+    check_fits(adapter, adaptable_shapes(unet), f"this {type(unet).__name__}{note}")
+    if stated and family and stated != family:
+        raise ValueError(f"{adapter.source} states that it is for {stated}, but this UNet is {family}")
     reference = _reference(adapter, unet, norm_mode, base_model)
     deltas = {
         key: value.double() - (reference[key].double() if reference else 0.0) for key, value in adapter.norms.items()
@@ -292,18 +295,6 @@ def family_of(unet: nn.Module) -> str | None:
     return key if widths.get(key) == tuple(getattr(config, "block_out_channels", ())) else None
 
 
-def _family_note(unet: nn.Module) -> str:
-    titles = {family.key: family.title for family in FAMILIES}
-    family = family_of(unet)
-    return f" of {titles[family]}" if family else ""
-
-
-def _check_family(adapter: ResAdapterWeights, unet: nn.Module) -> None:
-    stated, family = adapter.info.get("family"), family_of(unet)
-    if stated and family and stated != family:
-        raise ValueError(f"{adapter.source} states that it is for {stated}, but this UNet is {family}")
-
-
 def _reference(
     adapter: ResAdapterWeights, unet: nn.Module, norm_mode: str, base_model
 ) -> dict[str, torch.Tensor] | None:
@@ -321,12 +312,7 @@ def _reference(
                 f"norm_mode='delta' needs base_model: {adapter.source} holds absolute norms, and only the model it "
                 "was trained on tells how far it moved them"
             )
-        reference = read_base_norms(base_model, list(adapter.norms))
+        return base_norms_for(adapter, base_model)
     elif adapter.norms and (not adapter.differences or (norm_mode == "replace" and base_model is not None)):
-        reference = {key: own_norm(unet, key) for key in adapter.norms}
-    else:
-        return None
-    wrong = [key for key, value in reference.items() if value.shape != adapter.norms[key].shape]
-    if wrong:
-        raise ValueError(f"base_model has {wrong[0]!r} of another shape than {adapter.source}: it is another model")
-    return reference
+        return {key: own_norm(unet, key) for key in adapter.norms}
+    return None

@@ -148,6 +148,6 @@ def test_bad_input(make):
     ):
         with pytest.raises(ValueError, match=message), adapter.condition(image=image):
             pass
-    with pytest.raises(ValueError, match="has 3 images, but the network draws 2"):
+    with pytest.raises(ValueError, match="for 3 pictures, but the network draws 2"):
         with adapter.condition(image=torch.zeros(3, 3, 16, 24)):
             network(**inputs)

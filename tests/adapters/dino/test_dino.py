@@ -130,7 +130,7 @@ def test_pipelines_of_ours_take_a_reference(kind, tmp_path):
     assert not np.array_equal(half, one) and not np.array_equal(half, plain)
     with adapter.condition(reference_image=picture(), scale=0.5):
         assert np.array_equal(draw(), half)
-    with pytest.raises(ValueError, match="has 3 pictures, the network draws 4"):
+    with pytest.raises(ValueError, match="for 3 pictures, but the network draws 4"):
         draw(reference_image=[picture()] * 3)
     with pytest.raises(ValueError, match="`reference_scale` is 0.5 without reference_image"):
         draw(reference_scale=0.5)
