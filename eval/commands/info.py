@@ -3,6 +3,7 @@
 import argparse
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 from brickwork import options
 from brickwork.errors import near_names
@@ -34,46 +35,54 @@ def run(args: argparse.Namespace) -> None:
             )
         print(describe_pipeline(args.model))
         return
-    model, schedule = _open(args.model, options.of_hub(args))
-    size, patch = model.config.sample_size, max(model.config.get("patch_sizes") or [1])
-    height, width = size if args.height is None else args.height, size if args.width is None else args.width
-    if min(height, width) < patch:
-        raise ValueError(
-            f"`--height` and `--width` are {height} and {width}; give at least one patch, {patch} pixels."
-        )
-    print(describe(model, height, width))
+    from brickwork.pipelines.latents import sample_size
+
+    model, schedule, factor = _open(args.model, options.of_hub(args))
+    side, patch = model.config.sample_size, max(model.config.get("patch_sizes") or [1])
+    size = sample_size(args.height, args.width, (side, side), factor, patch)
+    print(describe(model, *size, factor))
     if schedule is not None:
         kind = "brick" if hasattr(model, "bricks") else "subnet"
         print(f"\n{kind} schedule saved with it:\n{schedule}")
 
 
 def _open(name: str, given: dict):
-    """The network behind a name, and the schedule saved with it, if any."""
+    """The network behind a name, the schedule saved with it, if any, and pixels of a picture along one of its own."""
     import torch
 
     import brickwork
-    from brickwork.gen.presets import PRESETS
+    from brickwork.gen.networks import NETWORKS, load_network_class
+    from brickwork.gen.presets import PRESETS, network_of_preset
+    from brickwork.pipelines.latents import pixels_per_latent
 
-    presets = {name: getattr(brickwork, network) for network, names in PRESETS.items() for name in names}
-    if name in presets:
+    if (kind := network_of_preset(name)) is not None:
         with torch.device("meta"):
-            return presets[name].from_preset(name), None
+            return load_network_class(kind).from_preset(name), None, 1
     if name.endswith(".pkl"):
-        return brickwork.LegoTransformer2DModel.from_original(name), None
+        return brickwork.LegoTransformer2DModel.from_original(name), None, 1
     shipped = brickwork.pretrained_names()
-    network = None if name in shipped else getattr(brickwork, _class_of(Path(name)), None)
-    if network is not None:
-        return network.from_pretrained(name), None
-    network = getattr(brickwork, _class_of(Path(name, "transformer")), None)
-    if network not in (None, brickwork.LegoTransformer2DModel):
-        return network.from_pretrained(name, subfolder="transformer"), _schedule_in(Path(name))
-    near = near_names(name, [*presets, *shipped], 3)
+    if name not in shipped and (kind := _class_of(Path(name))) in NETWORKS:
+        return load_network_class(kind).from_pretrained(name), None, 1
+    kind = _class_of(Path(name, "transformer"))
+    if kind in NETWORKS and kind != "LegoTransformer2DModel":
+        network = load_network_class(kind).from_pretrained(name, subfolder="transformer")
+        return network, _schedule_in(Path(name)), _pixels_per_latent(Path(name, "vae"))
+    near = near_names(name, [*(preset for names in PRESETS.values() for preset in names), *shipped], 3)
     if name not in shipped and near and "/" not in name and not Path(name).exists():
         raise ValueError(f"`model` is {name!r}; did you mean {' or '.join(near)}?")
     from brickwork.eval.sampling.pipelines import load_lego_pipeline
 
     pipe = load_lego_pipeline(name, "cpu", **given)
-    return pipe.transformer, pipe.schedule
+    return pipe.transformer, pipe.schedule, pixels_per_latent(pipe.vae)
+
+
+def _pixels_per_latent(vae: Path) -> int:
+    """As of a loaded VAE, by its folder; 1 where there is none."""
+    from brickwork.eval.sampling.pipelines import saved_config
+    from brickwork.pipelines.latents import pixels_per_latent
+
+    config = saved_config(vae / "config.json")
+    return pixels_per_latent(SimpleNamespace(config=config) if config else None)
 
 
 def _schedule_in(folder: Path):
@@ -87,11 +96,11 @@ def _schedule_in(folder: Path):
 
 def _is_of_others(name: str) -> bool:
     """Whether a name is of a saved pipeline without a network of ours."""
-    import brickwork
     from brickwork.eval.sampling.pipelines import pipeline_class, pipeline_folder
+    from brickwork.gen.networks import NETWORKS
 
     network = _class_of(Path(pipeline_folder(name), "transformer"))
-    return pipeline_class(name) not in (None, "LegoPipeline") and not hasattr(brickwork, network)
+    return pipeline_class(name) not in (None, "LegoPipeline") and network not in NETWORKS
 
 
 def _class_of(folder: Path) -> str:
@@ -129,22 +138,32 @@ def _count_parameters(folder: Path) -> int:
     return sum(sizes.values())
 
 
-def describe(model, height: int, width: int) -> str:
-    """The network as text: what it reads, its bricks or maps, and what each subnet costs at a size."""
+def describe(model, height: int, width: int, factor: int = 1) -> str:
+    """The network as text: what it reads, its bricks or maps, and what each subnet costs.
+
+    Args:
+        model: the network.
+        height: of what it sees.
+        width: likewise.
+        factor: pixels of the picture along one of those.
+    """
     from brickwork.eval.report.blocks import Table
 
     config = model.config
-    names = list((config.id2label or {}).values())
-    classes = f"{config.num_classes} classes" if config.num_classes else "no classes"
+    names, side = list((config.get("id2label") or {}).values()), config.sample_size * factor
+    classes = f"{config.num_classes} classes" if config.get("num_classes") else "no classes"
+    channels = config["in_channels" if "in_channels" in config else "out_channels"]
     lines = [
         f"{type(model).__name__}: {sum(p.numel() for p in model.parameters()):,} parameters, "
-        f"{config.in_channels} channels, {classes}, trained at {config.sample_size} × {config.sample_size}",
+        f"{channels} channels, {classes}, trained at {side} × {side}"
+        + (f" ({factor} × {factor} pixels a latent)" if factor > 1 else ""),
     ]
     if names:
         lines.append("classes: " + ", ".join(names[:12]) + (f", … ({len(names)})" if len(names) > 12 else ""))
     subnets = model.subnets(height, width)
     described = _describe_bricks if hasattr(model, "bricks") else _describe_maps
-    lines += ["", *described(model, height, width, max(subnets.values()))]
+    at = f"{height * factor} × {width * factor}"
+    lines += ["", *described(model, height, width, at, max(subnets.values()))]
     if len(subnets) > 1:
         most = max(subnets.values())
         rows = [(name, f"{cost / 1e9:.3f}", f"{cost / most:.0%}") for name, cost in subnets.items()]
@@ -152,7 +171,7 @@ def describe(model, height: int, width: int) -> str:
     return "\n".join(lines)
 
 
-def _describe_bricks(model, height: int, width: int, operations: int) -> list[str]:
+def _describe_bricks(model, height: int, width: int, at: str, operations: int) -> list[str]:
     """The bricks of a LEGO stack, and what each costs."""
     from brickwork.eval.report.blocks import Table
 
@@ -162,15 +181,15 @@ def _describe_bricks(model, height: int, width: int, operations: int) -> list[st
          f"{sum(p.numel() for p in brick.parameters()):,}", f"{brick.operations(height, width) / 1e9:.3f}")
         for number, brick in enumerate(model.bricks)
     ]  # fmt: skip
-    columns = ["brick", "window", "patch", "layers", "width", "parameters", f"GFLOP at {height} × {width}"]
+    columns = ["brick", "window", "patch", "layers", "width", "parameters", f"GFLOP at {at}"]
     pretrained = model.config.pretrained_brick
     further = [] if pretrained is None else [f"brick 0 is a pretrained {pretrained['class_name']}"]
     return [Table(columns, rows).text(), *further]
 
 
-def _describe_maps(model, height: int, width: int, operations: int) -> list[str]:
+def _describe_maps(model, height: int, width: int, at: str, operations: int) -> list[str]:
     """The feature maps of a network of blocks, their windows, and what one pass costs."""
-    lines = [f"at {height} × {width}: {operations / 1e9:.3f} GFLOP an image"]
+    lines = [f"at {at}: {operations / 1e9:.3f} GFLOP an image"]
     for name, (stride, window) in getattr(model, "maps", {}).items():
         windows = f"windows of {window} × {window}" if window > 1 else "no windows"
         lines.append(f"{name}: {-(-height // stride)} × {-(-width // stride)}, {windows}")

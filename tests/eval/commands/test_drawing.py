@@ -217,11 +217,12 @@ def test_info_of_networks_of_blocks(tmp_path, capsys):
 
 def test_info_of_the_weights_that_ship(capsys):
     assert cli.main(["info", "lego-avatars-64", "--width", "192"]) == 0
-    assert "micah" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "micah" in text and "trained at 64 × 64 (4 × 4 pixels a latent)" in text and "GFLOP at 64 × 192" in text
     assert cli.main(["info", "lego-avatars-46"]) == 2
     assert "did you mean lego-avatars-64" in capsys.readouterr().err
     assert cli.main(["info", "lego-avatars-64", "--height", "0"]) == 2
-    assert "at least one patch, 2 pixels" in capsys.readouterr().err
+    assert "`--height` is 0; give a whole number of pixels from 8 up (one patch)" in capsys.readouterr().err
 
 
 def test_a_pipeline_of_another_class_is_told_of_and_says_what_draws_with_it(tmp_path, capsys):
