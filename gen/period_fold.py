@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from brickwork.errors import whole_number
+
 SHORTEST = 2  # of periods
 
 
@@ -50,8 +52,7 @@ class PeriodFold:
             ValueError: for gaps, for a series too short for two cycles of the shortest period, and for one without
                 any period.
         """
-        if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-            raise ValueError(f"`top_k` is {top_k!r}; give a whole number from 1 up.")
+        whole_number("top_k", top_k)
         values = torch.as_tensor(series, dtype=torch.float64)
         if values.ndim not in (1, 2, 3) or values.shape[-1] < 2 * SHORTEST + 1 or not values.numel():
             raise ValueError(

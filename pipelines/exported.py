@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from brickwork.adapters.base import network_in
 from brickwork.files import new_folder, read_json, tensor_digest, write_json
 from brickwork.gen.networks.base import SampleOutput
 from brickwork.gen.subnets import find_subnet, name_of
@@ -74,16 +75,10 @@ def export_network(
             for subnet in known if subnets is None else [find_subnet(name, known) for name in subnets]:
                 file = f"{re.sub(r'[^0-9A-Za-z]+', '-', subnet)}-{height}x{width}.onnx"
                 difference = _write_graph(plain, subnet, names, (height, width), part / file)
-                graphs.append(
-                    {"subnet": subnet, "height": height, "width": width, "file": file, "difference": difference}
-                )
-        index = {
-            "format": FORMAT,
-            "network": type(network).__name__,
-            "weights": _digest(network),
-            "inputs": names,
-            "graphs": graphs,
-        }
+                graph = {"subnet": subnet, "height": height, "width": width, "file": file}
+                graphs.append(graph | {"difference": difference})
+        index = {"format": FORMAT, "network": type(network).__name__, "weights": _digest(network)}
+        index |= {"inputs": names, "graphs": graphs}
         write_json(part / INDEX, index)
     return index
 
@@ -102,9 +97,7 @@ def use_exported(pipe_or_network: Any, folder: str | Path, threads: int | None =
     Raises:
         ValueError: no such folder, other weights, or the extra `export` missing.
     """
-    network = pipe_or_network
-    if not isinstance(network, nn.Module):
-        network = getattr(pipe_or_network, "transformer", None) or getattr(pipe_or_network, "unet", None)
+    network = network_in(pipe_or_network)
     if not isinstance(network, nn.Module):
         raise ValueError(
             f"`pipe_or_network` is a {type(pipe_or_network).__name__} without a network; give a pipeline."
@@ -149,9 +142,8 @@ class ExportedForward:
     ) -> SampleOutput | tuple:
         """What the network's `forward` takes and returns."""
         height, width = sample.shape[-2:]
-        name = (
-            name_of(bricks) if bricks is not None else find_subnet(subnet, list(self.network.subnets(height, width)))
-        )
+        known = [] if bricks is not None else list(self.network.subnets(height, width))
+        name = name_of(bricks) if bricks is not None else find_subnet(subnet, known)
         file = self.files.get((name, height, width))
         given = {key: value for key, value in conditions.items() if value is not None and _says_something(value)}
         if file is None or arguments or torch.is_grad_enabled() or not set(given) <= set(self.inputs):
@@ -159,15 +151,9 @@ class ExportedForward:
             chosen = {"bricks": bricks} if bricks is not None else {"subnet": subnet}
             return self._forward(sample, timestep, *arguments, return_dict=return_dict, **chosen, **conditions)
         self.ran += 1
-        batch = len(sample)
-        values = {
-            "sample": sample.float(),
-            "timestep": torch.as_tensor(timestep, dtype=torch.float32).reshape(-1).expand(batch),
-            "class_labels": given.get(
-                "class_labels", torch.full((batch,), self.network.config.get("num_classes") or 0)
-            ),
-            "encoder_hidden_states": given.get("encoder_hidden_states"),
-        }
+        no_class = torch.full((len(sample),), self.network.config.get("num_classes") or 0)
+        timestep = torch.as_tensor(timestep, dtype=torch.float32).reshape(-1).expand(len(sample))
+        values = {"class_labels": no_class} | given | {"sample": sample.float(), "timestep": timestep}
         fed = {key: values[key].cpu().contiguous().numpy() for key in self.inputs}
         (output,) = self._session(file).run(None, fed)
         output = torch.from_numpy(output).to(sample.device, sample.dtype)
@@ -221,15 +207,8 @@ def _write_graph(network: nn.Module, subnet: str, names: Sequence[str], size: tu
         shapes = {"inputs": tuple({0: batch} for _ in names)}
         inputs = example_inputs(network, names, size, 2)
         with _quietly():
-            program = torch.onnx.export(
-                graph,
-                inputs,
-                dynamo=True,
-                input_names=list(names),
-                output_names=["estimate"],
-                dynamic_shapes=shapes,
-                verbose=False,
-            )
+            how = {"input_names": list(names), "output_names": ["estimate"], "dynamic_shapes": shapes}
+            program = torch.onnx.export(graph, inputs, dynamo=True, verbose=False, **how)
         program.save(str(path))
         session = _runtime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
         differences = []

@@ -1,6 +1,5 @@
 """What all pipelines of the package share: folders that load again, and errors that say what a folder lacks."""
 
-import json
 import os
 from pathlib import Path
 from typing import Self
@@ -9,7 +8,7 @@ from diffusers import DiffusionPipeline
 
 from brickwork import hub
 from brickwork.errors import MissingFile
-from brickwork.files import follow_umask
+from brickwork.files import follow_umask, read_json
 
 _USAGE = """
 ## How to use it
@@ -91,7 +90,7 @@ def _check_local(class_names: list[str], path: str, index_name: str) -> None:
         return
     if not (folder / index_name).is_file():
         raise MissingFile(f"{path!r} holds no {class_name} ({index_name} is missing): {_describe(folder)}")
-    saved = _read_json(folder / index_name).get("_class_name")
+    saved = read_json(folder / index_name).get("_class_name")
     if saved not in class_names:
         raise ValueError(
             f"{path!r} holds a {saved}, not a {class_name}; load it with DiffusionPipeline.from_pretrained."
@@ -107,7 +106,7 @@ def _holds_pickles(folder: Path) -> bool:
 def _describe(folder: Path) -> str:
     """What a folder that is no pipeline holds, and what to do about it."""
     if (folder / "config.json").is_file():
-        model = _read_json(folder / "config.json").get("_class_name", "network")
+        model = read_json(folder / "config.json").get("_class_name", "network")
         return (
             f"it holds a {model} alone; load that with {model}.from_pretrained and build the pipeline around it "
             "with a scheduler such as EDMHeunScheduler()."
@@ -115,13 +114,3 @@ def _describe(folder: Path) -> str:
     entries = sorted(entry.name for entry in folder.iterdir())
     inside = ", ".join(entries[:8]) + (" …" if len(entries) > 8 else "") if entries else "nothing"
     return f"it holds {inside}; give a folder written by save_pretrained."
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r} is not valid JSON ({error}); save the pipeline anew.") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{str(path)!r} holds no JSON object; save the pipeline anew.")
-    return content

@@ -1,9 +1,9 @@
 """Schedules as a command line names them: by a word, or by a file."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from brickwork.files import read_json
 from brickwork.pipelines.schedules import BrickSchedule, SubnetSchedule, read_schedule, schedule_kind
 
 
@@ -13,14 +13,8 @@ def schedule_from_file(path: str | Path) -> BrickSchedule | SubnetSchedule:
     Raises:
         ValueError: for a file that is none.
     """
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(
-            f"`--schedule` is {str(path)!r}, which is no JSON ({error}); give what `brickwork search` wrote."
-        ) from None
-    nested = isinstance(values, dict) and isinstance(values.get("schedule"), dict)
-    return read_schedule(values["schedule"] if nested else values)
+    values = read_json(path, "schedule of `brickwork search`")
+    return read_schedule(values["schedule"] if isinstance(values.get("schedule"), dict) else values)
 
 
 def named_schedule(name: str, model: Any) -> BrickSchedule | SubnetSchedule | None:

@@ -73,13 +73,8 @@ class Schedule(ABC):
     def operations(self, model: Any, scheduler: Any, height: int, width: int) -> int:
         """Counted operations of the network's evaluations for one image, once `scheduler.set_timesteps` was called.
 
-        Heun's second evaluations are included. Guidance evaluates everything twice and so doubles the number.
-
-        Args:
-            model: the network, or several by name.
-            scheduler: the sampler's.
-            height: of what the network sees (for latent models, of the latents).
-            width: likewise.
+        Heun's second evaluations are included; guidance, which evaluates everything twice, is not. Height and width
+        are those of what the network sees (for latent models, of the latents).
         """
         costs, order = subnet_costs(model, height, width), scheduler.order
         return sum(
@@ -312,10 +307,9 @@ class BrickSchedule(Schedule):
         Raises:
             ValueError: for a stack of another shape, whose schedule only its owner can know.
         """
-        windows = _windows_of(model)
+        windows, t_break = _windows_of(model), _number("t_break", t_break, 0.5)
         if len(windows) < 2:
             raise ValueError("`model` has one brick, so there is none to leave out; use BrickSchedule.full(model).")
-        t_break = _number("t_break", t_break, 0.5)
         if not 0 <= t_break <= 1:
             raise ValueError(f"`t_break` is {t_break}; give a share of the steps from 0 to 1.")
         layout = stack_layout(windows)
@@ -348,7 +342,9 @@ class BrickSchedule(Schedule):
         unknown = [brick for brick in rules if not isinstance(brick, int) or not 0 <= brick < len(windows)]
         if unknown:
             raise ValueError(f"`rules` names the bricks {unknown}; this stack has 0 to {len(windows) - 1}.")
-        return cls(windows, tuple(_sigma_rule(brick, rules) for brick in range(len(windows))))._validated(model)
+        given = enumerate(rules.get(brick, (0, None)) for brick in range(len(windows)))
+        ranges = [[] if rule is None else _ranges(n, rule, ", or None to leave it out") for n, rule in given]
+        return cls(windows, tuple(BrickRule.of_ranges("sigma", pairs) for pairs in ranges))._validated(model)
 
     @classmethod
     def from_levels(cls, model: Any, levels: Mapping[float, Sequence[int] | str]) -> "BrickSchedule":
@@ -364,16 +360,16 @@ class BrickSchedule(Schedule):
                 that the model's weights were not trained for.
         """
         windows, ordered = _windows_of(model), _rising(levels, "bricks")
-        chosen = [levels[sigma] for sigma in ordered]
-        bricks = [bricks_of(one) if isinstance(one, str) else tuple(one) for one in chosen]
+        bricks = [bricks_of(levels[s]) if isinstance(levels[s], str) else tuple(levels[s]) for s in ordered]
         for sigma, running in zip(ordered, bricks):
             if not running or not set(running) <= set(range(len(windows))):
                 raise ValueError(
                     f"`levels` has the bricks {running} at noise level {sigma:.4g}; this stack has 0 to "
                     f"{len(windows) - 1}, and one at least must run."
                 )
-        rules = (_rule_of_levels(brick, ordered, bricks) for brick in range(len(windows)))
-        return cls(windows, tuple(rules))._validated(model)
+        stretches = list(zip(pairwise([0.0, *_middles(ordered), math.inf]), bricks))
+        runs = [[ends for ends, running in stretches if brick in running] for brick in range(len(windows))]
+        return cls(windows, tuple(BrickRule.of_ranges("sigma", _joined(ranges)) for ranges in runs))._validated(model)
 
     def bricks_at(self, sigma: float, progress: float = 0.0) -> tuple[int, ...]:
         """The bricks that run at noise level `sigma`, when the share `progress` of the steps (below 1) is done."""
@@ -477,12 +473,6 @@ def _listed(window_sizes: Sequence[int]) -> str:
     return ", ".join(map(str, window_sizes))
 
 
-def _sigma_rule(brick: int, rules: Mapping[int, Sequence | None]) -> BrickRule:
-    rule = rules.get(brick, (0, None))
-    ranges = [] if rule is None else _ranges(brick, rule, ", or None to leave the brick out")
-    return BrickRule.of_ranges("sigma", ranges)
-
-
 def _ranges(name: Any, rule: Any, otherwise: str = "") -> list[tuple[float, float]]:
     """The ranges of noise levels `(low, high)` of a rule as a person writes it, one pair or a list of pairs."""
     pairs = rule if isinstance(rule, Sequence) and rule and _is_pair(rule[0]) else [rule]
@@ -525,15 +515,10 @@ def _exactly(what: str, values: Any, keys: tuple[str, ...]) -> list[Sequence]:
     return [values[key] for key in keys]
 
 
-def _rule_of_levels(brick: int, levels: Sequence[float], bricks: Sequence[tuple[int, ...]]) -> BrickRule:
-    """When a brick runs, from the rising noise levels and the bricks that run at each."""
-    ranges = []
-    for (low, high), running in zip(pairwise([0.0, *_middles(levels), math.inf]), bricks):
-        if brick in running and ranges and ranges[-1][1] == low:
-            ranges[-1] = (ranges[-1][0], high)
-        elif brick in running:
-            ranges.append((low, high))
-    return BrickRule.of_ranges("sigma", ranges)
+def _joined(ranges: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Rising ranges, those that meet as one."""
+    lows, highs = [low for low, _ in ranges], [high for _, high in ranges]
+    return list(zip([low for low in lows if low not in highs], [high for high in highs if high not in lows]))
 
 
 def _describe_noise(low: float, high: float) -> str:

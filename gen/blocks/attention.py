@@ -5,7 +5,7 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import nn
 
-from brickwork.gen.blocks.norms import LayerNorm
+from brickwork.gen.blocks.norms import LayerNorm, zeroed
 
 # Windows of so few tokens are not worth a fused kernel: launched once a window and head, it spends its time on
 # tiles that are mostly empty, and cuDNN's backward kernel fails outright on tens of thousands of such windows.
@@ -214,9 +214,7 @@ class TextAttention(Attention):
         self.q = nn.Linear(dim, dim, bias=False)
         self.k = nn.Linear(cross_attention_dim, dim, bias=False)
         self.v = nn.Linear(cross_attention_dim, dim, bias=False)
-        self.proj = nn.Linear(dim, dim)
-        nn.init.zeros_(self.proj.weight)
-        nn.init.zeros_(self.proj.bias)
+        self.proj = zeroed(nn.Linear(dim, dim))
 
     def forward(self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
         """`hidden_states (B, C, H, W)`, `encoder_hidden_states (B, length, cross_attention_dim)` => `(B, C, H, W)`."""

@@ -3,11 +3,12 @@
 import torch
 from torch import nn
 
+from brickwork.errors import whole_number
 from brickwork.gen.blocks.attention import WindowAttention, heads_of
 from brickwork.gen.blocks.modulation import Modulation, gated_residual, modulate, plain_layer_norm
 from brickwork.gen.blocks.recompute import not_kept, recomputed
 from brickwork.gen.blocks.registry import Block, register_block
-from brickwork.gen.blocks.windowed import Windowing, check_window
+from brickwork.gen.blocks.windowed import Windowing
 
 
 class FeedForward(nn.Module):
@@ -67,6 +68,10 @@ class DiTTokenBlock(nn.Module):
         self.mlp = FeedForward(dim, int(dim * mlp_ratio))
         self.modulation = Modulation(cond_dim, dim, 6)
 
+    def linears(self) -> tuple[nn.Linear, ...]:
+        """The layers that start out as in the paper."""
+        return self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2
+
     def forward(
         self, hidden_states: torch.Tensor, temb: torch.Tensor, token_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -102,7 +107,7 @@ class DiTBlock(Block):
     ):
         super().__init__(dim, cond_dim, attention_head_dim=attention_head_dim, **settings)
         if window_size is not None:
-            check_window(window_size)
+            whole_number("window_size", window_size)
         self.window_size = window_size
         self.map_attentions = ("core.attn",) if window_size is None else ()
         self.core = DiTTokenBlock(dim, heads_of(dim, attention_head_dim), mlp_ratio, cond_dim)

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from brickwork.errors import whole_number
 from brickwork.gen.blocks.attention import (
     Attention,
     WindowAttnProcessor,
@@ -13,7 +14,7 @@ from brickwork.gen.blocks.attention import (
 from brickwork.gen.blocks.modulation import BlockModulation, gated_residual_map, modulate_map
 from brickwork.gen.blocks.norms import make_norm
 from brickwork.gen.blocks.registry import Block, register_block
-from brickwork.gen.blocks.windowed import Windowing, check_window
+from brickwork.gen.blocks.windowed import Windowing
 
 
 class SpanningAttnProcessor(WindowAttnProcessor):
@@ -68,7 +69,7 @@ class SpanningAttention(Attention):
 
     def __init__(self, dim: int, expand_ratio: float, num_attention_heads: int, window_size: int):
         super().__init__(dim, num_attention_heads)
-        check_window(window_size)
+        whole_number("window_size", window_size)
         self.window_size = window_size
         self.qk = nn.Linear(dim, 2 * dim)
         self.v = nn.Linear(dim, int(dim * expand_ratio))

@@ -3,13 +3,14 @@
 import torch
 from torch import nn
 
+from brickwork.errors import whole_number
 from brickwork.gen.blocks.attention import RelativePositionBias, WindowAttention, heads_of
 from brickwork.gen.blocks.conv_norm import SqueezeExcitation
 from brickwork.gen.blocks.dit import FeedForward
 from brickwork.gen.blocks.modulation import BlockModulation, gated_residual, gated_residual_map, modulate, modulate_map
 from brickwork.gen.blocks.norms import LayerNorm, make_norm
 from brickwork.gen.blocks.registry import Block, register_block
-from brickwork.gen.blocks.windowed import Windowing, check_window
+from brickwork.gen.blocks.windowed import Windowing
 
 
 class MBConv(nn.Module):
@@ -95,7 +96,7 @@ class MaxViTBlock(Block):
         **settings,
     ):
         super().__init__(dim, cond_dim, attention_head_dim=attention_head_dim, **settings)
-        check_window(window_size)
+        whole_number("window_size", window_size)
         heads = heads_of(dim, attention_head_dim)
         self.window_size, self.decoder = window_size, decoder
         self.conv = MBConv(dim, cond_dim, expand_ratio, squeeze_ratio, conv_norm, modulation)

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from brickwork.errors import one_of
+from brickwork.gen.blocks.norms import zeroed
 
 
 class Modulation(nn.Module):
@@ -18,9 +19,7 @@ class Modulation(nn.Module):
     def __init__(self, cond_dim: int, dim: int, num_chunks: int):
         super().__init__()
         self.num_chunks = num_chunks
-        self.linear = nn.Linear(cond_dim, num_chunks * dim)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        self.linear = zeroed(nn.Linear(cond_dim, num_chunks * dim))
 
     def forward(self, temb: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """`(B, cond_dim)` => `num_chunks` vectors `(B, dim)`: once an image, whatever its number of windows."""

@@ -64,6 +64,13 @@ class BatchNorm(nn.BatchNorm2d):
         return super().forward(hidden_states)
 
 
+def zeroed(layer: nn.Module) -> nn.Module:
+    """A linear layer or a convolution that starts out adding nothing."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 def make_norm(kind: str, dim: int, eps: float = 1e-6, affine: bool = True) -> nn.Module:
     """A norm over `(B, dim, H, W)`.
 

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from brickwork.errors import whole_number
 from brickwork.gen.blocks.attention import Attention, WindowAttnProcessor, heads_of
 from brickwork.gen.blocks.dit import FeedForward
 from brickwork.gen.blocks.modulation import BlockModulation, gated_residual, modulate
@@ -38,7 +39,8 @@ class SRAttention(Attention):
 
     def __init__(self, dim: int, num_attention_heads: int, sr_ratio: int):
         super().__init__(dim, num_attention_heads)
-        self.sr_ratio = check_ratio(sr_ratio)
+        advice = ", such as 8, 4, 2, 1 (plain attention) from the highest resolution down, by `stage_options`"
+        self.sr_ratio = whole_number("sr_ratio", sr_ratio, more=advice)
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
@@ -102,13 +104,3 @@ class SRABlock(Block):
         tokens = gated_residual(tokens, gate_attn, update)
         update = self.mlp(modulate(self.norm2(tokens), shift_mlp, scale_mlp))
         return gated_residual(tokens, gate_mlp, update).permute(0, 3, 1, 2)
-
-
-def check_ratio(sr_ratio: int) -> int:
-    """`sr_ratio`, or a `ValueError` unless it is a whole number of at least one."""
-    if isinstance(sr_ratio, bool) or not isinstance(sr_ratio, int) or sr_ratio < 1:
-        raise ValueError(
-            f"`sr_ratio` is {sr_ratio!r}; give a whole number from 1 (plain attention) up, such as 8, 4, 2, 1 from "
-            "the highest resolution down, one for each stage in `stage_options`."
-        )
-    return sr_ratio

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from brickwork.errors import whole_number
 from brickwork.gen.blocks.modulation import BlockModulation, gated_residual_map, modulate_map
 from brickwork.gen.blocks.registry import Block, register_block
 from brickwork.gen.period_fold import PeriodFold, fold_once, unfold_once
@@ -62,11 +63,9 @@ class TimesBlock(Block):
         **settings,
     ):
         super().__init__(dim, cond_dim, **settings)
-        for name, value in (("top_k", top_k), ("num_kernels", num_kernels)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` is {value!r}; give a whole number from 1 up.")
+        self.top_k = whole_number("top_k", top_k)
+        whole_number("num_kernels", num_kernels)
         self.periods = None if periods is None else PeriodFold(periods).periods
-        self.top_k = top_k
         hidden = max(1, int(dim * mlp_ratio))
         self.conv = nn.Sequential(Inception(dim, hidden, num_kernels), nn.GELU(), Inception(hidden, dim, num_kernels))
         self.modulation = BlockModulation(cond_dim, dim, 1, modulation)

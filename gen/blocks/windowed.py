@@ -51,12 +51,6 @@ class Windowing:
         return window_reverse(windows, self.window, *padded, self.mode)[..., : self.height, : self.width]
 
 
-def check_window(window_size: int) -> None:
-    """Raise a `ValueError` unless the side of a window is a whole number of at least one."""
-    if not isinstance(window_size, int) or window_size < 1:
-        raise ValueError(f"`window_size` is {window_size!r}; give a whole number from 1 up.")
-
-
 def check_maps(height: int, width: int, maps: Mapping[str, tuple[int, int]], subject: str) -> None:
     """Raise a `ValueError` unless every map of an image holds a full window.
 

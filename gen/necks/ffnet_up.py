@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from brickwork.errors import one_of
+from brickwork.errors import one_of, whole_number
 from brickwork.gen.blocks.conv_norm import ConvNorm
 from brickwork.gen.blocks.stages import StageSpec
 from brickwork.gen.necks.registry import Neck, RunBlock, register_neck
@@ -47,8 +47,7 @@ class FFNetUpNeck(Neck):
         inner, outer = one_of("neck_options.variant", variant, VARIANTS)
         self.upsample = one_of("neck_options.upsample", upsample, UPSAMPLINGS)
         width = stages[0].channels if width is None else width
-        if not isinstance(width, int) or width < 4:
-            raise ValueError(f"`neck_options.width` is {width!r}; give a whole number from 4 up.")
+        whole_number("neck_options.width", width, 4)
         levels = range(len(stages))
         inner, outer = ([int(width * units[min(level, 3)]) for level in levels] for units in (inner, outer))
         self.lateral = nn.ModuleList(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from brickwork.errors import one_of
+from brickwork.errors import one_of, whole_number
 from brickwork.gen.blocks.stages import StageSpec
 from brickwork.gen.blocks.windows import static_size
 from brickwork.gen.necks.registry import Neck, RunBlock, register_neck
@@ -116,8 +116,7 @@ class GFPNNeck(Neck):
         node: str | None = None,
     ):
         super().__init__()
-        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
-            raise ValueError(f"`neck_options.depth` is {depth!r}; give a whole number of layers from 1 up.")
+        whole_number("neck_options.depth", depth, of="layers")
         one_of("neck_options.skips", skips, SKIPS)
         channels = [stage.channels for stage in stages]
         self.graph = leading_to(queen_fusion(len(stages), depth, skips), depth, 0)

@@ -106,6 +106,7 @@ class Denoiser(AttentionMixin):
     """
 
     _supports_gradient_checkpointing = True
+    gradient_checkpointing = False
     # Of every kind of block: which of them a network has, only its configuration tells.
     _no_split_modules = _repeated_blocks = sorted({find_block(name).__name__ for name in list_blocks()})
     presets: Mapping[str, dict] = {}
@@ -194,7 +195,6 @@ class Denoiser(AttentionMixin):
         check_maps(side, side, maps, "`sample_size` makes")
         kinds = {type(module).__name__ for module in self.modules() if isinstance(module, Block)}
         self._no_split_modules = self._repeated_blocks = sorted(kinds)
-        self.gradient_checkpointing = False
 
     def _fold_norms(self) -> None:
         """Be what `set_convbn_mode(model, "deploy")` makes of a trained network, to hold its weights."""

@@ -16,9 +16,9 @@ from diffusers import ConfigMixin, ModelMixin, UNet2DConditionModel
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from brickwork.errors import one_of
+from brickwork.errors import one_of, whole_number
 from brickwork.files import read_json
-from brickwork.gen.blocks.norms import make_norm
+from brickwork.gen.blocks.norms import make_norm, zeroed
 from brickwork.gen.networks.base import Adaptable, EstimatesOutput
 from brickwork.gen.networks.parts import Parted, build_part, describe, network_folder
 from brickwork.gen.networks.unet import BlockUNet2DModel
@@ -48,15 +48,11 @@ class Link(nn.Module):
     def __init__(self, channels: int, out_channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, out_channels, 1)
-        self.norm = make_norm("layer", out_channels)
-        nn.init.zeros_(self.norm.weight)
-        nn.init.zeros_(self.norm.bias)
+        self.norm = zeroed(make_norm("layer", out_channels))
 
     def forward(self, feature: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         linked = self.norm(self.conv(feature))
-        if linked.shape[-2:] == tuple(size):
-            return linked
-        return nn.functional.interpolate(linked, size=tuple(size), mode="nearest")
+        return linked if linked.shape[-2:] == tuple(size) else nn.functional.interpolate(linked, size=tuple(size))
 
 
 class CompositeLinks(ModelMixin, ConfigMixin):
@@ -124,8 +120,7 @@ class CompositeDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
         id2label: dict[int, str] | None = None,
     ):
         super().__init__()
-        if type(k) is not int or k < 2:
-            raise ValueError(f"`k` is {k!r}; give a whole number of copies from 2 up, the lead among them.")
+        whole_number("k", k, 2, of="copies", more=", the lead among them")
         self.networks = nn.ModuleList(build_part("network", network, KINDS) for _ in range(k))
         lead = self.networks[-1]
         widths = list(lead.config.block_out_channels) if isinstance(lead, UNet2DConditionModel) else lead.widths
@@ -135,7 +130,6 @@ class CompositeDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
         self.register_to_config(**told, id2label=names)
         self.output_weights = (*(0.5,) * (k - 1), 1.0)
         self._take_over(self.networks)
-        self.gradient_checkpointing = False
 
     @classmethod
     def grow(
@@ -267,7 +261,9 @@ def _read_diffusers(
 ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
     """As `_read_ours`; the maps are those that `down_intrablock_additional_residuals` are added to."""
     sites = [
-        f"down_blocks.{number}.attentions.{len(stage.attentions) - 1}" if _attends(stage) else f"down_blocks.{number}"
+        f"down_blocks.{number}.attentions.{len(stage.attentions) - 1}"
+        if getattr(stage, "has_cross_attention", False)
+        else f"down_blocks.{number}"
         for number, stage in enumerate(network.down_blocks)
     ]
     inner = {} if residuals is None else {"down_intrablock_additional_residuals": residuals}
@@ -299,10 +295,6 @@ def _stopping_behind_the_encoder(network: UNet2DConditionModel, stop: bool):
     finally:
         if handle is not None:
             handle.remove()
-
-
-def _attends(stage: nn.Module) -> bool:
-    return getattr(stage, "has_cross_attention", False)
 
 
 def _check_kind(name: Any) -> str:

@@ -66,28 +66,17 @@ class MaxViTGenerator2DModel(Denoiser, ModelMixin, ConfigMixin):
     ):
         super().__init__()
         start = _first_side(sample_size, len(block_out_channels), window_size)
-        self.gradient_checkpointing = False
         first = block_out_channels[0]
         self.tokens = nn.Linear(latent_dim, LATENT_TOKENS * latent_dim)
         self.start = nn.Linear(latent_dim, first * start * start)
         self.stages, self.upsamplers = nn.ModuleList(), nn.ModuleList()
         settings = {"attention_head_dim": attention_head_dim, "window_size": window_size, "conv_norm": conv_norm}
+        settings |= {"modulation": "none", "decoder": True, "cross_attention_dim": latent_dim} | (block_options or {})
         for stage, dim in enumerate(block_out_channels):
             if stage:
                 self.upsamplers.append(Upsample(block_out_channels[stage - 1], dim))
             self.stages.append(
-                nn.ModuleList(
-                    MaxViTBlock(
-                        dim,
-                        latent_dim,
-                        modulation="none",
-                        decoder=True,
-                        cross_attention_dim=latent_dim,
-                        **settings,
-                        **(block_options or {}),
-                    )
-                    for _ in range(layers_per_stage)
-                )
+                nn.ModuleList(MaxViTBlock(dim, latent_dim, **settings) for _ in range(layers_per_stage))
             )
         self.norm_out = make_norm(conv_norm, block_out_channels[-1], eps=1e-5)
         self.conv_out = nn.Conv2d(block_out_channels[-1], out_channels, 3, padding=1)

@@ -1,24 +1,28 @@
 """The checks of what a caller hands a network, the same for all of them."""
 
+from collections.abc import Sequence
+
 import torch
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-def check_sample(sample: torch.Tensor, in_channels: int, smallest: int = 1) -> None:
-    """Raise a `ValueError` unless `sample` is floating point `(B, in_channels, H, W)`.
+def check_sample(
+    sample: torch.Tensor, in_channels: int, smallest: int = 1, axes: Sequence[str] = ("height", "width")
+) -> None:
+    """Raise a `ValueError` unless `sample` is floating point `(B, in_channels, *axes)`.
 
     The batch is not empty, and the sides are at least `smallest`, a patch of the network.
     """
     shape = tuple(getattr(sample, "shape", ()))
-    if len(shape) != 4 or shape[0] == 0 or shape[1] != in_channels:
+    if len(shape) != 2 + len(axes) or shape[0] == 0 or shape[1] != in_channels:
         given = f"has shape {shape}" if isinstance(sample, torch.Tensor) else f"is a {type(sample).__name__}"
-        raise ValueError(f"`sample` {given}; this network reads (batch, {in_channels}, height, width).")
+        raise ValueError(f"`sample` {given}; this network reads (batch, {in_channels}, {', '.join(axes)}).")
     if not sample.is_floating_point():
         raise ValueError(f"`sample` has dtype {sample.dtype}; give floating point numbers, scaled by the scheduler.")
-    if min(shape[-2:]) < smallest:
+    if min(shape[2:]) < smallest:
         raise ValueError(
-            f"`sample` has height and width {shape[-2:]}, below one patch of {smallest} pixels; make both sides at "
+            f"`sample` has {' and '.join(axes)} {shape[2:]}, below one patch of {smallest} pixels; make both sides at "
             f"least {smallest}."
         )
 

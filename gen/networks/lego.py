@@ -14,9 +14,10 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-from brickwork.errors import one_of
+from brickwork.errors import one_of, whole_number
 from brickwork.gen.blocks.dit import DiTTokenBlock, modulated_norm
 from brickwork.gen.blocks.modulation import Modulation
+from brickwork.gen.blocks.norms import zeroed
 from brickwork.gen.blocks.recompute import not_kept, recomputed
 from brickwork.gen.blocks.windows import pad_to_multiple, window_mask, window_partition, window_reverse
 from brickwork.gen.conditioning import ClassTimeEmbedding, coordinate_channels, sincos_position_table
@@ -66,9 +67,7 @@ class LegoBrick(nn.Module):
     ):
         super().__init__()
         self.dim, self.out_channels = dim, out_channels
-        self.window_size = window_size
-        self.patch_size = patch_size
-        self.window_tokens = window_size // patch_size
+        self.window_size, self.patch_size, self.window_tokens = window_size, patch_size, window_size // patch_size
         self.patch_embed = nn.Linear(in_channels * patch_size**2, dim)
         self.blocks = nn.ModuleList(
             DiTTokenBlock(dim, num_attention_heads, mlp_ratio, cond_dim) for _ in range(num_layers)
@@ -84,10 +83,8 @@ class LegoBrick(nn.Module):
 
         Its missing part would be padding, masked out of the softmax, so leaving it away changes nothing.
         """
-        return (
-            min(self.window_tokens, -(-height // self.patch_size)),
-            min(self.window_tokens, -(-width // self.patch_size)),
-        )
+        rows, columns = (min(self.window_tokens, -(-side // self.patch_size)) for side in (height, width))
+        return rows, columns
 
     def operations(self, height: int, width: int) -> int:
         """Floating-point operations of the matrix products for one image (a multiply-add counts as two)."""
@@ -98,9 +95,8 @@ class LegoBrick(nn.Module):
         count = total * (self.patch_embed.weight.numel() + self.proj_out.weight.numel())
         count += self.final_modulation.linear.weight.numel()
         for block in self.blocks:
-            linears = (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2)
             attention = 2 * tokens * block.attn.proj.in_features  # scores and their sum over the values, per token
-            count += total * (sum(linear.weight.numel() for linear in linears) + attention)
+            count += total * (sum(linear.weight.numel() for linear in block.linears()) + attention)
             count += block.modulation.linear.weight.numel()
         return 2 * count
 
@@ -238,14 +234,10 @@ class LegoTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, A
 
     def _init_weights(self) -> None:
         for brick in self.own_bricks:
-            nn.init.xavier_uniform_(brick.patch_embed.weight)
-            nn.init.zeros_(brick.patch_embed.bias)
-            for block in brick.blocks:
-                for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
-                    nn.init.xavier_uniform_(linear.weight)
-                    nn.init.zeros_(linear.bias)
-            nn.init.zeros_(brick.proj_out.weight)
-            nn.init.zeros_(brick.proj_out.bias)
+            for linear in (brick.patch_embed, *(linear for block in brick.blocks for linear in block.linears())):
+                nn.init.xavier_uniform_(linear.weight)
+                nn.init.zeros_(linear.bias)
+            zeroed(brick.proj_out)
 
     @classmethod
     def from_original(cls, path: str | Path, num_attention_heads: int | None = None) -> "LegoTransformer2DModel":
@@ -260,9 +252,7 @@ class LegoTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, A
         """
         model = cls._from_tensors(*load_original_lego(path, num_attention_heads))
         for brick in model.bricks:
-            brick.position_table = sincos_position_table(
-                brick.patch_embed.out_features, brick.window_tokens, brick.window_tokens
-            )
+            brick.position_table = sincos_position_table(brick.dim, brick.window_tokens, brick.window_tokens)
         return model
 
     @classmethod
@@ -478,9 +468,7 @@ def _check_sizes(
 ) -> None:
     counts = {"sample_size": sample_size, "in_channels": in_channels}
     for name, value in (counts if num_classes is None else counts | {"num_classes": num_classes}).items():
-        if type(value) is not int or value < 1:
-            further = ", or None for an unconditional network" if name == "num_classes" else ""
-            raise ValueError(f"`{name}` is {value!r}; give a whole number from 1 up{further}.")
+        whole_number(name, value, more=", or None for an unconditional network" if name == "num_classes" else "")
     if mlp_ratio <= 0:
         raise ValueError(f"`mlp_ratio` is {mlp_ratio}; give a positive number.")
     if id2label is not None:

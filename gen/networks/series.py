@@ -9,7 +9,7 @@ from diffusers.configuration_utils import register_to_config
 
 from brickwork.errors import one_of
 from brickwork.gen.networks.base import Denoiser, SampleOutput
-from brickwork.gen.networks.inputs import check_timestep
+from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep
 from brickwork.gen.networks.transformer import BlockTransformer2DModel
 from brickwork.gen.networks.unet import BlockUNet2DModel
 from brickwork.gen.period_fold import PeriodFold
@@ -65,7 +65,6 @@ class SeriesDenoiser(Denoiser, ModelMixin, ConfigMixin):
             self.denoiser = kind(**{"sample_size": max(self.period_fold.periods)} | dict(network or {}) | channels)
         except TypeError as error:
             raise ValueError(f"`network` has a value that {network_type} does not take: {error}.") from None
-        self.gradient_checkpointing = False
 
     def subnets(self, height: int, width: int = 1) -> Subnets:
         """The operations of one series of `height` steps."""
@@ -100,13 +99,8 @@ class SeriesDenoiser(Denoiser, ModelMixin, ConfigMixin):
             The estimate `(B, C, L)`.
         """
         self._find_subnet(subnet)
-        if sample.ndim != 3 or sample.shape[1] != self.config.in_channels or not sample.is_floating_point():
-            raise ValueError(
-                f"`sample` has shape {tuple(sample.shape)} and dtype {sample.dtype}; this network reads floating "
-                f"point (batch, {self.config.in_channels}, length)."
-            )
-        if class_labels is not None:
-            raise ValueError("`class_labels` were given, but series have no classes; leave them out.")
+        check_sample(sample, self.config.in_channels, axes=("length",))
+        check_class_labels(class_labels, len(sample), None)
         if (known is None) != (mask is None):
             raise ValueError("`known` and `mask` belong together; give both, or neither.")
         if known is None:

@@ -101,12 +101,9 @@ class StitchedDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
         if self.cuts:
             self.stitching = StitchingLayers(channels=[[widths[cut.front], widths[cut.end]] for cut in self.cuts])
         last = self.networks[-1].config
-        self.register_to_config(
-            **{name: last[name] for name in ("sample_size", *SHARED)},
-            id2label=last.id2label if id2label is None else id2label,
-        )
+        told = {name: last[name] for name in ("sample_size", *SHARED)}
+        self.register_to_config(**told, id2label=last.id2label if id2label is None else id2label)
         self._take_over(self.networks)
-        self.gradient_checkpointing = False
 
     @classmethod
     def from_anchors(

@@ -10,7 +10,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from brickwork.gen.blocks.modulation import Modulation, modulate
-from brickwork.gen.blocks.norms import LayerNorm
+from brickwork.gen.blocks.norms import LayerNorm, zeroed
 from brickwork.gen.blocks.stages import resolve_stages, set_drop_path
 from brickwork.gen.blocks.windows import pad_to_multiple, window_partition, window_reverse
 from brickwork.gen.conditioning import ClassTimeEmbedding, sincos_position_table
@@ -120,25 +120,18 @@ class BlockTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, 
             self._fold_norms()
 
     def _init_weights(self) -> None:
-        for linear in (self.patch_embed, *_linears_of_dit(self.blocks)):
+        # Other blocks than DiT's bring their own start.
+        cores = [block.core for block in self.blocks if hasattr(block, "core")]
+        for linear in (self.patch_embed, *(linear for core in cores for linear in core.linears())):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
-        nn.init.zeros_(self.proj_out.weight)
-        nn.init.zeros_(self.proj_out.bias)
+        zeroed(self.proj_out)
 
     @classmethod
     def from_preset(
         cls, name: str, in_channels: int = 4, num_classes: int | None = 1000, **overrides
     ) -> "BlockTransformer2DModel":
-        """A freshly initialised network of a published size, with learned variance.
-
-        Args:
-            name: `dit-{s,b,l,xl}-{2,4,8}` or `d-emo-{s,b,l,xl}-2`.
-            in_channels: 3 for pixels, 4 for Stable Diffusion's latents.
-            num_classes: number of classes, `None` for a network without them.
-            overrides: further configuration values that replace the preset's; `out_channels=in_channels` leaves the
-                learned variance away.
-        """
+        """`Denoiser.from_preset`, with learned variance unless `out_channels=in_channels` leaves it away."""
         return super().from_preset(name, in_channels, num_classes, **{"out_channels": 2 * in_channels} | overrides)
 
     @classmethod
@@ -245,9 +238,3 @@ class BlockTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, 
         tokens = self.proj_out(modulate(tokens, shift, scale))
         output = window_reverse(tokens, passage.grid, padded_height, padded_width, patch_size=patch)
         return output[..., :height, :width]
-
-
-def _linears_of_dit(blocks: nn.ModuleList) -> list[nn.Linear]:
-    """The layers of DiT blocks that start out as in the paper; other blocks bring their own start."""
-    cores = [block.core for block in blocks if hasattr(block, "core")]
-    return [linear for core in cores for linear in (core.attn.qkv, core.attn.proj, core.mlp.fc1, core.mlp.fc2)]

@@ -10,7 +10,7 @@ from diffusers.utils import apply_lora_scale
 from torch import nn
 
 from brickwork.errors import one_of
-from brickwork.gen.blocks.norms import make_norm
+from brickwork.gen.blocks.norms import make_norm, zeroed
 from brickwork.gen.blocks.registry import Block, parse_block_types
 from brickwork.gen.blocks.stages import StageSpec, per_stage, resolve_stages, set_drop_path
 from brickwork.gen.conditioning import ClassTimeEmbedding
@@ -140,9 +140,7 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
         self.reads_every_block = neck_class.reads_every_block
         self.norm_out = make_norm("group", widths[0])
         # A stem that reduces the sides is answered by a head that shuffles channels into pixels.
-        self.conv_out = nn.Conv2d(widths[0], (out_channels or in_channels) * self.reduction**2, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        self.conv_out = zeroed(nn.Conv2d(widths[0], (out_channels or in_channels) * self.reduction**2, 3, padding=1))
         self._set_ports(layers)
         self._set_maps(
             {
@@ -186,9 +184,8 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
         }
 
     def residual_sites(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
-        shapes = []
-        for stage, (stride, _) in enumerate(self.maps.values()):
-            shapes.append((self.widths[stage], -(-height // stride), -(-width // stride)))
+        strides = [stride for stride, _ in self.maps.values()]
+        shapes = [(dim, -(-height // stride), -(-width // stride)) for dim, stride in zip(self.widths, strides)]
         sites = [site for argument in self.ports.values() for site in argument]
         return {site: shapes[-1] if site == "mid_block" else shapes[int(site.split(".")[1])] for site in sites}
 
@@ -224,15 +221,9 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
         """
         self._check_conditions(cross_attention_kwargs, added_cond_kwargs)
         self._find_subnet(subnet)
-        encoding = self.encode(
-            sample,
-            timestep,
-            encoder_hidden_states,
-            class_labels,
-            timestep_cond,
-            down_intrablock_additional_residuals,
-            additional_context_tokens,
-        )
+        conditions = (encoder_hidden_states, class_labels, timestep_cond)
+        further = (down_intrablock_additional_residuals, additional_context_tokens)
+        encoding = self.encode(sample, timestep, *conditions, *further)
         output = self.decode(encoding, down_block_additional_residuals, mid_block_additional_residual)
         return SampleOutput(sample=output) if return_dict else (output,)
 

@@ -22,11 +22,11 @@ from torch.utils.checkpoint import checkpoint
 from brickwork.errors import one_of
 from brickwork.files import read_json
 from brickwork.gen.blocks.dit import DiTTokenBlock
-from brickwork.gen.blocks.norms import LayerNorm
+from brickwork.gen.blocks.norms import LayerNorm, zeroed
 from brickwork.gen.blocks.registry import Block
 from brickwork.gen.networks.base import Adaptable, Denoiser, SampleOutput
 from brickwork.gen.networks.composite import CompositeDenoiser
-from brickwork.gen.networks.inputs import check_class_labels, check_timestep
+from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep
 from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.networks.parts import Parted, build_part, describe, network_folder
 from brickwork.gen.networks.stitched import StitchedDenoiser
@@ -62,9 +62,7 @@ class TemporalUnit(nn.Module):
         self.kind = one_of("pattern", kind, UNITS)
         reads = in_channels if kind == "B" else channels
         self.norm = None if kind == "A" else LayerNorm(reads, eps=1e-6)
-        self.conv = nn.Conv3d(reads, channels, (3, 1, 1), padding=(1, 0, 0))
-        nn.init.zeros_(self.conv.weight)
-        nn.init.zeros_(self.conv.bias)
+        self.conv = zeroed(nn.Conv3d(reads, channels, (3, 1, 1), padding=(1, 0, 0)))
 
     def forward(self, hidden_states: torch.Tensor, output: torch.Tensor, frames: int) -> torch.Tensor:
         """What the unit adds to the block's output.
@@ -189,11 +187,9 @@ class VideoDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
         )
         config = self.image.config
         rows = None if isinstance(self.image, _OURS) else class_rows(config)
-        told = {name: config.get(name) for name in _TOLD}
-        if id2label is not None:
-            told["id2label"] = id2label
+        told = {name: config.get(name) for name in _TOLD} | ({} if id2label is None else {"id2label": id2label})
         self.register_to_config(**told, num_classes=config.num_classes if rows is None else rows - 1 if rows else None)
-        self.maps, self.gradient_checkpointing = getattr(self.image, "maps", {}), False
+        self.maps = getattr(self.image, "maps", {})
         self._take_over([self.image])
         self._install()
 
@@ -253,8 +249,8 @@ class VideoDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
             timestep: `(B,)` or a scalar, or for each frame its own `(B, F)`.
             conditions: what else the image network takes; tensors with a batch axis hold for all frames of a clip.
         """
-        frames = self._check_clip(sample)
-        batch, name = len(sample), self._find_subnet(subnet)
+        check_sample(sample, self.config.in_channels, axes=("frames", "height", "width"))
+        batch, frames, name = len(sample), sample.shape[2], self._find_subnet(subnet)
         if isinstance(timestep, torch.Tensor) and timestep.ndim == 2 and timestep.shape == (batch, frames):
             timestep = timestep.to(sample.device, torch.float32).flatten()
         else:
@@ -271,18 +267,6 @@ class VideoDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
             output = self.image(pictures, timestep, return_dict=False, **_for_frames(conditions, batch, frames))[0]
         output = output.unflatten(0, (batch, frames)).transpose(1, 2)
         return SampleOutput(sample=output) if return_dict else (output,)
-
-    def _check_clip(self, sample: torch.Tensor) -> int:
-        """The number of frames, or a `ValueError`."""
-        channels, shape = self.config.in_channels, tuple(getattr(sample, "shape", ()))
-        if len(shape) != 5 or shape[1] != channels or 0 in shape:
-            given = f"has shape {shape}" if isinstance(sample, torch.Tensor) else f"is a {type(sample).__name__}"
-            raise ValueError(f"`sample` {given}; this network reads (batch, {channels}, frames, height, width).")
-        if not sample.is_floating_point():
-            raise ValueError(
-                f"`sample` has dtype {sample.dtype}; give floating point numbers, scaled by the scheduler."
-            )
-        return shape[2]
 
 
 def inflate(model: ModelMixin | str | os.PathLike, pattern: str = "ABC") -> VideoDenoiser:

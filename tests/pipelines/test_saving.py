@@ -249,7 +249,7 @@ def index_that_is_a_list(path):
         (picture, "is a file; LegoPipeline loads folders"),
         (authors_checkpoint, "LegoTransformer2DModel.from_original reads"),
         (other_pipeline, "holds a StableDiffusionPipeline, not a LegoPipeline"),
-        (broken_index, "not valid JSON"),
+        (broken_index, "is no JSON object"),
         (index_that_is_a_list, "no JSON object"),
     ],
 )
