@@ -10,7 +10,7 @@ import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from types import MappingProxyType
@@ -119,7 +119,6 @@ class ModuleAdapter(Adapter):
 
     @classmethod
     def create(cls, model, name: str | None = None, **config) -> Self:
-        """Put an untrained adapter on a network, which changes nothing yet."""
         network = _hookable(model)
         parts, config = cls.build(network, **config)
         adapter = cls(network, free_name(network, cls.kind, name), config, parts)
@@ -128,7 +127,6 @@ class ModuleAdapter(Adapter):
 
     @classmethod
     def load(cls, pipe_or_model, source: str | Path, name: str | None = None, scale: float = 1.0, **options) -> Self:
-        """Read an adapter of this kind and put it on; see `load_adapter`."""
         no_unknown("options", options, cls.options, f"a {cls.kind}")
         network = _hookable(pipe_or_model)
         config, tensors = read_module_adapter(local_adapter(source), cls.kind)
@@ -143,7 +141,6 @@ class ModuleAdapter(Adapter):
 
     @property
     def scale(self) -> float:
-        """Strength: 0 is off bit for bit, 1 the full effect; may be set."""
         return self._scale
 
     @scale.setter
@@ -183,7 +180,6 @@ class ModuleAdapter(Adapter):
 
     @contextmanager
     def at(self, scale: float) -> Iterator[None]:
-        """A `with` block in whose thread alone the adapter has this strength."""
         token = _STRENGTHS.set({**_STRENGTHS.get(), id(self): checked_scale("scale", scale)})
         try:
             self._blocks += 1
@@ -203,11 +199,8 @@ class ModuleAdapter(Adapter):
         token = _CONDITIONS.set({**_CONDITIONS.get(), id(self): prepared})
         self._latest = prepared
         try:
-            if scale is None:
+            with nullcontext() if scale is None else self.at(scale):
                 yield
-            else:
-                with self.at(scale):
-                    yield
         finally:
             self._latest = None
             _CONDITIONS.reset(token)

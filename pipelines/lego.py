@@ -22,10 +22,8 @@ class LegoPipelineOutput(BaseOutput):
     """Output of `LegoPipeline`.
 
     Attributes:
-        images: a list of PIL images; or, by `output_type`, an array `(B, H, W, C)` or a tensor `(B, C, H, W)` in
-            [0, 1]; or the sampler's result `(B, C, h, w)`, which for pixel models lies about [-1, 1].
-        bricks: the bricks that ran, one tuple a step. A second-order step, which evaluates the network twice, runs
-            the same ones both times.
+        images: as `output_type` says.
+        bricks: that ran, one tuple a step; both evaluations of a second-order step run the same ones.
     """
 
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
@@ -39,15 +37,11 @@ class LegoPipeline(SamplingPipeline):
         transformer: the network, trained with EDM's objective.
         scheduler: `EDMHeunScheduler`, or diffusers' `EDMEulerScheduler` or `EDMDPMSolverMultistepScheduler`.
         vae: decoder of a latent model; `None` for a model of pixels.
-        brick_schedule: the schedule to use unless a call names another, saved with the pipeline; `None` for all
-            bricks. As JSON (`BrickSchedule.to_dict`) when it comes from a file.
-        windows: how windows lie above the training size unless a call says otherwise, saved with the pipeline; `None`
-            for shifted where the network was trained on crops, else fixed.
+        brick_schedule: for calls that name none; as JSON when it comes from a file; `None` for all bricks.
+        windows: likewise, how windows lie above the training size; `None` for shifted where the network was trained on
+            crops, else fixed.
         guidance_scale: recommended for calls that name none; `None` for 1.
         num_inference_steps: likewise; `None` for 18.
-
-    Raises:
-        ValueError: for a schedule or windows that the network cannot take.
     """
 
     schedule_name, default_steps = "brick_schedule", 18
@@ -84,23 +78,20 @@ class LegoPipeline(SamplingPipeline):
         Args:
             SHARED
             brick_schedule: which bricks run at which noise level; by default the pipeline's own, else all bricks.
-            windows: how windows lie on sides above the training size. `"shifted"`: elsewhere in each evaluation, so
-                that their borders leave no seams, at the same cost; the picture is one canvas whose opposite ends meet
-                in windows. `"fixed"`: always at the same positions. `"tiled"`: the same, and each square of the
-                training size is told that it is a picture of its own, so that several stand side by side. By default
-                what is saved with the pipeline, else shifted where the weights were trained on crops
-                (`trained_crops`), else fixed.
+            windows: on sides above the training size; by default what is saved with the pipeline. `"shifted"`:
+                elsewhere in each evaluation, so that borders leave no seams, at the same cost; the picture is one
+                canvas whose opposite ends meet in windows. `"fixed"`: always at the same positions. `"tiled"`: the
+                same, and each square of the training size is told that it is a picture of its own.
 
         Raises:
             ValueError: for labels, sizes, schedules and other arguments that the network cannot take.
         """
         windows = self.config.windows if windows is None else windows
-        return self._draw(
-            *shared,
-            schedule=brick_schedule,
-            hooks_at=lambda size: [WindowPlan.of(windows, size, self.transformer.config)],
-            **further,
-        )
+
+        def hooks_at(size: tuple[int, int]) -> list[WindowPlan]:
+            return [WindowPlan.of(windows, size, self.transformer.config)]
+
+        return self._draw(*shared, schedule=brick_schedule, hooks_at=hooks_at, **further)
 
     def _patch(self, subnets: Sequence[str | None]) -> int:
         patches = self.transformer.config.patch_sizes

@@ -74,7 +74,6 @@ class ControlAdapter(ModuleAdapter):
 
     @classmethod
     def create(cls, model, name: str | None = None, **config) -> Self:
-        """Put an untrained adapter on a network or a pipeline, which changes nothing yet."""
         vae = None if isinstance(model, nn.Module) else getattr(model, "vae", None)
         if vae is not None:
             config = {"pixels": 2 ** (len(vae.config.block_out_channels) - 1)} | config

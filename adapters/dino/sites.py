@@ -1,6 +1,5 @@
 """Where a denoiser takes residuals in, ours and diffusers' UNets alike."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,26 +12,12 @@ _STAGES = ("CrossAttnDownBlock2D", "DownBlock2D")
 _BLOCKS = 4  # of a network of one resolution
 
 
-class Sites(ABC):
-    """Sites of one network, from the fine ones to the coarse, or from the first to the last.
+class DiffusersSites:
+    """The stages of a UNet's encoder, as a T2I-Adapter has them (Mou et al., arXiv 2302.08453).
 
     Attributes:
-        widths: channels of each.
+        widths: channels of each site, from the finest to the coarsest.
     """
-
-    widths: list[int]
-
-    @abstractmethod
-    def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Rows and columns of each, for a sample `(B, C, height, width)`."""
-
-    @abstractmethod
-    def arguments(self, residuals: Sequence[torch.Tensor]) -> dict[str, Sequence[torch.Tensor | None] | torch.Tensor]:
-        """A residual for each site => arguments of the network's `forward`."""
-
-
-class DiffusersSites(Sites):
-    """The stages of a UNet's encoder, as a T2I-Adapter has them (Mou et al., arXiv 2302.08453)."""
 
     def __init__(self, network: UNet2DConditionModel):
         strange = {type(block).__name__ for block in network.down_blocks} - set(_STAGES)
@@ -42,6 +27,7 @@ class DiffusersSites(Sites):
         self.widths = list(network.config.block_out_channels)
 
     def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Rows and columns of each site, for a sample `(B, C, height, width)`."""
         found, size = [], (height, width)
         for attends, halves in self.stages:
             below = tuple(-(-side // 2) for side in size) if halves else size
@@ -50,11 +36,12 @@ class DiffusersSites(Sites):
         return found
 
     def arguments(self, residuals: Sequence[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+        """A residual for each site => arguments of the network's `forward`."""
         return {_T2I: list(residuals)}
 
 
-class PortSites(Sites):
-    """Sites of a network of ours: the stages of an encoder and the middle, or some blocks of one resolution."""
+class PortSites:
+    """As `DiffusersSites`, of a network of ours: its stages and the middle, or some blocks of one resolution."""
 
     def __init__(self, network: nn.Module):
         self.network, ports = network, network.ports
@@ -75,7 +62,7 @@ class PortSites(Sites):
         return self.network.residual_arguments(dict(zip(self.names, residuals)))
 
 
-def sites_of(network: nn.Module) -> Sites:
+def sites_of(network: nn.Module) -> DiffusersSites | PortSites:
     """The sites of a network.
 
     Raises:

@@ -175,12 +175,10 @@ class LayoutAdapter(ModuleAdapter):
 
     @classmethod
     def create(cls, model, name: str | None = None, **config) -> Self:
-        """Put an untrained adapter on a network or a pipeline, which changes nothing yet."""
         return super().create(model, name, **config).reads_from(model)
 
     @classmethod
     def load(cls, pipe_or_model, source: str | Path, name: str | None = None, scale: float = 1.0, **options) -> Self:
-        """Read an adapter of this kind and put it on; see `load_adapter`."""
         return super().load(pipe_or_model, source, name, scale, **options).reads_from(pipe_or_model)
 
     def hooks(self) -> list[tuple[nn.Module, str, Any]]:

@@ -45,7 +45,6 @@ class ResAdapter(Adapter):
 
     @property
     def enabled(self) -> bool:
-        """Whether it acts; off is off bit for bit. May be set."""
         return self._loaded().enabled
 
     @enabled.setter
@@ -53,15 +52,12 @@ class ResAdapter(Adapter):
         (functions.enable_resadapter if value else functions.disable_resadapter)(self.target, self.name)
 
     def at(self, scale: float):
-        """A `with` block in whose thread alone the adapter has this strength: safe where threads share a pipeline."""
         return functions.resadapter_at(self.target, scale, self.name)
 
     def fuse(self) -> None:
-        """Write it into the UNet's weights."""
         functions.fuse_resadapter(self.target, self.name)
 
     def unfuse(self) -> None:
-        """Put back the weights from before fusing, bit for bit."""
         functions.unfuse_resadapter(self.target, self.name)
 
     def save(self, path: str | Path, *, to: str | None = None, base_model=None, overwrite: bool = False) -> list[Path]:
@@ -72,5 +68,4 @@ class ResAdapter(Adapter):
         )
 
     def unload(self) -> None:
-        """Take it off: keys, tensors and outputs are the UNet's own bit for bit."""
         functions.unload_resadapter(self.target, self.name)

@@ -137,12 +137,9 @@ class CompositeDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
     ) -> "CompositeDenoiser":
         """A composite of copies of a trained network, equal to it until trained on.
 
-        Args:
+        Args beside those of the class:
             model_or_folder: a `BlockUNet2DModel` or diffusers' `UNet2DConditionModel`, which stays as it is, or a
                 folder of such a network, of a pipeline with it, or of a training run.
-            k: how many copies, the lead among them.
-            composition: `"dhlc"` (dense higher-level composition): every stage is linked to the lead's stages at its
-                own and all larger resolutions; `"same_level"`: to the one at its own.
 
         Raises:
             ValueError: for a network without stages that take residuals, or another composition.

@@ -84,9 +84,7 @@ class MaxViTGenerator2DModel(Denoiser, ModelMixin, ConfigMixin):
     def example_inputs(self, batch: int, height: int, width: int) -> dict[str, torch.Tensor]:
         side = self.config.sample_size
         if (height, width) != (side, side):
-            raise ValueError(
-                f"`height` and `width` are {height} and {width}; this network draws {side} × {side} alone."
-            )
+            raise ValueError(f"`height`, `width` are {height}, {width}; this network draws {side} × {side} alone.")
         return {"latents": torch.zeros(batch, self.config.latent_dim)}
 
     def forward(

@@ -41,15 +41,8 @@ LegoTransformer2DModelOutput = EstimatesOutput  # the former name
 class LegoBrick(nn.Module):
     """One brick: patches of an image attend within windows and come back as an image.
 
-    Args:
-        in_channels: channels that the brick reads.
-        out_channels: channels of its estimate.
-        window_size: side of a window in pixels.
-        patch_size: side of a token in pixels; divides `window_size`.
-        num_layers: transformer blocks.
+    Args beside those of `LegoTransformer2DModel`, here of one brick:
         dim: width of a token.
-        num_attention_heads: heads of each block.
-        mlp_ratio: hidden width of the MLPs over `dim`.
         cond_dim: width of the condition.
     """
 
@@ -121,23 +114,22 @@ class LegoBrick(nn.Module):
             sample = nn.functional.pad(sample, (0, across, 0, down), mode="circular")
         token_mask = window_mask(*sample.shape[-2:], window, patch_size=patch, device=sample.device)
         sample = pad_to_multiple(sample, pixels)
-        padded_height, padded_width = sample.shape[-2:]
+        padded = sample.shape[-2:]
 
         hidden_states = self.patch_embed(window_partition(sample, window, patch_size=patch))
         positions = self.position_table.view(self.window_tokens, self.window_tokens, -1)
         positions = positions[: window[0], : window[1]].flatten(0, 1).to(hidden_states.dtype)
         hidden_states = hidden_states + positions  # (B, windows, tokens, D)
         for block, residual in zip(self.blocks, residuals or [None] * len(self.blocks)):
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden_states = self._gradient_checkpointing_func(block, hidden_states, temb, token_mask)
-            else:
-                hidden_states = block(hidden_states, temb, token_mask)
+            inputs = (hidden_states, temb, token_mask)
+            again = torch.is_grad_enabled() and self.gradient_checkpointing
+            hidden_states = self._gradient_checkpointing_func(block, *inputs) if again else block(*inputs)
             if residual is not None:
                 hidden_states = hidden_states + self._cut(residual, window, cyclic).to(hidden_states.dtype)
         hidden_states = recomputed(modulated_norm, hidden_states, *self.final_modulation(temb))
         with not_kept(hidden_states):
             hidden_states = self.proj_out(hidden_states)
-        sample = window_reverse(hidden_states, window, padded_height, padded_width, patch_size=patch)
+        sample = window_reverse(hidden_states, window, *padded, patch_size=patch)
         return sample[..., :height, :width]
 
     def _cut(self, tokens: torch.Tensor, window: tuple[int, int], cyclic: tuple[bool, bool]) -> torch.Tensor:
@@ -209,18 +201,10 @@ class LegoTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, A
         # A pretrained brick has an embedding of its own.
         self.condition = ClassTimeEmbedding(cond_dim, num_classes, linear=True) if num_bricks > first else None
         # The first brick reads the image and its coordinates, later ones the previous estimate as well.
+        reads = [in_channels + 2, *[2 * in_channels + 2] * (num_bricks - 1)]
+        settings = list(zip(window_sizes, patch_sizes, num_layers, widths, heads))
         bricks = [
-            LegoBrick(
-                in_channels=in_channels + 2 if brick == 0 else 2 * in_channels + 2,
-                out_channels=in_channels,
-                window_size=window_sizes[brick],
-                patch_size=patch_sizes[brick],
-                num_layers=num_layers[brick],
-                dim=widths[brick],
-                num_attention_heads=heads[brick],
-                mlp_ratio=mlp_ratio,
-                cond_dim=cond_dim,
-            )
+            LegoBrick(reads[brick], in_channels, *settings[brick], mlp_ratio, cond_dim)
             for brick in range(first, num_bricks)
         ]
         if pretrained_brick is not None:
@@ -241,15 +225,7 @@ class LegoTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, A
 
     @classmethod
     def from_original(cls, path: str | Path, num_attention_heads: int | None = None) -> "LegoTransformer2DModel":
-        """Load a checkpoint of the authors (`LEGO-L-PG-64.pkl`) without running anything in it.
-
-        Args:
-            path: a snapshot of theirs, or its state dict as `.safetensors` or `.pt`.
-            num_attention_heads: heads of every brick, for a bare state dict whose width is none of the paper's.
-
-        Raises:
-            ValueError: naming the file and what is wrong with it.
-        """
+        """Load a checkpoint of the authors without running anything in it; arguments as of `load_original_lego`."""
         model = cls._from_tensors(*load_original_lego(path, num_attention_heads))
         for brick in model.bricks:
             brick.position_table = sincos_position_table(brick.dim, brick.window_tokens, brick.window_tokens)
@@ -331,11 +307,11 @@ class LegoTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, A
         return [name_of(bricks) for bricks in brick_subsets(self.num_bricks, self.config.trained_subsets)]
 
     def residual_sites(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
-        found = {}
-        for i, brick in enumerate(self.bricks):
-            shape = (brick.dim, -(-height // brick.patch_size), -(-width // brick.patch_size)) if brick.blocks else ()
-            found |= {f"bricks.{i}.blocks.{j}": shape for j in range(len(brick.blocks))}
-        return found
+        return {
+            f"bricks.{i}.blocks.{j}": (brick.dim, -(-height // brick.patch_size), -(-width // brick.patch_size))
+            for i, brick in enumerate(self.bricks)
+            for j in range(len(brick.blocks))
+        }
 
     def _brick_residuals(
         self, given: Sequence[torch.Tensor | None] | None, sample: torch.Tensor

@@ -136,17 +136,9 @@ class BlockTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, 
 
     @classmethod
     def from_original(cls, path: str | Path, attention_head_dim: int | None = None) -> "BlockTransformer2DModel":
-        """Load a checkpoint of DiT's authors (`DiT-XL-2-256x256.pt`), or of diffusers' `DiTTransformer2DModel`.
+        """Load a checkpoint of DiT's authors, or of diffusers' `DiTTransformer2DModel`; see `load_original_dit`.
 
-        Nothing in the file is run. The two compute the time's frequencies differently (see `freq_shift`), and each
-        checkpoint gets those of its own code.
-
-        Args:
-            path: a file, or a folder that diffusers saved.
-            attention_head_dim: channels of a head, needed where the width is none of the paper's.
-
-        Raises:
-            ValueError: naming the file and what is wrong with it.
+        The two compute the time's frequencies differently (see `freq_shift`); each gets those of its own code.
         """
         model = cls._from_tensors(*load_original_dit(path, attention_head_dim))
         model.pos_embed.requires_grad_(False)
@@ -232,9 +224,9 @@ class BlockTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, 
     def head(self, hidden_states: torch.Tensor, passage: Passage) -> torch.Tensor:
         """The estimate `(B, out_channels, H, W)` from the map behind the last layer."""
         patch, (height, width) = self.config.patch_size, passage.size
-        padded_height, padded_width = passage.grid[0] * patch, passage.grid[1] * patch
+        padded = [side * patch for side in passage.grid]
         shift, scale = self.final_modulation(passage.temb)
         tokens = self.norm_out(hidden_states.flatten(2).transpose(1, 2)[:, None])
         tokens = self.proj_out(modulate(tokens, shift, scale))
-        output = window_reverse(tokens, passage.grid, padded_height, padded_width, patch_size=patch)
+        output = window_reverse(tokens, passage.grid, *padded, patch_size=patch)
         return output[..., :height, :width]

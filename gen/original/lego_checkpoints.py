@@ -46,15 +46,9 @@ def convert_original_lego(
     attributes: dict[str, dict] | None = None,
     num_attention_heads: int | None = None,
 ) -> tuple[dict, dict[str, torch.Tensor]]:
-    """Translate the authors' tensors.
+    """Translate what `load_original_file` returns; result as of `load_original_lego`.
 
-    Args:
-        tensors: under the authors' names, those of `EDMPrecondLEGO` (`model.model.0.…`) or `LEGO` (`model.0.…`).
-        attributes: plain attributes by module name, as `load_original_file` returns them.
-        num_attention_heads: see `load_original_lego`.
-
-    Returns:
-        Arguments for `LegoTransformer2DModel`, and its state dict.
+    Tensors have the authors' names, those of `EDMPrecondLEGO` (`model.model.0.…`) or `LEGO` (`model.0.…`).
     """
     attributes = attributes or {}
     prefix = "model." if any(name.startswith("model.model.") for name in tensors) else ""
@@ -78,14 +72,9 @@ def convert_original_lego(
 def preset_name(config: dict) -> str | None:
     """The preset with the stack of `config`, or `None` for a stack that is none of the paper's."""
     fields = ("window_sizes", "patch_sizes", "num_layers", "hidden_sizes", "num_attention_heads")
-    for name, preset in LEGO_PRESETS.items():
-        if all(_frozen(config[field]) == preset[field] for field in fields):
-            return name
-    return None
-
-
-def _frozen(value: int | list[int] | tuple[int, ...]) -> int | tuple[int, ...]:
-    return tuple(value) if isinstance(value, list) else value
+    stack = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
+    fits = (name for name, preset in LEGO_PRESETS.items() if all(stack[field] == preset[field] for field in fields))
+    return next(fits, None)
 
 
 def _recognise(tensors: dict[str, torch.Tensor]) -> dict:
