@@ -104,7 +104,7 @@ def set_convbn_mode(model: nn.Module, mode: str, pairs: Iterable[tuple[str, str]
                 conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
             )
             conv.bias.requires_grad_(conv.weight.requires_grad)  # torch freezes a bias that was not there before
-            _replace(model, norm_name, nn.Identity())
+            model.set_submodule(norm_name, nn.Identity())
         if not wrapped or mode in ("train", "eval"):
             changed.append(name)
     config = getattr(model, "config", {})
@@ -163,8 +163,3 @@ def _restore(*modules: nn.Module) -> None:
         if isinstance(module, (_FrozenBatchNorm, _FoldingConv2d)):
             compat.become(module, module.__dict__.pop("plain_class"))
             module.__dict__.pop("folded_norm", None)
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)

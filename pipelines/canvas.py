@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from brickwork.errors import one_of
 from brickwork.gen.conditioning import coordinate_channels
 from brickwork.pipelines.hooks import Evaluation, Hook
 
@@ -12,12 +13,6 @@ WINDOWS = ("shifted", "fixed", "tiled")
 # Steps through the unit square that leave no gaps: 1/g and 1/g² for the g of g³ = g + 1 (Roberts' R2 sequence).
 _PLASTIC = 1.32471795724474602596
 _STRIDES = (1 / _PLASTIC**2, 1 / _PLASTIC)
-
-
-def check_windows(kind: str | None) -> None:
-    """Raise a ValueError for a kind that there is not."""
-    if kind is not None and kind not in WINDOWS:
-        raise ValueError(f"`windows` is {kind!r}; choose one of {', '.join(WINDOWS)}, or None for what suits.")
 
 
 @dataclass(frozen=True)
@@ -44,9 +39,8 @@ class WindowPlan(Hook):
         Raises:
             ValueError: for an unknown kind.
         """
-        check_windows(kind)
-        if kind is None:
-            kind = "shifted" if config.trained_crops else "fixed"
+        kind = ("shifted" if config.trained_crops else "fixed") if kind is None else kind
+        one_of("windows", kind, WINDOWS)
         return cls(kind, *size, config.sample_size, math.lcm(*config.patch_sizes))
 
     @property

@@ -22,8 +22,8 @@ class ClassToImagePipeline(SamplingPipeline):
             its bricks (`LegoPipeline` has schedules of bricks).
         scheduler: a scheduler of diffusers, or `EDMHeunScheduler`.
         vae: decoder of a latent model; `None` for a model of pixels.
-        subnet_schedule: which subnet of the network runs at which noise level unless a call says otherwise; as JSON
-            when it comes from a file; `None` for the network itself.
+        subnet_schedule: which subnet runs at which noise level, for calls that name none; as JSON when it comes from a
+            file; `None` for the network itself.
         guidance_scale: recommended for calls that name none; `None` for 1.
         num_inference_steps: likewise; `None` for 50.
     """

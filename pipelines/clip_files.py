@@ -34,9 +34,8 @@ def write_clip(frames: Sequence[Image.Image], path: str | Path, fps: float, comm
         )
     if path.suffix.lower() == ".mp4":
         return write_file(path, lambda part: _write_mp4(frames, part, fps))
-    further = (
-        {"lossless": True} if path.suffix.lower() == ".webp" else {"optimize": False, "comment": comment.encode()}
-    )
+    webp, gif = {"lossless": True}, {"optimize": False, "comment": comment.encode()}
+    further = webp if path.suffix.lower() == ".webp" else gif
     times = {"duration": round(1000 / fps), "loop": 0}
     first, *rest = [frame.convert("RGB") for frame in frames]
     return write_file(path, lambda part: first.save(part, save_all=True, append_images=rest, **times, **further))

@@ -145,7 +145,7 @@ class ExportedForward:
         known = [] if bricks is not None else list(self.network.subnets(height, width))
         name = name_of(bricks) if bricks is not None else find_subnet(subnet, known)
         file = self.files.get((name, height, width))
-        given = {key: value for key, value in conditions.items() if value is not None and _says_something(value)}
+        given = {key: value for key, value in conditions.items() if _says_something(value)}
         if file is None or arguments or torch.is_grad_enabled() or not set(given) <= set(self.inputs):
             self.missed += 1
             chosen = {"bricks": bricks} if bricks is not None else {"subnet": subnet}

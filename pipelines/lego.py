@@ -9,10 +9,11 @@ import torch
 from diffusers import AutoencoderKL, SchedulerMixin
 from diffusers.utils import BaseOutput
 
+from brickwork.errors import one_of
 from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.subnets import bricks_of
 from brickwork.pipelines.arguments import shared_call
-from brickwork.pipelines.canvas import WindowPlan, check_windows
+from brickwork.pipelines.canvas import WINDOWS, WindowPlan
 from brickwork.pipelines.sampling import SamplingPipeline
 from brickwork.pipelines.schedules import BrickSchedule, SubnetSchedule
 
@@ -60,7 +61,8 @@ class LegoPipeline(SamplingPipeline):
     ):
         super().__init__(transformer=transformer, scheduler=scheduler, vae=vae)
         self.schedule = brick_schedule
-        check_windows(windows)
+        if windows is not None:
+            one_of("windows", windows, WINDOWS)
         self.register_to_config(
             windows=windows, guidance_scale=guidance_scale, num_inference_steps=num_inference_steps
         )

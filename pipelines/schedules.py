@@ -156,19 +156,16 @@ class SubnetSchedule(Schedule):
         return cls(*_merged([(low, find_subnet(levels[sigma], known)) for low, sigma in zip(lows, ordered)]))
 
     def subnet_at(self, sigma: float, progress: float = 0.0) -> str:
-        """The subnet that runs at noise level `sigma`; shares of the steps do not matter here."""
         return self.subnets[bisect_right(self.breaks, sigma * (1 + _TOLERANCE))]
 
     resolve = Schedule.subnet_steps
 
     def validate(self, model: Any) -> None:
-        """Raise a `ValueError` for subnets that the network does not have."""
         known = subnet_names(model)
         for name in self.subnets:
             find_subnet(name, known)
 
     def to_dict(self) -> dict[str, list]:
-        """The schedule as plain JSON values."""
         return {"subnets": list(self.subnets), "breaks": list(self.breaks)}
 
     @classmethod
@@ -344,7 +341,13 @@ class BrickSchedule(Schedule):
             raise ValueError(f"`rules` names the bricks {unknown}; this stack has 0 to {len(windows) - 1}.")
         given = enumerate(rules.get(brick, (0, None)) for brick in range(len(windows)))
         ranges = [[] if rule is None else _ranges(n, rule, ", or None to leave it out") for n, rule in given]
-        return cls(windows, tuple(BrickRule.of_ranges("sigma", pairs) for pairs in ranges))._validated(model)
+        return cls._of_ranges(model, ranges)
+
+    @classmethod
+    def _of_ranges(cls, model: Any, ranges: Sequence[list[tuple[float, float]]]) -> "BrickSchedule":
+        schedule = cls(_windows_of(model), tuple(BrickRule.of_ranges("sigma", pairs) for pairs in ranges))
+        schedule.validate(model)
+        return schedule
 
     @classmethod
     def from_levels(cls, model: Any, levels: Mapping[float, Sequence[int] | str]) -> "BrickSchedule":
@@ -369,7 +372,7 @@ class BrickSchedule(Schedule):
                 )
         stretches = list(zip(pairwise([0.0, *_middles(ordered), math.inf]), bricks))
         runs = [[ends for ends, running in stretches if brick in running] for brick in range(len(windows))]
-        return cls(windows, tuple(BrickRule.of_ranges("sigma", _joined(ranges)) for ranges in runs))._validated(model)
+        return cls._of_ranges(model, [_joined(ranges) for ranges in runs])
 
     def bricks_at(self, sigma: float, progress: float = 0.0) -> tuple[int, ...]:
         """The bricks that run at noise level `sigma`, when the share `progress` of the steps (below 1) is done."""
@@ -389,7 +392,6 @@ class BrickSchedule(Schedule):
         return [bricks_of(name) for name in self.subnet_steps(scheduler)]
 
     def validate(self, model: Any) -> None:
-        """Raise a `ValueError` unless the schedule is for this stack, and for subsets its weights were trained for."""
         windows = _windows_of(model)
         if windows != self.window_sizes:
             raise ValueError(
@@ -408,12 +410,7 @@ class BrickSchedule(Schedule):
                     "trained_subsets='any')."
                 )
 
-    def _validated(self, model: Any) -> "BrickSchedule":
-        self.validate(model)
-        return self
-
     def to_dict(self) -> dict[str, list]:
-        """The schedule as plain JSON values."""
         return {"window_sizes": list(self.window_sizes), "rules": [rule.to_list() for rule in self.rules]}
 
     @classmethod

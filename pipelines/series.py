@@ -134,11 +134,7 @@ class TimeSeriesPipeline(SamplingPipeline):
         series = result
         if output_type != "latent":
             series = torch.where(known_at, values, result.double().cpu() * std + mean)
-        found = (
-            None
-            if quantiles is None
-            else torch.quantile(series, torch.tensor(quantiles, dtype=torch.float64).to(series), dim=0)
-        )
+        found = None if quantiles is None else _quantiles(series, quantiles)
         if output_type == "np":
             series, found = series.numpy(), None if found is None else found.numpy()
         output = SeriesOutput(series=series, quantiles=found)
@@ -192,8 +188,7 @@ class TimeSeriesPipeline(SamplingPipeline):
             )
             drawn = torch.cat([drawn, found.series[..., -part:]], dim=-1)
         series = drawn[..., past.shape[-1] :]
-        levels = torch.tensor(list(quantiles), dtype=torch.float64)
-        return SeriesOutput(series=series.numpy(), quantiles=torch.quantile(series, levels, dim=0).numpy())
+        return SeriesOutput(series=series.numpy(), quantiles=_quantiles(series, quantiles).numpy())
 
     def _array(self, values: Any, name: str) -> torch.Tensor:
         """Numbers as float64 `(…, variables, length)` on the CPU."""
@@ -265,3 +260,7 @@ class TimeSeriesPipeline(SamplingPipeline):
 def _check_quantiles(quantiles: Sequence[float] | None) -> None:
     if quantiles is not None and (not len(quantiles) or not all(0 <= level <= 1 for level in quantiles)):
         raise ValueError(f"`quantiles` is {quantiles!r}; give numbers between 0 and 1.")
+
+
+def _quantiles(series: torch.Tensor, levels: Sequence[float]) -> torch.Tensor:
+    return torch.quantile(series, torch.tensor(list(levels), dtype=series.dtype, device=series.device), dim=0)

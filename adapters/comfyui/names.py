@@ -11,6 +11,7 @@ torch and safetensors.
 
 import re
 from dataclasses import dataclass
+from functools import cache
 
 LORA_PARTS = {
     "lora_down.weight": "down",
@@ -47,10 +48,6 @@ _DIFFUSERS = (
     (_pattern(r"(down|up)_blocks~(\d+)~resnets~(\d+)~norm([12])"), "{}_blocks.{}.resnets.{}.norm{}"),
     (_pattern(r"mid_block~resnets~(\d+)~norm([12])"), "mid_block.resnets.{}.norm{}"),
 )
-_COMPVIS_DOWN = _pattern(r"input_blocks~(\d+)~0~op")
-_COMPVIS_UP = _pattern(r"output_blocks~(\d+)~[12]~conv")
-_COMPVIS_NORM = _pattern(r"(input|output)_blocks~(\d+)~0~(in|out)_layers~0")
-_COMPVIS_MID = _pattern(r"middle_block~([02])~(in|out)_layers~0")
 
 
 def module_path(name: str) -> str | None:
@@ -58,23 +55,7 @@ def module_path(name: str) -> str | None:
     for pattern, template in _DIFFUSERS:
         if match := pattern.fullmatch(name):
             return template.format(*match.groups())
-    if match := _COMPVIS_DOWN.fullmatch(name):
-        level, rest = divmod(int(match[1]), _RESNETS_PER_DOWN_BLOCK + 1)
-        return f"down_blocks.{level - 1}.downsamplers.0.conv" if rest == 0 and level > 0 else None
-    if match := _COMPVIS_UP.fullmatch(name):
-        level, rest = divmod(int(match[1]), _RESNETS_PER_DOWN_BLOCK + 1)
-        return f"up_blocks.{level}.upsamplers.0.conv" if rest == _RESNETS_PER_DOWN_BLOCK else None
-    if match := _COMPVIS_MID.fullmatch(name):
-        return f"mid_block.resnets.{int(match[1]) // 2}.norm{1 if match[2] == 'in' else 2}"
-    if match := _COMPVIS_NORM.fullmatch(name):
-        down = match[1] == "input"
-        number = int(match[2]) - down  # input_blocks.0 is the first convolution
-        level, layer = divmod(number, _RESNETS_PER_DOWN_BLOCK + 1)
-        norm = 1 if match[3] == "in" else 2
-        if number < 0 or (down and layer == _RESNETS_PER_DOWN_BLOCK):
-            return None
-        return f"{'down' if down else 'up'}_blocks.{level}.resnets.{layer}.norm{norm}"
-    return None
+    return _compvis_modules().get(name.replace(".", "_"))
 
 
 def parse_key(key: str) -> tuple[str, str] | None:
@@ -147,6 +128,13 @@ def compvis_path(path: str, levels: int) -> str:
         return f"middle_block.{2 * int(parts[2])}.{layer}"
     number = stride * level + int(parts[3])
     return f"input_blocks.{number + 1}.0.{layer}" if parts[0] == "down_blocks" else f"output_blocks.{number}.0.{layer}"
+
+
+@cache
+def _compvis_modules() -> dict[str, str]:
+    """The diffusers path of every module by its compvis name, with underscores in place of dots."""
+    layouts = {levels: [*unet_layout((1,) * levels)[0], *unet_layout((1,) * levels)[1]] for levels in (3, 4)}
+    return {compvis_path(path, levels).replace(".", "_"): path for levels, paths in layouts.items() for path in paths}
 
 
 @dataclass(frozen=True)

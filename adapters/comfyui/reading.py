@@ -128,7 +128,8 @@ def adapter_files(source: str | Path) -> list[Path]:
     """The one or two files that make up the adapter at `source`, a file or a folder."""
     path = Path(source)
     if path.is_dir():
-        found = [next((path / name for name in names if (path / name).is_file()), None) for names in _FILE_PAIRS]
+        pair = (LORA_FILES, NORM_FILES)
+        found = [next((path / name for name in names if (path / name).is_file()), None) for names in pair]
         if any(found):
             return [file for file in found if file]
         others = [file for file in sorted(path.glob("*.safetensors")) if not file.name.endswith(NORMS_SUFFIX)]
@@ -149,9 +150,6 @@ def adapter_files(source: str | Path) -> list[Path]:
     else:
         beside = [path.with_name(path.stem + NORMS_SUFFIX)]
     return [path] + [file for file in beside if file.is_file()][:1]
-
-
-_FILE_PAIRS = (LORA_FILES, NORM_FILES)
 
 
 def read_adapter(source: str | Path) -> ResAdapterWeights:

@@ -19,15 +19,9 @@ DECODER = {"mid_block": None, "up_blocks": nn.ModuleList, "conv_norm_out": None,
 COMPOSITIONS = ("dhlc", "same_level")
 # What is handed to the assistant as the network gets it.
 READ = (
-    "encoder_hidden_states",
-    "class_labels",
-    "timestep_cond",
-    "cross_attention_kwargs",
-    "added_cond_kwargs",
-    "attention_mask",
-    "encoder_attention_mask",
-    "additional_context_tokens",
-)
+    "encoder_hidden_states", "class_labels", "timestep_cond", "cross_attention_kwargs", "added_cond_kwargs",
+    "attention_mask", "encoder_attention_mask", "additional_context_tokens",
+)  # fmt: skip
 
 
 class Pass:

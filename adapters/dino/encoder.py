@@ -96,7 +96,8 @@ def reference_pixels(images: Any, size: int) -> torch.Tensor:
     entries = list(images) if isinstance(images, list | tuple) else [images]
     if not entries:
         raise ValueError("`reference_image` is empty; give a picture, or one for each picture that is drawn.")
-    return torch.cat([_resized(_as_pixels(entry), size) for entry in entries])
+    how = {"size": (size, size), "mode": "bicubic", "antialias": True, "align_corners": False}
+    return torch.cat([F.interpolate(_as_pixels(entry), **how).clamp(0, 1) for entry in entries])
 
 
 @torch.no_grad()
@@ -137,7 +138,3 @@ def _as_pixels(image: Any) -> torch.Tensor:
     raise ValueError(
         f"`reference_image` has a {what}; give PIL images, uint8 arrays (H, W, 3), or tensors (3, H, W) in [0, 1]."
     )
-
-
-def _resized(pixels: torch.Tensor, size: int) -> torch.Tensor:
-    return F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)

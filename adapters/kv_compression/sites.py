@@ -63,14 +63,19 @@ def find_sites(network: nn.Module) -> list[Site]:
         if isinstance(module, Transformer2DModel) and module.is_input_continuous:
             sites += _of_blocks(f"{name}.transformer_blocks", module.transformer_blocks, name, 1)
         elif getattr(module, "map_attentions", ()):
-            sites += [_of_ours(module, name, attention) for attention in module.map_attentions]
+            for attention in module.map_attentions:
+                layer = module.get_submodule(attention)
+                hook = CompressReduced if getattr(layer, "sr_ratio", 1) > 1 else CompressInput
+                sites.append(Site(f"{name}.{attention}", 0, name, 1, layer.proj.in_features, hook))
     if not sites and is_stack(network) and hasattr(network, "transformer_blocks"):
         patch = getattr(network.config, "patch_size", None) or 1
         sites = _of_blocks("transformer_blocks", network.transformer_blocks, "", patch)
     stages = {site.name: _stage_of(network, site.name) for site in sites}
     found = [replace(site, stage=stages[site.name]) for site in sites if stages[site.name] is not None]
     if not found:
-        reason = "turns its keys by rotary positions of the whole map" if _is_rotary(network) else "has none"
+        parts = [name for name, _ in network.named_children()]
+        rotary = any("rope" in name or "rotary" in name or name == "pos_embed" for name in parts)
+        reason = "turns its keys by rotary positions of the whole map" if rotary else "has none"
         raise ValueError(
             f"`model` is a {type(network).__name__}, which {reason}: no self-attention there can be compressed; "
             f"give a {SUPPORTED}."
@@ -93,12 +98,6 @@ def _of_blocks(prefix: str, blocks: nn.ModuleList, source: str, patch: int) -> l
     return sites
 
 
-def _of_ours(block: nn.Module, name: str, attention: str) -> Site:
-    module = block.get_submodule(attention)
-    hook = CompressReduced if getattr(module, "sr_ratio", 1) > 1 else CompressInput
-    return Site(f"{name}.{attention}", 0, name, 1, module.proj.in_features, hook)
-
-
 def _stage_of(network: nn.Module, name: str) -> int | None:
     """The stage of an attention by its name; `None` for those of a neck, which has stages of its own."""
     if is_stack(network):
@@ -109,7 +108,3 @@ def _stage_of(network: nn.Module, name: str) -> int | None:
         return None
     side, number, middle = found.groups()
     return lowest if middle else int(number) if side == "down" else lowest - int(number)
-
-
-def _is_rotary(network: nn.Module) -> bool:
-    return any("rope" in name or "rotary" in name or name == "pos_embed" for name, _ in network.named_children())

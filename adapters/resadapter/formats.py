@@ -113,7 +113,9 @@ def write_adapter(
         files = {"official": _official, "diffusers": _diffusers}[to](adapter, dst)
     for path in files:
         check_file(path, _is_ours, overwrite=overwrite, argument="dst")
-    _write_all(files)
+    with new_files(*files) as parts:
+        for part, (tensors, metadata) in zip(parts, files.values()):
+            save_file({key: value.contiguous() for key, value in tensors.items()}, part, metadata)
     return list(files)
 
 
@@ -193,7 +195,10 @@ def _comfyui(
 ) -> dict[Path, tuple]:
     # A1111 finds SDXL's first upsampler under its compvis name only.
     naming = naming or ("compvis" if adapter.families() == ["sdxl"] else "diffusers")
-    levels = 1 + sum(path.startswith("down_blocks") for path in adapter.convs) if adapter.convs else _levels(adapter)
+    if adapter.convs:
+        levels = 1 + sum(path.startswith("down_blocks") for path in adapter.convs)
+    else:
+        levels = 1 + max((int(key.split(".")[1]) for key in adapter.norms if key.startswith("down_blocks")), default=0)
     rename = (lambda path: compvis_path(path, levels)) if naming == "compvis" else str
     tensors = adapter.kohya_tensors(rename)
     for key, value in adapter.norms.items():
@@ -202,14 +207,3 @@ def _comfyui(
     if text_width:
         tensors |= {key: torch.zeros(shape) for key, shape in text_keys(adapter.families()[0], naming).items()}
     return {dst: (tensors, _lora_metadata(adapter, dst.stem, tensors))}
-
-
-def _levels(adapter: ResAdapterWeights) -> int:
-    return 1 + max((int(key.split(".")[1]) for key in adapter.norms if key.startswith("down_blocks")), default=0)
-
-
-def _write_all(files: dict[Path, tuple[dict[str, torch.Tensor], dict[str, str]]]) -> None:
-    """All files under temporary names first, then each renamed into place."""
-    with new_files(*files) as parts:
-        for part, (tensors, metadata) in zip(parts, files.values()):
-            save_file({key: value.contiguous() for key, value in tensors.items()}, part, metadata)

@@ -65,15 +65,15 @@ def merge_resadapter(
     files = [file for copy in _fitting_copies(base, loaded) for file in copy]
     if base.is_file():
         return write_file(dst, lambda part: _merge_file(base, part, loaded, lora, norm))
+
+    def merged(at: str, names: list[str]) -> list[str]:
+        return [name for name in names if Path(at, name) in files]
+
     with new_folder(dst, "merge", argument="dst") as part:
-        shutil.copytree(base, part, dirs_exist_ok=True, ignore=lambda at, names: _of(files, at, names))
+        shutil.copytree(base, part, dirs_exist_ok=True, ignore=merged)
         for file in files:
             _merge_file(file, part / file.relative_to(base), loaded, lora, norm)
     return dst
-
-
-def _of(files: list[Path], at: str, names: list[str]) -> list[str]:
-    return [name for name in names if Path(at, name) in files]
 
 
 def _fitting_copies(base: Path, adapter: ResAdapterWeights) -> list[list[Path]]:
@@ -104,14 +104,10 @@ def _groups(base: Path) -> list[list[Path]]:
             if file.suffix in (".safetensors", *_PICKLES):
                 groups.setdefault((folder, _SHARD.sub("", file.name)), []).append(file)
             elif ".index." in file.name and file.suffix == ".json":
-                _check_index(file)
+                shards = sorted(set(read_weight_map(file).values()))
+                if missing := [name for name in shards if not (folder / name).is_file()]:
+                    raise ValueError(f"{folder} lacks {count_and_name(missing)}, which {file.name} names; download it")
     return list(groups.values())
-
-
-def _check_index(index: Path) -> None:
-    missing = sorted({name for name in read_weight_map(index).values() if not (index.parent / name).is_file()})
-    if missing:
-        raise ValueError(f"{index.parent} lacks {count_and_name(missing)}, which {index.name} names; download them")
 
 
 def _read_pickle(file: Path) -> tuple[Any, dict[str, torch.Tensor]]:

@@ -30,16 +30,9 @@ COMPOSITIONS = ("dhlc", "same_level")
 ASSISTANT = "assistant"
 # What the composite says of itself in the networks' words, for pipelines; a kind of network may lack some.
 _TOLD = (
-    "sample_size",
-    "in_channels",
-    "out_channels",
-    "num_classes",
-    "cross_attention_dim",
-    "time_cond_proj_dim",
-    "addition_embed_type",
-    "addition_time_embed_dim",
-    "projection_class_embeddings_input_dim",
-)
+    "sample_size", "in_channels", "out_channels", "num_classes", "cross_attention_dim", "time_cond_proj_dim",
+    "addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim",
+)  # fmt: skip
 
 
 class Link(nn.Module):

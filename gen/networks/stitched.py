@@ -7,12 +7,12 @@ noise level, and `brickwork search` the best for a budget.
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
@@ -132,10 +132,9 @@ class StitchedDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
         """
         if isinstance(anchors, (str, os.PathLike)) or not isinstance(anchors, Sequence) or len(anchors) < 2:
             raise ValueError(f"`anchors` is {type(anchors).__name__}; give a list of two networks or more.")
-        noted = [_noted_objective(anchor) for anchor in anchors]
+        objective = objective or _noted_objective(anchors)
         networks = [_copied(anchor) for anchor in anchors]
         check_anchors(networks)
-        objective = objective or _one_objective(noted)
         with torch.device("meta"):
             described = [describe(network) for network in networks]
             pairs = range(len(networks) - 1) if stitches else ()
@@ -168,12 +167,16 @@ class StitchedDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
         """
         fronts: list[list[torch.Tensor]] = [[] for _ in self.cuts]
         ends: list[list[torch.Tensor]] = [[] for _ in self.cuts]
-        with _evaluating(self):
+        was_training = self.training
+        try:
+            self.eval()
             for batch in calibration:
                 maps = [self._maps_of(number, batch) for number in range(len(self.networks))]
                 for cut, front, end in zip(self.cuts, fronts, ends):
                     front.append(maps[cut.front][cut.layers - 1])
                     end.append(maps[cut.end][cut.start - 1])
+        finally:
+            self.train(was_training)
         if self.cuts and not fronts[0]:
             raise ValueError("`calibration` has no batches; give at least one, or None for noise.")
         for layer, front, end in zip(self.stitching.layers if self.cuts else (), fronts, ends):
@@ -185,8 +188,7 @@ class StitchedDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
         """What each layer of an anchor computes of a batch, on the CPU."""
         anchor = self.networks[number]
         positional, named = ((), batch) if isinstance(batch, Mapping) else (batch, {})
-        positional = [_on(anchor.device, value) for value in positional]
-        named = {name: _on(anchor.device, value) for name, value in named.items()}
+        positional, named = send_to_device((positional, dict(named)), anchor.device)
         with tapped(anchor, anchor.layer_names) as taps:
             anchor(*positional, **named)
         return [taps[name].cpu() for name in anchor.layer_names]
@@ -274,16 +276,12 @@ def check_anchors(anchors: Sequence[nn.Module]) -> None:
                 f"`anchors[{number}]` is a {type(anchor).__name__}, which cannot be cut between its layers; give "
                 f"networks of {', '.join(KINDS)}, or let a SubnetSchedule switch between networks by name."
             )
-        for name in SHARED:
-            values = [_estimates(one) if name == "out_channels" else one.config[name] for one in anchors]
-            if values[number] != values[0]:
-                raise ValueError(
-                    f"`anchors` have {name} {values}; give networks that read and estimate the same, of one patch."
-                )
-
-
-def _estimates(network: nn.Module) -> int:
-    return network.config.out_channels or network.config.in_channels
+    for name in SHARED:
+        values = [one.out_channels if name == "out_channels" else one.config[name] for one in anchors]
+        if any(value != values[0] for value in values):
+            raise ValueError(
+                f"`anchors` have {name} {values}; give networks that read and estimate the same, of one patch."
+            )
 
 
 def _copied(anchor: Any) -> ModelMixin:
@@ -296,16 +294,10 @@ def _copied(anchor: Any) -> ModelMixin:
     return KINDS[name].from_pretrained(folder).eval()
 
 
-def _noted_objective(anchor: Any) -> dict | None:
-    """What a pipeline's folder says of the objective, `None` where it says nothing."""
-    if not isinstance(anchor, (str, os.PathLike)):
-        return None
-    path = network_folder(anchor).parent / "objective.json"
-    return read_json(path) if path.is_file() else None
-
-
-def _one_objective(noted: Sequence[dict | None]) -> Any:
-    found = [entry for entry in noted if entry is not None]
+def _noted_objective(anchors: Sequence[Any]) -> Any:
+    """What the folders of pipelines among the anchors say that they were trained for; where they are silent, EDM's."""
+    folders = [network_folder(anchor).parent for anchor in anchors if isinstance(anchor, (str, os.PathLike))]
+    found = [read_json(path / "objective.json") for path in folders if (path / "objective.json").is_file()]
     for entry in found:
         if entry != found[0]:
             raise ValueError(
@@ -335,17 +327,3 @@ def _noise(network: ModelMixin, objective: Any) -> list[dict[str, torch.Tensor]]
 def _rows(maps: Sequence[torch.Tensor]) -> torch.Tensor:
     """Maps `(B, C, H, W)` => their pixels `(N, C)`."""
     return torch.cat([part.flatten(2).transpose(1, 2).flatten(0, 1) for part in maps])
-
-
-def _on(device: torch.device, value: Any) -> Any:
-    return value.to(device) if isinstance(value, torch.Tensor) else value
-
-
-@contextmanager
-def _evaluating(network: nn.Module):
-    was_training = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(was_training)

@@ -132,8 +132,10 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
         for number, stage in enumerate(stages):
             blocks = [stage.build(cond_dim) for _ in range(stage.layers)]
             down = None
-            if number < lowest and self.stem_levels == 1:
-                down = _way_down(stage, widths[number + 1], cond_dim, downsample)
+            if number < lowest and self.stem_levels == 1 and downsample == "block":
+                down = stage.build(cond_dim, out_dim=widths[number + 1], stride=2)
+            elif number < lowest and self.stem_levels == 1:
+                down = nn.Conv2d(stage.channels, widths[number + 1], 3, stride=2, padding=1)
             self.down_blocks.append(DownStage(blocks, down))
         self.mid_block = nn.ModuleList(stages[-1].build(cond_dim) for _ in range(neck_class.mid_layers))
         self.up_blocks = neck_class(stages, cond_dim, **NECKS.check_options(neck, neck_options, "neck_options"))
@@ -142,12 +144,10 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
         # A stem that reduces the sides is answered by a head that shuffles channels into pixels.
         self.conv_out = zeroed(nn.Conv2d(widths[0], (out_channels or in_channels) * self.reduction**2, 3, padding=1))
         self._set_ports(layers)
-        self._set_maps(
-            {
-                f"stage {number + 1} of {len(widths)}": (self.reduction * 2**number, largest_window(stage.blocks))
-                for number, stage in enumerate(self.down_blocks)
-            }
-        )
+        strides = [self.reduction * 2**number for number in range(len(widths))]
+        windows = [largest_window(stage.blocks) for stage in self.down_blocks]
+        names = [f"stage {number + 1} of {len(widths)}" for number in range(len(widths))]
+        self._set_maps(dict(zip(names, zip(strides, windows))))
         set_drop_path([module for module in self.modules() if isinstance(module, Block)], drop_path)
         if convbn_folded:
             self._fold_norms()
@@ -219,7 +219,10 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
             down_intrablock_additional_residuals: for each stage of the encoder what is added to its last block's
                 output, before the next stage reads it, as T2I-Adapter does.
         """
-        self._check_conditions(cross_attention_kwargs, added_cond_kwargs)
+        unread = {k: v for k, v in (cross_attention_kwargs or {}).items() if k != "scale"}
+        for name, given in (("cross_attention_kwargs", unread), ("added_cond_kwargs", added_cond_kwargs)):
+            if given:
+                raise ValueError(f"`{name}` has {sorted(given)}, which this network does not read; leave them out.")
         self._find_subnet(subnet)
         conditions = (encoder_hidden_states, class_labels, timestep_cond)
         further = (down_intrablock_additional_residuals, additional_context_tokens)
@@ -300,15 +303,6 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
             output = nn.functional.pixel_shuffle(output, self.reduction)[..., : size[0], : size[1]]
         return output
 
-    @staticmethod
-    def _check_conditions(cross_attention_kwargs: dict | None, added_cond_kwargs: dict | None) -> None:
-        for name, given in (
-            ("cross_attention_kwargs", {k: v for k, v in (cross_attention_kwargs or {}).items() if k != "scale"}),
-            ("added_cond_kwargs", added_cond_kwargs or {}),
-        ):
-            if given:
-                raise ValueError(f"`{name}` has {sorted(given)}, which this network does not read; leave them out.")
-
 
 def _stage_widths(block_types: str | Sequence[str], block_out_channels: Sequence[int] | None) -> list[int]:
     """Channels of each stage; where nothing says how many stages there are, three."""
@@ -336,9 +330,3 @@ def _build_stem(name: str, in_channels: int, widths: Sequence[int], options: dic
             f"`stem` is {name!r}, which makes {levels} maps for {len(widths)} stages; give as many stages."
         )
     return stem
-
-
-def _way_down(stage: StageSpec, next_dim: int, cond_dim: int, kind: str) -> nn.Module:
-    if kind == "block":
-        return stage.build(cond_dim, out_dim=next_dim, stride=2)
-    return nn.Conv2d(stage.channels, next_dim, 3, stride=2, padding=1)

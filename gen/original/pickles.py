@@ -199,7 +199,8 @@ class Machine:
 
     def push_name(self, module: str, name: str) -> None:
         target = Name(module, name)
-        allowed = target in _STORAGES if self.nested else target in _REBUILDERS or _is_stand_in(target)
+        stands_in = "." not in name and _STAND_IN.fullmatch(f"{module}.{name}") is not None
+        allowed = target in _STORAGES if self.nested else target in _REBUILDERS or stands_in
         if not allowed:
             full = ascii(f"{module}.{name}")[:120]
             raise ValueError(f"it names {full}, which no network of the authors needs; it was not imported.")
@@ -241,10 +242,6 @@ class Machine:
         if not isinstance(kind, Name) or not isinstance(key, str) or type(count) is not int:
             raise self.damaged("a storage makes no sense")
         self.push((_STORAGES[kind], key, count))
-
-
-def _is_stand_in(name: Name) -> bool:
-    return "." not in name.name and _STAND_IN.fullmatch(f"{name.module}.{name.name}") is not None
 
 
 def _read_storage(machine: Machine, span: object) -> Storage:

@@ -3,12 +3,11 @@ Diffusion-Based Generative Models" (arXiv 2206.00364), which diffusers lacks."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils import BaseOutput
+from diffusers.schedulers.scheduling_edm_euler import EDMEulerSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from brickwork.errors import one_of
@@ -16,20 +15,8 @@ from brickwork.errors import one_of
 SIGMA_SCHEDULES = ("karras", "exponential")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 FINAL_SIGMAS_TYPES = ("zero", "sigma_min")
+EDMHeunSchedulerOutput = EDMEulerSchedulerOutput
 _DEVICES_WITHOUT_FLOAT64 = ("mps", "npu", "neuron")
-
-
-@dataclass
-class EDMHeunSchedulerOutput(BaseOutput):
-    """Output of `EDMHeunScheduler.step`.
-
-    Attributes:
-        prev_sample: `(B, C, H, W)`, the sample for the next evaluation of the network, in the dtype of `sample`.
-        pred_original_sample: `(B, C, H, W)`, the denoised estimate of this evaluation.
-    """
-
-    prev_sample: torch.Tensor
-    pred_original_sample: torch.Tensor | None = None
 
 
 class EDMHeunScheduler(SchedulerMixin, ConfigMixin):
@@ -230,7 +217,8 @@ class EDMHeunScheduler(SchedulerMixin, ConfigMixin):
             timestep: the entry of `timesteps` that it was evaluated at.
             sample: `(B, C, H, W)`, the current sample, not scaled.
             generator: source of the churn noise, one for the batch or a list with one an image.
-            return_dict: return an `EDMHeunSchedulerOutput` rather than `(prev_sample, pred_original_sample)`.
+            return_dict: return an `EDMHeunSchedulerOutput` rather than `(prev_sample, pred_original_sample)`: the
+                sample for the next evaluation and the denoised estimate of this one, in the dtype of `sample`.
         """
         if isinstance(timestep, int) or (isinstance(timestep, torch.Tensor) and not timestep.is_floating_point()):
             raise ValueError(f"`timestep` is {timestep}, an integer; pass an entry of the scheduler's `timesteps`.")
