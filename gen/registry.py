@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from brickwork.errors import near_names
+from brickwork.errors import near_names, no_unknown
 
 
 class Registry:
@@ -40,7 +40,9 @@ class Registry:
         """The class of a name, or a `ValueError` with the names that come near."""
         if isinstance(name, str) and name in self.classes:
             return self.classes[name]
-        raise ValueError(f"There is no {self.kind} {name!r}; {self._hint(name, self.names())}")
+        near = near_names(name, self.classes, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"There is no {self.kind} {name!r}; {hint}All: {', '.join(self.names())}.")
 
     def keywords(self, name: str) -> set[str]:
         """Keyword-only arguments of a class's constructor and of those that it hands them on to, or of a function."""
@@ -56,19 +58,10 @@ class Registry:
 
     def check_options(self, name: str, options: Mapping[str, Any] | None, argument: str) -> dict[str, Any]:
         """The options as a dictionary, or a `ValueError` for one that the class does not take."""
-        known = self.keywords(name)
-        for key in options or {}:
-            if key not in known:
-                hint = self._hint(key, sorted(known), "It takes")
-                raise ValueError(f"`{argument}` has {key!r}, which the {self.kind} {name!r} does not take; {hint}")
+        no_unknown(argument, options or {}, self.keywords(name), f"the {self.kind} {name!r}")
         return dict(options or {})
 
     def known_options(self, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Those of a network's settings that the class takes and that are not `None`."""
         known = self.keywords(name)
         return {key: value for key, value in settings.items() if key in known and value is not None}
-
-    @staticmethod
-    def _hint(name: object, known: list[str], all_of: str = "All:") -> str:
-        near = near_names(name, known, cutoff=0.4)
-        return f"{f'did you mean {near[0]!r}? ' if near else ''}{all_of} {', '.join(known)}."

@@ -34,11 +34,7 @@ class WindowPlan(Hook):
 
     @classmethod
     def of(cls, kind: str | None, size: tuple[int, int], config) -> "WindowPlan":
-        """The plan for a network's configuration.
-
-        Raises:
-            ValueError: for an unknown kind.
-        """
+        """The plan for a network's configuration; a `ValueError` for an unknown kind."""
         kind = ("shifted" if config.trained_crops else "fixed") if kind is None else kind
         one_of("windows", kind, WINDOWS)
         return cls(kind, *size, config.sample_size, math.lcm(*config.patch_sizes))

@@ -3,11 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import PIL.Image
-import torch
-from diffusers import AutoencoderKL, SchedulerMixin
-from diffusers.utils import BaseOutput
+from diffusers import AutoencoderKL, ImagePipelineOutput, SchedulerMixin
 
 from brickwork.errors import one_of
 from brickwork.gen.networks.lego import LegoTransformer2DModel
@@ -19,7 +15,7 @@ from brickwork.pipelines.schedules import BrickSchedule, SubnetSchedule
 
 
 @dataclass
-class LegoPipelineOutput(BaseOutput):
+class LegoPipelineOutput(ImagePipelineOutput):
     """Output of `LegoPipeline`.
 
     Attributes:
@@ -27,7 +23,6 @@ class LegoPipelineOutput(BaseOutput):
         bricks: that ran, one tuple a step; both evaluations of a second-order step run the same ones.
     """
 
-    images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
     bricks: list[tuple[int, ...]]
 
 
@@ -63,9 +58,8 @@ class LegoPipeline(SamplingPipeline):
         self.schedule = brick_schedule
         if windows is not None:
             one_of("windows", windows, WINDOWS)
-        self.register_to_config(
-            windows=windows, guidance_scale=guidance_scale, num_inference_steps=num_inference_steps
-        )
+        further = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps}
+        self.register_to_config(windows=windows, **further)
 
     @shared_call(SamplingPipeline._draw, default_steps, "step (both evaluations of a second-order one)")
     def __call__(

@@ -146,16 +146,11 @@ class LayoutAdapter(ModuleAdapter):
         key_points: Sequence[str] = KEY_POINTS,
         encoding: str = "relative",
     ) -> tuple[nn.Module, dict]:
-        """The weights for a network.
+        """The weights for a network, the UNet.
 
         Args:
-            network: the UNet.
             phrase_dim: width of a phrase's vector, `None` for what the network reads: its text's width, or a number
-                for each class.
-            dim: width of queries and keys.
-            num_heads: heads, dividing `dim`.
-            key_points: kinds of key points, some of `"center"`, `"top_left"`, `"bottom_right"`.
-            encoding: `"relative"` or `"fourier"`; see `LayoutParts`.
+                for each class; this and the others as of `LayoutParts`.
 
         Raises:
             ValueError: for another kind of network, or settings that do not fit each other.

@@ -90,16 +90,13 @@ class KeyAttention(nn.Module):
     def forward(
         self, queries: torch.Tensor, keys: torch.Tensor, logits: torch.Tensor | None, mask: torch.Tensor
     ) -> torch.Tensor:
-        """What the key points say to each query.
+        """What the key points say to each query, `(B, queries, dim)`.
 
         Args:
             queries: `(B, queries, dim)`.
             keys: `(B, keys, dim)`.
             logits: `(B, heads, queries, keys)`, or `None`.
             mask: `(B, keys)`, true where there is a key point; in every row one at least.
-
-        Returns:
-            `(B, queries, dim)`.
         """
         q, k, v = (
             layer(given).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -121,11 +118,8 @@ class BridgedRelation(nn.Module):
 
     The authors' `SimpleBVR_Transformer` is `relu(queries + this)`; here the caller adds it.
 
-    Args:
-        dim: channels.
-        num_heads: heads of each attention.
-        kinds: kinds of key points, such as centres and two corners.
-        null_key: see `KeyAttention`.
+    Args beside those of `KeyAttention`:
+        kinds: of key points, such as centres and two corners.
     """
 
     def __init__(self, dim: int, num_heads: int, kinds: int, null_key: bool = False):
@@ -141,18 +135,12 @@ class BridgedRelation(nn.Module):
         mask: torch.Tensor,
         positions: RelativePositionMap | None,
     ) -> torch.Tensor:
-        """The sum of all kinds' answers.
+        """The sum of all kinds' answers `(B, queries, dim)`.
 
-        Args:
-            queries: `(B, queries, dim)`.
+        Args beside those of `KeyAttention`, keys with an axis of kinds before the batch's:
             query_positions: `(queries, 2)`, x then y.
-            keys: `(kinds, B, keys, dim)`.
             key_positions: `(kinds, B, keys, 2)` on the scale of `query_positions`.
-            mask: `(B, keys)`.
             positions: the map that all share, `None` for attention by appearance alone.
-
-        Returns:
-            `(B, queries, dim)`.
         """
         total, table = torch.zeros_like(queries), None if positions is None else positions.table()
         for attention, key, position in zip(self.attentions, keys, key_positions, strict=True):

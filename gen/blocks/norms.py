@@ -71,7 +71,7 @@ def zeroed(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def make_norm(kind: str, dim: int, eps: float = 1e-6, affine: bool = True) -> nn.Module:
+def make_norm(kind: str, dim: int, eps: float = 1e-6) -> nn.Module:
     """A norm over `(B, dim, H, W)`.
 
     Args:
@@ -79,13 +79,12 @@ def make_norm(kind: str, dim: int, eps: float = 1e-6, affine: bool = True) -> nn
             (running statistics in eval mode) or `"none"`.
         dim: channels.
         eps: added to the variance.
-        affine: with a weight and a bias for each channel.
     """
     if kind == "layer":
-        return ChannelLayerNorm(dim, eps=eps, elementwise_affine=affine)
+        return ChannelLayerNorm(dim, eps=eps)
     if kind == "group":
-        return GroupNorm(math.gcd(dim, 32), dim, eps=eps, affine=affine)
+        return GroupNorm(math.gcd(dim, 32), dim, eps=eps)
     if kind == "batch":
-        return BatchNorm(dim, eps=eps, affine=affine)
+        return BatchNorm(dim, eps=eps)
     one_of("kind", kind, NORMS)
     return nn.Identity()

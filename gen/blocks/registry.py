@@ -104,18 +104,6 @@ def build_block(name: str, dim: int, cond_dim: int, shared: dict | None = None, 
     return find_block(name)(dim, cond_dim, **options)
 
 
-def check_block_options(block_options: dict[str, dict] | None, names: Sequence[str]) -> dict[str, dict]:
-    """The settings by kind of block, each kind being one of `names`."""
-    block_options = block_options or {}
-    for name in block_options:
-        if name not in names:
-            raise ValueError(
-                f"`block_options` has settings for {name!r}, but the network's blocks are {sorted(set(names))}; "
-                "leave them out."
-            )
-    return block_options
-
-
 def parse_block_types(block_types: str | Sequence[str], count: int | None = None, unit: str = "stage") -> list[str]:
     """One block name for each stage, or layer.
 

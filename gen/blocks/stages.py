@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from brickwork.gen.blocks.attention import head_dim_of
-from brickwork.gen.blocks.registry import BLOCKS, Block, check_block_options, parse_block_types
+from brickwork.gen.blocks.registry import BLOCKS, Block, parse_block_types
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,13 @@ def resolve_stages(
     """
     count = len(channels)
     names = parse_block_types(block_types, count, unit)
-    by_block = check_block_options(block_options, names)
+    by_block = block_options or {}
+    for name in by_block:
+        if name not in names:
+            raise ValueError(
+                f"`block_options` has settings for {name!r}, but the network's blocks are {sorted(set(names))}; "
+                "leave them out."
+            )
     by_stage = per_stage("stage_options", stage_options, count, unit)
     lists = {key: per_stage(key, value, count, unit) for key, value in shared.items()}
     heads = lists.pop("num_attention_heads", [None] * count)

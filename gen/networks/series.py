@@ -12,6 +12,7 @@ from brickwork.gen.networks.base import Denoiser, SampleOutput
 from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep
 from brickwork.gen.networks.transformer import BlockTransformer2DModel
 from brickwork.gen.networks.unet import BlockUNet2DModel
+from brickwork.gen.operations import count_operations
 from brickwork.gen.period_fold import PeriodFold
 from brickwork.gen.subnets import FULL, Subnets
 
@@ -68,8 +69,6 @@ class SeriesDenoiser(Denoiser, ModelMixin, ConfigMixin):
 
     def subnets(self, height: int, width: int = 1) -> Subnets:
         """The operations of one series of `height` steps."""
-        from brickwork.gen.operations import count_operations
-
         series = torch.zeros(1, self.config.in_channels, height * width, device=self.device, dtype=self.dtype)
         with torch.no_grad():
             return Subnets({FULL: count_operations(lambda: self(series, 1.0))[0]})

@@ -275,7 +275,7 @@ def inflate(model: ModelMixin | str | os.PathLike, pattern: str = "ABC") -> Vide
     Args:
         model: a trained network of ours, diffusers' `UNet2DModel` or `UNet2DConditionModel`, which stays as it is; or
             a folder of such a network, of a pipeline with it, or of a training run.
-        pattern: the units of the residual blocks in turn, of the letters A, B and C.
+        pattern: as of `VideoDenoiser`.
 
     Raises:
         ValueError: for another network, one without residual blocks, or another pattern.

@@ -180,11 +180,8 @@ def build_pretrained_brick(
 ) -> PretrainedBrick:
     """The brick that a stack's configuration describes; it sees the full image, so its window is `sample_size`.
 
-    Args:
+    Args beside the stack's own:
         described: `class_name`, `config`, and what else of `PretrainedBrick`'s arguments differs from the defaults.
-        in_channels: of the stack.
-        num_classes: of the stack.
-        sample_size: of the stack.
         firsts: what the stack's `window_sizes`, `patch_sizes` and `num_layers` begin with.
 
     Raises:

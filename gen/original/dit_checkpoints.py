@@ -3,13 +3,13 @@
 Sources of the names: facebookresearch/DiT (arXiv 2212.09748) and diffusers' `DiTTransformer2DModel`.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+from brickwork.files import read_json
 from brickwork.gen.conditioning import NUM_FREQUENCIES, sincos_position_table
 from brickwork.gen.original.files import load_original_file
 from brickwork.gen.original.tensors import check_position_table, check_shapes, our_layout, tensor_of
@@ -51,12 +51,13 @@ def load_original_dit(path: str | Path, attention_head_dim: int | None = None) -
         ValueError: naming the file and what is wrong with it.
     """
     path = Path(path)
-    stored = {}
-    weights = path
+    stored, weights = {}, path
     if path.is_dir():
         folder = path / "transformer" if (path / "transformer").is_dir() else path
-        stored = _read_config(folder)
-        weights = folder / "diffusion_pytorch_model.safetensors"
+        weights, described = folder / "diffusion_pytorch_model.safetensors", folder / "config.json"
+        stored = read_json(described, "configuration") if described.is_file() else {}
+        if stored.get("_class_name") != "DiTTransformer2DModel":
+            raise ValueError(f"{str(described)!r} does not describe a DiTTransformer2DModel; give a folder with one.")
     tensors, _ = load_original_file(weights)
     try:
         head_dim = attention_head_dim or stored.get("attention_head_dim")
@@ -84,17 +85,6 @@ def convert_original_dit(
                 state_dict[f"{ours}.{kind}"] = our_layout(theirs, tensor, config["out_channels"])
     state_dict["pos_embed"] = _position_table(tensors, config)
     return config, state_dict
-
-
-def _read_config(folder: Path) -> dict:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read: {error}; give a folder that diffusers saved.") from None
-    if not isinstance(config, dict) or config.get("_class_name") != "DiTTransformer2DModel":
-        raise ValueError(f"{str(path)!r} does not describe a DiTTransformer2DModel.")
-    return config
 
 
 def _from_diffusers(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -124,14 +124,12 @@ def _layers(config: dict) -> Iterator[tuple[str, str, tuple[int, ...]]]:
 
 def _check_tensors(tensors: dict[str, torch.Tensor], config: dict) -> None:
     """All tensors of such a stack are there, in their shapes, and no others; position tables hold the fixed values."""
-    width, expected, tables = config["hidden_sizes"], {}, {}
+    expected = {}
     for theirs, _, shape in _layers(config):
         expected |= {f"{theirs}.weight": shape, f"{theirs}.bias": shape[:1]}
-    for brick, (window, patch) in enumerate(zip(config["window_sizes"], config["patch_sizes"])):
-        tables[f"model.{brick}.pos_embed"] = window // patch
-        expected[f"model.{brick}.pos_embed"] = (1, (window // patch) ** 2, width)
-
-    check_shapes(tensors, expected)
+    sides = [window // patch for window, patch in zip(config["window_sizes"], config["patch_sizes"])]
+    tables = {f"model.{brick}.pos_embed": side for brick, side in enumerate(sides)}
+    check_shapes(tensors, expected | {name: (1, side**2, config["hidden_sizes"]) for name, side in tables.items()})
     for name, side in tables.items():
         check_position_table(name, tensors[name][0], side)
 
