@@ -44,10 +44,9 @@ class ControlAdapter(ModuleAdapter):
         image_channels: int = 3,
         pixels: int | None = None,
     ) -> tuple[nn.Module, dict]:
-        """The weights for a network.
+        """The weights for a network, the UNet.
 
         Args:
-            network: the UNet.
             variant: `"composite"` or `"controlnet"`.
             composition: of a composite, `"dhlc"` (links from every higher stage) or `"same_level"`.
             image_channels: 3, or 1 for grey images.

@@ -92,10 +92,9 @@ class DinoAdapter(ModuleAdapter):
         image_std: Sequence[float] | None = None,
         encoder_digest: str | None = None,
     ) -> tuple[nn.Module, dict]:
-        """The weights for a network.
+        """The weights for a network that takes residuals (see `sites_of`).
 
         Args:
-            network: one that takes residuals; see `sites_of`.
             encoder: a name on the hub, a folder, or a loaded model of transformers (`Dinov2Model`, `DINOv3ViTModel`,
                 `ViTModel`).
             layers: of the encoder, numbered from 0, rising; the first are for the finest maps. `None` for four at

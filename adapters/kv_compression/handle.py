@@ -25,7 +25,6 @@ class KVCompression(ModuleAdapter):
         """The convolutions for a network.
 
         Args:
-            network: to put them on.
             ratio: 1 leaves an attention as it is, bit for bit. A number is that of the highest resolution with
                 self-attention in a U-shaped network, and of every block of a stack; a list has a number for each
                 stage from the highest resolution down, or for each block.

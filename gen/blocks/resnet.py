@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from brickwork.gen.blocks.modulation import BlockModulation, gated_residual_map, modulate_map
-from brickwork.gen.blocks.norms import make_norm
+from brickwork.gen.blocks.norms import make_norm, zeroed
 from brickwork.gen.blocks.registry import Block, register_block
 
 
@@ -26,8 +26,7 @@ class ResNetBlock(Block):
         self.conv2 = nn.Conv2d(dim, dim, 3, padding=1)
         self.modulation = BlockModulation(cond_dim, dim, 1, modulation)
         if modulation != "adaln_zero":  # where no gate makes the block start as the identity
-            nn.init.zeros_(self.conv2.weight)
-            nn.init.zeros_(self.conv2.bias)
+            zeroed(self.conv2)
 
     def mix(self, hidden_states: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
         ((shift, scale, gate),) = self.modulation(temb)

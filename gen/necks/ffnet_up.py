@@ -24,9 +24,7 @@ UPSAMPLINGS = ("nearest", "bilinear")
 class FFNetUpNeck(Neck):
     """1×1 on each level, added up from the lowest; 3×3 on each sum; all of them at the first's size, concatenated.
 
-    Args:
-        stages: of the network.
-        cond_dim: not used: the stages read the condition.
+    Args beside those of `Neck` (the condition is not used: the stages read it):
         variant: `"A"`, `"B"` or `"C"`, from the costliest to the cheapest; see `VARIANTS`.
         width: unit of the channels, `None` for those of the first stage.
         upsample: `"nearest"`, or `"bilinear"` with aligned corners.

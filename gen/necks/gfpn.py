@@ -96,10 +96,9 @@ class GFPNNeck(Neck):
     """A pyramid of blocks, each of which reads all its neighbours. Concatenation takes memory.
 
     The nodes that the highest resolution of the last layer does not read, directly or through others, are not built.
+    A stage gives its level the channels, and the block unless `node` names one.
 
-    Args:
-        stages: of the network; `stages[i]` gives a level its channels, and its block unless `node` names one.
-        cond_dim: width of the condition.
+    Args beside those of `Neck`:
         depth: layers of the pyramid; odd ones end at the highest resolution.
         skips: `"log2n"` or `"dense"`, see `queen_fusion`.
         node: the block at every node, one of `brickwork.gen.blocks.list_blocks()` with its own defaults; `None` for

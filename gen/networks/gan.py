@@ -33,9 +33,7 @@ class Upsample(nn.Module):
 class MaxViTGenerator2DModel(Denoiser, ModelMixin, ConfigMixin):
     """Noise => image, in one step.
 
-    Args:
-        sample_size: side of the images in pixels; a multiple of `2 ** (stages - 1)`.
-        out_channels: of the images.
+    Args beside those of `Denoiser`, of which `sample_size` is a multiple of `2 ** (stages - 1)`:
         latent_dim: numbers that an image is made from.
         block_out_channels: channels of each stage; every stage after the first doubles height and width.
         layers_per_stage: blocks of each stage.
@@ -161,9 +159,7 @@ class ResidualDiscriminator(nn.Module):
 class MaxViTGAN2DModel(Denoiser, ModelMixin, ConfigMixin):
     """A generator and its discriminator as one network to train.
 
-    Args:
-        sample_size: side of the images in pixels.
-        in_channels: of the images.
+    Args beside those of `Denoiser`:
         discriminator_channels: channels of the discriminator, one more than it halves the side.
         generator_config: settings of `MaxViTGenerator2DModel` over its defaults.
     """

@@ -235,15 +235,10 @@ class StitchedDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
 
 
 def sliding_windows(front: int, depth: int, next_depth: int) -> list[Stitch]:
-    """The stitches between an anchor and the next, within windows of two neighbouring layers, one layer apart.
+    """The stitches between anchor `front` and the next, within windows of two neighbouring layers, one layer apart.
 
     Positions in the deeper network correspond by their share of the depth. With 12 layers in both, these are the 34 of
     the paper.
-
-    Args:
-        front: number of the first.
-        depth: its layers.
-        next_depth: layers of the next.
     """
     positions = [max(1, round((layer + 1) * next_depth / depth)) for layer in range(depth)]
     windows = [range(start, min(start + 2, depth)) for start in range(max(1, depth - 1))]

@@ -162,9 +162,6 @@ class Machine:
         self.top(kind)
         return self.stack.pop()
 
-    def set_mark(self) -> None:
-        self.marks.append(len(self.stack))
-
     def since_mark(self) -> list:
         if not self.marks:
             raise self.damaged("a mark is missing")
@@ -291,16 +288,12 @@ def _read_persistent(machine: Machine, meta: object) -> Record:
     return Record(meta["state"])
 
 
-def _read_set(machine: Machine, members: object = ()) -> set:
-    """Sets are bookkeeping that no tensor hangs on: their members are not kept."""
-    return set()
-
-
 # What torch and Python name for tensors, ordered dicts and sets: (what to do instead, fewest and most arguments).
 _REBUILDERS: dict[Name, tuple[Callable, int, int]] = {
     Name("collections", "OrderedDict"): (lambda machine: {}, 0, 0),
-    Name("builtins", "set"): (_read_set, 0, 1),
-    Name("__builtin__", "set"): (_read_set, 0, 1),
+    # Sets are bookkeeping that no tensor hangs on: their members are not kept.
+    Name("builtins", "set"): (lambda machine, members=(): set(), 0, 1),
+    Name("__builtin__", "set"): (lambda machine, members=(): set(), 0, 1),
     Name("torch._utils", "_rebuild_tensor_v2"): (_read_tensor, 6, 7),
     Name("torch._utils", "_rebuild_parameter"): (_read_parameter, 3, 3),
     Name("torch.storage", "_load_from_bytes"): (_read_storage, 1, 1),
@@ -310,7 +303,7 @@ _REBUILDERS: dict[Name, tuple[Callable, int, int]] = {
 _INSTRUCTIONS: dict[bytes, Callable[[Machine], object]] = {
     pickle.PROTO: lambda machine: machine.take(1),
     pickle.FRAME: lambda machine: machine.take(8),
-    pickle.MARK: Machine.set_mark,
+    pickle.MARK: lambda machine: machine.marks.append(len(machine.stack)),
     pickle.NONE: lambda machine: machine.push(None),
     pickle.NEWTRUE: lambda machine: machine.push(True),
     pickle.NEWFALSE: lambda machine: machine.push(False),

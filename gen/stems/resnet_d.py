@@ -13,9 +13,7 @@ from brickwork.gen.stems.registry import Stem, check_reduction, register_stem
 class ResNetDStem(Stem):
     """Three 3×3 convolutions in place of one large one, the first with half the sides.
 
-    Args:
-        in_channels: of the sample.
-        widths: channels of the network's stages.
+    Args beside those of `Stem`:
         reduction: 2; 4 for a fourth convolution with half the sides (ResNet-RS), 1 for none that halves them.
         conv_norm: see `make_norm`; the authors' is `"batch"`.
     """

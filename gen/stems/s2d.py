@@ -16,9 +16,7 @@ class SpaceToDepthStem(Stem):
 
     It gives every stage its map: stages need no blocks of their own beside a heavy neck (`layers_per_block=0`).
 
-    Args:
-        in_channels: of the sample.
-        widths: channels of the network's stages.
+    Args beside those of `Stem`:
         reduction: pixels of the sample along one of the first map: 1, or 2, 4, 8 by as many strided convolutions as
             it takes.
         conv_norm: see `make_norm`; the authors' is `"batch"`.
