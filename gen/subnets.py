@@ -64,4 +64,57 @@ def brick_subsets(num_bricks: int, kind: str) -> list[tuple[int, ...]]:
     return [subset for length in range(1, num_bricks + 1) for subset in combinations(bricks, length)]
 
 
+class SubnetFamily:
+    """How subnets are related, for a search among many: by their costs alone, unless a network says more.
+
+    A network whose subnets share work has its own as `subnet_family`; names come from the costly to the cheap.
+    """
+
+    def within(self, name: str) -> tuple[str, ...]:
+        """The subnets whose estimates one run hands out, in order; the last is the one that runs."""
+        return (name,)
+
+    def starts(self, names: Sequence[str], count: int) -> list[str]:
+        """About `count` of them to begin a search with."""
+        return evenly(names, count)
+
+    def neighbours(self, names: Sequence[str]) -> dict[str, set[str]]:
+        """For each, those to try next where it is good."""
+        return {name: set(names[max(0, i - 1) : i + 2]) for i, name in enumerate(names)}
+
+    def examples(self, names: Sequence[str], count: int) -> list[str]:
+        """About `count` of them to be shown running throughout."""
+        return evenly(names, count)
+
+
+class BrickFamily(SubnetFamily):
+    """Sets of bricks: a run hands out the estimate of every brick, so that of each set which begins it too."""
+
+    def within(self, name: str) -> tuple[str, ...]:
+        bricks = bricks_of(name)
+        return tuple(name_of(bricks[: length + 1]) for length in range(len(bricks)))
+
+    def starts(self, names: Sequence[str], count: int) -> list[str]:
+        return self.examples(names, count)
+
+    def neighbours(self, names: Sequence[str]) -> dict[str, set[str]]:
+        sets = {name: bricks_of(name) for name in names}
+        return {name: {name_of(b[:i] + b[i + 1 :]) for i in range(len(b)) if len(b) > 1} for name, b in sets.items()}
+
+    def examples(self, names: Sequence[str], count: int) -> list[str]:
+        """Every early exit and single brick, whatever the count."""
+        return [name for name in names if len(bricks := bricks_of(name)) in (1, bricks[-1] + 1)]
+
+
+def family_of(model: object) -> SubnetFamily:
+    """How the subnets of a network, or of several by name, are related."""
+    return getattr(model, "subnet_family", SubnetFamily())
+
+
+def evenly(names: Sequence[str], count: int) -> list[str]:
+    """At most so many of the names, at even distances, the first and (beyond one) the last among them."""
+    last, count = len(names) - 1, min(count, len(names))
+    return [names[i * last // max(count - 1, 1)] for i in range(count)]
+
+
 subnet_name, subnet_bricks = name_of, bricks_of  # the former names

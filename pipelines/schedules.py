@@ -160,6 +160,11 @@ class SubnetSchedule(Schedule):
 
     resolve = Schedule.subnet_steps
 
+    @classmethod
+    def examples(cls, model: Any, shares: Sequence[float]) -> dict[str, Self]:
+        """Schedules known without a search, by name: none."""
+        return {}
+
     def validate(self, model: Any) -> None:
         known = subnet_names(model)
         for name in self.subnets:
@@ -319,6 +324,12 @@ class BrickSchedule(Schedule):
         if 0 < t_break < 1:
             last = BrickRule("steps", *((t_break, 1.0) if layout == "PR" else (0.0, 1 - t_break)))
         return cls(windows, (*(BrickRule() for _ in windows[1:]), last))
+
+    @classmethod
+    def examples(cls, model: Any, shares: Sequence[float]) -> "dict[str, BrickSchedule]":
+        """Schedules known without a search, by name: `fast` for shares of the steps, where the stack's form allows."""
+        known = stack_layout(_windows_of(model)) is not None
+        return {f"fast {share:g}": cls.fast(model, share) for share in shares if known}
 
     @classmethod
     def from_rules(cls, model: Any, rules: Mapping[int, Sequence | None]) -> "BrickSchedule":

@@ -7,6 +7,7 @@ A suite returns plain JSON values: `rows` of times (see `time_cases`), `memory` 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -28,10 +29,9 @@ from brickwork.eval.benchmark.networks import (
 from brickwork.eval.benchmark.timing import Case, MatmulProbe, Stopwatch, fit_exponent, interleave
 from brickwork.eval.report.numbers import spread
 from brickwork.gen.blocks.registry import build_block
-from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.operations import count_operations
 from brickwork.pipelines.schedule_files import schedule_from_file
-from brickwork.pipelines.schedules import BrickSchedule, schedule_kind
+from brickwork.pipelines.schedules import schedule_kind
 
 HALF = "ours, bfloat16"
 SCALING_SIDES = (64, 128, 256, 512)
@@ -207,9 +207,8 @@ def _network_cases(subject: Subject, network: nn.Module, settings: Settings, pro
     cases = [counted("forward", subject.name, forward, probe)]
     draw = sampling_of(subject, network, 1, SAMPLING_STEPS, device, dtype)
     cases.append(counted("sampling", subject.name, draw, probe))
-    if isinstance(network, LegoTransformer2DModel) and network.num_bricks > 1:
-        fast = BrickSchedule.fast(network)
-        cases.append(counted("sampling", "ours, fast schedule", lambda: draw(schedule=fast), probe))
+    for fast in schedule_kind(network).examples(network, FAST_BREAKS[:1]).values():
+        cases.append(counted("sampling", "ours, fast schedule", partial(draw, schedule=fast), probe))
     cases.append(counted("training step", subject.name, step_of(subject, trained, batch, device, dtype), probe))
     _compile(network, settings)
     if trained is not network:
@@ -304,8 +303,7 @@ def bench_schedules(settings: Settings) -> dict:
     pipe = load_class_pipeline(settings.weights, settings.device)
     network, device = pipe.transformer, settings.torch_device
     schedules = {"full": schedule_kind(network).full(network)}
-    if schedule_kind(network) is BrickSchedule:
-        schedules |= {f"fast {share:g}": BrickSchedule.fast(network, share) for share in FAST_BREAKS}
+    schedules |= schedule_kind(network).examples(network, FAST_BREAKS)
     if pipe.schedule is not None:
         schedules["saved with the weights"] = pipe.schedule
     if settings.schedule is not None:

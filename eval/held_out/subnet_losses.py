@@ -1,7 +1,7 @@
 """The paired held-out loss of a network's subnets at the noise levels of a sampler.
 
-A set of bricks that begins another one is read off the same run: the network hands out the estimate of every brick
-that ran, so that all 2^B - 1 sets of a stack cost the runs of those that end in its last brick.
+Where the run of one subnet hands out the estimates of others too (see `SubnetFamily.within`), these are read off it:
+all 2^B - 1 sets of a LEGO stack's bricks cost the runs of those that end in its last brick.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from brickwork.eval.held_out.paired_loss import PairedSet, estimates
-from brickwork.gen.subnets import bricks_of, name_of
+from brickwork.gen.subnets import SubnetFamily, evenly, family_of
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def subnet_losses(
         on_batch: called after each batch of each run, for a progress bar.
 
     Returns:
-        For each subnet, and for sets of bricks that begin it, the losses `(len(levels), images)` in float64.
+        For each subnet, and those that its run hands out too, the losses `(len(levels), images)` in float64.
     """
     runs = runs_of(model, subnets)
     losses = {name: np.zeros((len(levels), len(pairs.images))) for run in runs for name in run}
@@ -95,44 +95,33 @@ def subnet_losses(
 
 def runs_of(model, subnets: Iterable[str]) -> list[tuple[str, ...]]:
     """The runs that yield the estimates of all subnets: what each hands out in order, the last of which is run."""
-    if not hasattr(model, "num_bricks"):
-        return [(name,) for name in sorted(set(subnets))]
-    sets = {bricks_of(name) for name in subnets}
-    begun = {bricks[:length] for bricks in sets for length in range(len(bricks))}
-    return [tuple(name_of(run[: length + 1]) for length in range(len(run))) for run in sorted(sets - begun)]
+    runs = {family_of(model).within(name) for name in subnets}
+    return sorted(runs - {run[:length] for run in runs for length in range(len(run))})
 
 
 def candidate_subnets(
-    costs: Mapping[str, int], limit: int, score: Callable[[list[str]], dict[str, np.ndarray]], bricks: bool
+    costs: Mapping[str, int], limit: int, score: Callable[[list[str]], dict[str, np.ndarray]], family: SubnetFamily
 ) -> list[str]:
     """The subnets worth choosing from: all there are, or where there are many a search among them.
 
     Up to `limit` all are taken. Beyond, the search starts from a few, and goes on from those that are best for their
     cost at some noise level (on the lower convex hull of loss over cost, which is where a budget shared between levels
-    chooses) to their neighbours, until nothing new is on a hull or `limit` of them have been scored. Of bricks it
-    starts from the full stack, the early exits and the single bricks, and neighbours run one brick less; of others it
-    starts at even distances of cost, and neighbours cost the next more or less.
+    chooses) to their neighbours, until nothing new is on a hull or `limit` of them have been scored.
 
     Args:
         costs: operations of each subnet, the network itself among them.
         limit: how many may be scored.
         score: names => the mean loss of each at every noise level.
-        bricks: whether the names are those of sets of bricks.
+        family: says where to start and what the neighbours are.
     """
     if len(costs) <= limit:
         return list(costs)
     by_cost = sorted(costs, key=lambda name: (-costs[name], name))  # the network itself is scored first
-    if bricks:
-        sets = {name: bricks_of(name) for name in costs}
-        fresh = [name for name in by_cost if len(sets[name]) in (1, sets[name][-1] + 1)]
-        near = {name: {name_of(b[:i] + b[i + 1 :]) for i in range(len(b)) if len(b) > 1} for name, b in sets.items()}
-    else:
-        fresh = _evenly(by_cost, max(2, limit // 2))
-        near = {name: set(by_cost[max(0, i - 1) : i + 2]) for i, name in enumerate(by_cost)}
+    fresh, near = family.starts(by_cost, max(2, limit // 2)), family.neighbours(by_cost)
     scores: dict[str, np.ndarray] = {}
     grown: set[str] = set()
     while fresh:
-        scores |= score(_evenly(fresh, limit - len(scores)))
+        scores |= score(evenly(fresh, limit - len(scores)))
         if len(scores) >= limit:
             break
         levels = range(len(next(iter(scores.values()))))
@@ -141,11 +130,6 @@ def candidate_subnets(
         wanted = set().union(*(near[name] for name in best)) - set(scores)
         fresh = [name for name in by_cost if name in wanted]
     return sorted(scores)
-
-
-def _evenly(names: list[str], count: int) -> list[str]:
-    """At most so many of the names, at even distances, the first among them."""
-    return [names[i] for i in np.unique(np.linspace(0, len(names) - 1, min(count, len(names))).astype(int))]
 
 
 def hull_of(scores: Mapping[str, np.ndarray], costs: Mapping[str, int], level: int) -> set[str]:

@@ -43,24 +43,17 @@ from brickwork.eval.search.frontier import cost_loss_frontier
 from brickwork.eval.search.plot import plot_search
 from brickwork.files import write_file, write_json
 from brickwork.gen.parameterization import EDMObjective
-from brickwork.gen.subnets import bricks_of
+from brickwork.gen.subnets import family_of
 from brickwork.pipelines.sampling import sample_size
 from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
-from brickwork.pipelines.schedules import (
-    BrickSchedule,
-    Schedule,
-    schedule_kind,
-    stack_layout,
-    steps_text,
-    subnet_costs,
-)
+from brickwork.pipelines.schedules import Schedule, schedule_kind, steps_text, subnet_costs
 
 WEIGHTINGS = ("sampler", "training", "even")
 BREAKS = (0.25, 0.5, 0.75)
 # Random schedules drawn for each that is wanted, before it is taken that there are no more.
 DRAWS = 50
 SEARCH_FORMAT = "brickwork-search/2"
-# Subnets other than bricks that are shown running throughout, at even distances of cost.
+# Subnets that are shown running throughout, at even distances of cost.
 SHOWN = 6
 
 
@@ -115,7 +108,7 @@ class ScheduleSearch:
     """What a search measured and found; made by `search_brick_schedule`.
 
     Attributes:
-        schedule: the best schedule within the budget (of bricks for a LEGO stack, else of subnets), for
+        schedule: the best schedule within the budget, of the kind that suits the network, for
             `pipe.brick_schedule = …`, `pipe.subnet_schedule = …` or a pipeline's call.
         score: its cost and loss.
         budget: what it had to keep to.
@@ -197,15 +190,10 @@ class ScheduleSearch:
         return sum(self._step_losses[name][step] for step, name in enumerate(names))
 
     def compared(self) -> dict[str, Schedule]:
-        """Schedules to stand beside the one found: the network itself, the paper's early exits, one subnet alone."""
-        schedules = {"full": self._schedule([self.subnets[-1]] * len(self.steps))}
-        alone = self.subnets[:-1]
-        if schedule_kind(self.model) is BrickSchedule:
-            if stack_layout(self.model.config.window_sizes):
-                schedules |= {f"fast {share:g}": BrickSchedule.fast(self.model, share) for share in BREAKS}
-            alone = [n for n in alone if len(b := bricks_of(n)) == 1 or b == tuple(range(len(b)))]
-        elif len(alone) > SHOWN:
-            alone = [alone[i] for i in np.linspace(0, len(alone) - 1, SHOWN).astype(int)]
+        """Schedules to stand beside the one found: full, those known without a search, and one subnet alone."""
+        full, alone = self.subnets[-1], family_of(self.model).examples(self.subnets[:-1], SHOWN)
+        schedules = {"full": self._schedule([full] * len(self.steps))}
+        schedules |= schedule_kind(self.model).examples(self.model, BREAKS)
         return schedules | {f"only {name}": self._schedule([name] * len(self.steps)) for name in alone}
 
     def one_break(self) -> list[ScheduleScore]:
@@ -405,7 +393,7 @@ def _score_subnets(
     for model in models:
         model.eval()
     try:
-        missing = set(candidate_subnets(costs, limit, measure, hasattr(network, "num_bricks"))) - set(losses)
+        missing = set(candidate_subnets(costs, limit, measure, family_of(network))) - set(losses)
         if missing:
             measure(sorted(missing))
     finally:

@@ -33,7 +33,7 @@ from brickwork.gen.networks.wrapped import (
 from brickwork.gen.original.lego_checkpoints import load_original_lego
 from brickwork.gen.ports import ResidualPorts, as_map
 from brickwork.gen.presets import LEGO_PRESETS
-from brickwork.gen.subnets import Subnets, brick_subsets, bricks_of, name_of
+from brickwork.gen.subnets import BrickFamily, Subnets, brick_subsets, bricks_of, name_of
 
 LegoTransformer2DModelOutput = EstimatesOutput  # the former name
 
@@ -284,6 +284,8 @@ class LegoTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, A
         )
         model.bricks[0].model.load_state_dict(denoiser.state_dict())
         return model.eval()
+
+    subnet_family = BrickFamily()
 
     @property
     def num_bricks(self) -> int:

@@ -31,7 +31,7 @@ from brickwork.eval.sets.pictures import Preparation
 from brickwork.gen.networks.transformer import BlockTransformer2DModel
 from brickwork.gen.operations import count_operations
 from brickwork.gen.parameterization import EDMObjective
-from brickwork.gen.subnets import brick_subsets, bricks_of, name_of
+from brickwork.gen.subnets import BrickFamily, SubnetFamily, brick_subsets, bricks_of, name_of
 from brickwork.pipelines.class_to_image import ClassToImagePipeline
 from brickwork.pipelines.schedule_files import named_schedule
 from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
@@ -293,7 +293,7 @@ def test_tall_stacks_are_searched_for_sets_worth_scoring():
         return int(costs[list(subset)].sum())
 
     costs_of = {name_of(subset): cost(subset) for subset in trained}
-    names = candidate_subnets(costs_of, 120, score, bricks=True)
+    names = candidate_subnets(costs_of, 120, score, BrickFamily())
     assert sorted(asked) == names and len(set(asked)) == len(asked) <= 120
     chosen = list(map(bricks_of, names))
     assert {(0,), (9,), (0, 1), tuple(range(10))} <= set(chosen)
@@ -307,7 +307,7 @@ def test_tall_stacks_are_searched_for_sets_worth_scoring():
     exits = [subset for subset in chosen if subset == tuple(range(len(subset)))]
     assert best(trained) <= best(chosen) <= best(trained) + 0.1 * (best(exits) - best(trained))
     few = dict(list(costs_of.items())[:5])
-    assert candidate_subnets(few, 120, score, bricks=True) == list(few)
+    assert candidate_subnets(few, 120, score, BrickFamily()) == list(few)
 
 
 def test_a_limit_is_kept_in_a_real_search():
@@ -402,7 +402,7 @@ def test_many_subnets_of_other_kinds_are_searched_from_even_costs():
         asked.extend(names)
         return {name: np.array([1 / costs[name] + 0.001 * (costs[name] % 3)]) for name in names}
 
-    chosen = candidate_subnets(costs, 20, score, bricks=False)
+    chosen = candidate_subnets(costs, 20, score, SubnetFamily())
     assert sorted(asked) == chosen and len(set(asked)) == 20
     numbers = sorted(costs[name] for name in chosen)
     assert numbers[0] == 1 and numbers[-1] == 100
