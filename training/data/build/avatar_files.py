@@ -1,20 +1,23 @@
 """What data sets of avatars share: their three files and card, drawings in turn, and what is refused."""
 
+import io
 import random
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count as counted
 from pathlib import Path
 
+import PIL.Image
 from tqdm import tqdm
 
 from brickwork.errors import one_of
 from brickwork.files import check_folder, new_folder
 from brickwork.training.data.build.attributes import ATTRIBUTES, Drawing, draw, table, values_of
 from brickwork.training.data.build.dicebear import Artist, artist, install, require_programs
+from brickwork.training.data.build.svg import rasterise
 
 SPLITS = {"train": "train.parquet", "combination": "held_out_combinations.parquet", "seed": "held_out_seeds.parquet"}
 CARD = "README.md"
@@ -40,11 +43,11 @@ class Wanted:
             allow it.
     """
 
-    count: int
-    held_out: int
-    size: int
-    styles: list[str] = field(default_factory=list)
-    where: dict[str, list[str]] = field(default_factory=dict)
+    count: int = 10000
+    held_out: int = 1000
+    size: int = 128
+    styles: list[str] | None = None
+    where: dict[str, list[str]] | None = None
     seed: int = 0
 
     def __post_init__(self):
@@ -98,24 +101,48 @@ def refuse(style: str, licence: str) -> None:
 
 @contextmanager
 def open_set(
-    output: Path, styles: list[str], packages: str | Path | None, overwrite: bool
-) -> Iterator[tuple[Path, Artist]]:
-    """A folder to write into, which becomes `output` when the block ends, and the artist of the styles.
+    output: str | Path, wanted: Wanted, packages: str | Path | None, overwrite: bool, title: str, told: Iterable[str]
+) -> Iterator[tuple[Path, Artist, Counter]]:
+    """A folder to write into, which becomes `output`, with a card, when the block ends.
+
+    Args:
+        output: the folder.
+        wanted: what is drawn.
+        packages: folder in which the styles' npm packages are kept; None for a temporary one.
+        overwrite: replace what an earlier run wrote.
+        title: of the data, for the card. told: lines on them.
+
+    Yields:
+        The folder, the artist of the styles, and a count of the drawings by style, for the block to fill in.
 
     Raises:
         ValueError: for files in the way, refused licences, and where Node, npm or resvg-py are missing.
     """
     check_folder(output, MAKER, overwrite=overwrite)
     require_programs()
+    drawn: Counter = Counter()
     with (
         tempfile.TemporaryDirectory(prefix="brickwork-avatars-") as installed,
         new_folder(output, MAKER, overwrite=overwrite) as building,
     ):
         folder = Path(packages or installed)
         install(folder)
-        with artist(folder, styles) as hand:
+        with artist(folder, wanted.styles) as hand:
             check_licences(hand.styles)
-            yield building, hand
+            yield building, hand, drawn
+            _write_card(building / CARD, title, told, hand.styles, drawn)
+
+
+def draw_picture(hand: Artist, style: str, options: dict, side: int) -> PIL.Image.Image:
+    """One avatar, RGBA, of so many pixels."""
+    return PIL.Image.open(io.BytesIO(rasterise(hand.draw(style, options), side))).convert("RGBA")
+
+
+def png_of(picture: PIL.Image.Image) -> bytes:
+    """A picture as a PNG without an alpha channel."""
+    file = io.BytesIO()
+    picture.convert("RGB").save(file, "PNG")
+    return file.getvalue()
 
 
 class Draws:
@@ -172,24 +199,15 @@ def write_rows(path: Path, features, rows: list, finish: Callable[[int, object],
             writer.write_table(pa.Table.from_pylist(batch, schema=schema))
 
 
-def write_card(
-    path: Path, title: str, told: Iterable[str], styles: dict[str, dict], drawn: Counter, attributes: Iterable[str]
-) -> None:
-    """What the data are, their designers and licences.
-
-    Args:
-        title: of the data. told: lines on them.
-        styles: as `Artist.styles` has them.
-        drawn: pictures of each style.
-        attributes: whose values are listed.
-    """
+def _write_card(path: Path, title: str, told: Iterable[str], styles: dict[str, dict], drawn: Counter) -> None:
+    """What the data are, their designers and licences, and the values of their attributes."""
     lines = [
         f"| {style} | {drawn[style]} | [{made['title']}]({made['source']}) by {made['creator']} | "
         f"[{made['license']['name']}]({made['license']['url']}) |"
         for style, made in styles.items()
     ]
     values = {
-        name: dict.fromkeys(value for style in styles for value in values_of(style, name)) for name in attributes
+        name: dict.fromkeys(value for style in styles for value in values_of(style, name)) for name in ATTRIBUTES
     }
     card = [
         f"# {title}",

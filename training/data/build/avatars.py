@@ -4,12 +4,10 @@
 attributes that no training picture has, and pictures of other seeds. With `--scenes` each picture has several avatars.
 """
 
-import io
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 from pathlib import Path
-
-import PIL.Image
+from typing import Any
 
 from brickwork.training.data.build.attributes import ATTRIBUTES, table
 from brickwork.training.data.build.avatar_files import (
@@ -18,49 +16,40 @@ from brickwork.training.data.build.avatar_files import (
     SPLITS,
     Draws,
     Wanted,
+    draw_picture,
     open_set,
-    write_card,
+    png_of,
     write_rows,
 )
 from brickwork.training.data.build.captions import caption
 from brickwork.training.data.build.clips import build_clips
 from brickwork.training.data.build.scenes import build_scenes
-from brickwork.training.data.build.svg import rasterise
 
 
 def build_avatars(
-    output: str | Path,
-    *,
-    count: int = 10000,
-    held_out: int = 1000,
-    size: int = 128,
-    styles: list[str] | None = None,
-    where: dict[str, list[str]] | None = None,
-    seed: int = 0,
-    packages: str | Path | None = None,
-    overwrite: bool = False,
+    output: str | Path, *, packages: str | Path | None = None, overwrite: bool = False, **asked: Any
 ) -> Path:
     """Builds the data set in the folder `output` and returns that; the same bytes for the same arguments and versions.
 
     Args:
-        count, held_out, size, styles, where, seed: see `Wanted`.
-        packages: folder in which the styles' npm packages are kept; None for a temporary one.
-        overwrite: replace what an earlier run wrote.
+        packages, overwrite: see `open_set`.
+        asked: see `Wanted`.
 
     Raises `ValueError` for what `Wanted` and `open_set` refuse.
     """
-    wanted, drawn = Wanted(count, held_out, size, styles, where, seed), Counter()
-    with open_set(Path(output), wanted.styles, packages, overwrite) as (folder, hand):
+    wanted = Wanted(**asked)
+    count, held_out, size = wanted.count, wanted.held_out, wanted.size
+    told = [
+        f"Made by `{MAKER}`: {count + 2 * held_out} pictures of {size}×{size} pixels, seed {wanted.seed}; DiceBear "
+        "9.4.3.",
+        "",
+        f"- `{SPLITS['train']}`: {count} pictures",
+        f"- `{SPLITS['combination']}`: {held_out} whose `combination` is in no training picture",
+        f"- `{SPLITS['seed']}`: {held_out} of other seeds, with the training pictures' combinations",
+    ]
+    with open_set(output, wanted, packages, overwrite, "Avatars", told) as (folder, hand, drawn):
         for split, name in SPLITS.items():
             _write(folder / name, split, wanted, hand, drawn)
-        told = [
-            f"Made by `{MAKER}`: {drawn.total()} pictures of {size}×{size} pixels, seed {seed}; DiceBear 9.4.3.",
-            "",
-            f"- `{SPLITS['train']}`: {count} pictures",
-            f"- `{SPLITS['combination']}`: {held_out} whose `combination` is in no training picture",
-            f"- `{SPLITS['seed']}`: {held_out} of other seeds, with the training pictures' combinations",
-        ]
-        write_card(folder / CARD, "Avatars", told, hand.styles, drawn, ATTRIBUTES)
     return Path(output)
 
 
@@ -76,20 +65,13 @@ def _write(path: Path, split: str, wanted: Wanted, hand, drawn: Counter) -> None
 
     def finish(number: int, row: tuple) -> dict:
         drawing, words = row
-        png = _opaque(rasterise(hand.draw(drawing.style, drawing.options), wanted.size))
+        png = png_of(draw_picture(hand, drawing.style, drawing.options, wanted.size))
         told = {"text": words, "split": split, "combination": drawing.combination, **drawing.attributes}
         image = {"bytes": png, "path": f"{split}/{number:07d}.png"}
         return {"image": image, "label": styles.index(drawing.style), **told}
 
     columns = dict.fromkeys(("text", "split", "combination", *ATTRIBUTES), Value("string"))
     write_rows(path, Features(image=Image(), label=ClassLabel(names=styles), **columns), rows, finish)
-
-
-def _opaque(picture: bytes) -> bytes:
-    """The PNG without its alpha channel, which the ground leaves nothing to do."""
-    file = io.BytesIO()
-    PIL.Image.open(io.BytesIO(picture)).convert("RGB").save(file, "PNG")
-    return file.getvalue()
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

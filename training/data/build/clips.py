@@ -12,22 +12,22 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 
-from brickwork.training.data.build.attributes import ATTRIBUTES, Drawing, expand, table, values_of
+from brickwork.training.data.build.attributes import Drawing, expand, table, values_of
 from brickwork.training.data.build.avatar_files import (
-    CARD,
     MAKER,
     SPLITS,
     Draws,
     Wanted,
+    draw_picture,
     open_set,
-    write_card,
+    png_of,
     write_rows,
 )
 from brickwork.training.data.build.captions import phrase
-from brickwork.training.data.build.svg import rasterise
 
 FRAMES, FPS = 16, 8
 FINER = 4  # drawn at so many times the size
@@ -144,8 +144,7 @@ def paint(clip: ClipToBe, size: int, hand) -> tuple[list[PIL.Image.Image], dict]
         options = own | motion.changed.get(number, {})
         key = json.dumps(options, sort_keys=True)
         if key not in drawn:
-            png = rasterise(hand.draw(clip.drawing.style, options), side)
-            drawn[key] = PIL.Image.open(io.BytesIO(png)).convert("RGBA")
+            drawn[key] = draw_picture(hand, clip.drawing.style, options, side)
         across, down = (round(fine * part) for part in shift)
         page, corner = PIL.Image.new("RGB", (fine, fine), ground), (fine - side) // 2
         page.paste(drawn[key], (corner + across, corner + down), drawn[key])
@@ -156,16 +155,7 @@ def paint(clip: ClipToBe, size: int, hand) -> tuple[list[PIL.Image.Image], dict]
 
 
 def build_clips(
-    output: str | Path,
-    *,
-    count: int = 2000,
-    held_out: int = 200,
-    size: int = 64,
-    styles: list[str] | None = None,
-    where: dict[str, list[str]] | None = None,
-    seed: int = 0,
-    packages: str | Path | None = None,
-    overwrite: bool = False,
+    output: str | Path, *, packages: str | Path | None = None, overwrite: bool = False, **asked: Any
 ) -> Path:
     """Builds clips in the folder `output` and returns that; the same bytes for the same arguments and versions.
 
@@ -175,26 +165,25 @@ def build_clips(
     every training clip as a picture, to train the image network on.
 
     Args:
-        count, held_out, size, styles, where, seed: see `Wanted`.
-        packages: folder in which the styles' npm packages are kept; None for a temporary one.
-        overwrite: replace what an earlier run wrote.
+        packages, overwrite: see `open_set`.
+        asked: see `Wanted`; by default 2,000 clips of 64 pixels, and 200 in each held-out file.
 
     Raises `ValueError` for what `Wanted` and `open_set` refuse, and for styles that cannot move, or none that blinks.
     """
-    styles = list(styles or (style for style in table()["styles"] if style not in REFUSED))
-    wanted, drawn = Wanted(count, held_out, size, styles, where, seed), Counter()
-    still = [style for style in styles if style in REFUSED]
-    if still or not set(styles) & set(CLOSED_EYES):
+    asked["styles"] = asked.get("styles") or [style for style in table()["styles"] if style not in REFUSED]
+    wanted = Wanted(**{"count": 2000, "held_out": 200, "size": 64} | asked)
+    still = [style for style in wanted.styles if style in REFUSED]
+    if still or not set(wanted.styles) & set(CLOSED_EYES):
         what = f"{still[0]}, which is a face on its ground" if still else "no style whose eyes close"
         raise ValueError(f"styles has {what}; name others, among them one of {', '.join(CLOSED_EYES)}.")
-    with open_set(Path(output), wanted.styles, packages, overwrite) as (folder, hand):
+    told = [
+        f"Made by `{MAKER} --clips`: {wanted.count} clips of {FRAMES} frames at {FPS} a second, and {wanted.held_out} "
+        f"in each held-out file; {wanted.size}×{wanted.size} pixels, seed {wanted.seed}; DiceBear 9.4.3. Motions: "
+        f"{', '.join(MOTIONS)}.",
+    ]
+    with open_set(output, wanted, packages, overwrite, "Clips of avatars", told) as (folder, hand, drawn):
         for split, name in SPLITS.items():
             _write(folder, name, split, wanted, hand, drawn)
-        told = [
-            f"Made by `{MAKER} --clips`: {count} clips of {FRAMES} frames at {FPS} a second, and {held_out} in each "
-            f"held-out file; {size}×{size} pixels, seed {seed}; DiceBear 9.4.3. Motions: {', '.join(MOTIONS)}.",
-        ]
-        write_card(folder / CARD, "Clips of avatars", told, hand.styles, drawn, ATTRIBUTES)
     return Path(output)
 
 
@@ -211,7 +200,7 @@ def _write(folder: Path, name: str, split: str, wanted: Wanted, hand, drawn: Cou
         file, kind = io.BytesIO(), list(MOTIONS).index(clip.kind)
         times = {"duration": round(1000 / FPS), "loop": 0}
         frames[0].save(file, "WEBP", save_all=True, append_images=frames[1:], lossless=True, **times)
-        stills.append((_png(frames[number * 7 % FRAMES]), kind, clip.text))
+        stills.append((png_of(frames[number * 7 % FRAMES]), kind, clip.text))
         told = {"text": clip.text, "split": split, "style": clip.drawing.style, "truth": json.dumps(truth)}
         content = {"bytes": file.getvalue(), "path": f"{split}/{number:07d}.webp"}
         return {"clip": content, "label": kind, "frames": FRAMES, "fps": float(FPS), **told}
@@ -225,12 +214,6 @@ def _write(folder: Path, name: str, split: str, wanted: Wanted, hand, drawn: Cou
             return {"image": {"bytes": still[0], "path": f"{number:07d}.png"}, "label": still[1], "text": still[2]}
 
         write_rows(folder / STILLS, Features(image=Image(), label=label, text=text), stills, row)
-
-
-def _png(picture: PIL.Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()
 
 
 def _listed(pattern) -> list[str]:

@@ -4,29 +4,27 @@ A scene is laid out in shares of the picture: a larger picture shows the same sc
 """
 
 import contextlib
-import io
 import json
 import random
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 
-from brickwork.training.data.build.attributes import ATTRIBUTES, Drawing, table
+from brickwork.training.data.build.attributes import Drawing, table
 from brickwork.training.data.build.avatar_files import (
-    CARD,
     MAKER,
     SPLITS,
     Draws,
     Wanted,
+    draw_picture,
     open_set,
-    write_card,
+    png_of,
     write_rows,
 )
 from brickwork.training.data.build.captions import phrase, scene_caption
-from brickwork.training.data.build.svg import rasterise
 
 ASPECTS = (1 / 2, 2 / 3, 3 / 4, 1, 1, 4 / 3, 3 / 2, 2)  # width over height
 MULTIPLE = 8  # of both sides in pixels
@@ -122,30 +120,22 @@ def paint(scene: Scene, hand) -> tuple[bytes, list[dict]]:
     boxes = []
     for one in scene.avatars:
         left, top, side = one.square
-        svg = hand.draw(one.drawing.style, one.drawing.options)
-        drawn = PIL.Image.open(io.BytesIO(rasterise(svg, side))).convert("RGBA")
+        drawn = draw_picture(hand, one.drawing.style, one.drawing.options, side)
         page.paste(drawn, (left, top), drawn)
         covered = drawn.getbbox(alpha_only=True) or (0, 0, side, side)
         corners = [covered[0] + left, covered[1] + top, covered[2] + left, covered[3] + top]
         shares = [round(edge / whole, 5) for edge, whole in zip(corners, (scene.width, scene.height) * 2)]
         boxes.append({"box": shares, "label": one.drawing.style, "text": one.words, **one.drawing.attributes})
-    file = io.BytesIO()
-    page.save(file, "PNG")
-    return file.getvalue(), boxes
+    return png_of(page), boxes
 
 
 def build_scenes(
     output: str | Path,
     *,
-    count: int = 10000,
-    held_out: int = 1000,
-    size: int = 128,
-    styles: list[str] | None = None,
-    where: dict[str, list[str]] | None = None,
     aspects: Sequence[float] | None = None,
-    seed: int = 0,
     packages: str | Path | None = None,
     overwrite: bool = False,
+    **asked: Any,
 ) -> Path:
     """Builds scenes in the folder `output` and returns that; the same bytes for the same arguments and versions.
 
@@ -154,22 +144,24 @@ def build_scenes(
     are as those of single avatars: of combinations that no avatar of the training pictures has, and of other seeds.
 
     Args:
-        count, held_out, styles, where, seed: see `Wanted`.
         aspects: width over height, from 1:2 to 2:1, of which each picture takes one; None for eight shapes.
-        size: root of the area of a picture in pixels; the shapes go from 1:2 to 2:1.
-        packages: folder in which the styles' npm packages are kept; None for a temporary one.
-        overwrite: replace what an earlier run wrote.
+        packages, overwrite: see `open_set`.
+        asked: see `Wanted`; `size` is the root of the area of a picture in pixels.
 
     Raises `ValueError` for what `Wanted` and `open_set` refuse.
     """
-    wanted, drawn = Wanted(count, held_out, size, styles, where, seed), Counter()
+    wanted = Wanted(**asked)
     shapes = ASPECTS if aspects is None else tuple(aspects)
     for aspect in shapes:
         if not 1 / 2 <= aspect <= 2:
             raise ValueError(f"aspects holds {aspect}; give width over height, from 0.5 to 2.")
     if not shapes:
         raise ValueError("aspects is empty; give width over height, from 0.5 to 2.")
-    with open_set(Path(output), wanted.styles, packages, overwrite) as (folder, hand):
+    told = [
+        f"Made by `{MAKER} --scenes`: {wanted.count} pictures of one to {MOST} avatars, and {wanted.held_out} in each "
+        f"held-out file; about {wanted.size}² pixels, from 1:2 to 2:1, seed {wanted.seed}; DiceBear 9.4.3.",
+    ]
+    with open_set(output, wanted, packages, overwrite, "Scenes of avatars", told) as (folder, hand, drawn):
         # Laid out before the first is painted, the small files first: what cannot be drawn is said at once.
         draws = {split: Draws(split, wanted, hand.styles) for split in SPLITS}
         laid_out = {
@@ -179,11 +171,6 @@ def build_scenes(
         for split, name in SPLITS.items():
             drawn.update(one.drawing.style for scene in laid_out[split] for one in scene.avatars)
             _write(folder / name, split, laid_out[split], hand)
-        told = [
-            f"Made by `{MAKER} --scenes`: {count} pictures of one to {MOST} avatars, and {held_out} in each held-out "
-            f"file; about {size}² pixels, from 1:2 to 2:1, seed {seed}; DiceBear 9.4.3.",
-        ]
-        write_card(folder / CARD, "Scenes of avatars", told, hand.styles, drawn, ATTRIBUTES)
     return Path(output)
 
 
