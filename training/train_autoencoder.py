@@ -7,14 +7,12 @@ the standard deviation of the training pictures' latents one.
 """
 
 import sys
+from functools import partial
 
 from brickwork.training.commands.train import task_script
 from brickwork.training.tasks.autoencoder import AutoencoderTask
 
-
-def main(arguments: list[str] | None = None) -> int:
-    return task_script("train_autoencoder.py", __doc__, AutoencoderTask, arguments)
-
+main = partial(task_script, "train_autoencoder.py", __doc__, AutoencoderTask)
 
 if __name__ == "__main__":
     sys.exit(main())

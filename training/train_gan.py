@@ -6,14 +6,12 @@ Running the same command again goes on from the newest checkpoint. The run leave
 """
 
 import sys
+from functools import partial
 
 from brickwork.training.commands.train import task_script
 from brickwork.training.tasks.gan import GanTask
 
-
-def main(arguments: list[str] | None = None) -> int:
-    return task_script("train_gan.py", __doc__, GanTask, arguments)
-
+main = partial(task_script, "train_gan.py", __doc__, GanTask)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,14 +6,12 @@ Running the same command again goes on from the newest checkpoint. The run leave
 """
 
 import sys
+from functools import partial
 
 from brickwork.training.commands.train import task_script
 from brickwork.training.tasks.series import SeriesTask
 
-
-def main(arguments: list[str] | None = None) -> int:
-    return task_script("train_series.py", __doc__, SeriesTask, arguments)
-
+main = partial(task_script, "train_series.py", __doc__, SeriesTask)
 
 if __name__ == "__main__":
     sys.exit(main())

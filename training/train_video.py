@@ -8,14 +8,12 @@ goes on from the newest checkpoint. The run leaves `pipeline/`, a `VideoPipeline
 """
 
 import sys
+from functools import partial
 
 from brickwork.training.commands.train import task_script
 from brickwork.training.tasks.video import VideoTask
 
-
-def main(arguments: list[str] | None = None) -> int:
-    return task_script("train_video.py", __doc__, VideoTask, arguments)
-
+main = partial(task_script, "train_video.py", __doc__, VideoTask)
 
 if __name__ == "__main__":
     sys.exit(main())

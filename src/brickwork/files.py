@@ -282,6 +282,13 @@ def check_file(
         raise ValueError(f"`{argument}` is {str(path)!r}, which is there already; name another, or add --overwrite.")
 
 
+def check_text(path: str | Path, heading: str, *, overwrite: bool = False, argument: str = "output") -> None:
+    """As `check_file`, of a text that begins with a command's heading."""
+    check_file(
+        path, lambda path: path.read_text(encoding="utf-8").startswith(heading), overwrite=overwrite, argument=argument
+    )
+
+
 @contextmanager
 def _told(target: Path) -> Iterator[None]:
     """Full disks, quotas and folders that nobody may write to, told by the target's own name; always an `OSError`."""

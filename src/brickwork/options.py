@@ -1,6 +1,7 @@
 """Options that several commands share. Imports nothing of ours."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ COMMON: dict[str, dict[str, Any]] = {
     "model": {"help": "weights that ship (lego-avatars-64), a pipeline folder, or a name on the hub"},
     "overrides": {"nargs": "*", "metavar": "section.key=value", "help": "values over the file"},
     "--batch-size": {"type": int, "default": 16, "help": "pictures at once (default: %(default)s)"},
+    "--config": {"help": "the run's YAML file, or the name of one that ships"},
     "--device": {"help": "cpu, cuda, … (default: the best there is)"},
     "--dry-run": {"action": "store_true", "help": "check everything, print the plan, train nothing"},
     "--dtype": {"default": "float32", "help": "float32 (default), bfloat16 or float16"},
@@ -49,6 +51,11 @@ def check_at_least(args: argparse.Namespace, least: int, *names: str) -> None:
             raise ValueError(f"`--{name.replace('_', '-')}` is {value}; give at least {least}.")
 
 
+def as_overrides(values: dict[str, Any]) -> list[str]:
+    """`{"run.seed": 1}` => `["run.seed=1"]`, as a command line gives values of a configuration."""
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+
+
 def add_hub(parser: argparse.ArgumentParser) -> None:
     """What a command that loads a model may be told of the hub."""
     group = parser.add_argument_group("models of the hub")
@@ -60,6 +67,12 @@ def add_hub(parser: argparse.ArgumentParser) -> None:
 def of_hub(args: argparse.Namespace) -> dict[str, str]:
     """What was given of them, as `from_pretrained` takes it."""
     return {name: value for name in _HUB if (value := getattr(args, name, None)) is not None}
+
+
+def add_yaml_output(parser: argparse.ArgumentParser, otherwise: str = "") -> None:
+    """Where to write a configuration; `otherwise` says what happens without."""
+    parser.add_argument("-o", "--output", type=Path, help=f"YAML file to write{otherwise}")
+    add_common(parser, "--overwrite")
 
 
 def add_target(parser: argparse.ArgumentParser, name: str, help: str, metavar: str | None = None) -> None:

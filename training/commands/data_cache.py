@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from brickwork import options
+
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Arguments of `brickwork data cache`."""
@@ -21,9 +23,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     kind.add_argument("--captions", metavar="COLUMN", help="encode the captions in this column")
     parser.add_argument("--pipeline", help="whose text encoders to use for --captions: a folder or a hub name")
     parser.add_argument("--dtype", help="of cached captions: float32, float16, bfloat16 (default: the encoders' own)")
-    parser.add_argument("--config", help="the run's YAML file, or the name of one that ships")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier cache of this command")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values over the file")
+    options.add_common(parser, "--config", "--overwrite", "overrides")
     parser.set_defaults(run=run_cache)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from brickwork import options
 from brickwork.eval.report.pictures import labelled_sheet, save_picture
 from brickwork.eval.sets.decode import BrokenPicture, kinds_of, open_upright, to_rgb
 from brickwork.eval.sets.tables import CAPTIONS, LABELS, captions_in, find_column, guessed_column, image_column
@@ -180,7 +181,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bucket-max-aspect", type=float, default=2.0)
     parser.add_argument("--histogram", type=Path, help="draw the buckets into this PNG")
     parser.add_argument("-o", "--output", type=Path, help="folder for a contact sheet and the complete report")
-    parser.add_argument("--overwrite", action="store_true", help="replace what this command wrote there before")
+    options.add_common(parser, "--overwrite")
     parser.add_argument("--json", type=Path, help="write everything, uncut, into this file")
     parser.set_defaults(run=run_check)
 

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from brickwork import options
 from brickwork.errors import advice
 from brickwork.eval.sets.tables import as_dataset
 from brickwork.files import check_file, write_file
@@ -29,7 +30,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         metavar="COLUMN=VALUE[,VALUE…]",
         help="keep rows with one of these values; several conditions must all hold",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier file of this command")
+    options.add_common(parser, "--overwrite")
     parser.set_defaults(run=run)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from brickwork import options
 from brickwork.files import digest, new_folder, read_json, write_json
 from brickwork.training.config.config import load_config
 from brickwork.training.data.images import BrokenImage, LabelledImages, images_of
@@ -30,9 +31,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "  brickwork evaluate calc samples --paired my-model runs/emoji-split/held-out …"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--config", help="the run's YAML file, or the name of one that ships")
-    parser.add_argument("--overwrite", action="store_true", help="replace another split in that folder")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values over the file")
+    options.add_common(parser, "--config", "--overwrite", "overrides")
     parser.set_defaults(run=run)
 
 

@@ -5,9 +5,12 @@ it, and values on the command line go over it.
 """
 
 import argparse
-import json
+import tempfile
 from pathlib import Path
 from typing import Any
+
+from brickwork.options import as_overrides
+from brickwork.training.commands.train import add_run_options, train_as_asked
 
 STEPS, SUBSTEPS = 4, 8
 # Course of a run unless the command line says otherwise, in images.
@@ -42,9 +45,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="of --steps: scale that the student draws with by itself (default: the teacher's)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="check all, print the plan, train nothing")
-    parser.add_argument("--accept-changes", action="store_true", help="go on with another configuration or data")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values over what is chosen")
+    add_run_options(parser, "values over what is chosen")
     parser.set_defaults(run=run, config=None)
 
 
@@ -55,7 +56,6 @@ def run(args: argparse.Namespace) -> int:
         ValueError: for a teacher that is no pipeline of ours or Stable Diffusion, or options that do not go together.
     """
     from brickwork.eval.sampling.pipelines import pipeline_class
-    from brickwork.training.commands.train import train_as_asked
 
     if args.second and not args.student:
         raise ValueError("`--second` is a second teacher of `--student`; a student of few steps has one.")
@@ -75,8 +75,9 @@ def run(args: argparse.Namespace) -> int:
     from brickwork.training.tasks.backbone import BackboneTask
 
     args.overrides = [*of_class_pipeline(args), *args.overrides]
-    args.overrides += encoded_pictures(args)
-    return train_as_asked(args, BackboneTask)
+    with tempfile.TemporaryDirectory(prefix="brickwork-distill-") as temporary:
+        args.overrides += encoded_pictures(args, Path(temporary) if args.dry_run else None)
+        return train_as_asked(args, BackboneTask)
 
 
 def of_class_pipeline(args: argparse.Namespace) -> list[str]:
@@ -110,7 +111,7 @@ def of_class_pipeline(args: argparse.Namespace) -> list[str]:
         chosen = [*overrides, *chosen]
         values |= _course("student") | {"objectives": [_granular(args)]}
         values["run.output_dir"] = f"runs/{_run_name(args.teacher)}-{args.student}"
-        return [*chosen, *_as_overrides(values)]
+        return [*chosen, *as_overrides(values)]
     guidance = (
         args.guidance if args.guidance is not None else pipeline_parts(args.teacher).get("guidance_scale") or 1.0
     )
@@ -121,7 +122,7 @@ def of_class_pipeline(args: argparse.Namespace) -> list[str]:
     values["objective.brick_dropout"] = 0.25 if network.get("trained_subsets") == "any" else 0.0
     if not torch.cuda.is_available() and device_has_bf16():
         values["model.attention_backend"] = "_native_math"  # the fused one's backward pass is 20 times as slow there
-    return [*chosen, *_as_overrides(values)]
+    return [*chosen, *as_overrides(values)]
 
 
 def of_stable_diffusion(args: argparse.Namespace) -> list[str]:
@@ -137,16 +138,18 @@ def of_stable_diffusion(args: argparse.Namespace) -> list[str]:
         values["data.source"] = args.data
     if args.student:
         values |= _course("student") | {"model.base": args.student, "objectives": [_granular(args)]}
-        return _as_overrides(values | {"run.output_dir": f"runs/{_run_name(args.teacher)}-{_run_name(args.student)}"})
+        return as_overrides(values | {"run.output_dir": f"runs/{_run_name(args.teacher)}-{_run_name(args.student)}"})
     guidance = SD_GUIDANCE if args.guidance is None else args.guidance
     values |= _course("steps") | _in_steps(args, guidance, _run_name(args.teacher))
     values |= {"model.base": str(folder), "objective.min_snr_gamma": None}
     values["objective.caption_dropout"] = 0.1 if guidance == 1 else 0.0
-    return _as_overrides(values)
+    return as_overrides(values)
 
 
-def encoded_pictures(args: argparse.Namespace) -> list[str]:
-    """Of a teacher with a VAE: `data.latents`, made beside the run's folder where none are given."""
+def encoded_pictures(args: argparse.Namespace, temporary: Path | None = None) -> list[str]:
+    """Of a teacher with a VAE: `data.latents`, made beside the run's folder (or, if any, in a temporary one) where
+    none are given.
+    """
     from brickwork.eval.sampling.pipelines import pipeline_folder
     from brickwork.training.config.config import load_config
     from brickwork.training.data.cache import cache_latents, load_vae
@@ -158,9 +161,10 @@ def encoded_pictures(args: argparse.Namespace) -> list[str]:
         return []
     latents = Path(f"{config.run.output_dir}-latents")
     if not latents.exists():
+        latents = latents if temporary is None else temporary / "latents"
         print(f"Encoding the pictures once, into {latents}.")
         cache_latents(latents, images_of(config.data), load_vae(str(folder)), str(folder))
-    return _as_overrides({"data.latents": str(latents)})
+    return as_overrides({"data.latents": str(latents)})
 
 
 def _granular(args: argparse.Namespace) -> dict[str, Any]:
@@ -197,7 +201,3 @@ def _run_name(source: str) -> str:
     """A name for the run: of `runs/cats/pipeline`, `cats`."""
     path = Path(source)
     return path.parent.name if path.name == "pipeline" and path.parent.name else path.name
-
-
-def _as_overrides(values: dict[str, Any]) -> list[str]:
-    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]

@@ -3,7 +3,8 @@
 import argparse
 import re
 import sys
-from pathlib import Path
+
+from brickwork import options
 
 HEADING = "# Written by `brickwork new-config"
 
@@ -18,8 +19,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "  brickwork new-config d-emo-s-2 -o my-run.yaml"
     )
     parser.add_argument("words", nargs="*", metavar="[PRESET] [section.key=value …]", help="what differs")
-    parser.add_argument("-o", "--output", type=Path, help="YAML file to write (default: print it)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that this command wrote")
+    options.add_yaml_output(parser, " (default: print it)")
     parser.set_defaults(run=run)
 
 
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: for an unknown preset, values that do not fit, or an output that is something else.
     """
-    from brickwork.files import check_file, write_file
+    from brickwork.files import check_text, write_file
 
     names = [word for word in args.words if "=" not in word]
     if len(names) > 1:
@@ -38,12 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output is None:
         sys.stdout.write(text)
         return 0
-    check_file(
-        args.output,
-        lambda path: path.read_text(encoding="utf-8").startswith(HEADING),
-        overwrite=args.overwrite,
-        argument="--output",
-    )
+    check_text(args.output, HEADING, overwrite=args.overwrite, argument="--output")
     write_file(args.output, text)
     print(f"wrote {args.output}; train with it: brickwork train --config {args.output}")
     return 0

@@ -4,7 +4,6 @@ What is chosen is a list of `section.key=value`, so that the run's configuration
 command line go over it.
 """
 
-import json
 import os
 import re
 import time
@@ -21,6 +20,7 @@ from brickwork.errors import advice, shown
 from brickwork.eval.sets.decode import BrokenPicture, open_upright
 from brickwork.eval.sets.reader import undecoded
 from brickwork.eval.sets.tables import CAPTIONS, LABELS, find_column, guessed_column, image_column, labels_in, numbered
+from brickwork.options import as_overrides
 from brickwork.training.config.config import TrainConfig, given_values, load_config
 from brickwork.training.config.reading import read_yaml
 from brickwork.training.data.images import load_table
@@ -130,19 +130,19 @@ def choose(source: str, overrides: list[str]) -> tuple[list[str], list[str]]:
     else:
         chosen |= {"model.type": "LegoTransformer2DModel", "model.config": _windows(size) | network}
     chosen |= {"run.batch_size": min(batch, found.count, given.get("run.total_images", batch))}
-    config = load_config(None, [*_as_overrides(chosen), *overrides])
+    config = load_config(None, [*as_overrides(chosen), *overrides])
     rate = images_per_second(config, list(found.classes))
     batch = config.run.batch_size
     longest = min(max(int(rate * 60 * MINUTES), LEAST_TIMES * found.count), MOST_TIMES * found.count)
     chosen |= _lengths(given.get("run.total_images", max(batch, longest // batch * batch)), batch)
-    config = load_config(None, [*_as_overrides(chosen), *overrides])
-    return [*_as_overrides(chosen), *overrides], _say(found, config, preset, rate)
+    config = load_config(None, [*as_overrides(chosen), *overrides])
+    return [*as_overrides(chosen), *overrides], _say(found, config, preset, rate)
 
 
 def described(source: str, overrides: list[str]) -> list[str]:
     """What a configuration says of a source: where it is and which columns it has, unless overrides say which."""
     columns = look_at(source, given_values(overrides)).columns
-    return _as_overrides({"data.source": source} | {f"data.{key}": name for key, name in columns.items()})
+    return as_overrides({"data.source": source} | {f"data.{key}": name for key, name in columns.items()})
 
 
 def images_per_second(config: TrainConfig, class_names: list[str]) -> float:
@@ -212,10 +212,6 @@ def _lengths(total: int, batch: int) -> dict[str, int]:
         "optimizer.cooldown_images": share(1 / 4, 0),
         "ema.half_life_images": share(1 / 20, batch),
     }
-
-
-def _as_overrides(chosen: dict[str, object]) -> list[str]:
-    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in chosen.items()]
 
 
 def _say(found: Pictures, config: TrainConfig, preset: str, rate: float) -> list[str]:

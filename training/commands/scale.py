@@ -4,6 +4,8 @@ import argparse
 import re
 from pathlib import Path
 
+from brickwork import options
+
 HEADING = "# Written by `brickwork scale"
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
@@ -31,8 +33,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pictures", type=int, default=1_000_000, help="of the training set (default: 1000000)")
     parser.add_argument("--classes", type=int, default=10, help="of the data, 0 for none (default: 10)")
     parser.add_argument("--max-size", type=int, help="side that the images may grow to (default: they stay)")
-    parser.add_argument("-o", "--output", type=Path, help="YAML file to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that this command wrote")
+    options.add_yaml_output(parser)
     parser.set_defaults(run=run)
 
 
@@ -42,15 +43,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: for an unknown preset, a budget that is none or too small, and an output that is something else.
     """
-    from brickwork.files import check_file, write_file
+    from brickwork.files import check_text, write_file
 
     if args.output is not None:
-        check_file(
-            args.output,
-            lambda path: path.read_text(encoding="utf-8").startswith(HEADING),
-            overwrite=args.overwrite,
-            argument="--output",
-        )
+        check_text(args.output, HEADING, overwrite=args.overwrite, argument="--output")
     text, told = propose(args)
     print(told)
     if args.output is not None:

@@ -8,18 +8,25 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from brickwork import options
+
 if TYPE_CHECKING:
     from brickwork.training.task import Task
+
+
+def add_run_options(parser: argparse.ArgumentParser, values: str = "values over the file") -> None:
+    """What everything that trains by a configuration takes; `values` says what is given behind the options."""
+    options.add_common(parser, "--dry-run")
+    parser.add_argument(
+        "--accept-changes", action="store_true", help="go on with a configuration or data other than the run's so far"
+    )
+    options.add_common(parser, "overrides", help=values)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, defaults: str = "training/configs/defaults.yaml") -> None:
     """Add what every training script takes; `defaults` is the file that names every value."""
     parser.add_argument("--config", type=Path, help=f"YAML file over {defaults}, or the name of one that ships")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, train nothing")
-    parser.add_argument(
-        "--accept-changes", action="store_true", help="go on with a configuration or data other than the run's so far"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values over the file")
+    add_run_options(parser)
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:

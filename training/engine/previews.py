@@ -194,3 +194,17 @@ def export_pipeline(pipeline, folder: Path, objective: ObjectiveConfig | None = 
     put_in_place(temporary, target)
     print(f"The pipeline with the averaged weights is in {target}.")
     return target
+
+
+def leave_pipeline(task: Task, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    """Leave `pipeline/`, with the averaged weights; whoever draws with it gets what the run's samples show."""
+    network = averaged_copy(task.network, weights)  # by all processes: what is frozen may be sharded too
+    if not task.accelerator.is_main_process:
+        return
+    pipeline, shown = task.pipeline(network), task.config.samples
+    if "guidance_scale" in pipeline.config:  # ours with classes remember it
+        guided = shown.guidance_scale != 1 and network.config.get("num_classes") is not None
+        pipeline.register_to_config(
+            num_inference_steps=shown.steps, guidance_scale=shown.guidance_scale if guided else None
+        )
+    export_pipeline(pipeline, folder, task.config.objective)

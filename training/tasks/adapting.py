@@ -81,6 +81,20 @@ class Conditions:
         return {name: [one[name] for one in values] for name in self.columns}
 
 
+class Paired:
+    """What a stream has whose rows have conditions too; a row whose conditions cannot be read counts as broken.
+
+    Attributes:
+        conditions: of the rows.
+    """
+
+    conditions: Conditions
+
+    def _sample(self, row: int, position: int) -> tuple:
+        self.conditions(row)
+        return super()._sample(row, position)
+
+
 def _decoded(value: Any) -> Any:
     stored = isinstance(value, bytes) or (isinstance(value, dict) and {"bytes", "path"} & value.keys())
     return to_rgb(open_upright(value)) if stored else value

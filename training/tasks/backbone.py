@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Self
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
-from brickwork.eval.held_out.paired_loss import PairedSet, estimates, paired_loss
-from brickwork.eval.report.pictures import grid
+from brickwork.eval.held_out.paired_loss import PairedSet, estimates
 from brickwork.eval.sampling.pipelines import load_pipeline, pipeline_folder
 from brickwork.eval.sampling.sample_set import denoiser_of
 from brickwork.gen.conditioning import crop_coordinates
@@ -26,12 +24,12 @@ from brickwork.training.data.cache import CachedLatents, TensorCache, load_vae
 from brickwork.training.data.canvas import CanvasSettings, CanvasStream
 from brickwork.training.data.images import BrokenImage, LabelledImages, images_of
 from brickwork.training.data.stream import TrainingStream
-from brickwork.training.engine.previews import averaged_copy, build_metrics, draw_samples, export_pipeline, show_sheet
+from brickwork.training.engine.previews import build_metrics
 from brickwork.training.engine.schedule import course
 from brickwork.training.task import Phase, Step
 from brickwork.training.tasks.backbones import BACKBONES, TrainedOn, build_model, build_objective
 from brickwork.training.tasks.brick_by_brick import draw_bricks, frozen_digest, stages_of, without_later_bricks
-from brickwork.training.tasks.denoising import DenoisingTask
+from brickwork.training.tasks.denoising import LabelledTask
 
 
 def build_images(data: DataConfig) -> LabelledImages | CachedLatents:
@@ -72,17 +70,15 @@ def build_held_out(images: LabelledImages | CachedLatents, rows) -> PairedSet | 
     return PairedSet.from_images(torch.stack(stills), torch.tensor(labels) if images.class_names else None)
 
 
-class BackboneTask(DenoisingTask):
+class BackboneTask(LabelledTask):
     """Networks of `BACKBONES`, bricks and crops of canvases among them.
 
     Attributes:
-        held_out: the frozen list that the averaged weights are scored on, if any.
         vae: of cached latents.
         scheduler: that pipelines draw with in place of the parameterization's own.
     """
 
     configuration = TrainConfig
-    held_out: PairedSet | None
     vae: torch.nn.Module | None
     scheduler: Any = None
 
@@ -130,11 +126,8 @@ class BackboneTask(DenoisingTask):
         return stages_of(config.objective, self.network, config.run.total_images, config.model.comes_trained)
 
     def step(self, batch: dict[str, torch.Tensor], number: int) -> Step:
-        conditions, num_classes = {"class_labels": None}, self.network.config.num_classes
+        conditions = {"class_labels": self.labels(batch)}
         random, subnet = random_numbers(self.config.run.seed, STEP, number), None
-        if num_classes is not None:
-            hidden = batch["label_draw"] < self.config.objective.label_dropout
-            conditions["class_labels"] = torch.where(hidden, num_classes, batch["label"])
         if "crop" in batch:
             conditions["coordinates"] = crop_coordinates(batch["crop"], *batch["image"].shape[-2:])
         if isinstance(self.network, StitchedDenoiser):
@@ -184,40 +177,6 @@ class BackboneTask(DenoisingTask):
             pipeline.register_modules(scheduler=self.scheduler)
         return without_later_bricks(pipeline, network, getattr(self.phase, "runs", None))
 
-    def preview(self, images: int, log: Any) -> None:
-        """Score the averaged weights on the held-out list, and draw a grid of samples."""
-        settings, sheet = self.config.samples, None
-        if self.held_out is not None:
-            with self.accelerator.autocast():
-                bricks = getattr(self.phase, "runs", None)
-                subnet = None if bricks is None else name_of(bricks)
-                result = paired_loss(self.network, self.held_out, self.parameterization, subnet)
-            scalars = {"held_out/loss": result["loss"]}
-            if len(result["per_estimate"]) > 1:
-                scalars |= {f"held_out/brick_{i}": loss for i, loss in enumerate(result["per_estimate"])}
-            scalars |= {f"held_out_at/sigma_{sigma}": loss for sigma, loss in result["per_level"].items()}
-            log.scalars(images, scalars)
-            self.accelerator.print(f"{images:,} images: held-out paired loss {result['loss']:.4f}")
-        if settings.count:
-            with self.accelerator.autocast():
-                pictures = draw_samples(
-                    self.pipeline(self.network),
-                    self.network.config.num_classes,
-                    settings.count,
-                    settings.steps,
-                    settings.guidance_scale,
-                )
-            sheet = grid(pictures, columns=min(8, len(pictures)))
-        show_sheet(self, sheet, images, log)
-
-    def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
-        """Leave `pipeline/`, with the averaged weights."""
-        network = averaged_copy(self.network, weights)  # by all processes: what is frozen may be sharded too
-        if self.accelerator.is_main_process:
-            pipeline, shown = self.pipeline(network), self.config.samples
-            guided = shown.guidance_scale != 1 and network.config.get("num_classes") is not None
-            if hasattr(pipeline, "schedule_name"):  # ours: whoever draws with it gets what the run's grids show
-                pipeline.register_to_config(
-                    num_inference_steps=shown.steps, guidance_scale=shown.guidance_scale if guided else None
-                )
-            export_pipeline(pipeline, folder, self.config.objective)
+    def shown_subnet(self) -> str | None:
+        bricks = getattr(self.phase, "runs", None)
+        return None if bricks is None else name_of(bricks)

@@ -9,7 +9,7 @@ from brickwork.training.config.adapter import ModuleAdapterConfig
 from brickwork.training.config.config import CONFIGS, DEFAULTS, TrainConfig
 from brickwork.training.config.section import require
 from brickwork.training.data.stream import TrainingStream
-from brickwork.training.tasks.adapting import AdaptedNetwork, Conditions, TrainsAdapter, put_on
+from brickwork.training.tasks.adapting import AdaptedNetwork, Conditions, Paired, TrainsAdapter, put_on
 from brickwork.training.tasks.backbone import BackboneTask
 
 
@@ -31,17 +31,10 @@ class AdaptedBackbone(AdaptedNetwork):
             return getattr(super().__getattr__("network"), name)
 
 
-class PairedPictures(TrainingStream):
-    """Samples with the number of their row, whose conditions can be read; others count as broken pictures do.
-
-    Attributes:
-        conditions: of the rows.
-    """
-
-    conditions: Conditions
+class PairedPictures(Paired, TrainingStream):
+    """Samples with the number of their row."""
 
     def _sample(self, row: int, position: int) -> tuple:
-        self.conditions(row)
         self._latest = row
         return super()._sample(row, position)
 

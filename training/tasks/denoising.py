@@ -1,9 +1,13 @@
 """What tasks that teach a network to denoise have in common: noisy inputs, and the loss of what the network says."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 
+from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
+from brickwork.eval.report.pictures import grid
+from brickwork.training.engine.previews import draw_samples, leave_pipeline, show_sheet
 from brickwork.training.task import Step, Task
 
 SAME = 1e-4  # between two parameterizations that ask a network for the same
@@ -59,3 +63,50 @@ class DenoisingTask(Task):
                 f"`teacher` is {source!r}, which was trained to predict something else "
                 f"({type(parameterization).__name__}) than this run asks for; take one of the run's own `objective`."
             )
+
+
+class LabelledTask(DenoisingTask):
+    """A denoiser of pictures or clips, with classes or without.
+
+    Attributes:
+        held_out: the frozen list that the averaged weights are scored on, if any.
+        counted: what the run counts, for the log.
+        columns: of a sheet of samples, at most.
+    """
+
+    held_out: PairedSet | None
+    counted: ClassVar[str] = "images"
+    columns: ClassVar[int] = 8
+
+    def labels(self, batch: dict[str, torch.Tensor]) -> torch.Tensor | None:
+        """The classes of a batch `(B,)`, a share `objective.label_dropout` of them hidden; `None` without classes."""
+        num_classes = self.network.config.num_classes
+        if num_classes is None:
+            return None
+        return torch.where(batch["label_draw"] < self.config.objective.label_dropout, num_classes, batch["label"])
+
+    def shown_subnet(self) -> str | None:
+        """The part of the network that is scored; `None` for all of it."""
+        return None
+
+    def preview(self, images: int, log: Any) -> None:
+        """Score the averaged weights on the held-out list, and draw a grid of samples."""
+        settings, sheet = self.config.samples, None
+        if self.held_out is not None:
+            with self.accelerator.autocast():
+                result = paired_loss(self.network, self.held_out, self.parameterization, self.shown_subnet())
+            scalars = {"held_out/loss": result["loss"]}
+            if len(result["per_estimate"]) > 1:
+                scalars |= {f"held_out/brick_{i}": loss for i, loss in enumerate(result["per_estimate"])}
+            scalars |= {f"held_out_at/sigma_{sigma}": loss for sigma, loss in result["per_level"].items()}
+            log.scalars(images, scalars)
+            self.accelerator.print(f"{images:,} {self.counted}: held-out paired loss {result['loss']:.4f}")
+        if settings.count:
+            with self.accelerator.autocast():
+                classes, guidance = self.network.config.num_classes, settings.guidance_scale
+                drawn = draw_samples(self.pipeline(self.network), classes, settings.count, settings.steps, guidance)
+            sheet = grid(drawn, columns=min(self.columns, len(drawn)))
+        show_sheet(self, sheet, images, log)
+
+    def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
+        leave_pipeline(self, weights, folder)

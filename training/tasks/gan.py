@@ -14,7 +14,7 @@ from brickwork.pipelines.one_step import OneStepPipeline
 from brickwork.training.config.config import TrainConfig, require_task
 from brickwork.training.data.images import images_of
 from brickwork.training.data.stream import TrainingStream
-from brickwork.training.engine.previews import averaged_copy, build_metrics, export_pipeline, show_sheet
+from brickwork.training.engine.previews import build_metrics, leave_pipeline, show_sheet
 from brickwork.training.engine.schedule import course
 from brickwork.training.objectives.adversarial import AdversarialObjective
 from brickwork.training.task import Step, Task
@@ -80,7 +80,4 @@ class GanTask(Task):
         show_sheet(self, grid(np.stack([np.asarray(p) for p in pictures]), columns=min(8, count)), images, log)
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
-        """Leave `pipeline/`, with the averaged generator."""
-        network = averaged_copy(self.network, weights)
-        if self.accelerator.is_main_process:
-            export_pipeline(self.pipeline(network), folder, self.config.objective)
+        leave_pipeline(self, weights, folder)

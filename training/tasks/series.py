@@ -7,20 +7,19 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from brickwork.errors import one_of
 from brickwork.eval.report.blocks import NoMatplotlib, Plot
 from brickwork.eval.sets.series import SeriesTable, read_series
 from brickwork.files import write_file
 from brickwork.gen.networks.series import SeriesDenoiser
-from brickwork.gen.parameterization import OBJECTIVES
 from brickwork.gen.period_fold import PeriodFold
 from brickwork.pipelines.series import TimeSeriesPipeline
 from brickwork.training.config.section import require
 from brickwork.training.config.series import SeriesConfig
 from brickwork.training.data.series import SeriesWindows, window_starts
-from brickwork.training.engine.previews import SAMPLES, averaged_copy, export_pipeline
+from brickwork.training.engine.previews import SAMPLES, leave_pipeline
 from brickwork.training.engine.schedule import course
 from brickwork.training.task import Step
+from brickwork.training.tasks.backbones import build_objective
 from brickwork.training.tasks.denoising import DenoisingTask
 
 SCORED = 128  # held-out windows
@@ -45,12 +44,7 @@ class SeriesTask(DenoisingTask):
         task, data, objective = cls(), config.data, config.objective
         require(config.model.type == "SeriesDenoiser", "model.type", config.model.type, "leave it out")
         require(config.metrics.every_images == 0, "metrics.every_images", config.metrics.every_images, "set it to 0")
-        one_of("objective.type", objective.type, OBJECTIVES)
-        task.config, task.accelerator = config, accelerator
-        try:
-            task.parameterization = OBJECTIVES[objective.type](**objective.options)
-        except TypeError as error:
-            raise ValueError(f"`objective.options` has a value that does not fit: {error}.") from None
+        task.config, task.accelerator, task.parameterization = config, accelerator, build_objective(objective)
         task.table = table = read_series(data.source, data.time_column, data.columns)
         steps = table.values.shape[1]
         training = steps - int(steps * data.held_out)
@@ -130,10 +124,7 @@ class SeriesTask(DenoisingTask):
             return self.losses(step).mean().item()
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
-        """Leave `pipeline/`, with the averaged weights, scales and periods."""
-        network = averaged_copy(self.network, weights)
-        if self.accelerator.is_main_process:
-            export_pipeline(self.pipeline(network), folder, self.config.objective)
+        leave_pipeline(self, weights, folder)
 
 
 def periods_of(config: SeriesConfig, windows: SeriesWindows) -> PeriodFold:
@@ -143,8 +134,7 @@ def periods_of(config: SeriesConfig, windows: SeriesWindows) -> PeriodFold:
     whole = np.isfinite(windows.values).all(axis=0)
     edges = np.flatnonzero(np.diff(np.concatenate([[0], whole.astype(int), [0]])))
     first, last = max(zip(edges[::2], edges[1::2]), key=lambda pair: pair[1] - pair[0])
-    found = PeriodFold.fit(windows.values[:, first:last], top_k=config.model.top_k, longest=config.data.length // 2)
-    return found
+    return PeriodFold.fit(windows.values[:, first:last], top_k=config.model.top_k, longest=config.data.length // 2)
 
 
 def _held_out(table: SeriesTable, windows: SeriesWindows, training: int) -> torch.Tensor:

@@ -1,13 +1,10 @@
 """The task of `train_video.py`: an image network becomes one of video, and learns motion from clips."""
 
-from pathlib import Path
 from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
 
-from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
-from brickwork.eval.report.pictures import grid
 from brickwork.gen.networks.parts import network_folder
 from brickwork.gen.networks.video import VideoDenoiser, inflate, load_image_network
 from brickwork.pipelines.objective_file import saved_objective
@@ -15,25 +12,23 @@ from brickwork.pipelines.video import VideoPipeline
 from brickwork.training.config.clips import VideoTrainConfig
 from brickwork.training.data.clips import Clips
 from brickwork.training.data.stream import TrainingStream
-from brickwork.training.engine.previews import averaged_copy, draw_samples, export_pipeline, show_sheet
 from brickwork.training.engine.schedule import course
 from brickwork.training.task import Step
 from brickwork.training.tasks.backbone import build_held_out
 from brickwork.training.tasks.backbones import build_objective
-from brickwork.training.tasks.denoising import DenoisingTask
+from brickwork.training.tasks.denoising import LabelledTask
 
 
-class VideoTask(DenoisingTask):
-    """A `VideoDenoiser` on windows of clips.
+class VideoTask(LabelledTask):
+    """A `VideoDenoiser` on windows of clips; the frames of a sample are shown side by side.
 
     Attributes:
         fps: frames a second of what it learns.
-        held_out: the frozen list that the averaged weights are scored on, if any.
     """
 
     configuration = VideoTrainConfig
+    counted, columns = "clips", 1
     fps: float
-    held_out: PairedSet | None
 
     @classmethod
     def build(cls, config: VideoTrainConfig, accelerator: Accelerator, dry_run: bool = False) -> Self:
@@ -58,11 +53,7 @@ class VideoTask(DenoisingTask):
         return task
 
     def step(self, batch: dict[str, torch.Tensor], number: int) -> Step:
-        conditions, num_classes = {"class_labels": None}, self.network.config.num_classes
-        if num_classes is not None:
-            hidden = batch["label_draw"] < self.config.objective.label_dropout
-            conditions["class_labels"] = torch.where(hidden, num_classes, batch["label"])
-        return self.noisy(batch["image"], batch, conditions)
+        return self.noisy(batch["image"], batch, {"class_labels": self.labels(batch)})
 
     def call(self, network: torch.nn.Module, step: Step) -> list[torch.Tensor]:
         return [network(step.sample, step.timestep, **step.conditions).sample]
@@ -70,33 +61,6 @@ class VideoTask(DenoisingTask):
     def pipeline(self, network: torch.nn.Module) -> VideoPipeline:
         clip = {"num_frames": self.config.data.frames, "fps": self.fps}
         return VideoPipeline.from_objective(network, self.parameterization, **clip)
-
-    def preview(self, images: int, log: Any) -> None:
-        """Score the averaged weights on held-out clips, and draw some, their frames side by side."""
-        settings, sheet, num_classes = self.config.samples, None, self.network.config.num_classes
-        if self.held_out is not None:
-            with self.accelerator.autocast():
-                loss = paired_loss(self.network, self.held_out, self.parameterization)["loss"]
-            log.scalars(images, {"held_out/loss": loss})
-            self.accelerator.print(f"{images:,} clips: held-out paired loss {loss:.4f}")
-        if settings.count:
-            with self.accelerator.autocast():
-                pipeline = self.pipeline(self.network)
-                drawn = draw_samples(pipeline, num_classes, settings.count, settings.steps, settings.guidance_scale)
-            sheet = grid(drawn, columns=1)
-        show_sheet(self, sheet, images, log)
-
-    def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
-        """Leave `pipeline/`, with the averaged weights."""
-        network = averaged_copy(self.network, weights)
-        if self.accelerator.is_main_process:
-            pipeline, shown = self.pipeline(network), self.config.samples
-            guided = shown.guidance_scale != 1 and network.config.num_classes is not None
-            pipeline.register_to_config(
-                num_inference_steps=shown.steps, guidance_scale=shown.guidance_scale if guided else None
-            )
-            path = export_pipeline(pipeline, folder, self.config.objective)
-            self.accelerator.print(f"The pipeline with the averaged weights is in {path}.")
 
 
 def build_network(source: str, pattern: str, class_names: list[str]) -> VideoDenoiser:

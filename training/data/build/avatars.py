@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from brickwork import options
 from brickwork.training.data.build.attributes import ATTRIBUTES, table
 from brickwork.training.data.build.avatar_files import (
     CARD,
@@ -111,7 +112,7 @@ def configure_parser(parser: ArgumentParser) -> None:
     parser.add_argument("--where", nargs="+", default=[], metavar="ATTRIBUTE=VALUE,…", help="draw these values only")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--packages", type=Path, metavar="DIR", help="keep the npm packages there, for the next time")
-    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote")
+    options.add_common(parser, "--overwrite")
     parser.set_defaults(run=run)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from brickwork import options
 from brickwork.files import check_file, new_files
 from brickwork.training.data.build.codepoints import SKIN_TONES, base_codepoints, plain_codepoints
 from brickwork.training.data.build.npm import Package, fetch_package, read_members
@@ -331,7 +332,7 @@ def configure_parser(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--size", type=int, default=256, help="side of the pictures in pixels (default: %(default)s)")
     parser.add_argument("--sample", action="store_true", help="build only about a hundred drawings, for tests")
-    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote")
+    options.add_common(parser, "--overwrite")
     parser.set_defaults(run=run)
 
 

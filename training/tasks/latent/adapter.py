@@ -13,23 +13,13 @@ from accelerate import Accelerator
 from brickwork.training.config.latent import AdapterRunConfig
 from brickwork.training.data.captioned import CaptionedStream
 from brickwork.training.task import Step
-from brickwork.training.tasks.adapting import AdaptedNetwork, Conditions, TrainsAdapter, put_on
+from brickwork.training.tasks.adapting import AdaptedNetwork, Conditions, Paired, TrainsAdapter, put_on
 from brickwork.training.tasks.latent.encoding import freeze_unet
 from brickwork.training.tasks.latent.task import LatentTask
 
 
-class PairedStream(CaptionedStream):
-    """Samples whose conditions can be read; others count as broken pictures do.
-
-    Attributes:
-        conditions: of the rows.
-    """
-
-    conditions: Conditions
-
-    def _sample(self, row: int, position: int) -> tuple:
-        self.conditions(row)
-        return super()._sample(row, position)
+class PairedStream(Paired, CaptionedStream):
+    """Captioned pictures with conditions."""
 
 
 class AdapterTask(TrainsAdapter, LatentTask):
