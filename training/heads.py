@@ -221,8 +221,7 @@ def region_main(description: str, arguments: list[str] | None = None) -> int:
     features, scenes, held_out = _prepared(args)
     teacher = load_teacher(args.teacher)
     head = train_region_head(scenes, features, teacher, args.leave_out, args.steps, pipeline=args.model)
-    with new_folder(args.output, "train_region_head.py", overwrite=args.overwrite) as folder:
-        head.save_pretrained(folder)
+    _save(head, args, "train_region_head.py")
     scores = region_scores(RegionDetector(head, features, teacher), held_out, args.leave_out)
     print("objects found by name: " + ", ".join(f"{kind} {share:.1%}" for kind, share in scores.items()))
     return 0
@@ -233,8 +232,12 @@ def label_main(description: str, arguments: list[str] | None = None) -> int:
     args = _arguments(description, arguments, teacher=False)
     features, scenes, held_out = _prepared(args)
     head = train_label_head(scenes, features, args.steps, pipeline=args.model)
-    with new_folder(args.output, "train_label_head.py", overwrite=args.overwrite) as folder:
-        head.save_pretrained(folder)
+    _save(head, args, "train_label_head.py")
     scores = label_scores(head, features, held_out)
     print("mean overlap by noise level: " + ", ".join(f"{level:g}: {share:.3f}" for level, share in scores.items()))
     return 0
+
+
+def _save(head: RegionHead | LabelHead, args: argparse.Namespace, maker: str) -> None:
+    with new_folder(args.output, maker, overwrite=args.overwrite) as folder:
+        head.save_pretrained(folder)

@@ -7,7 +7,6 @@ from brickwork import options
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `brickwork data cache`."""
     parser.description = (
         "Encode a run's data set once: its pictures with a VAE (set data.latents to the result), or its captions\n"
         "with the text encoders of a pipeline. A cache is refused where data or networks are no longer those that it\n"

@@ -143,7 +143,7 @@ def contact_sheet(images: LabelledImages, report: DataReport, path: Path, exampl
     side, blank = 96, Image.new("RGB", (96, 96), "white")
     every = [row for row in range(len(images)) if row not in report.broken]
     rows = {
-        "as training sees them": [every[place * len(every) // examples] for place in range(min(examples, len(every)))]
+        "as training sees them": [every[index * len(every) // examples] for index in range(min(examples, len(every)))]
     }
     rows |= report.kinds | {"of no class": report.no_class, "smaller than the training size": report.tiny}
     rows |= {"look alike": [row for group in report.look_alikes for row in group]}
@@ -168,7 +168,6 @@ def histogram(counts: dict[str, int], path: Path) -> None:
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `brickwork data check`."""
     parser.description = __doc__
     parser.epilog = "example: brickwork data check train.parquet --caption-column text --histogram buckets.png"
     parser.add_argument("source", help="an image folder, a Parquet file, shards, or a data set on the hub")

@@ -14,7 +14,6 @@ ROWS_PER_GROUP = 500
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `brickwork data select`."""
     parser.description = "Write the rows of a data set whose columns have the given values as a Parquet file."
     parser.epilog = (
         "example:\n  brickwork data select data/emoji/train.parquet --output fluent.parquet --where style=fluent "

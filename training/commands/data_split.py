@@ -21,7 +21,6 @@ PARTS = ("train", "held-out")
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `brickwork data split`."""
     parser.description = (
         "Write the pictures that a run trains on and those that it holds out as two image folders, train and "
         "held-out, at the run's size and with labels numbered as the network's."

@@ -11,7 +11,6 @@ _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `brickwork scale`."""
     parser.description = (
         "Propose depth, width and size of a network for a budget of operations, and stochastic depth, weight decay\n"
         "and averages for its run, after ResNet-RS (arXiv 2103.07579): depth where a run is long enough to overfit,\n"

@@ -4,10 +4,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from brickwork.training.config.config import DEFAULTS, Configuration
-from brickwork.training.config.objective import FurtherObjectives, ObjectiveConfig
-from brickwork.training.config.optimizer import EMAConfig, OptimizerConfig
-from brickwork.training.config.run import RunConfig
+from brickwork.training.config.config import DEFAULTS, RunConfiguration
+from brickwork.training.config.objective import ObjectiveConfig
 from brickwork.training.config.samples import SamplesConfig
 from brickwork.training.config.section import Count, Number, Positive, Section
 
@@ -37,7 +35,7 @@ class VideoModelConfig(Section):
     learns: Literal["all", "temporal"]
 
 
-class VideoTrainConfig(Configuration):
+class VideoTrainConfig(RunConfiguration):
     """A run on clips."""
 
     defaults: ClassVar = (DEFAULTS, DEFAULTS.parent / "video_defaults.yaml")
@@ -45,8 +43,4 @@ class VideoTrainConfig(Configuration):
     model: VideoModelConfig
     data: ClipDataConfig
     objective: ObjectiveConfig
-    objectives: FurtherObjectives
-    optimizer: OptimizerConfig
-    ema: EMAConfig
     samples: SamplesConfig
-    run: RunConfig

@@ -56,18 +56,27 @@ class Configuration(Section):
     defaults: ClassVar[tuple[Path, ...]] = (DEFAULTS,)
 
 
-class TrainConfig(Configuration):
+class RunConfiguration(Configuration):
+    """What the engine asks of every task's configuration; a task says what is in the first three and the samples."""
+
+    model: Section
+    data: Section
+    objective: Section
+    objectives: FurtherObjectives
+    optimizer: OptimizerConfig
+    ema: EMAConfig
+    samples: Section
+    run: RunConfig
+
+
+class TrainConfig(RunConfiguration):
     """A run."""
 
     model: ModelConfig
     data: DataConfig
     objective: ObjectiveConfig
-    objectives: FurtherObjectives
-    optimizer: OptimizerConfig
-    ema: EMAConfig
     samples: SamplesConfig
     metrics: MetricsConfig
-    run: RunConfig
 
     @model_validator(mode="after")
     def _sections_fit(self):

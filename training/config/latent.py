@@ -3,18 +3,16 @@
 from typing import ClassVar
 
 from brickwork.training.config.adapter import AdapterConfig, ModuleAdapterConfig, PartsConfig
-from brickwork.training.config.config import DEFAULTS, Configuration
+from brickwork.training.config.config import DEFAULTS, RunConfiguration
 from brickwork.training.config.data import CaptionedDataConfig, ResolutionConfig
 from brickwork.training.config.model import PretrainedConfig
-from brickwork.training.config.objective import FurtherObjectives, LatentObjectiveConfig
-from brickwork.training.config.optimizer import EMAConfig, OptimizerConfig
-from brickwork.training.config.run import RunConfig
+from brickwork.training.config.objective import LatentObjectiveConfig
 from brickwork.training.config.samples import PromptSamplesConfig
 
 LATENT_DEFAULTS = DEFAULTS.parent / "stable_diffusion_defaults.yaml"
 
 
-class LatentConfig(Configuration):
+class LatentConfig(RunConfiguration):
     """What every task on latents and captions has."""
 
     defaults: ClassVar = (DEFAULTS, LATENT_DEFAULTS)
@@ -23,11 +21,7 @@ class LatentConfig(Configuration):
     data: CaptionedDataConfig
     resolution: ResolutionConfig
     objective: LatentObjectiveConfig
-    objectives: FurtherObjectives
-    optimizer: OptimizerConfig
-    ema: EMAConfig
     samples: PromptSamplesConfig
-    run: RunConfig
 
 
 class ResAdapterConfig(LatentConfig):

@@ -5,11 +5,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from brickwork.training.config.config import DEFAULTS, Configuration
+from brickwork.training.config.config import DEFAULTS, RunConfiguration
 from brickwork.training.config.library import CONFIGS
-from brickwork.training.config.objective import FurtherObjectives
-from brickwork.training.config.optimizer import EMAConfig, OptimizerConfig
-from brickwork.training.config.run import RunConfig
 from brickwork.training.config.section import Count, Positive, Section, Share, require
 
 
@@ -63,16 +60,12 @@ class SeriesMetricsConfig(Section):
     every_images: Count
 
 
-class SeriesConfig(Configuration):
+class SeriesConfig(RunConfiguration):
     """A run on series; an "image" is a window of a series."""
 
     defaults: ClassVar[tuple[Path, ...]] = (DEFAULTS, CONFIGS / "series_defaults.yaml")
     model: SeriesModelConfig
     data: SeriesDataConfig
     objective: SeriesObjectiveConfig
-    objectives: FurtherObjectives
-    optimizer: OptimizerConfig
-    ema: EMAConfig
     samples: SeriesSamplesConfig
     metrics: SeriesMetricsConfig
-    run: RunConfig

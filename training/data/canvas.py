@@ -69,7 +69,7 @@ def lay_out(shape: tuple[int, int], scale: float, aspect: float, tall: bool) -> 
     corners = []
     for centre in centres:
         middle = (centre, width / 2) if tall else (height / 2, centre)
-        corners.append(tuple(int(place - side / 2) for place, side in zip(middle, tile)))
+        corners.append(tuple(int(centre - side / 2) for centre, side in zip(middle, tile)))
     return Canvas(*size, tile, corners)
 
 

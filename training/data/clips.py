@@ -19,7 +19,7 @@ from PIL import Image, ImageSequence
 from brickwork.eval.sets.decode import BrokenPicture, to_rgb
 from brickwork.files import digest
 from brickwork.training.config.clips import ClipDataConfig
-from brickwork.training.data.images import crop_to, to_unit_range
+from brickwork.training.data.images import crop_to, split_by_name, to_unit_range
 
 ANIMATIONS = (".gif", ".webp", ".png", ".apng")
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
@@ -218,8 +218,7 @@ class Clips:
 
     def split(self, held_out: float) -> tuple[np.ndarray, np.ndarray]:
         """Rows for training and held out, by the hash of each clip's name."""
-        share = np.array([int(digest(entry.name)[:8], 16) / 2**32 for entry in self.entries])
-        return np.flatnonzero(share >= held_out), np.flatnonzero(share < held_out)
+        return split_by_name([entry.name for entry in self.entries], held_out)
 
 
 def _names(labels: Sequence[str | None], order: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -12,6 +13,7 @@ from brickwork.eval.sets.decode import BrokenPicture, open_upright, to_rgb
 from brickwork.eval.sets.reader import undecoded
 from brickwork.eval.sets.scan import say_skipped
 from brickwork.eval.sets.tables import find_column, labels_in, numbered, open_table
+from brickwork.files import digest
 from brickwork.training.config.data import DataConfig, SourceConfig
 from brickwork.training.data.buckets import bucket_shapes, nearest_bucket
 from brickwork.training.data.build.codepoints import base_codepoints
@@ -195,34 +197,36 @@ class LabelledImages:
 
     def content_digest(self) -> str:
         """A digest of the pictures themselves: every file's length, and all bytes of about a hundred files."""
-        digest = hashlib.sha256()
+        total = hashlib.sha256()
         for row in range(len(self)):
             value = self.table[row][self.image_column]
             content = value.get("bytes") or value.get("path") if isinstance(value, dict) else value
             if isinstance(content, bytes):
-                digest.update(len(content).to_bytes(8))
+                total.update(len(content).to_bytes(8))
             else:
-                digest.update(Path(content).stat().st_size.to_bytes(8))
+                total.update(Path(content).stat().st_size.to_bytes(8))
             if row % (len(self) // 100 + 1) == 0:
-                digest.update(content if isinstance(content, bytes) else Path(content).read_bytes())
-        return digest.hexdigest()
+                total.update(content if isinstance(content, bytes) else Path(content).read_bytes())
+        return total.hexdigest()
 
     @property
     def fingerprint(self) -> str:
         """A digest of rows, labels, groups and shapes: two data sets with one digest give the same training."""
-        digest = hashlib.sha256(f"{len(self)} {self.shapes} {self.class_names}".encode())
-        for part in (self.labels, self.buckets):
-            digest.update(part.tobytes())
-        digest.update("\n".join(self.groups).encode())
-        return digest.hexdigest()
+        parts = self.labels.tobytes(), self.buckets.tobytes(), "\n".join(self.groups)
+        return digest(f"{len(self)} {self.shapes} {self.class_names}", *parts)
 
     def split(self, held_out: float) -> tuple[np.ndarray, np.ndarray]:
         """Row numbers for training and held out, whole groups on one side, the same in every run.
 
         A group is held out when the hash of its name falls below the share, so that rows added later move nothing.
         """
-        share = np.array([int(hashlib.sha256(g.encode()).hexdigest()[:8], 16) / 2**32 for g in self.groups])
-        return np.flatnonzero(share >= held_out), np.flatnonzero(share < held_out)
+        return split_by_name(self.groups, held_out)
+
+
+def split_by_name(names: Sequence[str], held_out: float) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of names for training, and of those held out, whose hash falls below the share."""
+    share = np.array([int(digest(name)[:8], 16) / 2**32 for name in names])
+    return np.flatnonzero(share >= held_out), np.flatnonzero(share < held_out)
 
 
 def images_of(data: DataConfig) -> LabelledImages:

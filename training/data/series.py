@@ -61,10 +61,10 @@ class SeriesWindows(Dataset):
 
 def window_starts(values: np.ndarray, length: int) -> np.ndarray:
     """Where windows of `(variables, steps)` begin that hold no gap."""
-    whole = np.isfinite(values).all(axis=0)
-    if len(whole) < length:
+    complete = np.isfinite(values).all(axis=0)
+    if len(complete) < length:
         return np.zeros(0, dtype=int)
-    return np.flatnonzero(np.convolve(whole, np.ones(length, dtype=int), mode="valid") == length)
+    return np.flatnonzero(np.convolve(complete, np.ones(length, dtype=int), mode="valid") == length)
 
 
 def draw_mask(random: np.random.Generator, variables: int, length: int, forecasts: float, gaps: float) -> np.ndarray:

@@ -107,7 +107,7 @@ class TrainingStream(Dataset):
         return self.row(position)
 
     def _sample(self, row: int, position: int) -> tuple:
-        """Image and label, and the place of a crop on its canvas if it is one."""
+        """Image and label, and the position of a crop on its canvas if it is one."""
         return self.images.sample(row, random_numbers(self.seed, POSTERIOR, position))
 
     def _replacements(self, row: int, position: int) -> np.ndarray:

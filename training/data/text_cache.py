@@ -147,9 +147,9 @@ def cache_texts(
         return encode_captions(pipeline, distinct[first : first + batch_size], dtype)
 
     def embeddings(row: int) -> dict[str, torch.Tensor]:
-        number, place = divmod(row - 1, batch_size)
-        tensors, place = (batch(number), place) if row else (nothing, 0)
-        return {name: tensor[place].clone() for name, tensor in tensors.items()}
+        number, index = divmod(row - 1, batch_size)
+        tensors, index = (batch(number), index) if row else (nothing, 0)
+        return {name: tensor[index].clone() for name, tensor in tensors.items()}
 
     fingerprint = text_fingerprint(pipeline, captions, dtype)
     return build_cache(folder, 1 + len(distinct), embeddings, fingerprint, source, overwrite)

@@ -7,7 +7,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 
 from brickwork import compat
-from brickwork.training.engine.checkpoints import assign, trained_tensors
+from brickwork.training.engine.checkpoints import load_tensors, trained_tensors
 
 
 class EMA:
@@ -97,8 +97,4 @@ class EMA:
         Raises:
             ValueError: for the averages of another network.
         """
-        if set(state) != set(self.average):
-            different = sorted(set(state) ^ set(self.average))[:5]
-            raise ValueError(f"The saved averages belong to another network; they differ in {different}.")
-        for name, average in self.average.items():
-            assign(average, state[name])
+        load_tensors(self.average, state)

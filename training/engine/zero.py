@@ -90,8 +90,8 @@ def load_zero_tensors(
     adamw = zero.optimizer
     steps = max(value.item() for name, value in tensors.items() if name.endswith("|step"))
     for parameters, share in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups):
-        place = share.device if adamw.defaults["fused"] else "cpu"
-        adamw.state[share] = {"step": torch.tensor(steps, dtype=torch.float32, device=place)}
+        device = share.device if adamw.defaults["fused"] else "cpu"
+        adamw.state[share] = {"step": torch.tensor(steps, dtype=torch.float32, device=device)}
         adamw.state[share] |= {key: torch.zeros_like(share) for key in MOMENTS}
         lazy_init_hp_params_optimizer_state(parameters, share, adamw.state)
     for name, parameter in _learning(model).items():

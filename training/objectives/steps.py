@@ -164,8 +164,8 @@ class StepsObjective(Objective):
     @torch.no_grad()
     def rewrite(self, step: Step, normal: torch.Tensor) -> Step:
         """The step at a level of the grid, with the image and the noise that the network should answer."""
-        places = self._first(normal) + torch.arange(self.substeps + 1, device=normal.device)[:, None]
-        levels = self.grid.to(normal.device)[places]
+        indices = self._first(normal) + torch.arange(self.substeps + 1, device=normal.device)[:, None]
+        levels = self.grid.to(normal.device)[indices]
         sample, timestep = self.paths.inputs(step.images, step.noise, levels[0])
         landed = self.paths.follow(lambda *inputs: self._ask(step, *inputs), sample.float(), levels)
         images, noise = self.paths.meeting(sample, levels[0], landed, levels[-1])

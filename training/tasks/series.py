@@ -131,8 +131,8 @@ def periods_of(config: SeriesConfig, windows: SeriesWindows) -> PeriodFold:
     """The configuration's periods, or the strongest of the longest stretch without gaps, two of which fit a window."""
     if config.model.periods is not None:
         return PeriodFold(config.model.periods)
-    whole = np.isfinite(windows.values).all(axis=0)
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], whole.astype(int), [0]])))
+    complete = np.isfinite(windows.values).all(axis=0)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], complete.astype(int), [0]])))
     first, last = max(zip(edges[::2], edges[1::2]), key=lambda pair: pair[1] - pair[0])
     return PeriodFold.fit(windows.values[:, first:last], top_k=config.model.top_k, longest=config.data.length // 2)
 

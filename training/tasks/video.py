@@ -43,9 +43,9 @@ class VideoTask(LabelledTask):
         if config.run.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         (rows, held_out), run = clips.split(config.data.held_out), config.run
-        whole, new = (sum(p.numel() for p in part.parameters()) for part in (network, network.temporal))
+        total, new = (sum(p.numel() for p in part.parameters()) for part in (network, network.temporal))
         task.plan = (
-            f"VideoDenoiser: {whole:,} parameters, {new:,} of them temporal; {config.model.learns} learn. Windows of "
+            f"VideoDenoiser: {total:,} parameters, {new:,} of them temporal; {config.model.learns} learn. Windows of "
             f"{clips.frames} frames at {clips.fps:g} a second.\n"
         ) + course(run, "clips", len(rows), len(held_out), accelerator.num_processes)
         task.stream = TrainingStream(clips, rows, run.seed, config.data.horizontal_flip, run.batch_size)

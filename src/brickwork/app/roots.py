@@ -58,8 +58,7 @@ class Roots:
             hub.check_name(text, "model")
             return text
         folders = (path, path / "pipeline")
-        run = (path / "config.yaml").is_file() and (path / "starts.jsonl").is_file()
-        if not run and not any((folder / "model_index.json").is_file() for folder in folders):
+        if not is_run(path) and not any((folder / "model_index.json").is_file() for folder in folders):
             raise ValueError(
                 f"`model` is {shown(text)}, which holds no pipeline (no model_index.json); name a pipeline's folder, "
                 "or that of a run which has left one."
@@ -88,7 +87,7 @@ class Roots:
         found = [
             str(folder)
             for folder in self._walk()
-            if (folder / "model_index.json").is_file() and not (folder.name == "pipeline" and _is_run(folder.parent))
+            if (folder / "model_index.json").is_file() and not (folder.name == "pipeline" and is_run(folder.parent))
         ]
         found += [str(run) for run in self.runs() if (run / "pipeline" / "model_index.json").is_file()]
         return [*hub.shipped_names(), *sorted(found)]
@@ -106,7 +105,7 @@ class Roots:
 
     def runs(self) -> list[Path]:
         """Folders of training runs, the latest first."""
-        found = [folder for folder in self._walk() if _is_run(folder)]
+        found = [folder for folder in self._walk() if is_run(folder)]
         return sorted(found, key=lambda folder: (folder / "config.yaml").stat().st_mtime, reverse=True)
 
     def _existing(self, text: str) -> Path | None:
@@ -139,5 +138,6 @@ class Roots:
         return " or ".join(map(str, self.folders))
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a training run."""
     return (folder / "config.yaml").is_file() and (folder / "starts.jsonl").is_file()

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from brickwork.app.roots import Roots
+from brickwork.app.roots import Roots, is_run
 from brickwork.training.engine.page import curves, read_log
 
 _SAMPLE = re.compile(r"images-\d+\.png")
@@ -19,7 +19,7 @@ def run_folder(roots: Roots, name: str) -> Path:
         ValueError: for another folder.
     """
     folder = roots.find(name, "run")
-    if not (folder / "config.yaml").is_file() or not (folder / "starts.jsonl").is_file():
+    if not is_run(folder):
         raise ValueError(f"`run` is {name!r}, which is no training run (no config.yaml and starts.jsonl).")
     return folder
 

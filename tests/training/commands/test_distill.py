@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from diffusers import AutoencoderKL
 from PIL import Image
 
-from brickwork import ClassToImagePipeline, LegoPipeline
+from brickwork import BlockUNet2DModel, ClassToImagePipeline, LegoPipeline
 from brickwork.cli import main
+from brickwork.gen.parameterization import EDMObjective
+from brickwork.pipelines.objective_file import save_objective
 from brickwork.training.engine.loop import train
 
 SHORT = ["run.total_images=16", "run.batch_size=8", "run.sample_images=0", "run.mixed_precision=no", "samples.count=0"]
@@ -51,6 +54,25 @@ def test_a_smaller_student_of_another_kind(teacher, tmp_path):
     assert distill(teacher, "--student", "tiny-resnet", "--data", "pictures", small, *SHORT) == 0
     pipe = ClassToImagePipeline.from_pretrained(tmp_path / "runs" / "teacher-tiny-resnet" / "pipeline")
     assert pipe.transformer.config.num_classes == 2
+
+
+def test_a_dry_run_leaves_no_latents_behind(teacher, tmp_path):
+    vae = AutoencoderKL(
+        block_out_channels=(4, 4), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=2, norm_num_groups=2, sample_size=8,
+    )  # fmt: skip
+    network = BlockUNet2DModel(
+        sample_size=4, in_channels=2, num_classes=2, id2label={0: "Flags", 1: "Objects"}, block_types="resnet",
+        block_out_channels=(8, 8), layers_per_block=1,
+    )  # fmt: skip
+    ClassToImagePipeline.from_objective(network, EDMObjective(), vae).save_pretrained(tmp_path / "latent")
+    save_objective(tmp_path / "latent", "edm", {})
+    before = sorted(tmp_path.rglob("*"))
+    words = [tmp_path / "latent", "--steps", 2, "--data", "pictures", *SHORT]
+    assert distill(*words, "--dry-run") == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    assert distill(*words) == 0
+    assert (tmp_path / "runs" / "latent-2-steps-latents").is_dir()
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,6 @@ def _write(path: Path, split: str, wanted: Wanted, hand, drawn: Counter) -> None
 
 
 def configure_parser(parser: ArgumentParser) -> None:
-    """`brickwork data build avatars`."""
     parser.description = (
         "Build avatars of known attributes with DiceBear's styles: about 5 ms a picture at 128 pixels. With --scenes, "
         "pictures of one to five avatars, in several shapes, with their boxes."

@@ -54,6 +54,6 @@ def base_codepoints(codepoints: str) -> str:
         codepoints: hexadecimal codepoints joined by `-`, as in the column of that name.
     """
     parts = [part.zfill(4) for part in plain_codepoints(codepoints).split("-")]
-    parts = [part for place, part in enumerate(parts) if place == 0 or part not in SKIN_TONES]
+    parts = [part for index, part in enumerate(parts) if index == 0 or part not in SKIN_TONES]
     base = re.sub(r"(-200d-(2640|2642|27a1))+$", "", "-".join(_PERSON.get(part, part) for part in parts))
     return _SAME_DRAWING.get(base, base)

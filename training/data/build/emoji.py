@@ -10,7 +10,7 @@ import json
 import os
 import random
 import tempfile
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -151,7 +151,7 @@ def take_sample(drawings: Sequence[Drawing]) -> list[Drawing]:
     for label in range(len(GROUPS)):
         group = [pair for pair in twins if pair[0].label == label]
         count = min(24 if label == 0 else 3, len(group))
-        chosen += [group[place * len(group) // count] for place in range(count)]
+        chosen += [group[index * len(group) // count] for index in range(count)]
     chosen += [pair for pair in twins if base_codepoints(pair[0].codepoints) == "1f44b" and pair not in chosen]
     return [drawing for pair in chosen for drawing in pair]
 
@@ -307,13 +307,11 @@ def load_drawings(folder: Path, sources: Sources = SOURCES) -> list[Drawing]:
 
 
 def configure_parser(parser: ArgumentParser) -> None:
-    """`brickwork data build emoji`."""
     specs = " ".join(package.spec for package in (SOURCES.twemoji, SOURCES.fluent, SOURCES.names))
     parser.description = (
         "Build the emoji data set (7,013 captioned drawings in two styles, about 23 MB) from three npm\n"
         "packages, pinned by version and digest. Takes 42 MB of downloads and about two minutes."
     )
-    parser.formatter_class = RawDescriptionHelpFormatter
     parser.epilog = (
         "examples:\n"
         "  brickwork data build emoji --output data/emoji\n"

@@ -124,7 +124,7 @@ def paint(scene: Scene, hand) -> tuple[bytes, list[dict]]:
         page.paste(drawn, (left, top), drawn)
         covered = drawn.getbbox(alpha_only=True) or (0, 0, side, side)
         corners = [covered[0] + left, covered[1] + top, covered[2] + left, covered[3] + top]
-        shares = [round(edge / whole, 5) for edge, whole in zip(corners, (scene.width, scene.height) * 2)]
+        shares = [round(edge / length, 5) for edge, length in zip(corners, (scene.width, scene.height) * 2)]
         boxes.append({"box": shares, "label": one.drawing.style, "text": one.words, **one.drawing.attributes})
     return png_of(page), boxes
 

@@ -72,7 +72,7 @@ class EncodeFirst:
 
     def _embeddings(self, numbers: list[int], device: torch.device) -> dict[str, torch.Tensor]:
         encoded = encode_captions(self.pipeline, [self.captions[n] if n >= 0 else "" for n in numbers])
-        without = [place for place, number in enumerate(numbers) if number < 0]
+        without = [index for index, number in enumerate(numbers) if number < 0]
         for name, tensor in encoded.items():
             tensor[without] = self.nothing[name]
         return {name: tensor.to(device) for name, tensor in encoded.items()}
