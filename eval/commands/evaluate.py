@@ -73,7 +73,7 @@ def _configure_ref(parser: argparse.ArgumentParser) -> None:
 
 
 def _configure_gen(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("pipeline", help="weights that ship, a pipeline folder or a hub id, ours or any of diffusers")
+    options.add_common(parser, "pipeline")
     parser.add_argument("-o", "--output", required=True, help="folder of the pictures (for npz: the file)")
     parser.add_argument("-n", "--count", type=int, required=True, help="how many pictures")
     parser.add_argument("--seed", type=int, default=0, help="seed of the set (default: 0)")
@@ -84,8 +84,7 @@ def _configure_gen(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=16, help="pictures at once in each process (default: 16)")
     parser.add_argument("--steps", type=int, help="sampling steps (num_inference_steps of the pipeline)")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the pictures, in pixels")
-    which = "which subnets run: saved (the pipeline's own, default), full, fast (of LEGO), or a JSON file"
-    parser.add_argument("--schedule", default="saved", help=which)
+    options.add_common(parser, "--schedule")
     parser.add_argument("--count-work", action="store_true", help="count the operations of a picture, for reports")
     parser.add_argument("--guidance-scale", "--guidance", type=float, help="scale of classifier-free guidance")
     further = """further arguments of the pipeline, such as '{"eta": 0.5}'"""

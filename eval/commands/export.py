@@ -28,7 +28,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--subnets", nargs="+", metavar="NAME", help="which (default: every one that was trained)")
     parser.add_argument("--batch", type=int, default=4, help="images at once in the timing (default: 4)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of the timing, 0 for none (default: 5)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    options.add_common(parser, "--overwrite")
     options.add_hub(parser)
     parser.set_defaults(run=run)
 

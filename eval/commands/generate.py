@@ -31,8 +31,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=int, help="of a video pipeline: frames of a clip (default: the pipeline's)")
     parser.add_argument("--steps", type=int, help="steps of the sampler (default: the pipeline's, else 18)")
     parser.add_argument("--guidance", "--guidance-scale", type=float, help="default: the pipeline's, else 1, none")
-    which = "which subnets run: saved (the pipeline's own, default), full, fast (of LEGO), or a JSON file"
-    parser.add_argument("--schedule", default="saved", help=which)
+    options.add_common(parser, "--schedule")
     windows = (
         "of LEGO, above the training size: shifted (no seams), fixed, or tiled (pictures side by side); by default "
         "what is saved with the pipeline, else shifted for weights trained on crops, else fixed"

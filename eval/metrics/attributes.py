@@ -13,7 +13,7 @@ from brickwork.eval.extractors.features import FIXED_BATCH
 from brickwork.eval.metrics.reference import Reference
 from brickwork.eval.metrics.registry import Given, register_metric
 from brickwork.eval.report.results import Score, generation_of
-from brickwork.eval.sets.pictures import ImageSet, Preparation, decode_ahead, inspect_images, open_image_set
+from brickwork.eval.sets.pictures import ImageSet, Preparation, decoded_batches, open_image_set
 from brickwork.files import file_digest
 
 TITLE = "Attr-accuracy"
@@ -71,10 +71,7 @@ def asked_of(images: ImageSet, attributes: Mapping[str, Sequence[str]]) -> list[
 
 def named_by(judge: AttributeJudge, images: ImageSet, preparation: Preparation) -> list[dict[str, str]]:
     """The judge's word on every picture of a set."""
-    size = inspect_images(images, preparation).size
-    batches = [range(i, min(i + FIXED_BATCH, len(images))) for i in range(0, len(images), FIXED_BATCH)]
-    parts = [torch.as_tensor(batch.pixels) for batch in decode_ahead(images, batches, preparation, size)]
-    return judge.name(torch.cat(parts))
+    return judge.name(torch.cat([batch.pixels for batch in decoded_batches(images, preparation, FIXED_BATCH)]))
 
 
 def _of_renders(judge: AttributeJudge, reference: Reference) -> dict[str, float]:

@@ -7,7 +7,7 @@ from brickwork.eval.extractors.features import FIXED_BATCH, weights_digest
 from brickwork.eval.extractors.vision_models import load_clip
 from brickwork.eval.metrics.registry import Given, register_metric, register_need
 from brickwork.eval.report.results import Score
-from brickwork.eval.sets.pictures import batches, decode_ahead, inspect_images
+from brickwork.eval.sets.pictures import decoded_batches
 
 
 class _ProjectedFeatures(nn.Module):
@@ -43,9 +43,8 @@ def measure_clip(given: Given) -> dict[str, Score]:
     model, processor = load_clip(given.further["clip"])
     # One process measures; torchmetrics must not wait for others.
     metric = CLIPScore(model_name_or_path=lambda: (_ProjectedFeatures(model), processor), sync_on_compute=False)
-    size = inspect_images(images, preparation).size
     with torch.inference_mode():
-        for batch in decode_ahead(images, batches(len(images), FIXED_BATCH), preparation, size):
+        for batch in decoded_batches(images, preparation, FIXED_BATCH):
             metric.update(list(batch.pixels), [images.texts[i] for i in batch.indices])
     settings = {"model": given.further["clip"], "weights_sha256": weights_digest(model)}
     return {"CLIP score": Score(metric.compute().item(), settings=settings)}

@@ -5,7 +5,7 @@ from brickwork.eval.judge.requirements import CATEGORIES
 from brickwork.eval.judge.verdicts import summary
 from brickwork.eval.metrics.registry import Given, register_metric, register_need
 from brickwork.eval.report.results import Score
-from brickwork.eval.sets.pictures import batches, decode_ahead, inspect_images
+from brickwork.eval.sets.pictures import decoded_batches
 
 register_need("judge", "there is no judge; pass --judge DETECTOR")
 
@@ -27,8 +27,7 @@ def measure_judge(given: Given) -> dict[str, Score]:
     """Correct pictures: the mean over GenEval's categories as `judged`, and the share within each."""
     judge, images, verdicts = given.further["judge"], given.images, []
     asked = judge.asked(images.names, images.texts)
-    size = inspect_images(images, given.preparation).size
-    for batch in decode_ahead(images, batches(len(images), FIXED_BATCH), given.preparation, size):
+    for batch in decoded_batches(images, given.preparation, FIXED_BATCH):
         pictures = list(batch.pixels.permute(0, 2, 3, 1).numpy())
         verdicts += judge(pictures, [asked[i] for i in batch.indices])
     found, settings = summary(verdicts), judge.to_dict()

@@ -238,6 +238,11 @@ def batches(count: int, size: int) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
+def decoded_batches(images: ImageSet, preparation: Preparation, size: int) -> Iterator[DecodedBatch]:
+    """All pictures of an inspected set in batches of `size`, as `decode_ahead` decodes them."""
+    return decode_ahead(images, batches(len(images), size), preparation, inspect_images(images, preparation).size)
+
+
 def decode_ahead(
     images: ImageSet, parts: Sequence[Sequence[int]], preparation: Preparation, size: tuple[int, int]
 ) -> Iterator[DecodedBatch]:

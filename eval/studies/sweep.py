@@ -53,7 +53,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "  brickwork sweep my-sd --prompt 'a red apple' --sizes 256 512 768 --ratios 1:1 16:9 \\\n"
         "      --adapter resadapter_v2_sd1.5 --strengths 0 0.5 1 auto -o sweep"
     )
-    parser.add_argument("pipeline", help="weights that ship, a pipeline folder or a hub id, ours or any of diffusers")
+    options.add_common(parser, "pipeline")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for sheet, table and pictures")
     parser.add_argument(
         "--sizes",

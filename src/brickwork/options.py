@@ -11,6 +11,7 @@ _SIDE = "in pixels (default: the training size)"
 COMMON: dict[str, dict[str, Any]] = {
     "model": {"help": "weights that ship (lego-avatars-64), a pipeline folder, or a name on the hub"},
     "overrides": {"nargs": "*", "metavar": "section.key=value", "help": "values over the file"},
+    "pipeline": {"help": "weights that ship, a pipeline folder or a hub id, ours or any of diffusers"},
     "--batch-size": {"type": int, "default": 16, "help": "pictures at once (default: %(default)s)"},
     "--config": {"help": "the run's YAML file, or the name of one that ships"},
     "--device": {"help": "cpu, cuda, … (default: the best there is)"},
@@ -20,6 +21,10 @@ COMMON: dict[str, dict[str, Any]] = {
     "--height": {"type": int, "help": f"height {_SIDE}"},
     "--jobs": {"type": int, "default": 1, "help": "cells at a time (default: %(default)s)"},
     "--overwrite": {"action": "store_true", "help": "replace what this command wrote there before"},
+    "--schedule": {
+        "default": "saved",
+        "help": "which subnets run: saved (the pipeline's own, default), full, fast (of LEGO), or a JSON file",
+    },
     "--seed": {"type": int, "default": 0, "help": "seed of the first picture; the next has the next (default: 0)"},
     "--steps": {"type": int, "default": 18, "help": "steps of the sampler (default: %(default)s)"},
     "--width": {"type": int, "help": f"width {_SIDE}"},

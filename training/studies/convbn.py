@@ -22,7 +22,7 @@ from torch import nn
 from brickwork import options
 from brickwork.errors import one_of
 from brickwork.eval.benchmark.memory import derive_memory, measure_here, measure_in_child
-from brickwork.eval.benchmark.networks import DTYPES, OURS, Subject, step_of, subjects
+from brickwork.eval.benchmark.networks import DTYPES, OURS, training_step
 from brickwork.eval.benchmark.timing import Case, MatmulProbe, Stopwatch, interleave
 from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
 from brickwork.eval.sampling.pipelines import to_device
@@ -307,29 +307,23 @@ def memory_of(name: str, mode: str, settings: dict) -> dict:
         computing; `None` on a GPU. `measured`: on a CPU the highest resident size of a process of its own above that
         before the network was built, on a GPU the highest number of bytes allocated.
     """
-    subject, device = subjects(name, settings["size"])[OURS], torch.device(settings["device"])
-    specification = {**settings, "name": name, "subject": OURS, "convbn_mode": mode}
+    device, specification = torch.device(settings["device"]), _specification(name, mode, settings)
     if device.type == "cuda":
         gc.collect()  # what is left of the mode before would be counted
-        network, _ = _step(subject, mode, {**settings, "device": "meta"})
+        network, _ = training_step(specification | {"device": "meta"})
         fixed = sum(parameter.nbytes * (3 if parameter.requires_grad else 1) for parameter in network.parameters())
         derived = None
         measured = measure_here(specification)["peak"]
     else:
-        found = derive_memory(lambda: _step(subject, mode, settings))
+        found = derive_memory(lambda: training_step(specification))
         fixed, derived = found["weights"] + found["optimizer"], found["peak"]
         measured = measure_in_child(specification)["peak"]
     return {"fixed": fixed, "derived": derived, "measured": measured}
 
 
-def _step(subject: Subject, mode: str, settings: dict) -> tuple[nn.Module, Callable[[], None]]:
-    """A network in a mode, and its forward and backward pass."""
-    device = torch.device(settings["device"])
-    with device:
-        network = subject.build()
-    network.train()
-    set_convbn_mode(network, mode)
-    return network, step_of(subject, network, settings["batch"], device, DTYPES[settings["dtype"]])
+def _specification(name: str, mode: str, settings: dict) -> dict:
+    """What `training_step` runs."""
+    return {**settings, "name": name, "subject": OURS, "convbn_mode": mode}
 
 
 def time_modes(name: str, settings: dict, rounds: int) -> dict[str, dict]:
@@ -345,12 +339,12 @@ def time_modes(name: str, settings: dict, rounds: int) -> dict[str, dict]:
         matrix product before each, operations a second), `operations` and `ratio` to `BASE` within a round, its median
         and quartiles.
     """
-    subject, device = subjects(name, settings["size"])[OURS], torch.device(settings["device"])
+    device = torch.device(settings["device"])
     probe = MatmulProbe(device, DTYPES[settings["dtype"]], side=1024 if device.type == "cpu" else None)
     cases = []
     for mode in CONVBN_MODES:
         torch.manual_seed(0)
-        function = _fine_tuning_step(*_step(subject, mode, settings))
+        function = _fine_tuning_step(*training_step(_specification(name, mode, settings)))
         cases.append(Case(name, mode, function, count_operations(function)[0], probe))
     timings = interleave(cases, rounds, Stopwatch(device), warm_up=device.type == "cuda")
     base = CONVBN_MODES.index(BASE)

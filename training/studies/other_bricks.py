@@ -18,10 +18,12 @@ import numpy as np
 import torch
 import yaml
 
-from brickwork.eval.held_out.paired_loss import PairedSet, estimates
+from brickwork.eval.held_out.paired_loss import PairedSet
+from brickwork.eval.held_out.subnet_losses import subnet_losses
 from brickwork.eval.report.blocks import Panels, Plot, Report
 from brickwork.eval.studies.core import Cell, Study, StudyFolder, compare_pairs, run_study, table_of
 from brickwork.gen.networks.lego import LegoTransformer2DModel
+from brickwork.gen.subnets import name_of
 from brickwork.training.commands.train import run_script
 from brickwork.training.config.config import TrainConfig, load_config
 from brickwork.training.engine.previews import PIPELINE
@@ -120,17 +122,11 @@ def training_operations(name: str, costs: Sequence[int], images: int | None = No
     return total
 
 
-@torch.no_grad()
 def losses_of(model: torch.nn.Module, pairs: PairedSet, objective) -> np.ndarray:
     """The loss of every estimate at every level of every image, `(bricks, levels, images)`."""
-    rows = []
-    for level, quantile in enumerate(pairs.levels):
-        noise = pairs.noise(level, 0, len(pairs.images))
-        sigma = objective.noise_levels(torch.full((len(pairs.images),), quantile))
-        sample, timestep = objective.network_inputs(pairs.images, noise, sigma)
-        outputs = estimates(model, sample, timestep, pairs.labels)
-        rows.append(torch.stack([objective.losses(output, pairs.images, noise, sigma) for output in outputs]))
-    return torch.stack(rows, dim=1).double().numpy()
+    sigmas = objective.noise_levels(torch.tensor(pairs.levels)).tolist()
+    found = subnet_losses(model, pairs, objective, sigmas, [name_of(range(model.num_bricks))])
+    return np.stack(list(found.values()))
 
 
 def cells(data: str, output: Path, started: bool, results: Mapping[str, Any]) -> list[Cell]:

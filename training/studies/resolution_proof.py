@@ -31,14 +31,17 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from brickwork import options
 from brickwork.adapters.resadapter.functions import use_resadapter
-from brickwork.eval.extractors.features import FeatureStream, load_extractor
+from brickwork.eval.extractors.features import load_extractor
 from brickwork.eval.extractors.protocols import get_protocol
 from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
 from brickwork.eval.metrics.distances import kernel_distance
+from brickwork.eval.metrics.feature_sets import extract_features
 from brickwork.eval.report.blocks import Picture, Report
 from brickwork.eval.report.numbers import number
 from brickwork.eval.report.pictures import labelled_sheet
+from brickwork.eval.sets.pictures import from_arrays
 from brickwork.eval.studies.core import Cell, Study, StudyFolder, compare_pairs, run_study, table_of
 from brickwork.files import digest, write_file
 from brickwork.pipelines.latents import encode
@@ -147,11 +150,9 @@ def _extractor():
 
 def features(pictures: np.ndarray) -> torch.Tensor:
     """EfficientNet-Lite0's features `(N, 1280)` of uint8 pictures."""
-    found: list[torch.Tensor] = []
-    stream = FeatureStream(_extractor(), get_protocol("clean"), lambda outputs: found.append(outputs["features"]))
-    stream.add(torch.from_numpy(pictures).permute(0, 3, 1, 2))
-    stream.finish()
-    return torch.cat(found)
+    return extract_features(from_arrays(pictures), _extractor(), get_protocol("clean"), progress=False).outputs[
+        "features"
+    ]
 
 
 @dataclass(frozen=True)
@@ -387,9 +388,9 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, required=True, help="folder of the cells, the table and the picture"
     )
     parser.add_argument("--samples", type=int, default=256, help="pictures of a cell (default: 256)")
-    parser.add_argument("--steps", type=int, default=10, help="steps of the sampler (default: 10)")
+    options.add_common(parser, "--steps", default=10)
     parser.add_argument("--bf16", action="store_true", help="draw under bf16 autocast: faster")
-    parser.add_argument("--guidance", "--guidance-scale", type=float, default=2.0, help="guidance scale (default: 2)")
+    options.add_common(parser, "--guidance", default=2.0)
     parser.add_argument("--only", choices=MODELS, help="compute the cells of one model, and write no report")
     parser.add_argument("--held-out", type=float, default=0.08, help="share that training held out (default: 0.08)")
     sizes = ["32x32", "48x48", "64x64", "96x96", "128x128", "48x96", "96x48"]
