@@ -240,7 +240,9 @@ def training_step(specification: dict) -> tuple[nn.Module, Callable[[], None]]:
     peers = specification["subject"] != OURS
     subject = subjects(specification["name"], specification["size"], peers)[specification["subject"]]
     device = torch.device(specification["device"])
-    network = subject.build().to(device).train()
+    network = subject.build().train()
+    if device.type != "cpu":  # tensors without numbers cannot be moved, not even to where they are
+        network.to(device)
     if specification.get("convbn_mode"):
         set_convbn_mode(network, specification["convbn_mode"])
     return network, step_of(subject, network, specification["batch"], device, DTYPES[specification["dtype"]])

@@ -8,7 +8,7 @@ import copy
 import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
@@ -23,13 +23,13 @@ from brickwork import options
 from brickwork.errors import one_of
 from brickwork.eval.benchmark.memory import derive_memory, measure_here, measure_in_child
 from brickwork.eval.benchmark.networks import DTYPES, OURS, training_step
-from brickwork.eval.benchmark.timing import Case, MatmulProbe, Stopwatch, interleave
+from brickwork.eval.benchmark.suites import Settings, counted, time_cases
+from brickwork.eval.benchmark.timing import MatmulProbe
 from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
 from brickwork.eval.sampling.pipelines import to_device
 from brickwork.eval.studies.core import Cell, StudyFolder, run_cells
 from brickwork.files import digest
 from brickwork.gen.convbn import CONVBN_MODES, find_convbn_pairs, set_convbn_mode
-from brickwork.gen.operations import count_operations
 from brickwork.gen.parameterization import EDMObjective
 from brickwork.training.config.config import TrainConfig, load_config
 from brickwork.training.config.recipes import list_recipes, recipe
@@ -335,28 +335,17 @@ def time_modes(name: str, settings: dict, rounds: int) -> dict[str, dict]:
         rounds: how often each mode is timed.
 
     Returns:
-        For each mode `seconds` of every round (processor time on a CPU, device time on a GPU), `machine_rate` (the
-        matrix product before each, operations a second), `operations` and `ratio` to `BASE` within a round, its median
-        and quartiles.
+        For each mode the row of `time_cases`, compared with `BASE`.
     """
-    device = torch.device(settings["device"])
-    probe = MatmulProbe(device, DTYPES[settings["dtype"]], side=1024 if device.type == "cpu" else None)
+    measured = Settings(rounds=rounds, **settings)
+    on_cpu = measured.torch_device.type == "cpu"
+    probe = MatmulProbe(measured.torch_device, measured.torch_dtype, side=1024 if on_cpu else None)
     cases = []
     for mode in CONVBN_MODES:
         torch.manual_seed(0)
-        function = _fine_tuning_step(*training_step(_specification(name, mode, settings)))
-        cases.append(Case(name, mode, function, count_operations(function)[0], probe))
-    timings = interleave(cases, rounds, Stopwatch(device), warm_up=device.type == "cuda")
-    base = CONVBN_MODES.index(BASE)
-    return {
-        mode: {
-            "seconds": timings.seconds[number],
-            "machine_rate": timings.rates[number],
-            "operations": cases[number].operations,
-            "ratio": asdict(timings.ratio(number, base)),
-        }
-        for number, mode in enumerate(CONVBN_MODES)
-    }
+        step = _fine_tuning_step(*training_step(_specification(name, mode, settings)))
+        cases.append(counted(name, mode, step, probe))
+    return {row["case"]: row for row in time_cases(cases, measured, {name: BASE}, warm=on_cpu)}
 
 
 def _fine_tuning_step(network: nn.Module, forward_backward: Callable[[], None]) -> Callable[[], None]:
