@@ -6,6 +6,7 @@ process left there is removed by the next one that writes the same target.
 
 import ctypes
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -331,7 +332,7 @@ def check_results(
 def tidy(target: Path) -> None:
     """Remove what killed processes of this machine left of writing `target`; put back what they had moved away."""
     prefix, suffix = f".{target.name}.", f"@{socket.gethostname()}"
-    for entry in target.parent.glob(f".{_literal(target.name)}.*@*"):
+    for entry in target.parent.glob(f".{glob.escape(target.name)}.*@*"):
         pid, host, kind = _parse(entry.name.removeprefix(prefix))
         if kind is None or f"@{host}" != suffix or _alive(pid):
             continue
@@ -345,10 +346,6 @@ def tidy(target: Path) -> None:
 
 def _hidden(target: Path, kind: str) -> Path:
     return target.with_name(f".{target.name}.{os.getpid()}@{socket.gethostname()}.{kind}")
-
-
-def _literal(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
 def _parse(rest: str) -> tuple[int, str, str | None]:

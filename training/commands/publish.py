@@ -1,7 +1,6 @@
 """`brickwork publish`: a run as a folder to share, with a card that says what the weights are and remember."""
 
 import argparse
-import json
 from pathlib import Path
 
 from brickwork import options
@@ -98,12 +97,9 @@ def publish(
 
 def training_hours(run_folder: Path, longest_pause: float = 600) -> float:
     """Hours in which a run logged something at least every `longest_pause` seconds."""
-    times = []
-    for line in (run_folder / "log.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            times.append(float(json.loads(line)["time"]))
-        except (ValueError, LookupError, TypeError):  # a kill or a full disk cut it short
-            continue
+    from brickwork.training.engine.page import log_entries
+
+    times = [entry["time"] for entry in log_entries(run_folder / "log.jsonl") if "time" in entry]
     return sum(b - a for a, b in zip(times, times[1:]) if 0 < b - a < longest_pause) / 3600
 
 

@@ -129,12 +129,8 @@ class PositionBatches(Sampler[list[int]]):
                 f"steps × {num_processes} processes."
             )
         self.batch_size, self.micro_batch = batch_size, batch_size // parts
-        self.accumulation_steps, self.rank, self.num_processes, self.start = (
-            accumulation_steps,
-            rank,
-            num_processes,
-            start,
-        )
+        self.accumulation_steps, self.num_processes = accumulation_steps, num_processes
+        self.rank, self.start = rank, start
 
     def __iter__(self) -> Iterator[list[int]]:
         first = self.start

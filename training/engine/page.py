@@ -2,19 +2,27 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 from brickwork.eval.report.blocks import Code, Panels, Picture, Plot, Report
 
 
-def read_log(file: Path) -> dict[str, list[tuple[int, float]]]:
-    """`log.jsonl` => `{name: [(images, value), …]}`; a line cut off by a crash is left out."""
-    series = defaultdict(list)
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+def log_entries(file: Path) -> Iterator[dict]:
+    """The entries of a `log.jsonl`; lines that a kill or a full disk cut short are left out."""
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []:
         try:
             values = json.loads(line)
         except ValueError:
             continue
+        if isinstance(values, dict) and "images" in values:
+            yield values
+
+
+def read_log(file: Path) -> dict[str, list[tuple[int, float]]]:
+    """`log.jsonl` => `{name: [(images, value), …]}`."""
+    series = defaultdict(list)
+    for values in log_entries(file):
         images = values.pop("images")
         values.pop("time", None)
         for name, value in values.items():

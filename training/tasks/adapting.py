@@ -144,6 +144,13 @@ class TrainsAdapter(Task):
         # What an adapter leaves out for a picture of some size has no gradient.
         return [DistributedDataParallelKwargs(find_unused_parameters=True)]
 
+    def add_to_plan(self) -> None:
+        """Say in the plan what is trained, and from what."""
+        count = sum(parameter.numel() for parameter in self.adapter.trainable_parameters())
+        columns = self.config.adapter.conditions.items()
+        given = ", ".join(f"{name} from {column!r}" for name, column in columns)
+        self.plan += f"\nTrained is a {self.adapter.kind} of {count:,} parameters; conditions: {given or 'none'}."
+
     def step(self, batch: dict[str, torch.Tensor], number: int) -> Step:
         step = super().step(batch, number)
         step.conditions["given"] = self.stream.conditions.of(batch["row"].tolist())

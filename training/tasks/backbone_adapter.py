@@ -60,8 +60,7 @@ class BackboneAdapterTask(TrainsAdapter, BackboneTask):
         run, settings = config.run, config.adapter
         task.stream = PairedPictures(stream.images, stream.row.rows, run.seed, batch_size=run.batch_size)
         task.stream.conditions = Conditions(stream.images.table, settings.conditions)
-        count = sum(parameter.numel() for parameter in task.adapter.trainable_parameters())
-        task.plan += f"\nTrained is a {task.adapter.kind} of {count:,} parameters, and nothing of the network."
+        task.add_to_plan()
         return task
 
     def pipeline(self, network: torch.nn.Module) -> Any:

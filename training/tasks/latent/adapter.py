@@ -41,9 +41,7 @@ class AdapterTask(TrainsAdapter, LatentTask):
             plain.captioned, plain.row.rows, config.objective, task.base, config.run.batch_size, plain.cache
         )
         task.stream.conditions = Conditions(plain.images.table, config.adapter.conditions)
-        count = sum(parameter.numel() for parameter in task.adapter.trainable_parameters())
-        given = ", ".join(f"{name} from {column!r}" for name, column in config.adapter.conditions.items())
-        task.plan += f"\nTrained is a {task.adapter.kind} of {count:,} parameters; conditions: {given or 'none'}."
+        task.add_to_plan()
         return task
 
     def call(self, network: torch.nn.Module, step: Step) -> list[torch.Tensor]:

@@ -142,24 +142,17 @@ class SizePreviews:
         prompts = {name: tensor.to(device) for name, tensor in self.embeddings.items()}
         for name, tensor in self.nothing.items():
             prompts[f"negative_{name}"] = tensor.to(device).expand(count, *tensor.shape[1:])
-        return {
-            (height, width): self._rounded(
-                self.pipeline(
-                    **prompts,
-                    height=height,
-                    width=width,
-                    num_inference_steps=self.settings.steps,
-                    guidance_scale=self.settings.guidance_scale,
-                    generator=[torch.Generator().manual_seed(k) for k in range(count)],
-                    output_type="np",
-                ).images
-            )
-            for height, width in self.sizes
+        call = prompts | {
+            "num_inference_steps": self.settings.steps,
+            "guidance_scale": self.settings.guidance_scale,
+            "output_type": "np",
         }
-
-    @staticmethod
-    def _rounded(pictures: np.ndarray) -> np.ndarray:
-        return (np.nan_to_num(pictures).clip(0, 1) * 255).round().astype(np.uint8)
+        drawn = {}
+        for height, width in self.sizes:
+            generators = [torch.Generator().manual_seed(k) for k in range(count)]
+            pictures = self.pipeline(height=height, width=width, generator=generators, **call).images
+            drawn[height, width] = (np.nan_to_num(pictures).clip(0, 1) * 255).round().astype(np.uint8)
+        return drawn
 
 
 def _beside(before: dict[Shape, float], size: Shape) -> str:

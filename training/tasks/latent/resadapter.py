@@ -149,7 +149,7 @@ def _add_lora(unet, ranks: dict[str, int], alphas: dict[str, float], start: dict
             target_modules=list(ranks),
             rank_pattern=ranks,
             alpha_pattern=alphas,
-        ),
+        ),  # fmt: skip
         NAME,
     )
     for path in ranks:
@@ -207,11 +207,7 @@ def describe(unet: torch.nn.Module, kind: str, resolution: ResolutionConfig, bas
     info = {
         "base": Path(base).resolve().name if Path(base).is_dir() else base,
         "kind": kind,
-        "range": {
-            "min_size": resolution.min_size,
-            "max_size": resolution.max_size,
-            "max_ratio": resolution.max_aspect,
-        },
+        "range": resolution.model_dump(include={"min_size", "max_size"}) | {"max_ratio": resolution.max_aspect},
         "trainer": f"brickwork {metadata.version('brickwork')}",
     }
     if family := family_of(unet):
