@@ -1,6 +1,8 @@
+import re
+
 import pytest
 
-from brickwork.errors import count_and_name, near_names, no_unknown, one_of
+from brickwork.errors import count_and_name, near_names, no_unknown, one_of, whole_number
 
 
 def test_one_of_gives_the_value_or_what_it_stands_for():
@@ -37,3 +39,14 @@ def test_near_names_keep_their_case():
 def test_count_and_name():
     assert count_and_name(["a", "b"]) == "2 (a, b)"
     assert count_and_name(list("abcdefg")) == "7 (a, b, c, d, e, …)"
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1.0, "3", None])
+def test_what_is_no_whole_number_is_told(value):
+    with pytest.raises(
+        ValueError, match=f"`n` is {re.escape(repr(value))}; give a whole number of steps from 1 up, .*"
+    ):
+        whole_number("n", value, of="steps", more=", such as 2")
+    assert whole_number("n", 3) == 3
+    with pytest.raises(ValueError, match="`n` is 3; give a whole number from 4 up."):
+        whole_number("n", 3, 4)
