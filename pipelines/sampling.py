@@ -212,10 +212,8 @@ class SamplingPipeline(BrickworkPipeline):
         sample = sample.to(network.dtype)
         guided = self.guidance_scale != 1 and any(without is not None for _, without in conditions.values())
         for name, (condition, without) in conditions.items():
-            double = guided and condition is not None
-            arguments[name] = (
-                torch.cat([condition, condition if without is None else without]) if double else condition
-            )
+            pair = [condition, condition if without is None else without]
+            arguments[name] = torch.cat(pair) if guided and condition is not None else condition
         sample = torch.cat([sample, sample]) if guided else sample
 
         def call(sample: torch.Tensor, timestep: torch.Tensor, **arguments) -> torch.Tensor:
@@ -277,9 +275,8 @@ class SamplingPipeline(BrickworkPipeline):
         """Height and width of what the network sees, from those of the image; `patch` is the smallest it can see."""
         config, factor = self.transformer.config, self.vae_scale_factor
         if latents is not None and getattr(latents, "ndim", 0) != len(self._axes):
-            found = (
-                f"has shape {tuple(latents.shape)}" if hasattr(latents, "shape") else f"is a {type(latents).__name__}"
-            )
+            shape = getattr(latents, "shape", None)
+            found = f"is a {type(latents).__name__}" if shape is None else f"has shape {tuple(shape)}"
             raise ValueError(f"`latents` {found}; give a tensor ({', '.join(self._axes)}).")
         defaults = (config.sample_size,) * 2 if latents is None else latents.shape[-2:]
         size = sample_size(height, width, defaults, factor, patch)

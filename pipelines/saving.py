@@ -61,9 +61,8 @@ class BrickworkPipeline(DiffusionPipeline):
             kwargs = {"local_files_only": True} | kwargs
         _check_local([base.__name__ for base in cls.__mro__], path, cls.config_name)
         try:
-            return super().from_pretrained(
-                path, **({"use_safetensors": None if _holds_pickles(Path(path)) else True} | kwargs)
-            )
+            safe = None if _holds_pickles(Path(path)) else True
+            return super().from_pretrained(path, **{"use_safetensors": safe} | kwargs)
         except (OSError, ValueError) as error:
             raise MissingFile(f"No {cls.__name__} could be loaded from {str(path)!r}: {error}") from error
 
@@ -82,10 +81,8 @@ def _check_local(class_names: list[str], path: str, index_name: str) -> None:
     """
     folder, class_name = Path(path), class_names[0]
     if folder.is_file():
-        advice = (
-            "LegoTransformer2DModel.from_original reads the authors' .pkl files" if folder.suffix == ".pkl" else None
-        )
-        raise ValueError(f"{path!r} is a file; {class_name} loads folders." + (f" {advice}." if advice else ""))
+        advice = " LegoTransformer2DModel.from_original reads the authors' .pkl files." * (folder.suffix == ".pkl")
+        raise ValueError(f"{path!r} is a file; {class_name} loads folders.{advice}")
     if not folder.is_dir():
         return
     if not (folder / index_name).is_file():

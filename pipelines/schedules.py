@@ -552,4 +552,4 @@ def _number(name: str, value: Any, default: float) -> float:
 def _points(ends: set[float]) -> list[float]:
     """EDM's lowest and highest noise level, the ends between them, and what lies halfway in logarithm."""
     ordered = sorted({SIGMA_MIN, SIGMA_MAX, *(end for end in ends if SIGMA_MIN <= end <= SIGMA_MAX)})
-    return sorted([*ordered, *(math.sqrt(a * b) for a, b in zip(ordered, ordered[1:]))])
+    return sorted([*ordered, *(math.sqrt(a * b) for a, b in pairwise(ordered))])

@@ -20,18 +20,15 @@ def checked_generator(generator: Generators, batch_size: int) -> Generators:
     Raises:
         ValueError: for a list of another length, and for anything else.
     """
-    if isinstance(generator, (list, tuple)):
-        if len(generator) != batch_size:
-            raise ValueError(
-                f"`generator` has {len(generator)} entries for {batch_size} images; give one an image, or one for all."
-            )
-        generator = list(generator)
-    for one in generator if isinstance(generator, list) else [generator]:
-        if not isinstance(one, torch.Generator) and (one is not None or isinstance(generator, list)):
-            raise ValueError(
-                f"`generator` is {generator!r}; give a torch.Generator, a list with one an image, or None."
-            )
-    return generator
+    if generator is None or isinstance(generator, torch.Generator):
+        return generator
+    if not isinstance(generator, (list, tuple)) or not all(isinstance(one, torch.Generator) for one in generator):
+        raise ValueError(f"`generator` is {generator!r}; give a torch.Generator, a list with one an image, or None.")
+    if len(generator) != batch_size:
+        raise ValueError(
+            f"`generator` has {len(generator)} entries for {batch_size} images; give one an image, or one for all."
+        )
+    return list(generator)
 
 
 def first_noise(
