@@ -210,18 +210,8 @@ def run_gen(args: argparse.Namespace) -> None:
         print(f"{output}: {args.count} pictures, seed {args.seed}")
 
 
-def _json_object(argument: str, text: str) -> dict:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{argument}: got {text!r}, need a JSON object: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{argument}: got {text!r}, need a JSON object such as '{{\"eta\": 0.5}}'")
-    return value
-
-
 def _call(args: argparse.Namespace) -> dict:
-    call = _json_object("call", args.call)
+    call = options.json_object("--call", args.call)
     named = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
     if args.size is not None:
         named["height"], named["width"] = args.size
@@ -302,7 +292,7 @@ def _trained_for(args: argparse.Namespace) -> tuple[str, dict]:
     from brickwork.pipelines.objective_file import saved_objective
 
     if args.objective is not None:
-        return args.objective, _json_object("objective-options", args.objective_options or "{}")
+        return args.objective, options.json_object("--objective-options", args.objective_options or "{}")
     if args.objective_options is not None:
         raise ValueError("objective-options: got options without their objective; pass --objective too")
     return saved_objective(pipeline_folder(args.paired[0])) or ("edm", {})

@@ -74,24 +74,24 @@ def read_caption(caption: str, names: Sequence[str] | None = None) -> Requiremen
     joints = [_RELATION_OF.get(joint) for joint in parts[1::2]]
     include, exclude, indices = [], [], {}
 
-    def add(place: int) -> None:
+    def add(number: int) -> None:
         """Take a clause in, behind the one that it is relative to."""
-        if place in indices or clauses[place] is None:
+        if number in indices or clauses[number] is None:
             return
-        clause, exact = clauses[place]
-        relation = joints[place] if place < len(joints) else None
+        clause, exact = clauses[number]
+        relation = joints[number] if number < len(joints) else None
         if relation is not None:
-            add(place + 1)
-        indices[place] = len(include)
+            add(number + 1)
+        indices[number] = len(include)
         if clause.count:
-            target = indices.get(place + 1) if relation is not None else None
+            target = indices.get(number + 1) if relation is not None else None
             position = None if target is None else (relation, target)
             include.append(Clause(clause.name, clause.count, clause.colour, position))
         if exact:
             exclude.append(Clause(clause.name, clause.count + 1))
 
-    for place in range(len(clauses)):
-        add(place)
+    for number in range(len(clauses)):
+        add(number)
     if not include and not exclude:
         fix = "name objects." if names is None else advice(text, names, "known are")
         raise ValueError(f"`prompt` is {shown(caption)}, which names nothing that can be judged; {fix}")

@@ -1,6 +1,6 @@
 """Series of numbers from CSV and Parquet files: columns of numbers, a row for each step of equal length.
 
-Nothing is sorted, resampled or filled in: what is wrong is told, with the line of pandas that mends it.
+Nothing is sorted, resampled or filled in: what is wrong is told, with the line of pandas that corrects it.
 """
 
 import warnings

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -100,7 +99,10 @@ def run(args: argparse.Namespace) -> int:
     if args.adapter:
         strengths = [parse_strength(text) for text in args.strengths or ["0", "1"]]
     call = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}
-    call = _json_object(args.call) | {name: value for name, value in call.items() if value is not None}
+    given = options.json_object("--call", args.call)
+    if taken := sorted({"height", "width", "generator"}.intersection(given)):
+        raise ValueError(f"`--call` has {taken[0]!r}; give a JSON object without sizes and seeds, which are swept.")
+    call = given | {name: value for name, value in call.items() if value is not None}
     import torch
 
     from brickwork.eval.metrics.reference import Reference
@@ -162,17 +164,6 @@ def _labels(args: argparse.Namespace, pipeline) -> dict:
     config = denoiser_of(pipeline).config
     conditional = config.get("num_classes") or config.get("num_class_embeds") or config.get("num_embeds_ada_norm")
     return {"labels": "balanced" if (conditional or args.classes) and not args.prompt else "none"}
-
-
-def _json_object(text: str) -> dict:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"`--call` is {text!r}; give a JSON object: {error}.") from None
-    taken = sorted(set(value) & {"height", "width", "generator"}) if isinstance(value, dict) else [text]
-    if taken:
-        raise ValueError(f"`--call` has {taken[0]!r}; give a JSON object without sizes and seeds, which are swept.")
-    return value
 
 
 def parse_ratio(text: str) -> tuple[float, float]:

@@ -80,6 +80,21 @@ def add_yaml_output(parser: argparse.ArgumentParser, otherwise: str = "") -> Non
     add_common(parser, "--overwrite")
 
 
+def json_object(option: str, text: str) -> dict[str, Any]:
+    """The JSON object that an option was given as.
+
+    Raises:
+        ValueError: naming the option, for anything else.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"`{option}` is {text!r}; give a JSON object: {error}.") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"`{option}` is {text!r}; give a JSON object such as '{{\"eta\": 0.5}}'.")
+    return value
+
+
 def add_target(parser: argparse.ArgumentParser, name: str, help: str, metavar: str | None = None) -> None:
     """Where to write: the last word, or behind -o or --output; read it with `target`."""
     parser.add_argument(name, nargs="?", default=argparse.SUPPRESS, metavar=metavar, help=help)

@@ -92,8 +92,8 @@ def read_stages(stages: Sequence[Mapping[str, Any]]) -> list[list[Choice]]:
         for name in _STAGE_KEYS:
             require(isinstance(stage[name], list) and stage[name], f"{key}.{name}", stage[name], "give a list")
         for name in ("channels", "layers"):
-            whole = all(isinstance(value, int) and value >= 1 for value in stage[name])
-            require(whole, f"{key}.{name}", stage[name], "give whole numbers from 1 up")
+            positive = all(isinstance(value, int) and value >= 1 for value in stage[name])
+            require(positive, f"{key}.{name}", stage[name], "give whole numbers from 1 up")
         kinds = [{"type": kind} if isinstance(kind, str) else dict(kind) for kind in stage["blocks"]]
         for kind in kinds:
             require(isinstance(kind.get("type"), str), f"{key}.blocks", kind, "give names, or mappings with a `type`")
