@@ -312,5 +312,5 @@ def test_bad_input_is_one_line(words, message, tmp_path, capsys):
 
 def test_a_schedule_that_is_no_json(tmp_path):
     (tmp_path / "s.json").write_text("{")
-    with pytest.raises(ValueError, match="no JSON"):
+    with pytest.raises(ValueError, match="is no schedule of .brickwork search."):
         schedule_from_file(str(tmp_path / "s.json"))
