@@ -70,6 +70,15 @@ class PeriodFold:
             )
         return cls(list(found), list(found.values()))
 
+    def check_length(self, name: str, length: int) -> None:
+        """Raise a `ValueError` for a series `name` that is shorter than two cycles of the longest period."""
+        longest = max(self.periods)
+        if length < 2 * longest:
+            raise ValueError(
+                f"`{name}` has {length} steps, fewer than two cycles of the period {longest}; give at least "
+                f"{2 * longest}, or shorter periods."
+            )
+
     def fold(self, series: torch.Tensor) -> list[torch.Tensor]:
         """`(B, C, L)` => for each period `(B, C, cycles, period)`, the last cycle filled up with zeros.
 
@@ -78,12 +87,7 @@ class PeriodFold:
         """
         if series.ndim != 3:
             raise ValueError(f"`series` has shape {tuple(series.shape)}; give (batch, variables, length).")
-        length, longest = series.shape[-1], max(self.periods)
-        if length < 2 * longest:
-            raise ValueError(
-                f"`series` has {length} steps, fewer than two cycles of the period {longest}; give at least "
-                f"{2 * longest}, or shorter periods."
-            )
+        self.check_length("series", series.shape[-1])
         return [fold_once(series, period) for period in self.periods]
 
     def unfold(self, folded: Sequence[torch.Tensor], length: int) -> torch.Tensor:

@@ -95,8 +95,8 @@ class TimeSeriesPipeline(SamplingPipeline):
 
         Args:
             n: how many.
-            length: of them in steps, at least two cycles of the longest period; by default that of `known`, else the
-                training length.
+            length: of them in steps, at least two cycles of the longest period, or a column of a delay embedding; by
+                default that of `known`, else the training length.
             known: what is known, `(variables, length)` for all of them or `(n, variables, length)`, in the data's own
                 units; NaN where it is not known. One variable may be given as `(length,)`.
             mask: true where it is known, shaped like `known`; by default where it is a number.
@@ -249,12 +249,7 @@ class TimeSeriesPipeline(SamplingPipeline):
                 )
 
     def _check_length(self, name: str, length: int) -> None:
-        longest = max(self.transformer.config.periods)
-        if isinstance(length, bool) or not isinstance(length, int) or length < 2 * longest:
-            raise ValueError(
-                f"`{name}` is a series of {length} steps; this model needs at least {2 * longest}, two cycles of its "
-                f"longest period ({longest})."
-            )
+        self.transformer.folding.check_length(name, whole_number(name, length, of="steps"))
 
 
 def _check_quantiles(quantiles: Sequence[float] | None) -> None:

@@ -8,6 +8,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 
 from brickwork.errors import one_of
+from brickwork.gen.delay_fold import DelayFold
 from brickwork.gen.networks.base import Denoiser, SampleOutput
 from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep
 from brickwork.gen.networks.transformer import BlockTransformer2DModel
@@ -25,13 +26,14 @@ class SeriesDenoiser(Denoiser, ModelMixin, ConfigMixin):
 
     A series `(B, C, L)` becomes, for each period, a picture `(B, 3C, cycles, period)`: noisy values, known values
     (zeros elsewhere), and ones where they are known. One network sees all of these pictures; what it says of them is
-    unfolded and merged by the periods' weights.
+    unfolded and merged by the periods' weights. A delay embedding is one picture `(B, 3C, rows, columns)` instead.
 
     Args:
         in_channels: variables C.
         length: of the training series L, in steps.
         periods: see `PeriodFold`; the longest fits twice into `length`.
         weights: of the periods in the merge, `None` for equal ones.
+        delay: `(delay, rows)` of a `DelayFold`, which then folds in place of the periods.
         network_type: of the network for pictures, one of `KINDS`.
         network: its configuration, without the channels.
     """
@@ -48,22 +50,22 @@ class SeriesDenoiser(Denoiser, ModelMixin, ConfigMixin):
         weights: Sequence[float] | None = None,
         network_type: str = "BlockUNet2DModel",
         network: Mapping[str, Any] | None = None,
+        delay: Sequence[int] | None = None,
         num_classes: int | None = None,
         id2label: dict[int, str] | None = None,
     ):
         super().__init__()
         if num_classes is not None:
             raise ValueError(f"`num_classes` is {num_classes}; series have no classes: leave it out.")
-        self.period_fold = PeriodFold([int(period) for period in periods], weights)
-        if length < 2 * max(self.period_fold.periods):
-            raise ValueError(
-                f"`length` is {length}, fewer than two cycles of the period {max(self.period_fold.periods)}; give at "
-                f"least {2 * max(self.period_fold.periods)}, or shorter periods."
-            )
+        if delay is not None and len(delay) != 2:
+            raise ValueError(f"`delay` is {delay}; give two whole numbers: steps between columns, and of a column.")
+        self.folding = PeriodFold([int(one) for one in periods], weights) if delay is None else DelayFold(*delay)
+        self.folding.check_length("length", length)
+        size = max(self.folding.periods) if delay is None else self.folding.rows
         kind = one_of("network_type", network_type, KINDS)
         channels = {"in_channels": SEEN * in_channels, "out_channels": in_channels}
         try:
-            self.denoiser = kind(**{"sample_size": max(self.period_fold.periods)} | dict(network or {}) | channels)
+            self.denoiser = kind(**{"sample_size": size} | dict(network or {}) | channels)
         except TypeError as error:
             raise ValueError(f"`network` has a value that {network_type} does not take: {error}.") from None
 
@@ -110,7 +112,7 @@ class SeriesDenoiser(Denoiser, ModelMixin, ConfigMixin):
         mask = mask.to(sample.dtype)
         known = torch.where(mask > 0, known.to(sample.dtype), torch.zeros_like(sample))
         timestep = check_timestep(timestep, len(sample), sample.device)
-        pictures = self.period_fold.fold(torch.cat([sample, known, mask], dim=1))
+        pictures = self.folding.fold(torch.cat([sample, known, mask], dim=1))
         estimates = [self.denoiser(picture, timestep, return_dict=False)[0] for picture in pictures]
-        merged = self.period_fold.unfold(estimates, sample.shape[-1])
+        merged = self.folding.unfold(estimates, sample.shape[-1])
         return SampleOutput(sample=merged) if return_dict else (merged,)

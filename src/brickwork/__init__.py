@@ -27,6 +27,7 @@ _REGISTERED = NETWORKS | {
 _MODULES = {
     "brickwork.gen.convbn": ["set_convbn_mode"],
     "brickwork.gen.networks.video": ["inflate"],
+    "brickwork.gen.delay_fold": ["DelayFold"],
     "brickwork.gen.period_fold": ["PeriodFold"],
     "brickwork.gen.networks.pretrained_encoder": ["from_pretrained_encoder"],
     "brickwork.pipelines.schedules": ["BrickSchedule", "SubnetSchedule"],

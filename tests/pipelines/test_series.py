@@ -73,11 +73,29 @@ def test_a_saved_pipeline_is_the_same(pipe, tmp_path):
     for loaded in (TimeSeriesPipeline.from_pretrained(tmp_path), DiffusionPipeline.from_pretrained(tmp_path)):
         loaded.set_progress_bar_config(disable=True)
         assert isinstance(loaded, TimeSeriesPipeline) and loaded.config.names == ["a", "b"]
-        assert loaded.transformer.period_fold.weights == pytest.approx([2 / 3, 1 / 3])
+        assert loaded.transformer.folding.weights == pytest.approx([2 / 3, 1 / 3])
         np.testing.assert_array_equal(loaded(2, generator=seeded()).series, expected)
     network = SeriesDenoiser.from_pretrained(tmp_path / "transformer")
     assert network.config.periods == [6, 4]
     assert 0 < network.subnets(24)["full"] < network.subnets(48)["full"]
+
+
+def test_a_delay_embedding_folds_in_place_of_periods(pipe, tmp_path):
+    denoiser = SeriesDenoiser(in_channels=2, length=24, delay=(3, 8), network=NETWORK)
+    denoiser.denoiser.load_state_dict(pipe.transformer.denoiser.state_dict())  # the same network
+    other = TimeSeriesPipeline(denoiser.eval(), pipe.scheduler, num_inference_steps=2)
+    other.set_progress_bar_config(disable=True)
+    other.save_pretrained(tmp_path)
+    loaded = TimeSeriesPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    known = np.arange(48.0).reshape(2, 24)
+    known[0, 5:9] = np.nan
+    drawn = other(2, known=known, generator=seeded()).series
+    assert (drawn[:, np.isfinite(known)] == known[np.isfinite(known)]).all() and np.isfinite(drawn).all()
+    np.testing.assert_array_equal(loaded(2, known=known, generator=seeded()).series, drawn)
+    assert loaded.forecast(known[:, :12], 7, n=2).series.shape == (2, 2, 7)
+    with pytest.raises(ValueError, match="`length` has 7 steps, fewer than a column of the delay embedding; give"):
+        loaded(1, 7)
 
 
 def test_one_variable_may_be_a_row(tmp_path):
@@ -97,8 +115,8 @@ ENDS[1, :3] = ENDS[1, -2:] = np.nan
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda p: p(1, 11), "`length` is a series of 11 steps; this model needs at least 12"),
-        (lambda p: p(1, known=np.ones((2, 8))), "`known` is a series of 8 steps"),
+        (lambda p: p(1, 11), "`length` has 11 steps, fewer than two cycles of the period 6; give at least 12"),
+        (lambda p: p(1, known=np.ones((2, 8))), "`known` has 8 steps"),
         (lambda p: p(1, known=ENDS), r"gaps at both ends of 'b' \(3 steps at the beginning, 2 at the end\)"),
         (lambda p: p(1, known=np.ones(24)), r"`known` has shape \(24,\); give \(2, length\): a row for each of a, b"),
         (lambda p: p(1, known=SERIES * np.inf), "infinite"),
@@ -112,12 +130,14 @@ ENDS[1, :3] = ENDS[1, -2:] = np.nan
         (lambda p: p(1, quantiles=[1.5]), "`quantiles` is"),
         (lambda p: p(1, num_inference_steps=0), "`num_inference_steps` is 0"),
         (lambda p: p(1, output_type="pil"), "`output_type` is 'pil'"),
-        (lambda p: p.forecast(SERIES[:, :10], 4), "`history` is a series of 10 steps"),
+        (lambda p: p.forecast(SERIES[:, :10], 4), "`history` has 10 steps"),
         (lambda p: p.forecast(ENDS, 4), "`history` ends with a gap in 'b'"),
         (lambda p: p.forecast(SERIES, 0), "`horizon` is 0"),
         (lambda p: TimeSeriesPipeline(p.transformer, p.scheduler, std=[1.0]), "`std` has 1 entries for 2 variables"),
         (lambda p: TimeSeriesPipeline(p.transformer, p.scheduler, std=[1.0, 0.0]), "finite numbers"),
         (lambda p: SeriesDenoiser(length=20, periods=[12]), "fewer than two cycles of the period 12"),
+        (lambda p: SeriesDenoiser(length=20, delay=(3, 24)), "`length` has 20 steps, fewer than a column"),
+        (lambda p: SeriesDenoiser(delay=(3,)), "`delay` is .* give two whole numbers"),
         (lambda p: SeriesDenoiser(num_classes=3), "series have no classes"),
         (lambda p: SeriesDenoiser(network={"widths": 3}), "`network` has a value that BlockUNet2DModel does not take"),
         (lambda p: p.transformer(torch.zeros(1, 3, 24), 1.0), r"reads \(batch, 2, length\)"),

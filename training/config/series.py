@@ -18,6 +18,7 @@ class SeriesModelConfig(Section):
     config: dict[str, Any]
     periods: list[int] | None = Field(description="a list of whole numbers, or null to take them from the data")
     top_k: Positive
+    delay: list[int] | None = Field(description="a list of two whole numbers, or null")
 
 
 class SeriesDataConfig(Section):

@@ -51,19 +51,19 @@ class SeriesTask(DenoisingTask):
         task.windows = task.stream = SeriesWindows(
             table, data.length, training, config.run.seed, objective.forecasts, objective.gaps
         )
-        fold = periods_of(config, task.windows)
+        fold = None if config.model.delay else periods_of(config, task.windows)
         task.network = SeriesDenoiser(
             in_channels=len(table.names),
             length=data.length,
-            periods=fold.periods,
-            weights=fold.weights,
+            **({"periods": fold.periods, "weights": fold.weights} if fold else {"delay": config.model.delay}),
             network_type=config.model.network,
             network=config.model.config,
         )
         task.held_out = _held_out(table, task.windows, training)
+        shares = ", ".join(f"{p} ({w:.0%})" for p, w in zip(fold.periods, fold.weights)) if fold else ""
         task.plan = (
-            f"SeriesDenoiser: {task.sizes()[0]:,} parameters; variables {', '.join(table.names)}; periods "
-            f"{', '.join(f'{p} ({w:.0%})' for p, w in zip(fold.periods, fold.weights))}.\n"
+            f"SeriesDenoiser: {task.sizes()[0]:,} parameters; variables {', '.join(table.names)}; "
+            + (f"periods {shares}.\n" if fold else f"columns of {config.model.delay[1]} steps.\n")
             + course(config.run, "windows", len(task.windows.starts), len(task.held_out), accelerator.num_processes)
         )
         return task

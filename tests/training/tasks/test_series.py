@@ -73,6 +73,7 @@ def test_going_on_changes_no_bit(data):
     [
         ({"data.length": 301}, "has no such stretch without gaps"),
         ({"data.length": 8, "model.periods": "[5]"}, "fewer than two cycles of the period 5"),
+        ({"model.delay": "[3, 40]"}, "`length` has 32 steps, fewer than a column"),
         ({"model.network": "UNet"}, "`network_type` is 'UNet'"),
         ({"model.type": "LegoTransformer2DModel"}, "`model.type`"),
         ({"objective.gaps": 0.9}, "may be at most 1"),
