@@ -23,6 +23,7 @@ class ClassTimeEmbedding(nn.Module):
         num_classes: number of classes, `None` for a network without them.
         freq_shift: frequencies are `10000^(-k / (128 - freq_shift))`: 0 in the authors' DiT, 1 in diffusers'.
         time_cond_proj_dim: width of `timestep_cond`, a second condition such as an embedded guidance scale.
+        augment_dim: numbers of `augment_labels`, which begin without effect; `None` for none.
         linear: classes go through a linear layer on the one-hot vector, and "no class" is the zero vector, to which
             the bias is still added (LEGO); otherwise they are rows of a table, whose last is "no class" (DiT).
     """
@@ -34,9 +35,16 @@ class ClassTimeEmbedding(nn.Module):
         freq_shift: int = 0,
         time_cond_proj_dim: int | None = None,
         linear: bool = False,
+        augment_dim: int | None = None,
     ):
         super().__init__()
         self.num_classes, self.freq_shift = num_classes, freq_shift
+        self.augment_embed = None
+        if augment_dim is not None:
+            if augment_dim < 1:
+                raise ValueError(f"`augment_dim` is {augment_dim}; give 1 or more, or None for no augmentation.")
+            self.augment_embed = nn.Linear(augment_dim, dim, bias=False)
+            nn.init.zeros_(self.augment_embed.weight)
         self.time_embed = TimestepEmbedding(NUM_FREQUENCIES, dim, cond_proj_dim=time_cond_proj_dim)
         self.class_embed = self.label_embed = None
         if num_classes is not None and linear:
@@ -55,13 +63,24 @@ class ClassTimeEmbedding(nn.Module):
         class_labels: torch.Tensor | None,
         dtype: torch.dtype,
         timestep_cond: torch.Tensor | None = None,
+        augment_labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """`timestep (B,)`, `class_labels (B,)`, `timestep_cond (B, time_cond_proj_dim)` => `(B, dim)` in `dtype`."""
+        """`(B, dim)` in `dtype`.
+
+        Args:
+            timestep: `(B,)`.
+            class_labels: `(B,)`.
+            dtype: of the network.
+            timestep_cond: `(B, time_cond_proj_dim)`.
+            augment_labels: `(B, augment_dim)`, what was done to the images; `None` and zeros: nothing.
+        """
         # Cosines first, in float32 whatever the network's dtype.
         features = get_timestep_embedding(
             timestep, NUM_FREQUENCIES, flip_sin_to_cos=True, downscale_freq_shift=self.freq_shift
         )
         temb = self.time_embed(features.to(dtype), None if timestep_cond is None else timestep_cond.to(dtype))
+        if augment_labels is not None:
+            temb = temb + self.augment_embed(self._check_augmented(augment_labels, len(timestep)).to(dtype))
         if self.num_classes is None:
             return temb
         if class_labels is None:
@@ -70,6 +89,14 @@ class ClassTimeEmbedding(nn.Module):
             return temb + self.class_embed(class_labels).to(dtype)
         one_hot = nn.functional.one_hot(class_labels, self.num_classes + 1)[:, : self.num_classes]
         return temb + self.label_embed(one_hot.to(dtype))
+
+    def _check_augmented(self, augment_labels: torch.Tensor, batch: int) -> torch.Tensor:
+        if self.augment_embed is None:
+            raise ValueError("`augment_labels` were given, but this network has no `augment_dim`; leave them out.")
+        shape, wanted = tuple(augment_labels.shape), (batch, self.augment_embed.in_features)
+        if shape != wanted:
+            raise ValueError(f"`augment_labels` has shape {shape}; give {wanted}.")
+        return augment_labels
 
 
 def sincos_position_table(dim: int, rows: int, columns: int) -> torch.Tensor:

@@ -81,6 +81,7 @@ class Denoiser(AttentionMixin):
         time_cond_proj_dim: width of `timestep_cond`, such as an embedded guidance scale; `None` for none.
         block_options: further settings by block name, such as `{"i2rmb": {"kernel_size": 3}}`.
         drop_path: how often training leaves the last block out of an image; earlier ones less, the first never.
+        augment_dim: numbers of `augment_labels`, for training on augmented images; `None` for none.
         freq_shift: see `ClassTimeEmbedding`.
         convbn_folded: whether BatchNorms are in the convolutions before them, as `set_convbn_mode(model, "deploy")`
             leaves them.
@@ -93,6 +94,8 @@ class Denoiser(AttentionMixin):
         encoder_hidden_states: `(B, length, cross_attention_dim)`, a text.
         additional_context_tokens: `(B, length, cross_attention_dim)`, what the blocks attend to beside the text.
         timestep_cond: `(B, time_cond_proj_dim)`.
+        augment_labels: `(B, augment_dim)`, what augmentation did to the images in training; `None` where samples are
+            drawn.
         subnet: one of `subnet_names()`; `None` and `"full"` for the network itself.
         return_dict: return an output object rather than a tuple.
 

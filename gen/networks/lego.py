@@ -187,6 +187,7 @@ class LegoTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, A
         trained_subsets: str = "prefix",
         trained_crops: bool = False,
         pretrained_brick: Mapping[str, Any] | None = None,
+        augment_dim: int | None = None,
     ):
         super().__init__()
         first = 0 if pretrained_brick is None else 1  # brick of our own
@@ -199,7 +200,8 @@ class LegoTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, A
 
         cond_dim = max(widths)
         # A pretrained brick has an embedding of its own.
-        self.condition = ClassTimeEmbedding(cond_dim, num_classes, linear=True) if num_bricks > first else None
+        told = {"linear": True, "augment_dim": augment_dim}
+        self.condition = ClassTimeEmbedding(cond_dim, num_classes, **told) if num_bricks > first else None
         # The first brick reads the image and its coordinates, later ones the previous estimate as well.
         reads = [in_channels + 2, *[2 * in_channels + 2] * (num_bricks - 1)]
         settings = list(zip(window_sizes, patch_sizes, num_layers, widths, heads))
@@ -343,6 +345,7 @@ class LegoTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, A
         cyclic: tuple[bool, bool] = (False, False),
         subnet: str | None = None,
         block_additional_residuals: Sequence[torch.Tensor | None] | None = None,
+        augment_labels: torch.Tensor | None = None,
     ) -> EstimatesOutput | tuple:
         """Estimate what the network was trained for (EDM's F for the authors' weights).
 
@@ -369,7 +372,9 @@ class LegoTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, A
         smallest, dtype = max(self.bricks[brick].patch_size for brick in bricks), self.dtype
         (height, width), timestep, class_labels = self._read(sample, timestep, class_labels, smallest)
         batch = sample.shape[0]
-        temb = self.condition(timestep, class_labels, dtype) if self._needs_condition(bricks) else None
+        temb = None
+        if self._needs_condition(bricks):
+            temb = self.condition(timestep, class_labels, dtype, augment_labels=augment_labels)
         image = sample.to(dtype)
         if coordinates is None:
             coordinates = coordinate_channels(height, width, sample.device, dtype)

@@ -86,6 +86,7 @@ class BlockTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, 
         id2label: dict[int, str] | None = None,
         layer_options: Sequence[dict] | None = None,
         drop_path: float = 0.0,
+        augment_dim: int | None = None,
     ):
         super().__init__()
         if patch_size < 1 or num_layers < 1 or sample_size < patch_size:
@@ -102,7 +103,7 @@ class BlockTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, 
         counts = ([hidden_size] * num_layers, [1] * num_layers)
         layers = resolve_stages(block_types, *counts, shared, block_options, layer_options, "layer")
         self.out_channels = out_channels or in_channels
-        self.condition = ClassTimeEmbedding(hidden_size, num_classes, freq_shift)
+        self.condition = ClassTimeEmbedding(hidden_size, num_classes, freq_shift, augment_dim=augment_dim)
         self.patch_embed = nn.Linear(in_channels * patch_size**2, hidden_size)
         # The training grid's part of the formula, stored as in the authors' checkpoints. Never trained.
         side = -(-sample_size // patch_size)
@@ -166,6 +167,7 @@ class BlockTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, 
         subnet: str | None = None,
         block_additional_residuals: Sequence[torch.Tensor | None] | None = None,
         additional_context_tokens: torch.Tensor | None = None,
+        augment_labels: torch.Tensor | None = None,
     ) -> SampleOutput | tuple:
         """Estimate what the network was trained for (the noise, for DiT's weights).
 
@@ -177,7 +179,8 @@ class BlockTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, 
                 `(B, hidden_size, H / patch, W / patch)`, sides rounded up, or its tokens `(B, tokens, hidden_size)`.
         """
         self._find_subnet(subnet)
-        passage = self.begin(sample, timestep, class_labels, encoder_hidden_states, additional_context_tokens)
+        given = (encoder_hidden_states, additional_context_tokens, augment_labels)
+        passage = self.begin(sample, timestep, class_labels, *given)
         residuals = self._residuals("block_additional_residuals", block_additional_residuals)
         hidden_states = self.run_layers(self.embed(sample, passage), passage, residuals=residuals)
         output = self.head(hidden_states, passage)
@@ -190,13 +193,14 @@ class BlockTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, 
         class_labels: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         additional_context_tokens: torch.Tensor | None = None,
+        augment_labels: torch.Tensor | None = None,
     ) -> Passage:
         """Check the inputs of `forward`, and embed the conditions."""
         patch = self.config.patch_size
         (height, width), timestep, labels = self._read(sample, timestep, class_labels, patch)
         given = (encoder_hidden_states, additional_context_tokens)
         context = join_tokens(*given, sample.shape[0], self.config.cross_attention_dim)
-        temb = self.condition(timestep, labels, self.dtype)
+        temb = self.condition(timestep, labels, self.dtype, augment_labels=augment_labels)
         return Passage((height, width), (-(-height // patch), -(-width // patch)), temb, context)
 
     def embed(self, sample: torch.Tensor, passage: Passage) -> torch.Tensor:

@@ -109,6 +109,7 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
         num_attention_heads: int | Sequence[int] | None = None,
         downsample: str = "conv",
         drop_path: float = 0.0,
+        augment_dim: int | None = None,
     ):
         super().__init__()
         self.widths = widths = _stage_widths(block_types, block_out_channels)
@@ -125,7 +126,8 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
         cond_dim = time_embed_dim or 4 * widths[0]
         one_of("downsample", downsample, ("conv", "block"))
 
-        self.condition = ClassTimeEmbedding(cond_dim, num_classes, freq_shift, time_cond_proj_dim)
+        settings = {"time_cond_proj_dim": time_cond_proj_dim, "augment_dim": augment_dim}
+        self.condition = ClassTimeEmbedding(cond_dim, num_classes, freq_shift, **settings)
         self.conv_in = _build_stem(stem, in_channels, widths, stem_options)
         self.reduction, self.stem_levels = stem_shape(self.conv_in)
         self.down_blocks = nn.ModuleList()
@@ -205,6 +207,7 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
         mid_block_additional_residual: torch.Tensor | None = None,
         down_intrablock_additional_residuals: Sequence[torch.Tensor | None] | None = None,
         additional_context_tokens: torch.Tensor | None = None,
+        augment_labels: torch.Tensor | None = None,
     ) -> SampleOutput | tuple:
         """Estimate what the network was trained for.
 
@@ -225,7 +228,7 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
                 raise ValueError(f"`{name}` has {sorted(given)}, which this network does not read; leave them out.")
         self._find_subnet(subnet)
         conditions = (encoder_hidden_states, class_labels, timestep_cond)
-        further = (down_intrablock_additional_residuals, additional_context_tokens)
+        further = (down_intrablock_additional_residuals, additional_context_tokens, augment_labels)
         encoding = self.encode(sample, timestep, *conditions, *further)
         output = self.decode(encoding, down_block_additional_residuals, mid_block_additional_residual)
         return SampleOutput(sample=output) if return_dict else (output,)
@@ -239,6 +242,7 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
         timestep_cond: torch.Tensor | None = None,
         down_intrablock_additional_residuals: Sequence[torch.Tensor | None] | None = None,
         additional_context_tokens: torch.Tensor | None = None,
+        augment_labels: torch.Tensor | None = None,
     ) -> Encoding:
         """The first half of `forward`, with its arguments."""
         if timestep_cond is not None and self.config.time_cond_proj_dim is None:
@@ -246,7 +250,7 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
         size, timestep, labels = self._read(sample, timestep, class_labels)
         width, dtype = self.config.cross_attention_dim, self.dtype
         context = join_tokens(encoder_hidden_states, additional_context_tokens, sample.shape[0], width, required=True)
-        temb = self.condition(timestep, labels, dtype, timestep_cond)
+        temb = self.condition(timestep, labels, dtype, timestep_cond, augment_labels)
         inner = self._residuals("down_intrablock_additional_residuals", down_intrablock_additional_residuals)
         stages = self._encode(sample.to(dtype, memory_format=torch.channels_last), temb, context, inner)
         return Encoding(size, stages, temb, context)

@@ -85,6 +85,10 @@ class TrainConfig(RunConfiguration):
         data, lego = self.data, self.model.type == "LegoTransformer2DModel"
         rule = "only LegoTransformer2DModel on pixels learns from crops; set it to 0"
         require(data.crop_share == 0 or data.latents is None and lego, "data.crop_share", data.crop_share, rule)
+        batch = self.run.batch_size
+        whole = all(images % batch == 0 for images, _ in data.progressive)
+        rule = f"give numbers of images that are multiples of run.batch_size = {batch}, so that a step has one size"
+        require(whole, "data.progressive", data.progressive, rule)
         rule = "LEGO's pipeline samples what edm trains; set it to edm"
         others = set(OBJECTIVES) - {"edm"}  # a name that nobody knows has its own answer
         require(not lego or self.objective.type not in others, "objective.type", self.objective.type, rule)

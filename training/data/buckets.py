@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 
 # Streams of random numbers under one seed; numbers, not hashes, so that they are the same everywhere.
-ORDER, SAMPLE, STEP, FALLBACK, POSTERIOR, RESOLUTION, SUBSTITUTE, CANVAS = range(8)
+ORDER, SAMPLE, STEP, FALLBACK, POSTERIOR, RESOLUTION, SUBSTITUTE, CANVAS, AUGMENT = range(9)
 
 
 def random_numbers(seed: int, stream: int, position: int) -> np.random.Generator:

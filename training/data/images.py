@@ -180,16 +180,28 @@ class LabelledImages:
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, int]:
         """The picture of the row's bucket, uint8 `(height, width, 3)`, and the label (0 for unlabelled sets)."""
-        picture = self._kept.get(("fitted", row))
-        if picture is None:
-            picture = self.picture(row)
-            self._keep("fitted", row, picture)
-        return picture, int(self.labels[row])
+        return self._fitted(row, None), int(self.labels[row])
 
-    def sample(self, row: int, random: np.random.Generator | None = None) -> tuple[np.ndarray, int]:
-        """What the network trains on: float32 `(3, height, width)` in [-1, 1], and the label."""
-        picture, label = self[row]
-        return to_unit_range(picture), label
+    def _fitted(self, row: int, size: int | None) -> np.ndarray:
+        """The picture of the row's bucket, or a square, kept in memory."""
+        kind = "fitted" if size is None else f"fitted {size}"
+        picture = self._kept.get((kind, row))
+        if picture is None:
+            picture = self.picture(row, None if size is None else (size, size))
+            self._keep(kind, row, picture)
+        return picture
+
+    def sample(
+        self, row: int, random: np.random.Generator | None = None, size: int | None = None
+    ) -> tuple[np.ndarray, int]:
+        """What the network trains on: float32 `(3, height, width)` in [-1, 1], and the label.
+
+        Args:
+            row: its number.
+            random: for data whose samples are drawn; not read here.
+            size: of a square in place of the row's bucket.
+        """
+        return to_unit_range(self._fitted(row, size)), int(self.labels[row])
 
     def still(self, row: int) -> np.ndarray:
         """The square picture, float32 `(3, size, size)` in [-1, 1], whatever the row's bucket; for held-out scores."""

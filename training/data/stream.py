@@ -5,13 +5,15 @@ seed and n alone, so a run that goes on from a checkpoint, has other workers or 
 """
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from brickwork.training.data.augmentation import Augmentation
 from brickwork.training.data.buckets import (
+    AUGMENT,
     FALLBACK,
     POSTERIOR,
     SAMPLE,
@@ -51,12 +53,22 @@ class TrainingStream(Dataset):
         seed: seed of the run.
         horizontal_flip: mirror half of the images.
         batch_size: images of a step, which with buckets all have one shape.
+        augmentation: what is done to images; the network is told.
+        progressive: images seen, and the size of samples from then on; none for the images' own.
     """
 
     def __init__(
-        self, images: LabelledImages, rows: np.ndarray, seed: int, horizontal_flip: bool = False, batch_size: int = 1
+        self,
+        images: LabelledImages,
+        rows: np.ndarray,
+        seed: int,
+        horizontal_flip: bool = False,
+        batch_size: int = 1,
+        augmentation: Augmentation | None = None,
+        progressive: Sequence[tuple[int, int]] = (),
     ):
         self.images, self.seed, self.horizontal_flip = images, seed, horizontal_flip
+        self.augmentation, self.progressive = augmentation, progressive
         self.row: Callable[[int], int] = order_rows(images, rows, seed, batch_size)
 
     @property
@@ -67,7 +79,7 @@ class TrainingStream(Dataset):
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         """`image (C, H, W)`; `label`; `noise` like the image; `level` normal; `label_draw` uniform; `broken`, the row
         of a picture that could not be read and was replaced, else -1; for crops of canvases also `crop (4,)`: top and
-        left of the image on its canvas, height and width of that.
+        left of the image on its canvas, height and width of that; with an augmentation also `augment_labels`, float32.
 
         Raises:
             DataLost: where replacements cannot be read either.
@@ -77,7 +89,11 @@ class TrainingStream(Dataset):
         if random.random() < 0.5 and self.horizontal_flip:
             image = image[..., ::-1].copy()
             crop = [(top, -(left + image.shape[-1]) % width, height, width) for top, left, height, width in crop]
-        return ({"crop": torch.tensor(crop[0])} if crop else {}) | {
+        further = {"crop": torch.tensor(crop[0])} if crop else {}
+        if self.augmentation is not None:
+            labels = self.augmentation.draw(random_numbers(self.seed, AUGMENT, position))
+            image, further["augment_labels"] = self.augmentation.apply(image, labels), torch.from_numpy(labels)
+        return further | {
             "image": torch.from_numpy(image),
             "label": torch.tensor(label),
             "level": torch.tensor(random.standard_normal(), dtype=torch.float32),
@@ -108,7 +124,9 @@ class TrainingStream(Dataset):
 
     def _sample(self, row: int, position: int) -> tuple:
         """Image and label, and the position of a crop on its canvas if it is one."""
-        return self.images.sample(row, random_numbers(self.seed, POSTERIOR, position))
+        random = random_numbers(self.seed, POSTERIOR, position)
+        sizes = [size for start, size in self.progressive if start <= position]
+        return self.images.sample(row, random, sizes[-1]) if sizes else self.images.sample(row, random)
 
     def _replacements(self, row: int, position: int) -> np.ndarray:
         """The rows that can stand in for a broken one: those of its shape."""

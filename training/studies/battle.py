@@ -45,7 +45,7 @@ from brickwork.training.tasks.backbones import BACKBONES, TrainedOn, build_model
 CONFIG = Path(__file__).parents[1] / "configs" / "battle.yaml"
 PICTURES, REFERENCE = "data.parquet", "reference.safetensors"
 UNFAIR = {  # what some networks cannot do, or what would not be alike for all
-    "data": ("latents", "crop_share", "bucket_step"),
+    "data": ("latents", "augment", "crop_share", "bucket_step"),
     "objective": ("brick_dropout", "train_bricks", "brick_images"),
 }
 

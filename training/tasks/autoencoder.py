@@ -50,6 +50,9 @@ class AutoencoderTask(Task):
             ) from None
         if config.model.init_from:
             task.network = AutoencoderKL.from_pretrained(config.model.init_from).float()
+        config.data.require_unset(
+            ("augment", "progressive"), "this script trains on pictures as they are; leave it out"
+        )
         images, run = images_of(config.data), config.run
         task.images, (task.rows, task.held_out) = images, images.split(config.data.held_out)
         task.plan = f"AutoencoderKL: {task.sizes()[0]:,} parameters.\n" + course(

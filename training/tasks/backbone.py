@@ -11,6 +11,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from brickwork.eval.held_out.paired_loss import PairedSet, estimates
 from brickwork.eval.sampling.pipelines import load_pipeline, pipeline_folder
 from brickwork.eval.sampling.sample_set import denoiser_of
+from brickwork.gen.blocks.windowed import check_maps
 from brickwork.gen.conditioning import crop_coordinates
 from brickwork.gen.networks.stitched import StitchedDenoiser
 from brickwork.gen.parameterization import OBJECTIVES
@@ -19,6 +20,7 @@ from brickwork.pipelines.objective_file import saved_objective
 from brickwork.training.config.config import TrainConfig
 from brickwork.training.config.data import DataConfig
 from brickwork.training.config.run import RunConfig
+from brickwork.training.data.augmentation import Augmentation, label_width
 from brickwork.training.data.buckets import STEP, random_numbers
 from brickwork.training.data.cache import CachedLatents, TensorCache, load_vae
 from brickwork.training.data.canvas import CanvasSettings, CanvasStream
@@ -27,7 +29,7 @@ from brickwork.training.data.stream import TrainingStream
 from brickwork.training.engine.previews import build_metrics
 from brickwork.training.engine.schedule import course
 from brickwork.training.task import Phase, Step
-from brickwork.training.tasks.backbones import BACKBONES, TrainedOn, build_model, build_objective
+from brickwork.training.tasks.backbones import BACKBONES, TrainedOn, build_model, build_objective, check_patch
 from brickwork.training.tasks.brick_by_brick import draw_bricks, frozen_digest, stages_of, without_later_bricks
 from brickwork.training.tasks.denoising import LabelledTask
 
@@ -42,14 +44,17 @@ def build_images(data: DataConfig) -> LabelledImages | CachedLatents:
 
 def trained_on(images: LabelledImages | CachedLatents, data: DataConfig) -> TrainedOn:
     """What a network is to know of a data set."""
-    return TrainedOn(images.class_names, images.size, images.channels, data.crop_share > 0)
+    augment_dim = label_width(data.augmentations) if data.augment else None
+    return TrainedOn(images.class_names, images.size, images.channels, data.crop_share > 0, augment_dim)
 
 
 def build_stream(data: DataConfig, images: LabelledImages | CachedLatents, rows, run: RunConfig) -> TrainingStream:
-    """Pictures, with `data.crop_share` crops of canvases among them."""
+    """Pictures as the data say, with `data.crop_share` crops of canvases among them."""
     seed, batch_size = run.seed, run.batch_size
     if data.crop_share == 0:
-        return TrainingStream(images, rows, seed, data.horizontal_flip, batch_size)
+        augmentation = Augmentation(data.augment, data.augmentations) if data.augment else None
+        further = {"augmentation": augmentation, "progressive": data.progressive}
+        return TrainingStream(images, rows, seed, data.horizontal_flip, batch_size, **further)
     canvases = CanvasSettings(data.crop_share, data.crop_scale, data.crop_aspect)
     return CanvasStream(images, rows, seed, data.horizontal_flip, batch_size, canvases=canvases)
 
@@ -100,6 +105,9 @@ class BackboneTask(LabelledTask):
         task.network = network = build_model(
             config.model, config.objective, trained_on(images, config.data), config.run.seed
         )
+        for _, size in config.data.progressive:
+            check_maps(size, size, network.maps, "`data.progressive` makes")
+            check_patch(network, size, "data.progressive")
         if config.run.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         if config.model.attention_backend:
@@ -130,6 +138,8 @@ class BackboneTask(LabelledTask):
         random, subnet = random_numbers(self.config.run.seed, STEP, number), None
         if "crop" in batch:
             conditions["coordinates"] = crop_coordinates(batch["crop"], *batch["image"].shape[-2:])
+        if "augment_labels" in batch:
+            conditions["augment_labels"] = batch["augment_labels"]
         if isinstance(self.network, StitchedDenoiser):
             names = self.network.subnet_names()
             subnet = names[int(random.integers(len(names)))]
@@ -143,7 +153,10 @@ class BackboneTask(LabelledTask):
 
     def call(self, network: torch.nn.Module, step: Step) -> list[torch.Tensor]:
         """The estimate of every brick that ran, of every copy of a composite, or the one of any other network."""
-        return estimates(network, step.sample, step.timestep, subnet=step.subnet, **step.conditions)
+        conditions = dict(step.conditions)
+        if getattr(getattr(network, "module", network), "config", {}).get("augment_dim") is None:
+            conditions.pop("augment_labels", None)  # a teacher that was trained without sees what its student sees
+        return estimates(network, step.sample, step.timestep, subnet=step.subnet, **conditions)
 
     def teacher(self, source: str) -> torch.nn.Module:
         try:

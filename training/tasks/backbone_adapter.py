@@ -51,8 +51,7 @@ class BackboneAdapterTask(TrainsAdapter, BackboneTask):
     def build(cls, config: BackboneAdapterConfig, accelerator: Accelerator, dry_run: bool = False) -> Self:
         require(config.model.init_from, "model.init_from", config.model.init_from, "name the trained network's folder")
         alone = "an adapter learns from pictures as they are; leave it out"
-        for key in ("horizontal_flip", "crop_share", "latents"):
-            require(not getattr(config.data, key), f"data.{key}", getattr(config.data, key), alone)
+        config.data.require_unset(("horizontal_flip", "augment", "progressive", "crop_share", "latents"), alone)
         task = super().build(config, accelerator, dry_run)
         network, stream = task.network.requires_grad_(False), task.stream
         task.adapter = put_on(network, config.adapter)

@@ -60,12 +60,14 @@ class TrainedOn:
         size: side of the pictures in pixels, or of latents.
         channels: of the same.
         crops: whether some of them are crops of larger canvases.
+        augment_dim: numbers by which the network is told how pictures were augmented; `None` for none.
     """
 
     class_names: list[str]
     size: int
     channels: int
     crops: bool = False
+    augment_dim: int | None = None
 
 
 def build_model(settings: ModelConfig, objective: ObjectiveConfig, data: TrainedOn, seed: int = 0) -> torch.nn.Module:
@@ -104,20 +106,31 @@ def build_model(settings: ModelConfig, objective: ObjectiveConfig, data: Trained
                 _check_same(model, described, settings.init_from)
     else:
         model = build(**values)
-    _check_patch(model, data.size)
+    check_patch(model, data.size)
+    _check_augmented(model, data.augment_dim)
     _check_sigma_data(model, sigma_data)
     _check_out_channels(model, objective.type)
     freeze(objective, model, settings.comes_trained)
     return model
 
 
-def _check_patch(model: torch.nn.Module, size: int) -> None:
+def check_patch(model: torch.nn.Module, size: int, key: str = "data.size") -> None:
     """Raise a `ValueError` for images (or latents) smaller than the network's largest patch."""
     patch = max([model.config.get("patch_size") or 1, *(model.config.get("patch_sizes") or [])])
     if size < patch:
         raise ValueError(
-            f"`data.size` makes images (or latents) of {size}x{size}, less than one patch of {patch}x{patch}; raise "
+            f"`{key}` makes images (or latents) of {size}x{size}, less than one patch of {patch}x{patch}; raise "
             "it, or give the network smaller patches."
+        )
+
+
+def _check_augmented(model: torch.nn.Module, augment_dim: int | None) -> None:
+    """Raise a `ValueError` for a network that cannot be told what was done to pictures, which samples would show."""
+    has = model.config.get("augment_dim")
+    if augment_dim not in (None, has):
+        raise ValueError(
+            f"`data.augment` is set, with labels of {augment_dim} numbers, and the {type(model).__name__} reads "
+            f"{has or 'none'}; set `data.augment` to 0, or name the `data.augmentations` that it was trained with."
         )
 
 
@@ -130,7 +143,7 @@ def _described(given: dict[str, Any], known: set[str], data: TrainedOn, any_bric
         "id2label": dict(enumerate(data.class_names)) or None,
         "trained_subsets": "any" if any_bricks else "prefix",
         "trained_crops": data.crops,
-    }
+    } | ({} if data.augment_dim is None else {"augment_dim": data.augment_dim})
     for key in ("in_channels", "num_classes"):
         if given.get(key, values[key]) != values[key]:
             raise ValueError(f"`model.config.{key}` is {given[key]}, but the data have {values[key]}; leave it out.")
@@ -236,7 +249,7 @@ def _saved_model(kind: type, source: str, data: TrainedOn, any_bricks: bool) -> 
         model = kind.from_pretrained(inside if inside.is_dir() else source)
     except (OSError, ValueError) as error:
         raise ValueError(f"`model.init_from` is {source!r}, which holds no {kind.__name__}: {error}") from error
-    model = _of_classes(model, data.class_names)
+    model = _told_of_augmentation(_of_classes(model, data.class_names), data.augment_dim)
     _check_fits_data(model, "model.init_from", source, data)
     if hasattr(model, "num_bricks"):
         learned = {"trained_subsets": "any"} if any_bricks else {}
@@ -263,6 +276,15 @@ def _of_classes(model: torch.nn.Module, class_names: list[str]) -> torch.nn.Modu
     state[key] = state[key][:, [known[name] for name in class_names]]
     fewer.load_state_dict(state)
     return fewer
+
+
+def _told_of_augmentation(model: torch.nn.Module, augment_dim: int | None) -> torch.nn.Module:
+    """A network that reads augmentation labels, which say nothing yet, if it can and did not."""
+    if augment_dim is None or model.config.get("augment_dim", 0) is not None:
+        return model
+    told = type(model).from_config(model.config, augment_dim=augment_dim)
+    told.load_state_dict(model.state_dict(), strict=False)
+    return told
 
 
 def _check_fits_data(model: torch.nn.Module, key: str, source: str, data: TrainedOn) -> None:
