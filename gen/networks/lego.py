@@ -22,6 +22,7 @@ from brickwork.gen.blocks.recompute import not_kept, recomputed
 from brickwork.gen.blocks.windows import pad_to_multiple, window_mask, window_partition, window_reverse
 from brickwork.gen.conditioning import ClassTimeEmbedding, coordinate_channels, sincos_position_table
 from brickwork.gen.networks.base import Adaptable, Denoiser, EstimatesOutput
+from brickwork.gen.networks.cutting import Cuttable, Site
 from brickwork.gen.networks.wrapped import (
     PretrainedBrick,
     brick_sizes,
@@ -140,7 +141,7 @@ class LegoBrick(nn.Module):
         return window_partition(pad_to_multiple(tokens, window), window)
 
 
-class LegoTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptable):
+class LegoTransformer2DModel(Denoiser, ResidualPorts, Cuttable, ModelMixin, ConfigMixin, Adaptable):
     """A stack of LEGO bricks that denoises images of any height and width.
 
     Lists with one entry a brick describe the stack; a single number for `hidden_sizes` or `num_attention_heads` holds
@@ -216,6 +217,7 @@ class LegoTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, A
         self.bricks = nn.ModuleList(bricks)
         sites = [f"bricks.{i}.blocks.{j}" for i, brick in enumerate(bricks) for j in range(len(brick.blocks))]
         self.ports = {"block_additional_residuals": sites}
+        self.layer_names = [f"bricks.{brick}" for brick in range(num_bricks)]
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -288,6 +290,7 @@ class LegoTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, A
         return model.eval()
 
     subnet_family = BrickFamily()
+    has_head = False  # every brick ends in an estimate
 
     @property
     def num_bricks(self) -> int:
@@ -346,6 +349,7 @@ class LegoTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, A
         subnet: str | None = None,
         block_additional_residuals: Sequence[torch.Tensor | None] | None = None,
         augment_labels: torch.Tensor | None = None,
+        previous: torch.Tensor | None = None,
     ) -> EstimatesOutput | tuple:
         """Estimate what the network was trained for (EDM's F for the authors' weights).
 
@@ -363,6 +367,7 @@ class LegoTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, A
             block_additional_residuals: for each block of every brick but a pretrained one, in order, what is added to
                 its output (see `gen.ports`): a map `(B, width, H / patch, W / patch)`, sides rounded up, or its tokens
                 `(B, tokens, width)`. Those of bricks that do not run add nothing.
+            previous: the estimate `(B, in_channels, H, W)` that the first brick to run reads; `None` for zeros.
         """
         if subnet is not None:
             if bricks is not None:
@@ -386,7 +391,7 @@ class LegoTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, A
         coordinates = coordinates.to(dtype).expand(batch, -1, -1, -1)
 
         residuals = self._brick_residuals(block_additional_residuals, sample)
-        estimate, estimates = None, []
+        estimate, estimates = previous, []
         for brick in bricks:
             if isinstance(self.bricks[brick], PretrainedBrick):
                 estimate = self.bricks[brick](image, timestep, class_labels)
@@ -398,6 +403,21 @@ class LegoTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, A
             estimates.append(estimate)
 
         return EstimatesOutput.of(estimates, return_intermediates, return_dict)
+
+    def seam(self, layers: int) -> list[Site]:
+        return [Site(f"bricks.{layers - 1}", 0, self.config.in_channels)]
+
+    def run_front(self, layers: int, sample: torch.Tensor, timestep: torch.Tensor, **conditions) -> list[torch.Tensor]:
+        return [self(sample, timestep, **conditions, bricks=range(layers)).sample]
+
+    def run_end(
+        self, start: int, maps: Sequence[torch.Tensor], sample: torch.Tensor, timestep: torch.Tensor, **conditions
+    ) -> torch.Tensor:
+        bricks = range(start, self.num_bricks)
+        return self(sample, timestep, **conditions, bricks=bricks, previous=maps[0]).sample
+
+    def family(self) -> dict[str, Any]:
+        return {}
 
     def _check_bricks(self, bricks: Sequence[int] | None) -> tuple[int, ...]:
         if bricks is None:

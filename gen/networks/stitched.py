@@ -19,14 +19,19 @@ from torch import nn
 
 from brickwork.files import read_json
 from brickwork.gen.networks.base import Adaptable, SampleOutput
+from brickwork.gen.networks.cutting import Cuttable, Site, paired_sites
+from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.networks.parts import Parted, build_part, describe, network_folder
 from brickwork.gen.networks.transformer import BlockTransformer2DModel
+from brickwork.gen.networks.unet import BlockUNet2DModel
 from brickwork.gen.parameterization import OBJECTIVES, EDMObjective
 from brickwork.gen.taps import tapped
 
-KINDS = {"BlockTransformer2DModel": BlockTransformer2DModel}
-# What anchors must agree in, and what the stitched network therefore says of itself.
-SHARED = ("in_channels", "out_channels", "num_classes", "cross_attention_dim", "patch_size")
+KINDS: dict[str, type[Cuttable]] = {
+    kind.__name__: kind for kind in (BlockTransformer2DModel, BlockUNet2DModel, LegoTransformer2DModel)
+}
+# What anchors must agree in, beside their family's own, and what the stitched network therefore says of itself.
+SHARED = ("in_channels", "out_channels", "num_classes", "cross_attention_dim")
 _BATCHES, _BATCH = 4, 8  # of noise, where no calibration is given
 
 
@@ -56,7 +61,7 @@ class StitchingLayers(ModelMixin, ConfigMixin):
     """1×1 convolutions from the maps of one anchor to those of another.
 
     Args:
-        channels: in and out, of each.
+        channels: in and out, of each; of a stitch's, which are several between UNets, one after another.
     """
 
     @register_to_config
@@ -68,7 +73,8 @@ class StitchingLayers(ModelMixin, ConfigMixin):
 class StitchedDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
     """Several networks of one family and objective, and stitches from each to the next costlier one.
 
-    Build one with `from_anchors`.
+    Build one with `from_anchors`. Stacks of blocks are cut between layers, LEGO stacks between bricks, and UNets
+    between the stages of the encoder, where all that the decoder reads of the stages above is stitched too.
 
     Args beside those of `Denoiser`, which are always the last anchor's:
         anchors: configurations of the networks with their `_class_name`, from the cheap to the costly.
@@ -97,13 +103,24 @@ class StitchedDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
         self.networks = nn.ModuleList(build_part("anchors", anchor, KINDS) for anchor in anchors)
         check_anchors(self.networks)
         self.cuts = [Stitch(*numbers) for numbers in stitches]
-        widths = [anchor.layer_width for anchor in self.networks]
         if self.cuts:
-            self.stitching = StitchingLayers(channels=[[widths[cut.front], widths[cut.end]] for cut in self.cuts])
+            seams = [self._seams(cut) for cut in self.cuts]
+            channels = [[front.channels, end.channels] for seam in seams for front, end in seam]
+            self.stitching = StitchingLayers(channels=channels)
         last = self.networks[-1].config
-        told = {name: last[name] for name in ("sample_size", *SHARED)}
+        told = {name: last.get(name) for name in ("sample_size", *SHARED, "patch_size")}
         self.register_to_config(**told, id2label=last.id2label if id2label is None else id2label)
         self._take_over(self.networks)
+
+    def _seams(self, cut: Stitch) -> list[tuple[Site, Site]]:
+        """What is taken from the one anchor, and what it stands for in the other, for each stitching layer."""
+        front, end = self.networks[cut.front].seam(cut.layers), self.networks[cut.end].seam(cut.start)
+        return [(front[taken], end[wanted]) for taken, wanted in paired_sites(front, end)]
+
+    def _layers_of(self, number: int) -> Sequence[nn.Module]:
+        """The stitching layers of a stitch."""
+        before = sum(len(self._seams(cut)) for cut in self.cuts[:number])
+        return self.stitching.layers[before : before + len(self._seams(self.cuts[number]))]
 
     @classmethod
     def from_anchors(
@@ -138,8 +155,7 @@ class StitchedDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
         with torch.device("meta"):
             described = [describe(network) for network in networks]
             pairs = range(len(networks) - 1) if stitches else ()
-            depths = [len(network.layer_names) for network in networks]
-            cuts = [cut for front in pairs for cut in sliding_windows(front, depths[front], depths[front + 1])]
+            cuts = [cut for front in pairs for cut in possible_cuts(networks, front)]
             cuts = cls._worth_it(described, cuts)
             model = cls(anchors=described, stitches=[list(astuple(cut)) for cut in cuts])
         model.networks = nn.ModuleList(networks)
@@ -165,16 +181,17 @@ class StitchedDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
         Raises:
             ValueError: for no batches.
         """
-        fronts: list[list[torch.Tensor]] = [[] for _ in self.cuts]
-        ends: list[list[torch.Tensor]] = [[] for _ in self.cuts]
+        seams = [(cut, *pair) for cut in self.cuts for pair in self._seams(cut)]
+        fronts: list[list[torch.Tensor]] = [[] for _ in seams]
+        ends: list[list[torch.Tensor]] = [[] for _ in seams]
         was_training = self.training
         try:
             self.eval()
             for batch in calibration:
                 maps = [self._maps_of(number, batch) for number in range(len(self.networks))]
-                for cut, front, end in zip(self.cuts, fronts, ends):
-                    front.append(maps[cut.front][cut.layers - 1])
-                    end.append(maps[cut.end][cut.start - 1])
+                for (cut, taken, wanted), front, end in zip(seams, fronts, ends):
+                    front.append(maps[cut.front][taken.tap])
+                    end.append(maps[cut.end][wanted.tap])
         finally:
             self.train(was_training)
         if self.cuts and not fronts[0]:
@@ -184,14 +201,16 @@ class StitchedDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
             layer.weight.copy_(weight[..., None, None])
             layer.bias.copy_(bias)
 
-    def _maps_of(self, number: int, batch: Mapping[str, Any] | Sequence[Any]) -> list[torch.Tensor]:
-        """What each layer of an anchor computes of a batch, on the CPU."""
+    def _maps_of(self, number: int, batch: Mapping[str, Any] | Sequence[Any]) -> dict[str, torch.Tensor]:
+        """What an anchor computes of a batch wherever it can be cut, by site, on the CPU."""
         anchor = self.networks[number]
         positional, named = ((), batch) if isinstance(batch, Mapping) else (batch, {})
         positional, named = send_to_device((positional, dict(named)), anchor.device)
-        with tapped(anchor, anchor.layer_names) as taps:
+        depth = len(anchor.layer_names)
+        names = list(dict.fromkeys(site.tap for layers in range(depth) for site in anchor.seam(layers + 1)))
+        with tapped(anchor, names) as taps:
             anchor(*positional, **named)
-        return [taps[name].cpu() for name in anchor.layer_names]
+        return {name: taps[name].cpu() for name in names}
 
     def parts(self) -> dict[str, str]:
         anchors = {f"anchor-{number}": f"networks.{number}" for number in range(len(self.networks))}
@@ -219,18 +238,23 @@ class StitchedDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
         Arguments are those of `Denoiser`; a subnet is an anchor or a stitch, and the last anchor the network itself.
         """
         name = self._find_subnet(subnet)
-        inputs = (sample, timestep, class_labels, encoder_hidden_states)
+        given = {
+            "class_labels": class_labels,
+            "encoder_hidden_states": encoder_hidden_states,
+            "additional_context_tokens": additional_context_tokens,
+        }
+        conditions = {key: value for key, value in given.items() if value is not None}
         cut = next((number for number, cut in enumerate(self.cuts) if cut.name == name), None)
         if cut is None:
             anchor = self.networks[int(name.removeprefix("anchor-"))]
-            output = anchor(*inputs, False, additional_context_tokens=additional_context_tokens)[0]
+            output = anchor(sample, timestep, **conditions, return_dict=False)[0]
         else:
-            stitch, layer = self.cuts[cut], self.stitching.layers[cut]
+            stitch = self.cuts[cut]
             front, end = self.networks[stitch.front], self.networks[stitch.end]
-            passage = front.begin(*inputs, additional_context_tokens)
-            hidden_states = front.run_layers(front.embed(sample, passage), passage, stop=stitch.layers)
-            passage = end.begin(*inputs, additional_context_tokens)
-            output = end.head(end.run_layers(layer(hidden_states), passage, start=stitch.start), passage)
+            maps = front.run_front(stitch.layers, sample, timestep, **conditions)
+            pairs = paired_sites(front.seam(stitch.layers), end.seam(stitch.start))
+            stitched = [layer(maps[taken]) for layer, (taken, _) in zip(self._layers_of(cut), pairs)]
+            output = end.run_end(stitch.start, stitched, sample, timestep, **conditions)
         return SampleOutput(sample=output) if return_dict else (output,)
 
 
@@ -244,6 +268,16 @@ def sliding_windows(front: int, depth: int, next_depth: int) -> list[Stitch]:
     windows = [range(start, min(start + 2, depth)) for start in range(max(1, depth - 1))]
     pairs = {(layer + 1, positions[other]) for window in windows for layer in window for other in window}
     return [Stitch(front, layers, front + 1, start) for layers, start in sorted(pairs)]
+
+
+def possible_cuts(networks: Sequence[Cuttable], front: int) -> list[Stitch]:
+    """The stitches between anchor `front` and the next, as their family is cut."""
+    cheap, costly = networks[front], networks[front + 1]
+    depth, next_depth = len(cheap.layer_names), len(costly.layer_names)
+    cuts = sliding_windows(front, depth, next_depth)
+    if costly.aligned:
+        cuts = [Stitch(front, layers, front + 1, layers) for layers in range(1, next_depth + 1)]
+    return [cut for cut in cuts if costly.has_head or cut.start < next_depth]
 
 
 def least_squares(front: torch.Tensor, end: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -271,11 +305,18 @@ def check_anchors(anchors: Sequence[nn.Module]) -> None:
                 f"`anchors[{number}]` is a {type(anchor).__name__}, which cannot be cut between its layers; give "
                 f"networks of {', '.join(KINDS)}, or let a SubnetSchedule switch between networks by name."
             )
-    for name in SHARED:
-        values = [one.out_channels if name == "out_channels" else one.config[name] for one in anchors]
+    if len({type(anchor) for anchor in anchors}) > 1:
+        kinds = [type(anchor).__name__ for anchor in anchors]
+        raise ValueError(f"`anchors` are {kinds}; give networks of one class, or let a SubnetSchedule switch.")
+    read = [{name: anchor.config.get(name) for name in SHARED} | anchor.family() for anchor in anchors]
+    for values in read:
+        values["out_channels"] = values["out_channels"] or values["in_channels"]
+    for name in read[0]:
+        values = [one[name] for one in read]
         if any(value != values[0] for value in values):
             raise ValueError(
-                f"`anchors` have {name} {values}; give networks that read and estimate the same, of one patch."
+                f"`anchors` have {name} {values}; give networks that read and estimate the same, of one patch and "
+                "stages of one size."
             )
 
 

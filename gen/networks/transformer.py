@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -15,6 +15,7 @@ from brickwork.gen.blocks.stages import resolve_stages, set_drop_path
 from brickwork.gen.blocks.windows import pad_to_multiple, window_partition, window_reverse
 from brickwork.gen.conditioning import ClassTimeEmbedding, sincos_position_table
 from brickwork.gen.networks.base import Adaptable, Denoiser, SampleOutput, largest_window
+from brickwork.gen.networks.cutting import Cuttable, Site
 from brickwork.gen.networks.inputs import join_tokens
 from brickwork.gen.original.dit_checkpoints import load_original_dit
 from brickwork.gen.ports import ResidualPorts
@@ -37,7 +38,7 @@ class Passage(NamedTuple):
     context: torch.Tensor | None
 
 
-class BlockTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptable):
+class BlockTransformer2DModel(Denoiser, ResidualPorts, Cuttable, ModelMixin, ConfigMixin, Adaptable):
     """Patches of an image go through a stack of blocks, any of `brickwork.gen.blocks.list_blocks()`.
 
     Positions are a fixed sine-cosine table of the patch's row and column, counted from the top left corner. A larger
@@ -110,7 +111,7 @@ class BlockTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, 
         self.pos_embed = nn.Parameter(sincos_position_table(hidden_size, side, side), requires_grad=False)
         self.blocks = nn.ModuleList(layer.build(hidden_size) for layer in layers)
         set_drop_path(self.blocks, drop_path)
-        self.layer_names, self.layer_width = [f"blocks.{number}" for number in range(num_layers)], hidden_size
+        self.layer_names = [f"blocks.{number}" for number in range(num_layers)]
         self.ports = {"block_additional_residuals": self.layer_names}
         self.norm_out = LayerNorm(hidden_size, eps=1e-6, elementwise_affine=norm_elementwise_affine)
         self.final_modulation = Modulation(hidden_size, hidden_size, 2)
@@ -224,6 +225,22 @@ class BlockTransformer2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, 
             hidden_states = self._run(self.blocks[number], hidden_states, passage.temb, passage.context)
             hidden_states = self._add(hidden_states, residuals[number], "block_additional_residuals", number)
         return hidden_states
+
+    def seam(self, layers: int) -> list[Site]:
+        return [Site(f"blocks.{layers - 1}", 0, self.config.hidden_size)]
+
+    def run_front(self, layers: int, sample: torch.Tensor, timestep: torch.Tensor, **conditions) -> list[torch.Tensor]:
+        passage = self.begin(sample, timestep, **conditions)
+        return [self.run_layers(self.embed(sample, passage), passage, stop=layers)]
+
+    def run_end(
+        self, start: int, maps: Sequence[torch.Tensor], sample: torch.Tensor, timestep: torch.Tensor, **conditions
+    ) -> torch.Tensor:
+        passage = self.begin(sample, timestep, **conditions)
+        return self.head(self.run_layers(maps[0], passage, start=start), passage)
+
+    def family(self) -> dict[str, Any]:
+        return {"patch_size": self.config.patch_size}
 
     def head(self, hidden_states: torch.Tensor, passage: Passage) -> torch.Tensor:
         """The estimate `(B, out_channels, H, W)` from the map behind the last layer."""

@@ -16,6 +16,7 @@ from brickwork.gen.blocks.stages import StageSpec, per_stage, resolve_stages, se
 from brickwork.gen.conditioning import ClassTimeEmbedding
 from brickwork.gen.necks.registry import NECKS
 from brickwork.gen.networks.base import Adaptable, Denoiser, SampleOutput, largest_window
+from brickwork.gen.networks.cutting import Cuttable, Site
 from brickwork.gen.networks.inputs import join_tokens
 from brickwork.gen.ports import ResidualPorts
 from brickwork.gen.presets import UNET_PRESETS
@@ -49,7 +50,7 @@ class Encoding(NamedTuple):
     context: torch.Tensor | None
 
 
-class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptable):
+class BlockUNet2DModel(Denoiser, ResidualPorts, Cuttable, ModelMixin, ConfigMixin, Adaptable):
     """A UNet of any blocks of `brickwork.gen.blocks.list_blocks()`, for images of any height and width.
 
     It stands where diffusers' pipelines expect a UNet: `StableDiffusionPipeline(unet=BlockUNet2DModel(...), ...)`.
@@ -74,6 +75,7 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
             kind that can change the shape.
     """
 
+    aligned = True  # a stage's map has a size of its own
     presets = UNET_PRESETS
     smallest = {
         "sample_size": 16, "num_classes": 5, "block_types": "resnet,dit", "block_out_channels": (16, 24),
@@ -146,6 +148,7 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
         # A stem that reduces the sides is answered by a head that shuffles channels into pixels.
         self.conv_out = zeroed(nn.Conv2d(widths[0], (out_channels or in_channels) * self.reduction**2, 3, padding=1))
         self._set_ports(layers)
+        self.layer_names = [f"down_blocks.{stage}" for stage in range(len(widths))]
         strides = [self.reduction * 2**number for number in range(len(widths))]
         windows = [largest_window(stage.blocks) for stage in self.down_blocks]
         names = [f"stage {number + 1} of {len(widths)}" for number in range(len(widths))]
@@ -172,9 +175,10 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
 
     def _set_ports(self, layers: Sequence[int]) -> None:
         """Skips are added to behind the last stage of the encoder, stages within it."""
-        skips = []
+        skips, self.read_sites = [], []
         for stage, count in enumerate(layers):
             names = [f"down_blocks.{stage}.blocks.{number}" for number in range(count)] or [f"conv_in.{stage}"]
+            self.read_sites += names if self.reads_every_block else names[-1:]
             if self.reads_every_block:
                 skips += names
             elif stage < len(layers) - 1:
@@ -243,8 +247,15 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
         down_intrablock_additional_residuals: Sequence[torch.Tensor | None] | None = None,
         additional_context_tokens: torch.Tensor | None = None,
         augment_labels: torch.Tensor | None = None,
+        begun: Sequence[list[torch.Tensor]] = (),
+        stop: int | None = None,
     ) -> Encoding:
-        """The first half of `forward`, with its arguments."""
+        """The first half of `forward`, with its arguments.
+
+        Args beside those:
+            begun: for each of the first stages, if any, what its blocks are taken to have computed.
+            stop: how many stages run; `None` for all.
+        """
         if timestep_cond is not None and self.config.time_cond_proj_dim is None:
             raise ValueError("`timestep_cond` was given, but this network has no `time_cond_proj_dim`; leave it out.")
         size, timestep, labels = self._read(sample, timestep, class_labels)
@@ -252,33 +263,51 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, ModelMixin, ConfigMixin, Adaptab
         context = join_tokens(encoder_hidden_states, additional_context_tokens, sample.shape[0], width, required=True)
         temb = self.condition(timestep, labels, dtype, timestep_cond, augment_labels)
         inner = self._residuals("down_intrablock_additional_residuals", down_intrablock_additional_residuals)
-        stages = self._encode(sample.to(dtype, memory_format=torch.channels_last), temb, context, inner)
-        return Encoding(size, stages, temb, context)
-
-    def _encode(
-        self,
-        sample: torch.Tensor,
-        temb: torch.Tensor,
-        context: torch.Tensor | None,
-        residuals: Sequence[torch.Tensor | None],
-    ) -> list[list[torch.Tensor]]:
-        maps = self.conv_in(sample)
+        maps: Any = []
+        if not begun or self.stem_levels > 1:
+            maps = self.conv_in(sample.to(dtype, memory_format=torch.channels_last))
         maps = [maps] if isinstance(maps, torch.Tensor) else list(maps)
-        stages, hidden_states = [], maps[0]
-        for number, (stage, residual) in enumerate(zip(self.down_blocks, residuals)):
-            if self.stem_levels > 1:
-                hidden_states = maps[number]
-            outputs = []
-            for block in stage.blocks:
-                hidden_states = self._run(block, hidden_states, temb, context)
-                outputs.append(hidden_states)
-            hidden_states = self._add(hidden_states, residual, "down_intrablock_additional_residuals", number)
-            stages.append([*outputs[:-1], hidden_states])
-            if isinstance(stage.downsample, Block):
-                hidden_states = self._run(stage.downsample, hidden_states, temb, context)
-            elif stage.downsample is not None:
-                hidden_states = stage.downsample(hidden_states)
-        return stages
+        encoding = Encoding(size, list(begun), temb, context)
+        for number in range(len(begun), len(self.down_blocks) if stop is None else stop):
+            below = encoding.stages[-1][-1] if number and self.stem_levels == 1 else maps[number]
+            encoding.stages.append(self._run_stage(number, below, encoding, inner[number]))
+        return encoding
+
+    def _run_stage(
+        self, number: int, hidden_states: torch.Tensor, encoding: Encoding, residual: torch.Tensor | None
+    ) -> list[torch.Tensor]:
+        """The outputs of a stage's blocks, from the stem's map or from what the stage above computed."""
+        temb, context, outputs = encoding.temb, encoding.context, []
+        down = self.down_blocks[number - 1].downsample if number else None
+        if isinstance(down, Block):
+            hidden_states = self._run(down, hidden_states, temb, context)
+        elif down is not None:
+            hidden_states = down(hidden_states)
+        for block in self.down_blocks[number].blocks:
+            hidden_states = self._run(block, hidden_states, temb, context)
+            outputs.append(hidden_states)
+        hidden_states = self._add(hidden_states, residual, "down_intrablock_additional_residuals", number)
+        return [*outputs[:-1], hidden_states]
+
+    def seam(self, layers: int) -> list[Site]:
+        sites = [site for site in self.read_sites if int(site.split(".")[1]) < layers]
+        return [Site(site, group, self.widths[group]) for site, group in ((s, int(s.split(".")[1])) for s in sites)]
+
+    def run_front(self, layers: int, sample: torch.Tensor, timestep: torch.Tensor, **conditions) -> list[torch.Tensor]:
+        stages = self.encode(sample, timestep, **conditions, stop=layers).stages
+        return [feature for outputs in stages for feature in outputs[0 if self.reads_every_block else -1 :]]
+
+    def run_end(
+        self, start: int, maps: Sequence[torch.Tensor], sample: torch.Tensor, timestep: torch.Tensor, **conditions
+    ) -> torch.Tensor:
+        begun = [[] for _ in range(start)]
+        for site, given in zip(self.seam(start), maps):
+            begun[site.group].append(given.contiguous(memory_format=torch.channels_last))
+        return self.decode(self.encode(sample, timestep, **conditions, begun=begun))
+
+    def family(self) -> dict[str, Any]:
+        strides = [stride for stride, _ in self.maps.values()]
+        return {"strides of the stages": strides}
 
     def decode(
         self,

@@ -4,7 +4,13 @@ import pytest
 import torch
 from diffusers import AutoModel
 
-from brickwork import BlockTransformer2DModel, BlockUNet2DModel, StitchedDenoiser, SubnetSchedule
+from brickwork import (
+    BlockTransformer2DModel,
+    BlockUNet2DModel,
+    LegoTransformer2DModel,
+    StitchedDenoiser,
+    SubnetSchedule,
+)  # fmt: skip
 from brickwork.eval.commands.info import describe
 from brickwork.gen.networks.stitched import Stitch, least_squares, sliding_windows
 from brickwork.gen.parameterization import EpsilonObjective
@@ -15,12 +21,87 @@ from brickwork.pipelines.objective_file import save_objective
 
 def make_anchor(layers=2, width=16, seed=0, **overrides):
     config = {"sample_size": 8, "in_channels": 3, "num_classes": 5, "attention_head_dim": 8}
+    settings = {"num_layers": layers, "hidden_size": width}
+    return with_weights(BlockTransformer2DModel, seed, config | settings | overrides)
+
+
+def make_unet(layers, widths, seed=0, **overrides):
+    config = {"sample_size": 8, "num_classes": 5, "block_types": "resnet", "attention_head_dim": 4}
+    return with_weights(BlockUNet2DModel, seed, config | overrides, block_out_channels=widths, layers_per_block=layers)
+
+
+def make_lego(layers, widths, seed=0):
+    config = {"sample_size": 8, "num_classes": 5, "window_sizes": (2, 4, 8), "patch_sizes": (1, 2, 2)}
+    settings = {"num_layers": layers, "hidden_sizes": widths, "num_attention_heads": 2}
+    return with_weights(LegoTransformer2DModel, seed, config, **settings)
+
+
+def with_weights(kind, seed, config, **settings):
     torch.manual_seed(seed)
-    model = BlockTransformer2DModel(**config | {"num_layers": layers, "hidden_size": width} | overrides)
+    model = kind(**config, **settings)
     for parameter in model.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.15)
     return model.eval()
+
+
+FAMILIES = {
+    "unet": lambda: [make_unet((1, 1, 1), (8, 8, 8)), make_unet((1, 2, 3), (8, 16, 24), seed=1)],
+    "unet with a neck": lambda: [
+        make_unet(1, (8, 8), neck="ffnet_up"), make_unet(2, (12, 16), seed=1, neck="ffnet_up", stem="resnet_d")
+    ],
+    "lego": lambda: [make_lego((1, 1, 1), 8), make_lego((2, 1, 3), (8, 16, 24), seed=1)],
+}  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_stages_and_bricks_are_stitched_too(name, tmp_path):
+    anchors = FAMILIES[name]()
+    if name == "unet with a neck":  # a stem that halves the sides has maps of other sizes
+        with pytest.raises(ValueError, match="strides of the stages"):
+            StitchedDenoiser.from_anchors(anchors)
+        anchors[0] = make_unet(1, (8, 8), neck="ffnet_up", stem="resnet_d")
+    model, call = StitchedDenoiser.from_anchors(anchors), inputs(height=9, width=14)
+    for number, anchor in enumerate(anchors):
+        assert torch.equal(model(**call, subnet=f"anchor-{number}").sample, anchor(**call).sample)
+    costs = model.subnets(8, 8)
+    assert len(costs) >= 3 and list(costs.values()) == sorted(costs.values())
+    assert [costs[f"anchor-{i}"] for i in range(2)] == [max(one.subnets(8, 8).values()) for one in anchors]
+    outputs = {subnet: model(**call, subnet=subnet).sample for subnet in costs}
+    assert all(output.shape == call["sample"].shape and output.isfinite().all() for output in outputs.values())
+    assert len({output.sum().item() for output in outputs.values()}) == len(costs)
+    model.save_pretrained(tmp_path)
+    again = StitchedDenoiser.from_pretrained(tmp_path)
+    assert all(torch.equal(again(**call, subnet=subnet).sample, output) for subnet, output in outputs.items())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["unet", "lego"])
+def test_what_is_cut_and_put_together_again_is_the_network(name):
+    """Through each cut with its own maps, which are also those that calibration taps."""
+    anchor, call = FAMILIES[name]()[1], inputs()
+    for layers in range(1, len(anchor.layer_names) + anchor.has_head):
+        maps = anchor.run_front(layers, **call)
+        with tapped(anchor, [site.tap for site in anchor.seam(layers)]) as taps:
+            whole = anchor(**call).sample
+        assert [map.shape[1] for map in maps] == [site.channels for site in anchor.seam(layers)]
+        assert all(torch.equal(map, taps[site.tap]) for map, site in zip(maps, anchor.seam(layers)))
+        torch.testing.assert_close(anchor.run_end(layers, maps, **call), whole, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_unets_of_one_width_stitch_into_themselves():
+    """Fitted between a network and its twin, every layer passes its map through."""
+    twin = make_unet((2, 2), (4, 4))
+    model = StitchedDenoiser.from_anchors([make_unet((1, 1), (4, 4)), twin], calibration=[inputs(8, 8, 8)])
+    model.networks[0] = make_unet((2, 2), (4, 4))
+    model.stitching = type(model.stitching)(channels=[[4, 4]] * sum(len(model._seams(cut)) for cut in model.cuts))
+    call = inputs(8, 8, 8)
+    model.fit([call])
+    for cut in model.cuts:
+        found = model(**call, subnet=cut.name).sample
+        torch.testing.assert_close(found, twin(**call).sample, rtol=1e-3, atol=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -223,8 +304,15 @@ def test_anchors_that_do_not_fit_are_refused(anchors, others, match):
 def test_other_mistakes_are_refused(anchors, stitched):
     with pytest.raises(ValueError, match="two networks or more"):
         StitchedDenoiser.from_anchors(anchors[:1])
-    unet = BlockUNet2DModel(block_out_channels=(8, 8), attention_head_dim=8)
-    with pytest.raises(ValueError, match="a BlockUNet2DModel, which cannot be cut"):
-        StitchedDenoiser.from_anchors([unet, unet])
+    with pytest.raises(ValueError, match="a StitchedDenoiser, which cannot be cut"):
+        StitchedDenoiser.from_anchors([stitched, stitched])
+    unet = make_unet(1, (8, 8))
+    for others, match in (
+        ([make_unet(1, (8, 8, 8))], r"strides of the stages \[\[1, 2\], \[1, 2, 4\]\]"),
+        ([make_unet(1, (8, 8), num_classes=3)], "num_classes"),
+        ([anchors[0]], "networks of one class, or let a SubnetSchedule switch"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            StitchedDenoiser.from_anchors([unet, *others])
     with pytest.raises(ValueError, match="did you mean 'anchor-1'|anchor-0"):
         stitched(**inputs(), subnet="anchor-7")
