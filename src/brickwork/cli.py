@@ -7,6 +7,8 @@ import re
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import brickwork
 from brickwork.errors import near_names
@@ -153,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     args = _parse(parser_of(name), rest)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), no_bars() if hasattr(args, "quiet") else nullcontext():
         _tell(args)
         return _run(args)
 
@@ -175,6 +177,24 @@ def _run(args: argparse.Namespace) -> int:
             traceback.print_exc()
         print(f"error: {as_options(str(error), args.parser)}", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Within the block no bar of tqdm is drawn, by us or by a library, whatever it was told; `TQDM_DISABLE` alone does
+    not reach a tqdm that is imported already, nor a bar that says itself whether it is hidden."""
+    from tqdm import tqdm
+
+    former = tqdm.__init__
+
+    def hidden(bar, *args, **options) -> None:
+        former(bar, *args, **options | {"disable": True})
+
+    tqdm.__init__ = hidden
+    try:
+        yield
+    finally:
+        tqdm.__init__ = former
 
 
 def _tell(args: argparse.Namespace) -> None:
