@@ -1,36 +1,46 @@
 """`brickwork generate`: pictures from a pipeline, one file each."""
 
 import argparse
+import hashlib
+import inspect
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from brickwork import hub, options
+
+SLUG = 60  # letters of a prompt in the name of a file
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Draw pictures (or clips) with a pipeline of ours, one PNG (or GIF) each, named by class and seed. Run again, "
-        "it goes on with the next seeds; a picture that is there is never replaced but with --overwrite: one more of "
-        "the same class and seed ends in -2."
+        "Draw pictures (or clips) with a pipeline, of classes or (text-to-image) of prompts: one PNG (or GIF) each, "
+        "named by class or prompt and by seed. Run again, it goes on with the next seeds; a picture that is there is "
+        "never replaced but with --overwrite: one more of the same class and seed ends in -2."
     )
     parser.epilog = (
         "examples:\n"
         "  brickwork generate lego-avatars-64 --count 16 --output faces\n"
         "  brickwork generate lego-avatars-64 --width 192 --schedule fast --guidance 1.5\n"
         "  brickwork generate runs/tiny-maxvit/pipeline --steps 25\n"
+        "  brickwork generate my-stable-diffusion --prompt 'a red apple' 'a green apple'\n"
         "  brickwork generate lego-avatars-64 --count 16 --keep-best 4 --score avatar-attributes"
     )
     options.add_common(parser, "model")
     parser.add_argument("--classes", nargs="+", metavar="CLASS", help="names or numbers (default: every class)")
-    parser.add_argument("-n", "--count", type=int, default=4, help="images of each class (default: 4)")
+    parser.add_argument("-n", "--count", type=int, default=4, help="images of each class or prompt (default: 4)")
     options.add_common(parser, "--height", "--width")
     parser.add_argument("--frames", type=int, help="of a video pipeline: frames of a clip (default: the pipeline's)")
-    parser.add_argument("--steps", type=int, help="steps of the sampler (default: the pipeline's, else 18)")
-    parser.add_argument("--guidance", "--guidance-scale", type=float, help="default: the pipeline's, else 1, none")
+    parser.add_argument(
+        "--steps", type=int, help="steps of the sampler (default: the pipeline's, else 18, of prompts 25)"
+    )
+    guidance = "default: the pipeline's, else 1, none, of prompts 5"
+    parser.add_argument("--guidance", "--guidance-scale", type=float, help=guidance)
     options.add_common(parser, "--schedule")
     windows = (
         "of LEGO, above the training size: shifted (no seams), fixed, or tiled (pictures side by side); by default "
@@ -48,24 +58,12 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     )
     known = "with --keep-best: avatar-attributes, classifier:<folder or hub id>, or a detector (see `brickwork judge`)"
     parser.add_argument("--score", help=known)
-    parser.add_argument("--prompt", help="with a detector: what the images must show (default: the class's name)")
+    prompt = "of a text-to-image pipeline: what to draw, as often as there are prompts; with a detector: what the "
+    parser.add_argument(
+        "--prompt", nargs="+", metavar="TEXT", help=prompt + "images must show (default: the class's name)"
+    )
     options.add_hub(parser)
     parser.set_defaults(run=run, check=check)
-
-
-def _options(args: argparse.Namespace, pipe) -> dict:
-    """The schedule, and of LEGO's pipeline how windows lie: other networks have no bricks nor windows."""
-    from brickwork.pipelines.schedule_files import named_schedule
-
-    lego = "windows" in pipe.config
-    for name, wrong in (("schedule", args.schedule == "fast"), ("windows", args.windows is not None)):
-        if wrong and not lego:
-            raise ValueError(
-                f"`--{name}` is {getattr(args, name)!r}, which is for a LEGO pipeline, and {args.model!r} holds a "
-                f"{type(pipe).__name__}; leave it out."
-            )
-    schedule = {pipe.schedule_name: named_schedule(args.schedule, pipe.transformer)}
-    return schedule | ({"windows": args.windows} if lego else {})
 
 
 def check(args: argparse.Namespace) -> None:
@@ -74,8 +72,10 @@ def check(args: argparse.Namespace) -> None:
     if args.guidance is not None and not math.isfinite(args.guidance):
         raise ValueError(f"`--guidance` is {args.guidance}; give a finite number, 1 for none.")
     options.check_at_least(args, 0, "seed")
-    if (args.keep_best is None) != (args.score is None) or (args.prompt is not None and args.score is None):
-        raise ValueError("`--keep-best`, and `--prompt`, go with `--score`; give them together or none of them.")
+    if (args.keep_best is None) != (args.score is None):
+        raise ValueError("`--keep-best` goes with `--score`; give both or none of them.")
+    if not all(text.strip() for text in args.prompt or []):
+        raise ValueError("`--prompt` is empty; say what to draw.")
     if args.keep_best is not None and args.keep_best > args.count:
         raise ValueError(f"`--keep-best` is {args.keep_best} of `--count` {args.count}; draw at least as many.")
     if args.output.exists() and not args.output.is_dir():
@@ -85,47 +85,30 @@ def check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from brickwork.eval.report.pictures import made_by, save_picture
-    from brickwork.eval.sampling.pipelines import load_class_pipeline
     from brickwork.files import check_file
     from brickwork.pipelines.clip_files import write_clip
-    from brickwork.pipelines.labels import resolve_class_labels
 
-    pipe = load_class_pipeline(args.model, args.device, **options.of_hub(args))
-    if args.exported is not None:
-        from brickwork.pipelines.exported import use_exported
-
-        use_exported(pipe, args.exported)
+    pipe = _open(args)
     pipe.set_progress_bar_config(disable=True)
-    call, config, clips = _options(args, pipe), pipe.transformer.config, "num_frames" in pipe.config
+    clips = "num_frames" in pipe.config
     if args.frames is not None and not clips or args.score is not None and clips:
         name, kind = ("score", "pictures") if clips else ("frames", "clips")
-        raise ValueError(
-            f"`--{name}` is {getattr(args, name)!r}, which is for {kind}, and {args.model!r} holds a "
-            f"{type(pipe).__name__}; leave it out."
-        )
-    pipe.check_call(args.height, args.width, args.steps, args.guidance)
-    given = [int(name) if name.isdigit() else name for name in args.classes or []]
-    labels = resolve_class_labels(
-        given or list(range(config.num_classes or 0)) or [None], config.num_classes, config.id2label
-    )
-    twice = [str(label) for label, times in Counter(labels).items() if times > 1]
-    if twice:
-        raise ValueError(f"`--classes` names the class {', '.join(twice)} twice; name each once.")
-    slugs = class_slugs(labels, config.id2label or {})
-    first = next_seed(args.output, slugs) if args.seed is None else args.seed
-    jobs = [(label, first + index) for label in labels for index in range(args.count)]
+        raise _out_of_place(args, name, f"for {kind}", pipe)
+    wanted = (_prompts if takes_text(type(pipe)) else _classes)(args, pipe)
+    first = next_seed(args.output, wanted.slugs) if args.seed is None else args.seed
+    jobs = [(one, first + index) for one in wanted.slugs for index in range(args.count)]
     suffix = "gif" if clips else "png"
-    files = [args.output / f"{slugs[label]}-{seed:06d}.{suffix}" for label, seed in jobs]
+    files = [args.output / f"{wanted.slugs[one]}-{seed:06d}.{suffix}" for one, seed in jobs]
     if args.overwrite:
         for file in files:
             check_file(file, made_by("brickwork generate"), overwrite=True)
-    call |= {"height": args.height, "width": args.width, "guidance_scale": args.guidance}
-    call |= {} if args.frames is None else {"num_frames": args.frames}
-    call["num_inference_steps"] = args.steps or pipe.config.get("num_inference_steps") or 18
-    pictures, written = _draw(pipe, jobs, args.batch_size, call), 0
+    pictures, written = _draw(pipe, wanted, jobs, args.batch_size), 0
     with closing(pictures):  # an error ends the bar before it is told
-        for file, image, *score in _chosen(args, zip(files, pictures), jobs, config.id2label or {}):
-            notes = {"Score": f"{score[0]:.6g} by {args.score}"} if score else None
+        for (file, one), image, *score in _chosen(
+            args, zip(zip(files, (one for one, _ in jobs)), pictures), jobs, wanted
+        ):
+            notes = {"Score": f"{score[0]:.6g} by {args.score}"} if score else {}
+            notes |= {"Prompt": one} if wanted.argument == "prompt" else {}
             file = file if args.overwrite else free_name(file)
             if clips:
                 write_clip(image, file, pipe.config.fps, "brickwork generate")
@@ -135,32 +118,151 @@ def run(args: argparse.Namespace) -> None:
     print(f"wrote {written} {'clips' if clips else 'images'} to {args.output}")
 
 
-def _draw(pipe, jobs: Sequence[tuple], batch_size: int, call: dict) -> Iterator:
-    """The image of each `(label, seed)`, in order."""
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be drawn.
+
+    Attributes:
+        argument: of the pipeline that takes it, `class_labels` or `prompt`.
+        slugs: class (`None` without classes) or prompt => what it is called in the names of files.
+        call: further arguments of the pipeline.
+        asked: what a detector looks for in the picture of each.
+    """
+
+    argument: str
+    slugs: dict[Any, str]
+    call: dict
+    asked: Callable[[Any], str]
+
+
+def takes_text(kind: type) -> bool:
+    """Whether pipelines of a class draw from prompts."""
+    return "prompt" in inspect.signature(kind.__call__).parameters
+
+
+def _open(args: argparse.Namespace):
+    """The pipeline, on its device; what it cannot do is said before its weights are read, where its class is known."""
+    import diffusers
+
+    from brickwork.eval.sampling.pipelines import load_class_pipeline, load_pipeline, pipeline_class
+
+    name = pipeline_class(args.model)
+    kind = getattr(diffusers, name or "", None)
+    text = kind is not None and takes_text(kind)
+    if text and args.prompt is None:
+        raise ValueError(f"`model` is {args.model!r}, a {name}, which draws from text; add --prompt TEXT.")
+    if text or name is None and args.prompt is not None:  # of the hub's, the class is known once it is here
+        pipe = load_pipeline(args.model, device=args.device, **options.of_hub(args))
+    else:
+        pipe = load_class_pipeline(args.model, args.device, **options.of_hub(args))
+    if args.prompt is not None and args.score is None and not takes_text(type(pipe)):
+        raise _out_of_place(args, "prompt", "for a text-to-image pipeline, or for --score", pipe)
+    if args.exported is not None:
+        from brickwork.pipelines.exported import use_exported
+
+        if takes_text(type(pipe)):
+            raise _out_of_place(args, "exported", "for networks of ours", pipe)
+        use_exported(pipe, args.exported)
+    return pipe
+
+
+def _out_of_place(args: argparse.Namespace, option: str, why: str, pipe) -> ValueError:
+    value = getattr(args, option)
+    value = str(value) if isinstance(value, Path) else value
+    return ValueError(
+        f"`--{option}` is {value!r}, which is {why}, and {args.model!r} holds a {type(pipe).__name__}; leave it out."
+    )
+
+
+def _classes(args: argparse.Namespace, pipe) -> Wanted:
+    """Classes of a pipeline of ours, with its schedule, and of LEGO's how windows lie: others have no bricks."""
+    from brickwork.pipelines.labels import resolve_class_labels
+    from brickwork.pipelines.schedule_files import named_schedule
+
+    config, lego = pipe.transformer.config, "windows" in pipe.config
+    for name, wrong in (("schedule", args.schedule == "fast"), ("windows", args.windows is not None)):
+        if wrong and not lego:
+            raise _out_of_place(args, name, "for a LEGO pipeline", pipe)
+    call = {pipe.schedule_name: named_schedule(args.schedule, pipe.transformer)}
+    call |= {"windows": args.windows} if lego else {}
+    pipe.check_call(args.height, args.width, args.steps, args.guidance)
+    given = [int(name) if name.isdigit() else name for name in args.classes or []]
+    labels = resolve_class_labels(
+        given or list(range(config.num_classes or 0)) or [None], config.num_classes, config.id2label
+    )
+    twice = [str(label) for label, times in Counter(labels).items() if times > 1]
+    if twice:
+        raise ValueError(f"`--classes` names the class {', '.join(twice)} twice; name each once.")
+    call |= {"height": args.height, "width": args.width, "guidance_scale": args.guidance}
+    call |= {} if args.frames is None else {"num_frames": args.frames}
+    call["num_inference_steps"] = args.steps or pipe.config.get("num_inference_steps") or 18
+    names = config.id2label or {}
+
+    def asked(label: int | None) -> str:
+        return " ".join(args.prompt or [str(names.get(label, names.get(str(label), label)))])
+
+    return Wanted("class_labels", class_slugs(labels, names), call, asked)
+
+
+def _prompts(args: argparse.Namespace, pipe) -> Wanted:
+    """Prompts of a text-to-image pipeline; sizes are checked before it draws."""
+    from brickwork.eval.studies.sweep import size_rule
+
+    for name, given in (("schedule", args.schedule != "saved"), ("windows", args.windows), ("classes", args.classes)):
+        if given:
+            raise _out_of_place(args, name, "for networks of ours", pipe)
+    multiple, least, native = size_rule(pipe)
+    sizes = {name: getattr(args, name) or native for name in ("height", "width")}
+    for name, side in sizes.items():
+        if side < least or side % multiple:
+            near = max(least, round(side / multiple) * multiple)
+            raise ValueError(f"`--{name}` is {side}; give a multiple of {multiple} from {least} up, such as {near}.")
+    guidance = pipe.config.get("guidance_scale", 5.0) if args.guidance is None else args.guidance
+    steps = args.steps or pipe.config.get("num_inference_steps") or 25
+    call = sizes | {"num_inference_steps": steps, "guidance_scale": guidance}
+    return Wanted("prompt", prompt_slugs(args.prompt), call, str)
+
+
+def _draw(pipe, wanted: Wanted, jobs: Sequence[tuple], batch_size: int) -> Iterator:
+    """The image of each `(class or prompt, seed)`, in order."""
     import torch
     from tqdm import tqdm
 
     with tqdm(total=len(jobs), unit="image") as bar:
         for start in range(0, len(jobs), batch_size):
-            labels, seeds = zip(*jobs[start : start + batch_size])
+            ones, seeds = zip(*jobs[start : start + batch_size])
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            output = pipe(class_labels=list(labels), generator=generators, **call)
+            output = pipe(**{wanted.argument: list(ones)}, generator=generators, **wanted.call)
             yield from output.frames if hasattr(output, "frames") else output.images
-            bar.update(len(labels))
+            bar.update(len(ones))
 
 
 def _chosen(
-    args: argparse.Namespace, drawn: Iterator[tuple], jobs: Sequence[tuple], names: Mapping
+    args: argparse.Namespace, drawn: Iterator[tuple], jobs: Sequence[tuple], wanted: Wanted
 ) -> Iterator[tuple]:
-    """All that is drawn, or with --keep-best the best of each class with their scores."""
+    """All that is drawn, or with --keep-best the best of each class or prompt with their scores."""
     if args.score is None:
         return drawn
     from brickwork.eval.judge.scores import keep_best, load_score
 
-    def asked(label: int | None) -> str:
-        return args.prompt or str(names.get(label, names.get(str(label), label)))
+    return keep_best(
+        drawn, [one for one, _ in jobs], args.keep_best, load_score(args.score, args.device), wanted.asked
+    )
 
-    return keep_best(drawn, [label for label, _ in jobs], args.keep_best, load_score(args.score, args.device), asked)
+
+def prompt_slugs(prompts: Sequence[str]) -> dict[str, str]:
+    """How each prompt is called in the names of files: by its words; where these do not tell it from every other one
+    (cut short, capitals, marks), with the start of its SHA-256; so the same whatever else is drawn."""
+    found: dict[str, str] = {}
+    for prompt in prompts:
+        if prompt in found:
+            raise ValueError(f"`--prompt` is {prompt!r} twice; give each once, and --count for more pictures of it.")
+        words = re.findall(r"\w+", prompt.lower())
+        slug = "-".join(words)[:SLUG].strip("-") or "prompt"
+        if " ".join(words) != prompt or slug != "-".join(words):
+            slug += f"-{hashlib.sha256(prompt.encode()).hexdigest()[:6]}"
+        found[prompt] = slug
+    return found
 
 
 def class_slugs(labels: Sequence[int | None], names: Mapping) -> dict[int | None, str]:

@@ -66,8 +66,9 @@ def saved_config(path: Path) -> dict:
 
 def drawn_with(name: str) -> str:
     """The commands that draw with a pipeline of any class."""
+    text = "`brickwork generate --prompt TEXT`, " if "tokenizer" in (pipeline_parts(name) or {}) else ""
     demo = "`brickwork demo resadapter`, " if Path(pipeline_folder(name), "resadapter").is_dir() else ""
-    return f"{demo}`brickwork sweep` or `brickwork evaluate gen`"
+    return f"{text}{demo}`brickwork sweep` or `brickwork evaluate gen`"
 
 
 def load_lego_pipeline(name: str, device: str | None = None, **options):

@@ -9,10 +9,11 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from PIL import Image
 
+import brickwork
 from brickwork import BrickSchedule, EDMHeunScheduler, LegoPipeline, LegoTransformer2DModel, cli
 from brickwork.eval.commands.demo import spread_labels
-from brickwork.eval.commands.generate import class_slugs
-from brickwork.eval.sampling.pipelines import load_pipeline
+from brickwork.eval.commands.generate import class_slugs, prompt_slugs
+from brickwork.eval.sampling.pipelines import load_pipeline, pipeline_class
 from brickwork.gen.networks.unet import BlockUNet2DModel
 from brickwork.gen.parameterization import EDMObjective
 from brickwork.pipelines.class_to_image import ClassToImagePipeline
@@ -226,7 +227,7 @@ def test_info_of_the_weights_that_ship(capsys):
 
 
 def test_a_pipeline_of_another_class_is_told_of_and_says_what_draws_with_it(tmp_path, capsys):
-    commands = "draw with `brickwork demo resadapter`, `brickwork sweep` or `brickwork evaluate gen`"
+    commands = "`brickwork demo resadapter`, `brickwork sweep` or `brickwork evaluate gen`"
     assert cli.main(["info", "emoji-sd-64"]) == 0
     text = capsys.readouterr().out
     pipeline = load_pipeline("emoji-sd-64", device="cpu")
@@ -235,12 +236,67 @@ def test_a_pipeline_of_another_class_is_told_of_and_says_what_draws_with_it(tmp_
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line}
     assert rows["unet"] == ["UNet2DConditionModel", f"{counts['unet']:,}"]
     assert rows["text_encoder"] == ["CLIPTextModel", f"{counts['text_encoder']:,}"]
-    assert rows["tokenizer"][1] == "-" and "safety_checker" not in rows
+    assert (
+        rows["tokenizer"][1] == "-"
+        and "draw with `brickwork generate --prompt TEXT`" in text
+        and "safety_checker" not in rows
+    )
     assert cli.main(["info", "emoji-sd-64", "--width", "64"]) == 2
     assert "leave them out" in capsys.readouterr().err
     assert cli.main(["generate", "emoji-sd-64", "--output", str(tmp_path / "out")]) == 2
     assert "`model` is 'emoji-sd-64', a StableDiffusionPipeline" in (error := capsys.readouterr().err)
-    assert commands in error and not (tmp_path / "out").exists()
+    assert "add --prompt TEXT" in error and not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def text_model():
+    """The weights that ship and draw from text."""
+    return next(name for name in brickwork.pretrained_names() if pipeline_class(name) == "StableDiffusionPipeline")
+
+
+def test_generate_draws_prompts(text_model, tmp_path, capsys):
+    words = ["generate", text_model, "--steps", "1", "-n", "2", "-o", str(tmp_path)]
+    assert cli.main([*words, "--prompt", "sun", "Red heart!", "--width", "80"]) == 0
+    files = sorted(tmp_path.iterdir())
+    assert [re.sub("-[0-9a-f]{6}-", "-#-", file.name) for file in files] == [
+        "red-heart-#-000000.png", "red-heart-#-000001.png", "sun-000000.png", "sun-000001.png",
+    ]  # fmt: skip
+    with Image.open(files[0]) as heart, Image.open(files[3]) as sun:
+        assert (heart.info["Prompt"], heart.info["Software"]) == ("Red heart!", "brickwork generate")
+        assert heart.size == sun.size == (80, 64) and heart.tobytes() != sun.tobytes()
+        second = sun.tobytes()
+    # Alone the same picture; run again it goes on behind what is there.
+    assert cli.main([*words, "--prompt", "sun", "--width", "80", "--seed", "1", "-n", "1"]) == 0
+    with Image.open(tmp_path / "sun-000001-2.png") as again:
+        assert max(abs(a - b) for a, b in zip(again.tobytes(), second)) <= 1
+    assert cli.main([*words, "--prompt", "sun", "-n", "1"]) == 0 and (tmp_path / "sun-000002.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--prompt", " "], "`--prompt` is empty"),
+        (["--prompt", "sun", "sun"], "`--prompt` is 'sun' twice"),
+        (["--prompt", "sun", "--width", "70"], "`--width` is 70; give a multiple of"),
+        (["--prompt", "sun", "--classes", "1"], "`--classes` is ['1'], which is for networks of ours"),
+        (["--prompt", "sun", "--schedule", "full"], "`--schedule` is 'full'"),
+        (["--prompt", "sun", "--frames", "3"], "`--frames` is 3, which is for clips"),
+        (["--prompt", "sun", "--exported", "x"], "`--exported` is 'x'"),
+    ],
+)
+def test_generate_says_what_does_not_go_with_prompts(words, message, text_model, tmp_path, capsys):
+    assert cli.main(["generate", text_model, "-o", str(tmp_path / "out"), *words]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_prompt_for_classes_is_for_a_detector(folder, tmp_path, capsys):
+    assert cli.main(["generate", str(folder), "-o", str(tmp_path / "out"), "--prompt", "cat"]) == 2
+    assert "`--prompt` is ['cat'], which is for a text-to-image pipeline" in capsys.readouterr().err
+
+
+def test_names_tell_prompts_apart():
+    slugs = prompt_slugs(["a cat", "A cat", "a cat!", "word " * 40, "word " * 41, "…", "?"])
+    assert len(set(slugs.values())) == 7 and slugs["a cat"] == "a-cat" and max(map(len, slugs.values())) < 70
 
 
 def test_parameters_saved_in_two_types_count_once(tmp_path, capsys):

@@ -91,9 +91,9 @@ def test_a_classifier_scores_by_its_label(tmp_path):
 @pytest.mark.parametrize(
     ("further", "message"),
     [
-        (["--keep-best", "2"], "go with `--score`"),
-        (["--score", "shapes"], "go with `--score`"),
-        (["--prompt", "a circle"], "go with `--score`"),
+        (["--keep-best", "2"], "goes with `--score`"),
+        (["--score", "shapes"], "goes with `--score`"),
+        (["--prompt", "a circle"], "for a text-to-image pipeline, or for --score"),
         (["--keep-best", "9", "--score", "shapes"], "`--keep-best` is 9 of `--count` 4"),
         (["--keep-best", "0", "--score", "shapes"], "`--keep-best` is 0; give at least 1"),
         (["--keep-best", "1", "--score", "shape"], "`--score` is 'shape'; did you mean 'shapes'"),
