@@ -6,6 +6,7 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from brickwork.gen.parameterization import EpsilonObjective, VObjective
+from brickwork.hub import located
 from brickwork.pipelines.latents import pixels_per_latent
 
 PREDICTIONS = {"epsilon": EpsilonObjective, "v_prediction": VObjective}
@@ -15,7 +16,7 @@ def load_pipeline(source: str, revision: str | None = None, variant: str | None 
     """A pipeline in float32, without its safety checker.
 
     Args:
-        source: a pipeline's folder, or its name on the hub; of any task, as the parts are the same.
+        source: weights that ship, a pipeline's folder, or its name on the hub; of any task, as the parts are the same.
         revision: branch, tag or commit on the hub.
         variant: such as `fp16`, where the weights come in several.
 
@@ -31,15 +32,17 @@ def load_pipeline(source: str, revision: str | None = None, variant: str | None 
         )
     if source.startswith((".", "/")) and not (Path(source) / "model_index.json").is_file():
         raise ValueError(f"`model.base` is {source!r}, which holds no pipeline (no model_index.json).")
+    place, options = located(source, "model.base")
+    options |= {"revision": revision}
     try:
-        name = DiffusionPipeline.load_config(source, revision=revision)["_class_name"]
+        name = DiffusionPipeline.load_config(place, **options)["_class_name"]
         if not name.startswith("StableDiffusion") or name.startswith("StableDiffusion3"):
             raise ValueError("it is no Stable Diffusion 1.x, 2.x or XL")
         kind, extra = StableDiffusionXLPipeline, {"add_watermarker": False}
         if not name.startswith("StableDiffusionXL"):
             kind, extra = StableDiffusionPipeline, {"safety_checker": None, "requires_safety_checker": False}
         pipeline = kind.from_pretrained(
-            source, revision=revision, variant=variant, dtype=torch.float32, use_safetensors=True, **extra
+            place, variant=variant, dtype=torch.float32, use_safetensors=True, **options, **extra
         )
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"`model.base` is {source!r}, which cannot be loaded: {error}.") from error

@@ -206,7 +206,7 @@ def _classes(args: argparse.Namespace, pipe) -> Wanted:
 
 def _prompts(args: argparse.Namespace, pipe) -> Wanted:
     """Prompts of a text-to-image pipeline; sizes are checked before it draws."""
-    from brickwork.eval.studies.sweep import size_rule
+    from brickwork.eval.sampling.sizes import size_rule
 
     for name, given in (("schedule", args.schedule != "saved"), ("windows", args.windows), ("classes", args.classes)):
         if given:
@@ -233,8 +233,8 @@ def _draw(pipe, wanted: Wanted, jobs: Sequence[tuple], batch_size: int) -> Itera
             ones, seeds = zip(*jobs[start : start + batch_size])
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
             output = pipe(**{wanted.argument: list(ones)}, generator=generators, **wanted.call)
-            yield from output.frames if hasattr(output, "frames") else output.images
             bar.update(len(ones))
+            yield from output.frames if hasattr(output, "frames") else output.images
 
 
 def _chosen(

@@ -63,6 +63,14 @@ def check_name(name: str | os.PathLike, argument: str, what: str = "pipeline") -
     return False
 
 
+def located(name: str, argument: str, what: str = "pipeline") -> tuple[str, dict[str, bool]]:
+    """What a person typed, as `from_pretrained` finds it: the folder of weights that ship, else the name itself; and
+    `local_files_only` where the hub cannot be reached, but the cache has it. Raises as `check_name` does."""
+    if name in shipped_names():
+        return str(shipped_folder() / name), {}
+    return name, {"local_files_only": True} if check_name(name, argument, what) else {}
+
+
 def check_argument(argument: str) -> Callable[[Any], None]:
     """A command's check, before anything is imported, of the model that one of its arguments names."""
 

@@ -129,6 +129,20 @@ def test_a_run_has_curves_and_grids(page):
     assert "300 images seen" in find(page, "#run-state").text
 
 
+def test_a_sweep_is_started_watched_and_opened(page, running):
+    small(page, steps=1, count=1)
+    find(page, "[data-tab=sweep]").click()
+    for name, value in {"name": "clicked", "sizes": "32", "ratios": "1:1"}.items():
+        set_value(page, f"#sweep-{name}", value)
+    find(page, "#go-sweep").click()
+    until(page, lambda: len(loaded_pictures(page, "#sweep img")) == 1)
+    assert not find(page, "#message").is_displayed() and (running.output / "sweeps" / "clicked" / "sheet.png").is_file()
+    set_value(page, "#sweep-ratios", "wide")
+    find(page, "#go-sweep").click()
+    until(page, lambda: "`ratios.0` is 'wide'" in find(page, "#message").text)
+    assert find(page, "#sheet").is_displayed()
+
+
 def test_a_phone_has_everything_in_its_width(page):
     set_size(page, *PHONE)
     small(page, count=4)

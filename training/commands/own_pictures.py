@@ -7,99 +7,24 @@ command line go over it.
 import os
 import re
 import time
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 import torch
 
-from brickwork.errors import advice, shown
-from brickwork.eval.sets.decode import BrokenPicture, open_upright
-from brickwork.eval.sets.reader import undecoded
-from brickwork.eval.sets.tables import CAPTIONS, LABELS, find_column, guessed_column, image_column, labels_in, numbered
+from brickwork.errors import shown
 from brickwork.options import as_overrides
+from brickwork.training.commands import own_captions
+from brickwork.training.commands.looked_at import SMALL_SET, Pictures, lengths, look_at
 from brickwork.training.config.config import TrainConfig, given_values, load_config
 from brickwork.training.config.reading import read_yaml
-from brickwork.training.data.images import load_table
 from brickwork.training.tasks.backbones import TrainedOn, build_model
 
-LOOKED_AT = 200  # pictures whose sizes are read
-LEAST_TIMES, MOST_TIMES = 20, 400  # that each picture is shown, if that takes longer or shorter than MINUTES
 OVERHEAD = 1.3  # of optimiser, averages and reading, over the network's two passes
-SMALL_SET = 100  # pictures, below which none is held out
 
 # What a processor and a GPU train: network, side in pixels, images of a step.
 _TINY = {"num_layers": [4, 2], "hidden_sizes": [128, 64], "num_attention_heads": [4, 2]}
 _SMALL = {"num_layers": [6, 3], "hidden_sizes": [160, 128], "num_attention_heads": [5, 4]}
 _ON_CPU, _ON_GPU = ("tiny-lego", _TINY, 32, 16), ("small-lego", _SMALL, 64, 128)
-MINUTES = 15
-
-
-@dataclass
-class Pictures:
-    """What was found of a source.
-
-    Attributes:
-        source: folder, Parquet file, or name on the hub.
-        columns: values of `data.*_column` that the source has.
-        count: pictures.
-        classes: class name => pictures.
-        side: the shorter side in pixels, which nine of ten pictures have at least.
-        has_captions: whether there are captions.
-    """
-
-    source: str
-    columns: dict[str, str | None]
-    count: int
-    classes: dict[str, int]
-    side: int
-    has_captions: bool
-
-
-def look_at(source: str, given: Mapping[str, Any] = MappingProxyType({})) -> Pictures:
-    """Open a source, its columns and the sizes of some of its pictures.
-
-    Args:
-        source: PICTURES.
-        given: `data.image_column` and `data.label_column` where they were told.
-
-    Raises:
-        ValueError: for a source that is not there, or holds no picture that can be read.
-    """
-    path = Path(source)
-    if not path.exists() and source.count("/") != 1 and "{" not in source:
-        beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ValueError(f"PICTURES is {source!r}, which is not there; {advice(path.name, beside, 'there are')}")
-    table = load_table(source)
-    column = image_column(table, given.get("data.image_column"), "data.image_column")
-    if "data.label_column" in given:
-        label = given["data.label_column"]
-        label = None if label is None else find_column(table, label, "data.label_column")
-    else:
-        label = guessed_column(table, LABELS, "data.label_column")
-    classes: dict[str, int] = {}
-    if label is not None:
-        numbers, names = numbered(labels_in(table, label), getattr(table.features.get(label), "names", None))
-        counted = Counter(numbers)
-        classes = {name: counted[number] for number, name in enumerate(names) if counted[number]}
-        if len(classes) > len(table) / 2:  # a name for each picture is no class
-            label, classes = None, {}
-    sides, table = [], undecoded(table, column)
-    for row in range(0, len(table), max(1, len(table) // LOOKED_AT)):
-        try:
-            sides.append(min(open_upright(table[row][column]).size))
-        except BrokenPicture:
-            continue
-    if not sides:
-        raise ValueError(
-            f"PICTURES is {source!r}, of which no picture can be read; see `brickwork data check {source}`."
-        )
-    columns = {"image_column": column, "label_column": label}
-    captions = any(name.lower() in CAPTIONS for name in table.column_names)
-    return Pictures(source, columns, len(table), classes, sorted(sides)[len(sides) // 10], captions)
 
 
 def choose(source: str, overrides: list[str]) -> tuple[list[str], list[str]]:
@@ -117,6 +42,8 @@ def choose(source: str, overrides: list[str]) -> tuple[list[str], list[str]]:
     """
     given = given_values(overrides)
     found = look_at(source, given)
+    if own_captions.wanted(found, overrides):
+        return own_captions.choose(found, f"runs/{_name(source)}", overrides)
     preset, network, side, batch = _ON_GPU if torch.cuda.is_available() else _ON_CPU
     size = given.get("data.size", min(side, max(8, found.side // 4 * 4)))
     chosen: dict[str, object] = {"data.source": source, "run.output_dir": f"runs/{_name(source)}", "data.size": size}
@@ -133,8 +60,7 @@ def choose(source: str, overrides: list[str]) -> tuple[list[str], list[str]]:
     config = load_config(None, [*as_overrides(chosen), *overrides])
     rate = images_per_second(config, list(found.classes))
     batch = config.run.batch_size
-    longest = min(max(int(rate * 60 * MINUTES), LEAST_TIMES * found.count), MOST_TIMES * found.count)
-    chosen |= _lengths(given.get("run.total_images", max(batch, longest // batch * batch)), batch)
+    chosen |= lengths(found, rate, batch, given.get("run.total_images"))
     config = load_config(None, [*as_overrides(chosen), *overrides])
     return [*as_overrides(chosen), *overrides], _say(found, config, preset, rate)
 
@@ -197,23 +123,6 @@ def _windows(size: int) -> dict[str, list[int]]:
     return {"window_sizes": [size, 8], "patch_sizes": [patch, 2]}
 
 
-def _lengths(total: int, batch: int) -> dict[str, int]:
-    """The run's length, and what goes by it, in images."""
-
-    def share(part: float, least: int) -> int:
-        return max(least, int(total * part) // batch * batch)
-
-    return {
-        "run.total_images": total,
-        "run.log_images": share(1 / 50, batch),
-        "run.sample_images": share(1 / 8, batch),
-        "run.checkpoint_images": share(1 / 4, batch),
-        "optimizer.warmup_images": share(1 / 20, 0),
-        "optimizer.cooldown_images": share(1 / 4, 0),
-        "ema.half_life_images": share(1 / 20, batch),
-    }
-
-
 def _say(found: Pictures, config: TrainConfig, preset: str, rate: float) -> list[str]:
     run, size = config.run, config.data.size
     names = [f"{name} {number:,}" for name, number in found.classes.items()]
@@ -227,8 +136,11 @@ def _say(found: Pictures, config: TrainConfig, preset: str, rate: float) -> list
         f"The run is in {run.output_dir}; values behind the folder beat these, such as data.size=64 or "
         f"run.total_images={2 * run.total_images}.",
     ]
-    if found.has_captions:
-        lines.insert(1, "Captions are there; this network does not read them (training/train_text_to_image.py does).")
+    if found.captions:
+        to_text = f"brickwork train {found.source} {own_captions.BASE}={own_captions.shipped_base()}"
+        lines.insert(
+            1, f"Captions ({', '.join(found.captions)}) are there, which this network does not read; {to_text} does."
+        )
     if size > found.side:
         lines.insert(2, f"Pictures below {size} pixels are enlarged.")
     return lines

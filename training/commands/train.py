@@ -41,12 +41,14 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.description = (
         "Train a backbone in one process. With PICTURES alone (a folder of pictures, with a sub-folder for each\n"
-        "class or without; a Parquet file) network, size, batch and length are chosen for this machine, and said."
+        "class or without; a Parquet file) network, size, batch and length are chosen for this machine, and said.\n"
+        "Pictures with captions and no classes, or with model.base=…, go to a Stable Diffusion (text to image)."
     )
     parser.epilog = (
         "examples:\n  brickwork train my-pictures\n"
         "  brickwork train my-pictures run.total_images=100000 data.size=64\n"
         "  brickwork train my-pictures --preset d-emo-s-2\n"
+        "  brickwork train my-captioned-pictures model.base=stable-diffusion-v1-5/stable-diffusion-v1-5\n"
         "  brickwork train --preset tiny-lego run.total_images=40000\n"
         "  brickwork train --config lego_emoji_64_eight_groups"
     )
@@ -54,8 +56,6 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from brickwork.training.tasks.backbone import BackboneTask
-
     if args.preset is not None:
         from brickwork.training.config.recipes import recipe
 
@@ -66,7 +66,23 @@ def run(args: argparse.Namespace) -> int:
         args.config, overrides = recipe(args.preset)
         args.overrides = [*overrides, *args.overrides]
     take_pictures(args)
-    return train_as_asked(args, BackboneTask)
+    return train_as_asked(args, _task(args))
+
+
+def _task(args: argparse.Namespace) -> type["Task"]:
+    """Text to image where the configuration has `model.base`, a pipeline; else a backbone."""
+    from brickwork.training.config.config import given_values
+    from brickwork.training.config.library import find_config
+    from brickwork.training.config.reading import read_yaml
+
+    file = read_yaml(find_config(args.config)) if args.config is not None else {}
+    if "model.base" in given_values(args.overrides) or "base" in (file.get("model") or {}):
+        from brickwork.training.tasks.latent.text_to_image import TextToImageTask
+
+        return TextToImageTask
+    from brickwork.training.tasks.backbone import BackboneTask
+
+    return BackboneTask
 
 
 def take_pictures(args: argparse.Namespace) -> None:
@@ -76,8 +92,9 @@ def take_pictures(args: argparse.Namespace) -> None:
         ValueError: for two of them, or on several processes, which would each choose for itself.
     """
     from brickwork.training.config.config import TrainConfig
+    from brickwork.training.config.latent import TextToImageConfig
 
-    known = TrainConfig.model_fields
+    known = {*TrainConfig.model_fields, *TextToImageConfig.model_fields}
 
     def is_value(word: str) -> bool:
         section = word.partition("=")[0].split(".")[0]

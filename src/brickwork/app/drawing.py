@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from brickwork.eval.report.pictures import grid
 from brickwork.eval.sampling.sample_set import denoiser_of
-from brickwork.eval.studies.sweep import size_rule
+from brickwork.eval.sampling.sizes import size_rule
 from brickwork.gen.operations import count_operations
 from brickwork.pipelines.latents import decode
 from brickwork.pipelines.schedule_files import named_schedule

@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 
 from brickwork.cli import main
-from brickwork.training.commands import own_pictures
+from brickwork.training.commands import own_captions, own_pictures
+from brickwork.training.commands.looked_at import look_at
 from brickwork.training.config.config import load_config
+from brickwork.training.config.latent import TextToImageConfig
 
 
 def draw(path, height=40, width=48, seed=0):
@@ -68,11 +70,51 @@ def test_captions_and_tables(pictures, tmp_path):
     for number in range(4):
         draw(tmp_path / "captioned" / f"{number}.png")
         (tmp_path / "captioned" / f"{number}.txt").write_text(f"picture {number}")
-    assert "Captions are there" in chosen(tmp_path / "captioned")[1]
+    said = chosen(tmp_path / "captioned", "model.preset=tiny-lego")[1]
+    assert "Captions (text) are there, which this network does not read" in said
+    assert f"brickwork train {tmp_path / 'captioned'} model.base=" in said
     assert main(["data", "select", "my-pictures", "--output", "some.parquet", "--where", "label=cats,dogs"]) == 0
     config, said = chosen("some.parquet")
     assert config.run.output_dir == "runs/some"
     assert "32 pictures, 2 classes: cats 16, dogs 16" in said
+
+
+@pytest.fixture
+def captioned(pictures, tmp_path, monkeypatch):
+    for number in range(4):
+        draw(tmp_path / "captioned" / f"{number}.png")
+        (tmp_path / "captioned" / f"{number}.txt").write_text(f"picture {number}")
+    monkeypatch.setattr(own_captions, "images_per_second", lambda pipeline, config: 10.0)
+    return tmp_path / "captioned"
+
+
+def test_captions_without_classes_go_to_the_text_to_image_model_that_ships(captioned):
+    values, said = own_pictures.choose("captioned", ["run.total_images=8"])
+    config = load_config(None, values, TextToImageConfig)
+    assert (config.model.base, config.parts.train) == (own_captions.shipped_base(), "unet_and_text")
+    assert (config.data.caption_column, config.resolution.max_size, config.run.batch_size) == ("text", 64, 4)
+    assert config.data.max_upscale == 1.6  # pictures of 48 × 40 at 64 pixels
+    assert any("text to image, from" in line for line in said) and "--prompt TEXT" in said[-1]
+    # A value that such a model does not have asks for a network without captions.
+    assert not own_captions.wanted(look_at("captioned"), ["data.size=32"])
+
+
+def test_which_captions_are_meant_is_asked_once(captioned):
+    (captioned / "metadata.jsonl").write_text(json.dumps({"file_name": "0.png", "title": "a", "caption": "b"}))
+    with pytest.raises(ValueError, match="could be .* say which with `data.caption_column`"):
+        own_pictures.choose("captioned", [])
+    values, _ = own_pictures.choose("captioned", ["data.caption_column=title"])
+    assert load_config(None, values, TextToImageConfig).data.caption_column == "title"
+    with pytest.raises(ValueError, match="captions is not there"):
+        own_pictures.choose("my-pictures", [f"model.base={own_captions.shipped_base()}"])
+
+
+def test_captions_train_and_are_drawn(captioned, tmp_path, capsys):
+    assert main(["train", "captioned", "run.total_images=4", "samples.count=0", "--quiet"]) == 0
+    assert main(["train", "captioned", "run.total_images=8"]) == 0
+    assert "Going on" in capsys.readouterr().out
+    words = ["generate", "runs/captioned", "--prompt", "picture 1", "--steps", "1", "-n", "1", "-o", "drawn"]
+    assert main(words) == 0 and (tmp_path / "drawn" / "picture-1-000000.png").is_file()
 
 
 def test_which_column_is_the_class_is_asked_once(pictures):
