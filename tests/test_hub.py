@@ -8,6 +8,7 @@ from huggingface_hub import constants
 
 from brickwork import hub
 from brickwork.errors import MissingFile
+from brickwork.pipelines.stable_diffusion import load_pipeline
 
 
 @pytest.fixture
@@ -45,6 +46,32 @@ def test_slips_are_answered_before_any_network(place, name, message):
 def test_folders_pass(place):
     assert hub.check_name("runs/tiny-lego", "model") is False
     assert hub.check_name(place / "my-model", "model") is False
+
+
+def test_slips_in_data_sets_are_answered_before_any_network(place, monkeypatch):
+    (place / "pictures").mkdir()
+    (place / "faces.parquet").touch()
+    for name, near in {
+        "picturse": "pictures",
+        "runs/tiny-legos": "runs/tiny-lego",
+        "face.parquet": "faces.parquet",
+    }.items():
+        with pytest.raises(MissingFile, match=f"`data.source` is '{name}', .* did you mean '{near}'"):
+            hub.check_data_set(name, "data.source")
+    monkeypatch.setattr(hub, "_reachable", lambda: False)
+    with pytest.raises(MissingFile, match="the Hugging Face Hub cannot be reached"):
+        hub.check_data_set("someone/pictures", "data.source")
+    (place / "cache" / "datasets--someone--pictures").mkdir(parents=True)
+    hub.check_data_set("someone/pictures", "data.source")
+
+
+def test_a_base_to_train_on_is_answered_likewise(place):
+    for name, message in {
+        "lego-avatars-46": "did you mean",
+        "runs/tiny-leggo": "did you mean 'runs/tiny-lego'",
+    }.items():
+        with pytest.raises(MissingFile, match=f"`model.base` is '{name}'.*{message}"):
+            load_pipeline(name)
 
 
 def test_without_a_network_the_answer_comes_at_once(place, monkeypatch):

@@ -17,6 +17,7 @@ from brickwork.adapters.comfyui.names import module_path
 from brickwork.adapters.comfyui.reading import ResAdapterWeights, listed, opened
 from brickwork.adapters.resadapter.state import stored
 from brickwork.files import digest, read_json
+from brickwork.hub import check_name, shipped_folder, shipped_names
 
 UNET_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
 _INDEXES = (f"{UNET_FILES[0]}.index.json", f"{UNET_FILES[0]}.index.fp16.json")
@@ -45,12 +46,13 @@ def read_base_norms(base_model, keys: list[str]) -> dict[str, torch.Tensor]:
     if isinstance(base_model, nn.Module) or hasattr(base_model, "unet"):
         unet = inner_unet(base_model)
         return {key: own_norm(unet, key) for key in keys}
-    path = Path(base_model)
+    path = shipped_folder() / base_model if base_model in shipped_names() else Path(base_model)
     if path.is_file():
         return _read_file(path, keys)
     if path.is_dir():
         return _read_folder(path, keys)
     if isinstance(base_model, str) and base_model.count("/") == 1 and not path.is_absolute():
+        check_name(base_model, "base_model", "model")
         return _read_hub(base_model, keys)
     raise ValueError(f"base_model={str(base_model)!r} is no file, no folder and no repository id (owner/name)")
 

@@ -15,14 +15,17 @@ def configure_merge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="strength of LoRA and norms (default: 1.0)")
     parser.add_argument("--lora-scale", type=float, help="strength of the LoRA alone")
     parser.add_argument("--norm-scale", type=float, help="strength of the norms alone")
+    options.add_hub(parser, "the adapter's repository", "revision", "token")
     parser.set_defaults(run=merge)
 
 
 def merge(args: argparse.Namespace) -> None:
     """Merge and print where to."""
     dst = options.target(args, "dst")
+    from brickwork.adapters.hub import local_adapter
     from brickwork.adapters.resadapter.merge import merge_resadapter
 
+    args.adapter = local_adapter(args.adapter, "adapter", **options.of_hub(args))
     strengths = {"scale": args.scale, "lora_scale": args.lora_scale, "norm_scale": args.norm_scale}
     print("wrote", merge_resadapter(args.base, args.adapter, dst, **strengths))
 
@@ -55,14 +58,17 @@ def configure_convert(parser: argparse.ArgumentParser) -> None:
         help="add zeros to the comfyui file by which InvokeAI tells the family; they change nothing",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    options.add_hub(parser, "the adapter's repository", "revision", "token")
     parser.set_defaults(run=convert)
 
 
 def convert(args: argparse.Namespace) -> None:
     """Convert and print the files written."""
     dst = options.target(args, "dst")
+    from brickwork.adapters.hub import local_adapter
     from brickwork.adapters.resadapter.convert import convert_resadapter
 
+    args.src = local_adapter(args.src, "src", **options.of_hub(args))
     given = ("to", "base_model", "naming", "norm_keys", "norm_type", "text_width", "overwrite")
     for file in convert_resadapter(args.src, dst, **{name: getattr(args, name) for name in given}):
         print(f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB)")

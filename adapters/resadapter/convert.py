@@ -52,7 +52,7 @@ def convert_resadapter(
     """
     one_of("to", to, formats.FORMS)
     dtype = one_of("norm_type", norm_type, NORM_TYPES)
-    adapter = with_stated_facts(read_adapter(local_adapter(src)))
+    adapter = with_stated_facts(read_adapter(local_adapter(src, "src")))
     if adapter.differences and to == "comfyui":
         norms = {key: value.to(dtype) for key, value in adapter.norms.items()}
         adapter = dataclasses.replace(adapter, norms=norms)

@@ -19,8 +19,9 @@ from brickwork.adapters.comfyui.reading import ResAdapterWeights, check_fits, li
 from brickwork.adapters.hub import local_adapter
 from brickwork.adapters.resadapter.base_norms import canonical_tensor, read_weight_map
 from brickwork.adapters.resadapter.formats import hashes
-from brickwork.errors import count_and_name
+from brickwork.errors import advice, count_and_name
 from brickwork.files import new_folder, write_file
+from brickwork.hub import shipped_folder, shipped_names
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 # Weights of other frameworks and of quantisers: the network once more, in a form that is not written here.
@@ -53,15 +54,16 @@ def merge_resadapter(
         ValueError: something in the way at `dst`, a base or adapter that cannot be read, a pair that does not fit, a
             file of the network that cannot be merged, or values that the base's type cannot hold.
     """
-    base, dst = Path(base), Path(dst)
+    base, dst = shipped_folder() / base if base in shipped_names() else Path(base), Path(dst)
     strengths = {"scale": scale, "lora_scale": lora_scale, "norm_scale": norm_scale}
     numbers = {name: checked_scale(name, value) for name, value in strengths.items() if value is not None}
     lora, norm = (numbers.get(half, numbers["scale"]) for half in ("lora_scale", "norm_scale"))
     if dst.exists():
         raise ValueError(f"dst={str(dst)!r} exists already: choose another")
     if not base.exists():
-        raise ValueError(f"base={str(base)!r} does not exist")
-    loaded = read_adapter(local_adapter(adapter))
+        beside = [str(entry) for entry in base.parent.iterdir()] if base.parent.is_dir() else []
+        raise ValueError(f"`base` is {str(base)!r}, which is not there; {advice(base, beside, 'there are')}")
+    loaded = read_adapter(local_adapter(adapter, "adapter"))
     files = [file for copy in _fitting_copies(base, loaded) for file in copy]
     if base.is_file():
         return write_file(dst, lambda part: _merge_file(base, part, loaded, lora, norm))

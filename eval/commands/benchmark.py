@@ -5,7 +5,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from brickwork import options
+from brickwork import hub, options
 
 # suite: (function of `brickwork.eval.benchmark`, called with the settings; what it measures)
 SUITES = {
@@ -68,7 +68,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", type=float, default=0.6, help="of the search, without --schedule (default: 0.6)")
     parser.add_argument("--pairs", type=int, default=64, help="pictures and noises of the paired losses (default: 64)")
     options.add_common(parser, "--steps", "--overwrite")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, check=hub.check_argument("weights"))
 
 
 def run(args: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from brickwork.errors import near_names
 from brickwork.eval.sets.decode import SUFFIXES
 from brickwork.eval.sets.scan import FolderListing, Skipped, list_folder
 from brickwork.eval.sets.shards import ShardTable, shard_paths
+from brickwork.hub import check_data_set
 
 # By these names columns are known without being told, whatever their case.
 CAPTIONS = (
@@ -146,6 +147,7 @@ def _open_parquet(files: list[Path], argument: str):
 
 
 def _open_hub(name: str, split: str, argument: str):
+    check_data_set(name, argument)
     import datasets
 
     try:

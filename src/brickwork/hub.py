@@ -10,7 +10,7 @@ import re
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def check_name(name: str | os.PathLike, argument: str, what: str = "pipeline") -
             a name on the hub, where that cannot be reached and the cache holds nothing.
     """
     text = os.fspath(name)
-    if Path(text).expanduser().exists() or _cached(text):
+    if Path(text).expanduser().exists() or _cached(text, "models"):
         return not Path(text).expanduser().exists() and not _reachable()
     start = f"`{argument}` is {text!r}; there is no such {what} here"
     near = _near(text)
@@ -71,6 +71,17 @@ def located(name: str, argument: str, what: str = "pipeline") -> tuple[str, dict
     return name, {"local_files_only": True} if check_name(name, argument, what) else {}
 
 
+def check_data_set(name: str, argument: str) -> None:
+    """Raise as `check_name` does, for a data set that is no local path: with the files and folders that come near, and
+    at once where neither the hub nor a cache has it."""
+    path, start = Path(name), f"`{argument}` is {name!r}, which is no local path"
+    near = near_names(name, _beside(path, folders=False), 2)
+    if near:
+        raise MissingFile(f"{start}; did you mean {' or '.join(map(repr, near))}?")
+    if not (_cached(name, "datasets") or _reachable()):
+        raise MissingFile(f"{start}, and the Hugging Face Hub cannot be reached; name a folder or a file.")
+
+
 def check_argument(argument: str) -> Callable[[Any], None]:
     """A command's check, before anything is imported, of the model that one of its arguments names."""
 
@@ -84,23 +95,30 @@ def check_argument(argument: str) -> Callable[[Any], None]:
 
 def _near(text: str) -> list[str]:
     """Shipped weights and folders, in the order of likeness; at most three."""
-    path = Path(text)
-    beside: Iterable[str] = ()
-    if path.parent.is_dir():
-        try:
-            beside = [str(path.parent / entry.name) for entry in os.scandir(path.parent) if entry.is_dir()]
-        except OSError:
-            beside = ()
-    found = near_names(text, shipped_names(), 2) + near_names(text, beside, 2)
+    found = near_names(text, shipped_names(), 2) + near_names(text, _beside(Path(text)), 2)
     return list(dict.fromkeys(found))[:3]
 
 
-def _cached(text: str) -> bool:
+def _beside(path: Path, folders: bool = True) -> list[str]:
+    """What lies where a path would, folders alone or files too."""
+    if not path.parent.is_dir():
+        return []
+    try:
+        return [str(path.parent / entry.name) for entry in os.scandir(path.parent) if entry.is_dir() or not folders]
+    except OSError:
+        return []
+
+
+def _cached(text: str, kind: str) -> bool:
+    """Whether a cache has something of a repository of models or data sets."""
     if not _HUB_NAME.fullmatch(text):
         return False
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE, f"models--{text.replace('/', '--')}").is_dir()
+    if Path(constants.HF_HUB_CACHE, f"{kind}--{text.replace('/', '--')}").is_dir():
+        return True
+    prepared = Path(os.environ.get("HF_DATASETS_CACHE", Path(constants.HF_HOME, "datasets")))
+    return kind == "datasets" and Path(prepared, text.replace("/", "___")).is_dir()
 
 
 def _reachable() -> bool:

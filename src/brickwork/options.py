@@ -5,7 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-_HUB = ("revision", "variant", "token")
+_HUB: dict[str, dict[str, str]] = {
+    "revision": {"metavar": "NAME", "help": "branch, tag or commit on the hub"},
+    "variant": {"metavar": "NAME", "help": "which of several sets of weights, such as fp16"},
+    "token": {"help": "of the hub, for private models (default: the one that `hf auth login` keeps)"},
+}
 _SIDE = "in pixels (default: the training size)"
 # What argparse is told of the options that several commands have; a command may change single entries.
 COMMON: dict[str, dict[str, Any]] = {
@@ -61,12 +65,11 @@ def as_overrides(values: dict[str, Any]) -> list[str]:
     return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
 
 
-def add_hub(parser: argparse.ArgumentParser) -> None:
-    """What a command that loads a model may be told of the hub."""
-    group = parser.add_argument_group("models of the hub")
-    group.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the hub")
-    group.add_argument("--variant", metavar="NAME", help="which of several sets of weights, such as fp16")
-    group.add_argument("--token", help="of the hub, for private models (default: the one that `hf auth login` keeps)")
+def add_hub(parser: argparse.ArgumentParser, title: str = "models of the hub", *names: str) -> None:
+    """What a command that loads from the hub may be told of it: all of it, or the names given."""
+    group = parser.add_argument_group(title)
+    for name in names or _HUB:
+        group.add_argument(f"--{name}", **_HUB[name])
 
 
 def of_hub(args: argparse.Namespace) -> dict[str, str]:

@@ -14,6 +14,7 @@ from brickwork.adapters.comfyui.reading import read_adapter
 from brickwork.adapters.hub import local_adapter
 from brickwork.adapters.resadapter.base_norms import read_base_norms
 from brickwork.adapters.resadapter.functions import load_resadapter
+from brickwork.hub import shipped_folder
 
 
 @pytest.fixture
@@ -22,7 +23,9 @@ def hub(monkeypatch, tmp_path):
     root, cache = tmp_path / "hub", tmp_path / "cache"
     monkeypatch.chdir(tmp_path)
 
-    def hf_hub_download(repository, filename):
+    monkeypatch.setattr("brickwork.hub._reachable", lambda: True)
+
+    def hf_hub_download(repository, filename, **options):
         file = root / repository / filename
         if not (root / repository).is_dir():
             raise LocalEntryNotFoundError("no connection")
@@ -75,7 +78,7 @@ def cache(monkeypatch, tmp_path):
         monkeypatch.setattr(
             huggingface_hub,
             function,
-            lambda repository, name, f=original: f(repository, name, cache_dir=str(tmp_path / "hub")),
+            lambda repository, name, f=original, **more: f(repository, name, cache_dir=str(tmp_path / "hub"), **more),
         )
 
     def fill(repository, folder, inner="", absent=()):
@@ -119,15 +122,36 @@ def test_a_connection_that_is_lost_is_no_reason_for_half_an_adapter(cache, monke
     cache("owner/name", official)
     constants = SimpleNamespace(HF_HUB_OFFLINE=False)
     monkeypatch.setattr(huggingface_hub, "constants", constants)
+    monkeypatch.setattr("brickwork.hub._cached", lambda text, kind: True)
+    monkeypatch.setattr("brickwork.hub._reachable", lambda: True)
     with pytest.raises(ValueError, match="the Hub cannot be reached"):
         load_adapter(unet, "owner/name")
 
 
 def test_offline_with_nothing(cache, unet):
-    with pytest.raises(ValueError, match="the Hub cannot be reached"):
+    with pytest.raises(ValueError, match="the Hugging Face Hub cannot be reached"):
         load_adapter(unet, "owner/name")
-    with pytest.raises(ValueError, match="the Hub cannot be reached"):
+    with pytest.raises(ValueError, match="the Hugging Face Hub cannot be reached"):
         load_adapter(unet, "owner/name/file.safetensors")
+
+
+def test_slips_are_answered_before_any_network(monkeypatch, tmp_path):
+    def no_network(*arguments, **options):
+        raise AssertionError("the network is touched")
+
+    monkeypatch.setattr("brickwork.hub._reachable", no_network)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "res" / "adapter").mkdir(parents=True)
+    for name in ("runs/ress", "runs/res/adaptr"):
+        with pytest.raises(ValueError, match=f"`adapter` is '{name}'; .* did you mean 'runs/res"):
+            local_adapter(name, "adapter")
+    with pytest.raises(ValueError, match="`base_model` is 'runs/ress'.* did you mean 'runs/res'"):
+        read_base_norms("runs/ress", [])
+
+
+def test_what_ships_is_found_by_its_name():
+    place = next(shipped_folder().glob("*/resadapter"))
+    assert local_adapter(f"{place.parent.name}/resadapter") == place
 
 
 def test_base_models(hub, unet, helpers):
