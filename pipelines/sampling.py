@@ -236,6 +236,11 @@ class SamplingPipeline(BrickworkPipeline):
     def _learns_variance(self) -> bool:
         return self.scheduler.config.get("variance_type") in ("learned", "learned_range")
 
+    @property
+    def _guides(self) -> bool:
+        """Whether there is something to guide to."""
+        return self.transformer.config.num_classes is not None
+
     def _network(self, subnet: str | None) -> tuple[torch.nn.Module, dict[str, Any]]:
         """The network that an evaluation calls, and the arguments that choose its subnet."""
         if subnet in self._others:
@@ -370,7 +375,7 @@ class SamplingPipeline(BrickworkPipeline):
         number = isinstance(guidance_scale, (int, float)) and not isinstance(guidance_scale, bool)
         if not number or not math.isfinite(guidance_scale):
             raise ValueError(f"`guidance_scale` is {guidance_scale!r}; give a finite number, 1 for no guidance.")
-        if guidance_scale != 1 and config.num_classes is None:
+        if guidance_scale != 1 and not self._guides:
             raise ValueError(
                 f"`guidance_scale` is {guidance_scale}, but this network is unconditional; leave it at 1."
             )

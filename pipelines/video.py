@@ -1,22 +1,25 @@
-"""Short clips from a video denoiser, for a class or for none; longer ones by windows that overlap."""
+"""Short clips from a video denoiser, for a class, a text or neither; longer ones by windows that overlap."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, ModelMixin, SchedulerMixin
+from diffusers import AutoencoderKL, ModelMixin, SchedulerMixin, StableDiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL import Image
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from brickwork.errors import whole_number
+from brickwork.gen.networks.video import inflate
 from brickwork.pipelines.arguments import shared_call
 from brickwork.pipelines.class_to_image import ClassToImagePipeline
 from brickwork.pipelines.clip_files import write_clip
 from brickwork.pipelines.hooks import Evaluation, Hook
-from brickwork.pipelines.sampling import SamplingPipeline
+from brickwork.pipelines.prompts import checked_prompts, encode_prompts
+from brickwork.pipelines.sampling import Conditions, SamplingPipeline
 from brickwork.pipelines.schedules import Schedule
 
 
@@ -108,14 +111,18 @@ class FrameWindows(Hook):
 
 
 class VideoPipeline(ClassToImagePipeline):
-    """Class-conditional or unconditional clips from a `VideoDenoiser` (see `inflate`).
+    """Clips from a `VideoDenoiser` (see `inflate`), for classes, for texts, or for nothing.
 
     Args beside those of `ClassToImagePipeline`:
         vae: decoder of a latent model, of pictures or of clips; `None` for a model of pixels.
         num_frames: of a clip unless a call says otherwise; also the frames that the network sees at once.
         fps: frames a second of what it learned from.
+        tokenizer: of a network that reads texts, as in Stable Diffusion 1.x and 2.x, or `None`.
+        text_encoder: likewise.
     """
 
+    _optional_components = ["vae", "tokenizer", "text_encoder"]
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
     _axes = ("batch", "channels", "frames", "height", "width")
 
     def __init__(
@@ -128,9 +135,32 @@ class VideoPipeline(ClassToImagePipeline):
         num_inference_steps: int | None = None,
         num_frames: int = 16,
         fps: float = 8,
+        tokenizer: CLIPTokenizer | None = None,
+        text_encoder: CLIPTextModel | None = None,
     ):
         super().__init__(transformer, scheduler, vae, subnet_schedule, guidance_scale, num_inference_steps)
+        self.register_modules(tokenizer=tokenizer, text_encoder=text_encoder)
         self.register_to_config(num_frames=num_frames, fps=fps)
+
+    @classmethod
+    def from_stable_diffusion(cls, pipe: StableDiffusionPipeline, pattern: str = "ABC", **settings) -> Self:
+        """Clips from Stable Diffusion 1.x or 2.x: its UNet inflated, its other parts as they are.
+
+        Until trained, each frame is what `pipe` draws from that frame's noise.
+
+        Args:
+            pipe: the image pipeline, which stays as it is.
+            pattern: of `inflate`.
+            settings: of the pipeline of clips; `guidance_scale` is 7.5 unless told otherwise.
+
+        Raises:
+            ValueError: for another pipeline; SDXL's network is told more than a text.
+        """
+        if not isinstance(pipe, StableDiffusionPipeline):
+            raise ValueError(f"`pipe` is a {type(pipe).__name__}; give a StableDiffusionPipeline.")
+        parts = {"vae": pipe.vae, "tokenizer": pipe.tokenizer, "text_encoder": pipe.text_encoder}
+        scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+        return cls(inflate(pipe.unet, pattern), scheduler, **{"guidance_scale": 7.5} | parts | settings)
 
     @shared_call(SamplingPipeline._draw, ClassToImagePipeline.default_steps)
     def __call__(
@@ -141,6 +171,8 @@ class VideoPipeline(ClassToImagePipeline):
         window: int | None = None,
         overlap: int | None = None,
         subnet_schedule: Schedule | None = None,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         **further,
     ) -> VideoPipelineOutput | tuple:
         """Draw clips; what is said of images here holds for clips, whose latents have frames behind the channels.
@@ -154,9 +186,11 @@ class VideoPipeline(ClassToImagePipeline):
                 the pipeline's `num_frames`.
             overlap: frames that neighbouring windows share; by default half a window.
             subnet_schedule: which subnet runs at which noise level; by default the pipeline's own, else the network.
+            prompt: one text a clip, for a network that reads texts.
+            negative_prompt: what guidance leads away from; by default the empty text.
 
         Raises:
-            ValueError: for labels, sizes, frames, windows and other arguments that the network cannot take.
+            ValueError: for labels, texts, sizes, frames, windows and other arguments that the network cannot take.
         """
         given = getattr(further.get("latents"), "shape", ())
         frames = given[2] if num_frames is None and len(given) == 5 else num_frames
@@ -168,7 +202,51 @@ class VideoPipeline(ClassToImagePipeline):
             known = None if first_frames is None else self._known(first_frames, frames, size)
             return [windows] if known is None else [windows, KnownFrames(known, self.scheduler)]
 
+        if prompt is not None or negative_prompt is not None or self.text_encoder is not None:
+            shared, further = self._with_texts(prompt, negative_prompt, shared, further)
         return self._draw(*shared, schedule=subnet_schedule, hooks_at=hooks_at, axes=(frames,), **further)
+
+    def _with_texts(self, prompt: Any, negative: Any, shared: tuple, further: dict) -> tuple[tuple, dict]:
+        """The arguments of `_draw` with a pair of texts a clip in the place of labels."""
+        if self.text_encoder is None:
+            raise ValueError("`prompt` was given to a network that reads no text; give `class_labels`, or nothing.")
+        if (shared[0] if shared else further.get("class_labels")) is not None:
+            raise ValueError("`class_labels` were given to a network that reads texts; give `prompt=`.")
+        texts, against = checked_prompts("prompt", prompt), checked_prompts("negative_prompt", negative) or [""]
+        if not texts or len(against) not in (1, len(texts)):
+            raise ValueError(
+                f"`prompt` has {len(texts)} texts and `negative_prompt` {len(against)}; give at least one, and of the "
+                "second one for all or one each."
+            )
+        pairs = list(zip(texts, against if len(against) == len(texts) else against * len(texts)))
+        return (pairs, *shared[1:]), {name: value for name, value in further.items() if name != "class_labels"}
+
+    def _labels(self, class_labels: Any, number: int) -> list:
+        if self.text_encoder is None:
+            return super()._labels(class_labels, number)
+        return [pair for pair in class_labels for _ in range(number)]
+
+    def _class_conditions(self, labels: list, device: torch.device) -> Conditions:
+        if self.text_encoder is None:
+            return super()._class_conditions(labels, device)
+        sides = list(zip(*labels)) if self.guidance_scale != 1 else [[text for text, _ in labels]]
+        encoded = [encode_prompts(self.tokenizer, self.text_encoder, texts, device) for texts in sides]
+        encoded = [states.to(self.transformer.dtype) for states in encoded]
+        return {"encoder_hidden_states": (encoded[0], encoded[1] if len(encoded) > 1 else None)}
+
+    @property
+    def _guides(self) -> bool:
+        return self.text_encoder is not None or super()._guides
+
+    def _check_text(self) -> None:
+        reads = self.transformer.config.cross_attention_dim is not None
+        if reads != (self.text_encoder is not None) or reads != (self.tokenizer is not None):
+            raise ValueError(
+                "`transformer` reads a text; give the pipeline the `tokenizer` and the `text_encoder` that it learned "
+                "with (`VideoPipeline.from_stable_diffusion`)."
+                if reads
+                else "`text_encoder` was given with a `transformer` that reads no text; leave it and `tokenizer` out."
+            )
 
     def _output(self, images: Any, subnets: Sequence[str | None]) -> VideoPipelineOutput:
         return VideoPipelineOutput(frames=images, fps=self.config.fps)
