@@ -3,8 +3,10 @@
 A 3×3×3 convolution is a 1×3×3 one over the picture, S, and a 3×1×1 one over time, T. Three units mix them, one after
 another over the network's residual blocks as in the authors' prototxt: A: x + T(S(x)); B: x + S(x) + T(x);
 C: x + S(x) + T(S(x)). Here x + S(x) is a residual block of the image network, whatever is in it, and T alone is new.
+A fourth unit is attention over time, as in AnimateDiff (Guo et al., arXiv 2307.04725), of about as many weights.
 """
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,7 +39,8 @@ from brickwork.gen.subnets import FULL, Subnets
 
 _OURS = (BlockUNet2DModel, BlockTransformer2DModel, LegoTransformer2DModel, StitchedDenoiser, CompositeDenoiser)
 KINDS = {kind.__name__: kind for kind in (*_OURS, UNet2DModel, UNet2DConditionModel)}
-UNITS = ("A", "B", "C")
+ATTENTION = "T"
+UNITS = ("A", "B", "C", ATTENTION)
 # What the video network says of itself in the image network's words, for pipelines.
 _TOLD = (
     "sample_size", "in_channels", "out_channels", "cross_attention_dim", "time_cond_proj_dim", "patch_size",
@@ -85,6 +88,41 @@ class TemporalUnit(nn.Module):
         return self.conv(clips.unsqueeze(-1)).squeeze(-1)
 
 
+class TemporalAttention(nn.Module):
+    """Every pixel's attention to itself in the other frames, which starts out adding nothing.
+
+    Three quarters of the channels wide, it has about the weights of a pseudo-3D unit. Frames carry sines and cosines
+    of their number, so that any number of them may come.
+
+    Args:
+        channels: of what the residual block gives.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        width = max(2, 3 * channels // 4 // 2 * 2)
+        self.heads = math.gcd(width, 8)
+        self.norm = LayerNorm(channels, eps=1e-6)
+        self.qkv, self.proj = nn.Linear(channels, 3 * width, bias=False), zeroed(nn.Linear(width, channels))
+
+    def forward(self, hidden_states: torch.Tensor, output: torch.Tensor, frames: int) -> torch.Tensor:
+        """As of a `TemporalUnit`; only the block's output is read."""
+        clips = self.norm(output).unflatten(0, (-1, frames)).transpose(1, 2)  # (B, pixels, F, channels)
+        places = frame_encoding(frames, clips.shape[-1]).to(clips)
+        qkv = self.qkv(clips + places).unflatten(-1, (3, self.heads, -1)).movedim(-3, 0)
+        query, key, value = (part.flatten(0, 1).transpose(1, 2) for part in qkv)  # (B * pixels, heads, F, width)
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+        mixed = mixed.transpose(1, 2).flatten(2).unflatten(0, clips.shape[:2])
+        return self.proj(mixed).permute(0, 3, 2, 1)
+
+
+def frame_encoding(frames: int, channels: int) -> torch.Tensor:
+    """Sines and cosines of the frames' numbers `(frames, channels)` (Vaswani et al., arXiv 1706.03762)."""
+    pairs = torch.arange((channels + 1) // 2)
+    angles = torch.arange(frames)[:, None] / 10_000 ** (2 * pairs / channels)
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :channels]
+
+
 class TemporalUnits(ModelMixin, ConfigMixin):
     """The temporal part of every residual block.
 
@@ -95,7 +133,10 @@ class TemporalUnits(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, units: Sequence[Sequence[Any]] = ()):
         super().__init__()
-        self.layers = nn.ModuleList(TemporalUnit(*unit) for unit in units)
+        self.layers = nn.ModuleList(
+            TemporalAttention(channels) if kind == ATTENTION else TemporalUnit(kind, reads, channels)
+            for kind, reads, channels in units
+        )
 
 
 class _Clip:
@@ -115,7 +156,7 @@ class _Clip:
 class _UnitHook:
     """Adds a unit to a block's output while a clip runs; an object, so that a network's copy has hooks of its own."""
 
-    def __init__(self, unit: TemporalUnit, clip: _Clip, tokens: bool):
+    def __init__(self, unit: nn.Module, clip: _Clip, tokens: bool):
         self.unit, self.clip, self.tokens = unit, clip, tokens
 
     def __call__(self, block: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor | None:
@@ -154,7 +195,7 @@ class VideoDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
 
     Args beside those of `Denoiser`, which are always the image network's:
         network: configuration of the image network with its `_class_name`.
-        pattern: the units of the residual blocks in turn, of the letters A, B and C.
+        pattern: the units of the residual blocks in turn, of the letters A, B and C, and T for attention over time.
         patch_size: of the image network, as are `patch_sizes`, `window_sizes` and `trained_subsets`.
     """
 

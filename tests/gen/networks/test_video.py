@@ -11,7 +11,7 @@ from peft import LoraConfig
 
 from brickwork import VideoDenoiser, inflate
 from brickwork.gen.networks import load_network_class
-from brickwork.gen.networks.video import KINDS, TemporalUnit, residual_blocks
+from brickwork.gen.networks.video import KINDS, TemporalAttention, TemporalUnit, frame_encoding, residual_blocks
 
 AUTHORS = Path(__file__).parents[2] / "data" / "video" / "units.json"
 SMALL = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
@@ -101,6 +101,37 @@ def test_a_unit_is_the_equation_of_the_paper(kind):
     expected = {"A": x + (s + temporal(s)), "B": x + s + temporal(x), "C": x + s + temporal(s)}[kind]
     added = unit(x.flatten(0, 1), (x + s).flatten(0, 1), frames=4).permute(0, 2, 3, 1)
     torch.testing.assert_close(x + s + added, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["BlockTransformer2DModel", "LegoTransformer2DModel", "UNet2DModel"])
+def test_attention_over_time_begins_as_the_image_network_and_sees_all_frames(kind):
+    image = image_model(kind)
+    video, units = inflate(image, "T"), inflate(image, "A")
+    call = call_of(video, frames=9)
+    expected = image(**folded(call)).sample
+    assert torch.equal(video(**call).sample.transpose(1, 2).flatten(0, 1), expected)
+    sizes = [sum(p.numel() for p in one.temporal.parameters()) for one in (video, units)]
+    assert 0.7 < sizes[0] / sizes[1] < 1.3
+    randomise(video.temporal)
+    before = video(**call).sample
+    call["sample"] = call["sample"].clone()
+    call["sample"][0, :, 8] += 1
+    changed = (video(**call).sample - before).abs().amax(dim=(1, 3, 4)) > 0
+    assert changed.tolist() == [[True] * 9, [False] * 9]
+
+
+@torch.no_grad()
+def test_attention_over_time_written_out():
+    torch.manual_seed(0)
+    unit = randomise(TemporalAttention(8), std=0.4)
+    output = torch.randn(2 * 3, 5, 8)  # two clips of three frames, five pixels
+    clips = unit.norm(output).view(2, 3, 5, 8) + frame_encoding(3, 8)[:, None]
+    query, key, value = unit.qkv(clips).view(2, 3, 5, 3, unit.heads, -1).unbind(3)
+    weight = (torch.einsum("bfphd,bgphd->bphfg", query, key) / query.shape[-1] ** 0.5).softmax(-1)
+    expected = unit.proj(torch.einsum("bphfg,bgphd->bfphd", weight, value).flatten(-2)).permute(0, 3, 1, 2)
+    torch.testing.assert_close(unit(output, output, 3), expected, rtol=1e-5, atol=1e-5)
+    assert frame_encoding(4, 7).shape == (4, 7) and frame_encoding(2, 4)[1, 0] == torch.tensor(1.0).sin()
 
 
 @torch.no_grad()
