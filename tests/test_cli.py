@@ -45,6 +45,26 @@ for words in {names!r}:
     assert result.returncode == 0, result.stderr
 
 
+def test_nothing_is_imported_that_is_not_used(tmp_path):
+    """A network alone, then a picture from the shell's command; what diffusers brings along is not ours."""
+    code = """
+import sys
+sys.argv = ["brickwork"]
+def absent(*names):
+    assert not set(names) & set(sys.modules), set(names) & set(sys.modules)
+from brickwork import cli, LegoTransformer2DModel
+absent("diffusers.pipelines.pipeline_utils", "diffusers.models.unets.unet_2d", "diffusers.models.transformers",
+       "diffusers.models.autoencoders.autoencoder_kl", "brickwork.pipelines", "brickwork.eval", "scipy.stats")
+words = ["generate", "lego-avatars-64", "-n", "1", "--classes", "0", "--steps", "1", "--device", "cpu", "-o"]
+assert cli.main([*words, sys.orig_argv[-1]]) == 0
+absent("pandas", "matplotlib", "torchmetrics", "sklearn", "datasets", "onnxruntime", "torch._inductor.compile_fx",
+       "diffusers.pipelines.stable_diffusion", "brickwork.training", "brickwork.eval.metrics", "brickwork.eval.judge",
+       "brickwork.gen.networks.unet", "brickwork.gen.networks.transformer")
+"""
+    result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 def test_python_m_is_the_command():
     result = subprocess.run([sys.executable, "-m", "brickwork", "--version"], capture_output=True, text=True)
     assert result.stdout == f"{brickwork.__version__}\n"

@@ -70,6 +70,7 @@ class Settings:
         pairs: pictures and noises the losses are measured on.
         steps: of the sampler, for the schedules.
         weights: whose schedules.
+        seconds: by the clock on the wall, within which the suite `gpu` ends.
     """
 
     batch: int = 4
@@ -85,6 +86,7 @@ class Settings:
     pairs: int = 64
     steps: int = 18
     weights: str = "lego-avatars-64"
+    seconds: int = 450
 
     @property
     def torch_device(self) -> torch.device:

@@ -29,6 +29,26 @@ SUITES = {
         "compression:bench_compression",
         "a small UNet with compressed keys and values, 256 to 1024 px: time and memory by ratio",
     ),
+    "compiled": (
+        "compiled:bench_compiled",
+        "lego-s-pg-64 compiled by blocks (with --compile whole as well) beside eager and the plain reference",
+    ),
+    "precision": (
+        "precision:bench_precision",
+        "a large preset and the weights that ship in float32, bfloat16 and int8: time, memory, error",
+    ),
+    "gpu": (
+        "compiled:bench_gpu",
+        "for a GPU: S, L and XL at batch 1, 64 and 256, compiled and eager, within --seconds",
+    ),
+    "startup": (
+        "startup:bench_startup",
+        "processor seconds of fresh processes: imports, --help, the first picture from the shell",
+    ),
+    "evaluation": (
+        "evaluation:bench_evaluation",
+        "what evaluate takes beside network and extractor, and reading pictures of shards",
+    ),
     "where": ("suites:bench_where", "where the time goes: in bricks, at batch 1, in the sampler"),
 }
 FORMAT = "brickwork-benchmark/1"
@@ -47,9 +67,10 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "  brickwork benchmark -o runs/benchmark\n"
         "  brickwork benchmark lego --batch 4 --threads 2 -o runs/lego\n"
         "  brickwork benchmark schedules --data runs/emoji-split/held-out -o runs/schedules\n"
+        "  brickwork benchmark gpu --device cuda --dtype bfloat16 --seconds 450 -o runs/gpu\n"
         "  brickwork benchmark lego-l-pg-64 --device cuda --dtype bfloat16 --compile --batch 64 -o runs/lego-l"
     )
-    what = "suites, presets (brickwork info), shipped weights or LEGO pipeline folders (default: every suite)"
+    what = "suites, presets (brickwork info), shipped weights or LEGO pipeline folders (default: all suites but gpu)"
     parser.add_argument("what", nargs="*", help=what)
     output = "folder for benchmark.json, .txt and .png (default: benchmark)"
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmark"), help=output)
@@ -67,6 +88,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="held-out pictures with class numbers, for the schedules' paired losses")
     parser.add_argument("--budget", type=float, default=0.6, help="of the search, without --schedule (default: 0.6)")
     parser.add_argument("--pairs", type=int, default=64, help="pictures and noises of the paired losses (default: 64)")
+    parser.add_argument("--seconds", type=int, default=450, help="within which the suite gpu ends (default: 450)")
     options.add_common(parser, "--steps", "--overwrite")
     parser.set_defaults(run=run, check=hub.check_argument("weights"))
 
@@ -80,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
 
     logging.set_verbosity_error()  # diffusers warns of every cast to another number format
     settings = make_settings(args)
-    names = list(dict.fromkeys(args.what or SUITES))
+    names = list(dict.fromkeys(args.what or [name for name in SUITES if name != "gpu"]))
     check_names(names)
     if args.output.is_file():
         raise ValueError(f"`--output` is {str(args.output)!r}, a file; give a folder, new or existing.")
@@ -141,7 +163,7 @@ def make_settings(args: argparse.Namespace):
     from brickwork.eval.benchmark.networks import DTYPES
     from brickwork.eval.benchmark.suites import Settings
 
-    options.check_at_least(args, 1, "batch", "rounds", "size", "threads", "pairs", "steps")
+    options.check_at_least(args, 1, "batch", "rounds", "size", "threads", "pairs", "steps", "seconds")
     one_of("--dtype", args.dtype, DTYPES)
     try:
         torch.empty(1, device=args.device)

@@ -34,7 +34,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=8, help="images a row (default: 8)")
     parser.add_argument("--steps", type=int, help="steps of the sampler (default: the pipeline's, else 18)")
     options.add_common(parser, "--guidance", help="default: the pipeline's, else 2; 1 is none")
-    options.add_common(parser, "--seed", "--overwrite")
+    options.add_common(parser, "--seed", "--compile", "--overwrite")
     parser.set_defaults(run=run)
 
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from brickwork.eval.report.pictures import made_by, save_picture
-    from brickwork.eval.sampling.pipelines import load_lego_pipeline
+    from brickwork.eval.sampling.pipelines import compile_pipeline, load_lego_pipeline
     from brickwork.files import check_file
     from brickwork.gen.operations import count_operations
     from brickwork.gen.subnets import name_of
@@ -54,6 +54,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"`--output` is {str(args.output)!r}; give a name that ends in .png.")
     check_file(args.output, made_by("brickwork demo"), overwrite=args.overwrite)
     pipe = load_lego_pipeline(args.weights)
+    if args.compile:
+        compile_pipeline(pipe)
     pipe.set_progress_bar_config(disable=True)
     steps = (pipe.config.get("num_inference_steps") or 18) if args.steps is None else args.steps
     guidance = (pipe.config.get("guidance_scale") or 2.0) if args.guidance is None else args.guidance

@@ -91,7 +91,7 @@ def _configure_gen(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--call", default="{}", metavar="JSON", help=further)
     dtype = "float32 (default), bfloat16, float16; or float64: slow, but the same bytes with every batch size"
     parser.add_argument("--dtype", default="float32", help=dtype)
-    options.add_common(parser, "--device")
+    options.add_common(parser, "--device", "--compile")
     options.add_hub(parser)
     parser.set_defaults(run=run_gen, check=hub.check_argument("pipeline"))
 
@@ -191,7 +191,7 @@ def run_gen(args: argparse.Namespace) -> None:
     import torch
     from accelerate import PartialState
 
-    from brickwork.eval.sampling.pipelines import load_pipeline
+    from brickwork.eval.sampling.pipelines import compile_pipeline, load_pipeline
     from brickwork.eval.sampling.sample_set import SamplingSettings, sample_set
 
     dtypes = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
@@ -204,6 +204,8 @@ def run_gen(args: argparse.Namespace) -> None:
         if not hasattr(pipeline, "schedule_name"):
             raise ValueError(f"schedule: {type(pipeline).__name__} has no subnets; leave --schedule out")
         pipeline.schedule = named_schedule(args.schedule, pipeline.transformer)
+    if args.compile:
+        compile_pipeline(pipeline)
     chosen = {name: getattr(args, name) for name in ("format", "batch_size", "count_work")}
     output = sample_set(pipeline, settings, args.output, source=args.pipeline, **chosen)
     if PartialState().is_main_process:

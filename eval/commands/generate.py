@@ -49,7 +49,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--windows", help=windows)
     seed = "seed of the first image, the next has the next (default: 0, or behind the last of an earlier call)"
     parser.add_argument("--seed", type=int, help=seed)
-    options.add_common(parser, "--batch-size", "--device")
+    options.add_common(parser, "--batch-size", "--device", "--compile")
     parser.add_argument("-o", "--output", type=Path, default=Path("generated"), help="folder for the PNGs (generated)")
     parser.add_argument("--overwrite", action="store_true", help="replace images of these names that it wrote before")
     parser.add_argument("--exported", type=Path, metavar="FOLDER", help="run the graphs of `brickwork export`")
@@ -78,6 +78,8 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("`--prompt` is empty; say what to draw.")
     if args.keep_best is not None and args.keep_best > args.count:
         raise ValueError(f"`--keep-best` is {args.keep_best} of `--count` {args.count}; draw at least as many.")
+    if args.compile and args.exported is not None:
+        raise ValueError("`--compile` and `--exported` are two ways of running the network; give one of them.")
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"`--output` is {str(args.output)!r}, which is a file; name a folder.")
     hub.check_argument("model")(args)
@@ -144,7 +146,12 @@ def _open(args: argparse.Namespace):
     """The pipeline, on its device; what it cannot do is said before its weights are read, where its class is known."""
     import diffusers
 
-    from brickwork.eval.sampling.pipelines import load_class_pipeline, load_pipeline, pipeline_class
+    from brickwork.eval.sampling.pipelines import (
+        compile_pipeline,
+        load_class_pipeline,
+        load_pipeline,
+        pipeline_class,
+    )
 
     name = pipeline_class(args.model)
     kind = getattr(diffusers, name or "", None)
@@ -157,6 +164,8 @@ def _open(args: argparse.Namespace):
         pipe = load_class_pipeline(args.model, args.device, **options.of_hub(args))
     if args.prompt is not None and args.score is None and not takes_text(type(pipe)):
         raise _out_of_place(args, "prompt", "for a text-to-image pipeline, or for --score", pipe)
+    if args.compile:
+        compile_pipeline(pipe)
     if args.exported is not None:
         from brickwork.pipelines.exported import use_exported
 

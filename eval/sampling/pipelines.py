@@ -118,6 +118,16 @@ def load_pipeline(name: str, dtype: torch.dtype = torch.float32, device: str | t
     return to_device(pipeline, device)
 
 
+def compile_pipeline(pipeline) -> bool:
+    """Compile the blocks of a pipeline's denoiser, for `--compile`; see `brickwork.gen.compiling.compile_blocks`."""
+    from brickwork.gen.compiling import compile_blocks
+
+    denoiser = getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)
+    if denoiser is None:
+        raise ValueError(f"`--compile`: a {type(pipeline).__name__} has no denoiser to compile; leave it out.")
+    return compile_blocks(denoiser)
+
+
 def _load(kind: type, name: str, options: dict):
     """A pipeline by its name, looked for on the hub only where there can be one; quietly, as it loads in no time."""
     folder = pipeline_folder(name)

@@ -21,6 +21,7 @@ from brickwork.files import follow_umask
 from brickwork.gen.blocks.registry import Block, find_block, list_blocks
 from brickwork.gen.blocks.windowed import check_maps
 from brickwork.gen.blocks.windows import static_size
+from brickwork.gen.compiling import compile_blocks
 from brickwork.gen.convbn import find_convbn_pairs, set_convbn_mode
 from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep
 from brickwork.gen.operations import count_operations
@@ -190,6 +191,14 @@ class Denoiser(AttentionMixin):
             model = cls(**config)
         model.load_state_dict(state_dict, assign=True)
         return model.eval()
+
+    @wraps(ModelMixin.compile_repeated_blocks)
+    def compile_repeated_blocks(self, *arguments, **options) -> None:
+        """Compile the blocks; see diffusers, and without arguments `gen.compiling.compile_blocks`."""
+        if arguments or options:
+            super().compile_repeated_blocks(*arguments, **options)
+        else:
+            compile_blocks(self)
 
     def _set_maps(self, maps: Mapping[str, tuple[int, int]]) -> None:
         """Call when all blocks are there, with the feature maps that they work on (see `check_maps`)."""

@@ -10,15 +10,15 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import DDPMScheduler, DiTTransformer2DModel, UNet2DModel
 from torch import nn
 
 from brickwork.errors import no_unknown, one_of
 from brickwork.gen.operations import count_operations
 
 # The only classes that a configuration may name.
-DENOISERS = {"UNet2DModel": UNet2DModel, "DiTTransformer2DModel": DiTTransformer2DModel}
+DENOISERS = ("UNet2DModel", "DiTTransformer2DModel")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "edm")
 # What of a scheduler's configuration makes its noise levels.
 SCHEDULE_KEYS = (
@@ -28,13 +28,18 @@ SCHEDULE_KEYS = (
 _SNAP = 1e-3
 
 
+def denoiser_class(name: str) -> type:
+    """One of `DENOISERS`; diffusers imports a class when it is asked for, and most networks need none."""
+    return getattr(diffusers, name)
+
+
 def vp_log_sigmas(schedule: Mapping[str, Any]) -> torch.Tensor:
     """`ln σ` of each timestep, float32 `(T,)`, rising, where `σ = √((1 − ᾱ) / ᾱ)`.
 
     Args:
         schedule: some of `SCHEDULE_KEYS`, as in diffusers' `DDPMScheduler`.
     """
-    alphas_cumprod = DDPMScheduler(**schedule).alphas_cumprod.double()
+    alphas_cumprod = diffusers.DDPMScheduler(**schedule).alphas_cumprod.double()
     # A schedule rescaled to zero terminal SNR ends in pure noise, σ = ∞; the table ends at 1e5 instead.
     return ((1 - alphas_cumprod) / alphas_cumprod.clamp(min=1e-10)).log().float() / 2
 
@@ -72,7 +77,7 @@ class PretrainedBrick(nn.Module):
         super().__init__()
         schedule = dict(schedule or {})
         _check_names(class_name, config, schedule, prediction_type)
-        self.model = DENOISERS[class_name](**config)
+        self.model = denoiser_class(class_name)(**config)
         self.in_channels, self.prediction_type, self.sigma_data = in_channels, prediction_type, float(sigma_data)
         _check_channels(self.model.config, in_channels)
         self.class_rows = class_rows(self.model.config)
@@ -251,11 +256,11 @@ def with_row_for_no_class(denoiser: nn.Module, num_classes: int | None) -> nn.Mo
     """
     _check_class(type(denoiser).__name__)
     rows = class_rows(denoiser.config)
-    if not isinstance(denoiser, UNet2DModel) or not rows or num_classes == rows - 1:
+    if not isinstance(denoiser, diffusers.UNet2DModel) or not rows or num_classes == rows - 1:
         return denoiser
     if num_classes not in (None, rows):
         raise ValueError(f"`num_classes` is {num_classes}, but `denoiser` has {rows} rows; give {rows} or {rows - 1}.")
-    grown = UNet2DModel(**_own_config(denoiser.config) | {"num_class_embeds": rows + 1})
+    grown = diffusers.UNet2DModel(**_own_config(denoiser.config) | {"num_class_embeds": rows + 1})
     weights = denoiser.state_dict()
     table = weights["class_embedding.weight"]
     weights["class_embedding.weight"] = torch.cat([table, table.mean(dim=0, keepdim=True)])
@@ -273,10 +278,8 @@ def load_denoiser(source: str, **kwargs) -> tuple[nn.Module, Any, dict[int, str]
     Raises:
         ValueError: for what is no such pipeline.
     """
-    from diffusers import DiffusionPipeline
-
     try:
-        index = DiffusionPipeline.load_config(source, **kwargs)
+        index = diffusers.DiffusionPipeline.load_config(source, **kwargs)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{source!r} is no pipeline of diffusers; give a folder or hub id with model_index.json ({error})."
@@ -286,8 +289,8 @@ def load_denoiser(source: str, **kwargs) -> tuple[nn.Module, Any, dict[int, str]
     if found is None:
         raise ValueError(f"{source!r} has no `unet` and no `transformer`, only {', '.join(parts)}.")
     _check_class(parts[found])
-    denoiser = DENOISERS[parts[found]].from_pretrained(source, subfolder=found, **kwargs)
-    scheduler = DDPMScheduler.load_config(source, subfolder="scheduler", **kwargs)
+    denoiser = denoiser_class(parts[found]).from_pretrained(source, subfolder=found, **kwargs)
+    scheduler = diffusers.DDPMScheduler.load_config(source, subfolder="scheduler", **kwargs)
     names = index.get("id2label")
     return denoiser, scheduler, None if names is None else {int(key): name for key, name in names.items()}
 
@@ -312,7 +315,7 @@ def _check_names(
     class_name: str, config: Mapping[str, Any], schedule: Mapping[str, Any], prediction_type: str
 ) -> None:
     _check_class(class_name)
-    known = set(inspect.signature(DENOISERS[class_name].__init__).parameters) - {"self"}
+    known = set(inspect.signature(denoiser_class(class_name).__init__).parameters) - {"self"}
     no_unknown("pretrained_brick.config", config, known, class_name)
     no_unknown("pretrained_brick.schedule", schedule, SCHEDULE_KEYS, class_name)
     one_of("pretrained_brick.prediction_type", prediction_type, PREDICTION_TYPES)

@@ -27,6 +27,7 @@ COMMANDS = {
     "train": ("training.commands.train", "train a backbone, on pictures of one's own too"),
     "distill": ("training.commands.distill", "a student of a pipeline: few steps, or a smaller network"),
     "scale": ("training.commands.scale", "depth, width and size for a budget of operations, and how to train it"),
+    "plan": ("training.commands.plan", "what a run would need on many GPUs: memory, traffic, checkpoints, data"),
     "publish": ("training.commands.publish", "a run as a folder to share, with a model card"),
     "battle": (
         "training.studies.commands:configure_battle",

@@ -17,6 +17,10 @@ COMMON: dict[str, dict[str, Any]] = {
     "overrides": {"nargs": "*", "metavar": "section.key=value", "help": "values over the file"},
     "pipeline": {"help": "weights that ship, a pipeline folder or a hub id, ours or any of diffusers"},
     "--batch-size": {"type": int, "default": 16, "help": "pictures at once (default: %(default)s)"},
+    "--compile": {
+        "action": "store_true",
+        "help": "compile the network's blocks: seconds the first time, kept for the next; pays for many pictures",
+    },
     "--config": {"help": "the run's YAML file, or the name of one that ships"},
     "--device": {"help": "cpu, cuda, … (default: the best there is)"},
     "--dry-run": {"action": "store_true", "help": "check everything, print the plan, train nothing"},

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from brickwork.gen.compiling import compile_blocks
 from brickwork.training.data.buckets import STEP, random_numbers
 from brickwork.training.data.images import DataLost
 from brickwork.training.data.stream import PositionBatches, stream_batches
@@ -104,7 +105,7 @@ def _train(run: Run, folder: Path, stop: StopSignal) -> int:
     task, further, config, accelerator = run.task, run.further, run.config, run.accelerator
     settings, network = config.run, task.network
     if settings.compile:
-        network.compile_repeated_blocks(fullgraph=True)
+        compile_blocks(network, training=True)
     checkpoints = CheckpointFolder(folder / "checkpoints", settings.keep_checkpoints)
     found = checkpoints.newest()
     images = 0 if found is None else found[1]["images"]

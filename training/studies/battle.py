@@ -27,7 +27,7 @@ from brickwork.eval.metrics.reference import Reference, make_reference
 from brickwork.eval.sampling.pipelines import to_device
 from brickwork.eval.studies.core import Cell, Study, StudyFolder, run_study, table_of
 from brickwork.files import write_file
-from brickwork.gen.networks.wrapped import DENOISERS, brick_sizes
+from brickwork.gen.networks.wrapped import DENOISERS, brick_sizes, denoiser_class
 from brickwork.training.commands.data_split import write_split
 from brickwork.training.config.config import Configuration, TrainConfig, load_config
 from brickwork.training.config.data import DataConfig
@@ -175,7 +175,7 @@ def model_config(network: Network, size: int, channels: int, num_classes: int) -
     """
     kind, config = network.type, network.config
     if kind in DENOISERS:
-        arguments = inspect.signature(DENOISERS[kind].__init__).parameters.items()
+        arguments = inspect.signature(denoiser_class(kind).__init__).parameters.items()
         defaults = {name: value.default for name, value in arguments if value.default is not inspect.Parameter.empty}
         classes = {"num_embeds_ada_norm": num_classes}
         if kind == "UNet2DModel":

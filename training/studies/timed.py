@@ -14,6 +14,7 @@ import torch
 from brickwork.eval.benchmark.memory import peak_during
 from brickwork.eval.benchmark.timing import Case, Stopwatch, Timings, describe_machine, interleave
 from brickwork.eval.studies.core import Cell
+from brickwork.gen.compiling import compile_blocks
 from brickwork.gen.operations import count_operations
 from brickwork.gen.parameterization import EDMObjective
 from brickwork.training.config.config import TrainConfig
@@ -76,7 +77,7 @@ class Timed:
     def __post_init__(self):
         run, task, settings = self.run, self.run.task, self.run.config.run
         if settings.compile:
-            task.network.compile_repeated_blocks(fullgraph=True)
+            compile_blocks(task.network, training=True)
         self.model, self.optimizer = begin(task, task.phases()[0])
         positions = PositionBatches(settings.batch_size, 1, 0, 1, start=0)
         self.batch = next_batch(iter(stream_batches(task.stream, positions, 0)), run.accelerator.device)

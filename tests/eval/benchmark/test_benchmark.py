@@ -7,6 +7,7 @@ import torch
 
 from brickwork.cli import main
 from brickwork.eval.benchmark import networks as benchmark_networks
+from brickwork.eval.benchmark import startup
 from brickwork.eval.benchmark import suites as benchmark_suites
 from brickwork.eval.benchmark import timing as benchmark_timing
 from brickwork.eval.benchmark.compression import bench_compression
@@ -284,6 +285,22 @@ def test_schedules_count_what_runs(tmp_path):
     assert suite["losses"] is None
     wanted = {entry["what"].split(", ")[1]: entry["met"] for entry in marks({"schedules": suite})}
     assert set(wanted) == {"fast 0.5 to full", "fast 0.65 to full", "searched to full"}
+
+
+def test_startup_counts_a_process_and_all_beyond_the_first(monkeypatch):
+    seconds = iter([3.0, 0.25, 6.0, 3.0, 0.25, 8.0])
+    monkeypatch.setattr(startup, "processor_seconds", lambda arguments, threads: next(seconds))
+    chosen = {startup.BASE: [], startup.HELP: [], startup.PICTURE: []}
+    suite = startup.bench_startup(Settings(rounds=2), chosen)
+    assert suite["beyond"][startup.PICTURE] == [3.0, 5.0] and suite["seconds"][startup.HELP] == [0.25, 0.25]
+    assert [(entry["measured"], entry["met"]) for entry in suite["marks"]] == [(0.25, True), (4.0, True)]
+    assert startup.PICTURE in suite_text("startup", suite)
+
+
+def test_processor_seconds_are_those_of_a_fresh_process():
+    assert startup.processor_seconds(["-c", "sum(range(10**6))"]) > 0
+    with pytest.raises(ValueError, match="failed: NameError"):
+        startup.processor_seconds(["-c", "missing"])
 
 
 def test_a_bare_schedule_is_read_too(tmp_path):

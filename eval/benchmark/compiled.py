@@ -1,0 +1,206 @@
+"""The benchmark suites `compiled` and `gpu`: networks compiled by blocks beside the same ones as they are."""
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+
+from brickwork.eval.benchmark.memory import peak_during
+from brickwork.eval.benchmark.networks import (
+    OURS,
+    PLAIN,
+    forward_of,
+    sampling_of,
+    step_of,
+    subjects,
+)
+from brickwork.eval.benchmark.suites import SAMPLING_STEPS, Settings, counted, in_dtype, mark, time_cases
+from brickwork.eval.benchmark.timing import Case, MatmulProbe, Stopwatch
+from brickwork.gen.compiling import compile_blocks
+
+EAGER, BLOCKS, WHOLE, GRAPH = "eager", "by blocks", "whole", "CUDA graph"
+# Of the GPU, the most telling first: what no time is left for comes at the end. Batches as in the authors' figures.
+CELLS = (
+    ("lego-s-pg-64", 64), ("lego-s-pg-64", 1), ("lego-s-pg-64", 256), ("lego-xl-pg-32", 64), ("lego-l-pg-64", 64),
+    ("lego-l-pg-64", 1), ("lego-xl-pg-32", 1), ("lego-xl-pg-32", 256),
+)  # fmt: skip
+
+
+def eager(function: Callable[[], object]) -> object:
+    """Run something of compiled networks without their graphs."""
+    with torch.compiler.set_stance("force_eager"):
+        return function()
+
+
+def pair(group: str, function: Callable[[], object], probe: Callable[[], float]) -> list[Case]:
+    """A function of a network compiled by blocks: as it is without the graphs, and with them."""
+    case = counted(group, EAGER, partial(eager, function), probe)
+    return [case, Case(group, BLOCKS, function, case.operations, probe)]
+
+
+def bench_compiled(settings: Settings, name: str = "lego-s-pg-64") -> dict:
+    """Forward pass and training step: plain arithmetic, eager, by blocks, and with `compile` whole, in turn.
+
+    Also the processor seconds of the first call, the C++ compiler's left out, with what the cache holds by then.
+    """
+    device, dtype, batch = settings.torch_device, settings.torch_dtype, settings.batch
+    probe, found = MatmulProbe(device, dtype), subjects(name, settings.size)
+    network = in_dtype(found[OURS].build().to(device), dtype).eval()
+    trained = found[OURS].build().to(device)
+    forward = forward_of(found[OURS], network, batch, device, dtype)
+    step = step_of(found[OURS], trained, batch, device, dtype)
+    if not (compile_blocks(network) and compile_blocks(trained, training=True)):
+        return {"kind": "compiled", "name": name, "marks": [], "tables": []}
+    cases = [*pair("forward", forward, probe), *pair("training step", step, probe)]
+    if PLAIN in found:
+        plain = in_dtype(found[PLAIN].build().to(device), dtype).eval()
+        cases.append(counted("forward", PLAIN, forward_of(found[PLAIN], plain, batch, device, dtype), probe))
+    if settings.compile:
+        whole = in_dtype(found[OURS].build().to(device), dtype).eval()
+        run = forward_of(found[OURS], whole, batch, device, dtype)
+        case = counted("forward", WHOLE, run, probe)
+        whole.compile()
+        cases.append(case)
+    first = {f"{case.group}: {case.name}": Stopwatch(device)(case.function) for case in cases}
+    rows = []
+    for group in ("forward", "training step"):
+        rows += time_cases([case for case in cases if case.group == group], settings, {group: EAGER})
+    table = [(title, f"{seconds:.1f}") for title, seconds in first.items()]
+    return {
+        "kind": "compiled", "name": name, "rows": rows, "first": first, "marks": compiled_marks(name, rows),
+        "tables": [{"columns": ("first call", "processor s"), "rows": table}],
+    }  # fmt: skip
+
+
+def compiled_marks(name: str, rows: Sequence[dict]) -> list[dict]:
+    """The marks of float32 on a CPU."""
+    timed, marks = {(row["group"], row["case"]): row for row in rows}, []
+
+    def share(case: str, least: float) -> None:
+        if ("forward", case) in timed:
+            value = timed["forward", case]["fraction_of_machine"]["median"]
+            what = f"{name}: forward {case}, share of the machine's rate"
+            marks.append(mark(what, f"≥ {least}", value, value >= least))
+
+    def faster(group: str, least: float) -> None:
+        value = 1 / timed[group, BLOCKS]["ratio"]["median"]
+        what = f"{name}: {group} {BLOCKS}, times as fast as {EAGER}"
+        marks.append(mark(what, f"≥ {least}", value, value >= least))
+
+    share(BLOCKS, 0.81)
+    share(WHOLE, 0.84)
+    faster("forward", 1.1)
+    faster("training step", 1.1)
+    if ("forward", PLAIN) in timed:
+        value = timed["forward", PLAIN]["ratio"]["median"]
+        marks.append(mark(f"{name}: eager, times as fast as the {PLAIN}", "≥ 1", value, value >= 1))
+    return marks
+
+
+def bench_gpu(settings: Settings, cells: Sequence[tuple[str, int]] = CELLS) -> dict:
+    """Forward pass, training step and sampling of large presets at several batches, compiled beside eager, in turn.
+
+    Meant for a GPU; it ends before `settings.seconds` are over and says what it left out. Networks compile in half
+    precision or float32 as `settings.dtype` says; training is by autocast.
+    """
+    started, rows, memory, left_out, longest = time.monotonic(), [], [], [], 0.0
+    for name, batch in cells:
+        begun = time.monotonic()
+        if begun - started + longest > settings.seconds:
+            left_out.append((name, batch, "no time left"))
+            continue
+        try:
+            found, peak = _cell(name, batch, settings)
+            rows += found
+            memory.append((name, batch, peak))
+        except torch.OutOfMemoryError:
+            left_out.append((name, batch, "out of memory"))
+        gc.collect()
+        if settings.device != "cpu":
+            torch.cuda.empty_cache()
+        longest = max(longest, time.monotonic() - begun)
+    tables = [
+        {
+            "columns": ("training step without an optimiser", "batch", "peak, GiB"),
+            "rows": [(name, str(batch), f"{peak / 2**30:.2f}") for name, batch, peak in memory],
+        },
+        {"columns": ("left out", "batch", "why"), "rows": [(name, str(batch), why) for name, batch, why in left_out]},
+    ]
+    return {
+        "kind": "gpu", "rows": rows, "seconds": time.monotonic() - started, "left_out": left_out, "peaks": memory,
+        "marks": gpu_marks(rows, memory), "tables": [table for table in tables if table["rows"]],
+    }  # fmt: skip
+
+
+def _cell(name: str, batch: int, settings: Settings) -> tuple[list[dict], int]:
+    """One network at one batch: rows of times, and the bytes of a training step at their peak."""
+    device, dtype = settings.torch_device, settings.torch_dtype
+    probe, subject = MatmulProbe(device, dtype), subjects(name, settings.size, peers=False)[OURS]
+    title = f"{name}, batch {batch}, "
+    drawn = in_dtype(subject.build().to(device), dtype).eval()
+    forward = forward_of(subject, drawn, batch, device, dtype)
+    draw = sampling_of(subject, drawn, batch, SAMPLING_STEPS, device, dtype)
+    compile_blocks(drawn)
+    cases = [*pair(f"{title}forward", forward, probe), *pair(f"{title}sampling", draw, probe)]
+    if batch == 1 and device.type == "cuda":
+        cases.insert(
+            2, Case(f"{title}forward", GRAPH, cuda_graph(partial(eager, forward)), cases[0].operations, probe)
+        )
+    rows = _timed(cases, settings)
+    del cases, drawn, forward, draw
+    trained = subject.build().to(device)
+    step = step_of(subject, trained, batch, device, dtype)
+    compile_blocks(trained, training=True)
+    peak = peak_during(partial(eager, step), device)["peak"]
+    return rows + _timed(pair(f"{title}training step", step, probe), settings), peak
+
+
+def _timed(cases: Sequence[Case], settings: Settings) -> list[dict]:
+    for case in cases:
+        case.function()  # compiles
+    groups = dict.fromkeys(case.group for case in cases)
+    return time_cases(cases, settings, dict.fromkeys(groups, EAGER))
+
+
+def cuda_graph(function: Callable[[], object]) -> Callable[[], None]:
+    """The kernels of a function as one CUDA graph, which spares the processor their launches."""
+    with _side_stream():
+        for _ in range(3):
+            function()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
+
+
+@contextmanager
+def _side_stream() -> Iterator[None]:
+    """Where torch wants a function to warm up before it is captured."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def gpu_marks(rows: Sequence[dict], memory: Sequence[tuple[str, int, int]]) -> list[dict]:
+    """What an H100 is wanted to do."""
+    timed, marks = {(row["group"], row["case"]): row for row in rows}, []
+    for group, most in (("forward", 9.0), ("training step", 45.0)):
+        row = timed.get((f"lego-s-pg-64, batch 64, {group}", BLOCKS))
+        if row:
+            value = 1000 * sorted(row["seconds"])[len(row["seconds"]) // 2]
+            marks.append(mark(f"lego-s-pg-64, batch 64: {group} {BLOCKS}, ms", f"< {most:g}", value, value < most))
+    peaks = {(name, batch): peak / 2**30 for name, batch, peak in memory}
+    if value := peaks.get(("lego-s-pg-64", 64)):
+        marks.append(mark("lego-s-pg-64, batch 64: training step, GiB", "≤ 5.35", value, value <= 5.35))
+    if rows:
+        value = float(("lego-s-pg-64", 256) in peaks)
+        marks.append(mark("lego-s-pg-64: batch 256 trains", "= 1", value, bool(value)))
+    if row := timed.get(("lego-xl-pg-32, batch 64, forward", BLOCKS)):
+        value = row["fraction_of_machine"]["median"]
+        marks.append(mark("lego-xl-pg-32: forward, share of the chip's measured rate", "≥ 0.45", value, value >= 0.45))
+    return marks
