@@ -1,4 +1,4 @@
-"""The benchmark suite `evaluation`: what `evaluate` takes beside network and extractor, and what reading shards takes."""
+"""The benchmark suite `evaluation`: what `evaluate` takes beside network and extractor, and shards to read."""
 
 import io
 import random

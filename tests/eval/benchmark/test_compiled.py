@@ -73,6 +73,7 @@ def test_fewer_bits_are_smaller_and_err_little():
 
 
 def test_evaluation_beside_what_computes(monkeypatch):
+    pytest.importorskip("efficientnet_lite_pytorch")
     monkeypatch.setattr(evaluation, "DRAWN", 4)
     suite = evaluation.bench_evaluation(Settings(batch=2, rounds=1, pairs=2), (70,), 16)
     assert set(suite["shares"]) == {"gen", "ref and calc"} and len(suite["read"]["70"]) == 1
