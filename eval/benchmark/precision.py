@@ -11,7 +11,7 @@ from brickwork.eval.benchmark.suites import Settings, counted, in_dtype, time_ca
 from brickwork.eval.benchmark.timing import Case, MatmulProbe
 from brickwork.eval.report.numbers import spread
 
-LARGE = "lego-l-pg-32"
+PRESET = "lego-s-pg-64"
 FLOAT, HALF, INT8 = "float32", "bfloat16", "int8, dynamic"
 
 
@@ -45,14 +45,14 @@ VARIANTS: Mapping[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
-def bench_precision(settings: Settings, large: str = LARGE) -> dict:
+def bench_precision(settings: Settings, preset: str = PRESET) -> dict:
     """Forward pass, bytes of weights, and the error of the estimate; with `data`, the paired loss of what ships.
 
     The error is the root mean square of the difference to float32, over that of float32's estimate.
     """
     device, cases, facts = torch.device("cpu"), [], {}
     probe = MatmulProbe(device, torch.float32)
-    for name in (large, settings.weights):
+    for name in (preset, settings.weights):
         subject = subjects(name, settings.size, peers=False)[OURS]
         network = _loaded(name) if name == settings.weights else subject.build()
         network = network.eval().requires_grad_(False)
@@ -68,7 +68,7 @@ def bench_precision(settings: Settings, large: str = LARGE) -> dict:
             error = (run()[-1].float() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
             facts[name, title] = {"bytes": bytes_of(made[title]), "error": error.item(), "loss": losses.get(title)}
             cases.append(Case(name, title, run, operations, probe))  # torch would not count products in int8
-    rows = time_cases(cases, settings, dict.fromkeys((large, settings.weights), FLOAT))
+    rows = time_cases(cases, settings, dict.fromkeys((preset, settings.weights), FLOAT))
     return {"kind": "precision", "rows": rows, "facts": _named(facts), "tables": [_table(rows, facts)]}
 
 

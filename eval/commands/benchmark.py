@@ -35,7 +35,7 @@ SUITES = {
     ),
     "precision": (
         "precision:bench_precision",
-        "a large preset and the weights that ship in float32, bfloat16 and int8: time, memory, error",
+        "lego-s-pg-64 and the weights that ship in float32, bfloat16 and int8: time, memory, error",
     ),
     "gpu": (
         "compiled:bench_gpu",
