@@ -8,7 +8,8 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
 WORKDIR /opt/brickwork
 COPY constraints.txt pyproject.toml README.md LICENSE ./
-# torch first, from the index of its platform; the layer lasts until a version changes.
+# torch first, from the index of its platform, in the version of constraints.txt; the layer lasts until a version changes.
+# hadolint ignore=DL3013
 RUN TORCH="$(grep '^torch==' constraints.txt)" && pip install --index-url "$TORCH_INDEX" "$TORCH"
 COPY src src
 COPY gen gen
@@ -17,9 +18,9 @@ COPY pipelines pipelines
 COPY eval eval
 COPY training training
 RUN pip install --constraint constraints.txt '.[report]' \
-    && useradd --create-home brickwork \
+    && useradd --create-home --uid 1000 brickwork \
     && install -d -o brickwork /home/brickwork/work
-USER brickwork
+USER 1000
 WORKDIR /home/brickwork/work
 ENTRYPOINT ["brickwork"]
 CMD ["--help"]

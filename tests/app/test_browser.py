@@ -136,9 +136,9 @@ def test_a_sweep_is_started_watched_and_opened(page, running):
         set_value(page, f"#sweep-{name}", value)
     find(page, "#go-sweep").click()
     until(page, lambda: len(loaded_pictures(page, "#sweep img")) == 1)
-    assert (
-        not find(page, "#message").is_displayed() and (running.output / "sweeps" / "clicked" / "sheet.png").is_file()
-    )
+    until(page, lambda: find(page, "#go-sweep").is_enabled())  # it is over
+    assert not find(page, "#message").is_displayed()
+    assert (running.output / "sweeps" / "clicked" / "sheet.png").is_file()
     set_value(page, "#sweep-ratios", "wide")
     find(page, "#go-sweep").click()
     until(page, lambda: "`ratios.0` is 'wide'" in find(page, "#message").text)
