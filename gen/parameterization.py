@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 
+SIGMA_DATA = 0.5  # standard deviation of pictures in [-1, 1], where an objective does not say
+
 
 def _per_image(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return values.to(like.device, torch.float32).view(-1, *(1,) * (like.ndim - 1))
@@ -45,6 +47,22 @@ class Objective(ABC):
     @abstractmethod
     def scheduler(self) -> SchedulerMixin:
         """A scheduler of diffusers that samples from a network trained so."""
+
+    def sigma_of(self, level: torch.Tensor) -> torch.Tensor:
+        """Noise levels as schedules of subnets count them, and schedulers in their `sigmas`."""
+        return level
+
+    def level_of(self, sigma: torch.Tensor) -> torch.Tensor:
+        """Undo `sigma_of`, as nearly as there are levels."""
+        return sigma
+
+    @abstractmethod
+    def displacement(self, sigma: torch.Tensor) -> torch.Tensor:
+        """How far an error of the output moves the finished sample, for each unit of `sigma` that a step covers.
+
+        Along the exact path of Gaussian data of standard deviation `SIGMA_DATA`: the derivative of the path's slope
+        with respect to the output, times how much of a shift is left at the end.
+        """
 
     def losses(
         self, output: torch.Tensor, images: torch.Tensor, noise: torch.Tensor, level: torch.Tensor
@@ -91,6 +109,10 @@ class EDMObjective(Objective):
 
     def scheduler(self) -> SchedulerMixin:
         return EDMEulerScheduler(sigma_data=self.sigma_data)
+
+    def displacement(self, sigma: torch.Tensor) -> torch.Tensor:
+        """The derivative of `σ_data · arctan(σ / σ_data)`."""
+        return self.sigma_data**2 / (sigma**2 + self.sigma_data**2)
 
 
 class EpsilonObjective(Objective):
@@ -204,6 +226,22 @@ class EpsilonObjective(Objective):
         bound = torch.where(_per_image(index == 0, images) > 0, first, divergence)
         return bound.flatten(1).mean(dim=1) / math.log(2)
 
+    def _ratios(self) -> torch.Tensor:
+        """Noise over signal of every timestep, rising."""
+        return ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt()
+
+    def sigma_of(self, level: torch.Tensor) -> torch.Tensor:
+        return self._ratios()[level.long().cpu()].to(level.device, torch.float64)
+
+    def level_of(self, sigma: torch.Tensor) -> torch.Tensor:
+        """The timestep whose noise is nearest."""
+        distance = (self._ratios().log() - sigma.double().cpu().clamp(min=1e-12).log()[:, None]).abs()
+        return distance.argmin(dim=1).to(sigma.device, torch.float32)
+
+    def displacement(self, sigma: torch.Tensor) -> torch.Tensor:
+        """In samples over their signal the slope is the noise itself."""
+        return SIGMA_DATA / (sigma**2 + SIGMA_DATA**2).sqrt()
+
     def scheduler(self) -> SchedulerMixin:
         return DDIMScheduler(
             self.num_train_timesteps, **self.betas, prediction_type=self.prediction_type, clip_sample=False
@@ -222,6 +260,10 @@ class VObjective(EpsilonObjective):
 
     def _snr_of_target(self, snr: torch.Tensor) -> torch.Tensor:
         return snr + 1
+
+    def displacement(self, sigma: torch.Tensor) -> torch.Tensor:
+        """The noise moves by `√ᾱ` of what the velocity does."""
+        return super().displacement(sigma) / (1 + sigma**2).sqrt()
 
 
 class FlowObjective(Objective):
@@ -256,6 +298,9 @@ class FlowObjective(Objective):
         """The velocity from the image to the noise."""
         return noise - images
 
+    def displacement(self, sigma: torch.Tensor) -> torch.Tensor:
+        return SIGMA_DATA / ((1 - sigma) ** 2 * SIGMA_DATA**2 + sigma**2).sqrt()
+
     def scheduler(self) -> SchedulerMixin:
         return FlowMatchEulerDiscreteScheduler(self.num_train_timesteps, shift=self.shift)
 
@@ -267,6 +312,35 @@ def _discretised_log_likelihood(images: torch.Tensor, mean: torch.Tensor, log_st
     below = torch.special.ndtr((centred - 1 / 255) * inverse)
     share = torch.where(images < -0.999, above, torch.where(images > 0.999, 1 - below, above - below))
     return share.clamp(min=1e-12).log()
+
+
+def objective_of(scheduler: SchedulerMixin, min_snr_gamma: float | None = None) -> Objective:
+    """What a scheduler of diffusers, whose network predicts what it says, was made for.
+
+    Args:
+        scheduler: of the EDM family, of flow matching, or any with betas.
+        min_snr_gamma: see `EpsilonObjective`.
+
+    Raises:
+        ValueError: for other schedulers and predictions.
+    """
+    config = scheduler.config
+    if hasattr(scheduler, "precondition_outputs") and config.get("prediction_type") == "epsilon":
+        return EDMObjective(sigma_data=config.sigma_data)
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return FlowObjective(shift=config.shift, num_train_timesteps=config.num_train_timesteps)
+    kind = {"epsilon": EpsilonObjective, "v_prediction": VObjective}.get(config.get("prediction_type"))
+    if kind is None or hasattr(scheduler, "precondition_outputs") or "beta_schedule" not in config:
+        raise ValueError(
+            f"`scheduler` is a {type(scheduler).__name__} of prediction_type {config.get('prediction_type')!r}, of "
+            "which it is not known what the network predicts; give one of the EDM family with 'epsilon', "
+            "FlowMatchEulerDiscreteScheduler, or one with betas and 'epsilon' or 'v_prediction'."
+        )
+    betas = config.beta_schedule, config.beta_start, config.beta_end
+    objective = kind(config.num_train_timesteps, *betas, min_snr_gamma)
+    # With betas that are given one by one, or rescaled to end in pure noise.
+    objective.alphas_cumprod = DDPMScheduler.from_config(config).alphas_cumprod.double()
+    return objective
 
 
 OBJECTIVES = {"edm": EDMObjective, "epsilon": EpsilonObjective, "v": VObjective, "flow": FlowObjective}

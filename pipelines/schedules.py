@@ -47,6 +47,17 @@ def step_sigmas(scheduler: Any) -> list[float]:
     return [math.sqrt((1 - share) / share) for share in signal]
 
 
+def noise_level_at(scheduler: Any, timestep: Any) -> float:
+    """The noise level of the evaluation that a sampling loop of diffusers is at, with its timestep."""
+    if getattr(scheduler, "sigmas", None) is not None and hasattr(scheduler, "step_index"):
+        index = scheduler.step_index
+        if index is None:
+            index = getattr(scheduler, "begin_index", None) or 0
+        return float(scheduler.sigmas[index])
+    share = float(scheduler.alphas_cumprod[int(timestep)])
+    return math.sqrt((1 - share) / share)
+
+
 class Schedule(ABC):
     """What pipelines, search and benchmarks know of a schedule."""
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
+from brickwork.gen import parameterization
 from brickwork.gen.parameterization import EpsilonObjective, VObjective
 from brickwork.hub import located
 from brickwork.pipelines.latents import pixels_per_latent
@@ -75,18 +76,13 @@ def objective_of(scheduler, min_snr_gamma: float | None = None) -> EpsilonObject
     Raises:
         ValueError: for other predictions than epsilon and v.
     """
-    config = scheduler.config
-    kind = PREDICTIONS.get(config.prediction_type)
-    if kind is None:
+    prediction = scheduler.config.prediction_type
+    if prediction not in PREDICTIONS:
         raise ValueError(
-            f"The scheduler's prediction_type is {config.prediction_type!r}; {', '.join(PREDICTIONS)} can be trained."
+            f"The scheduler's prediction_type is {prediction!r}; {', '.join(PREDICTIONS)} can be trained."
         )
-    objective = kind(
-        config.num_train_timesteps, config.beta_schedule, config.beta_start, config.beta_end, min_snr_gamma
-    )
-    # With betas that are given one by one, or rescaled to end in pure noise.
-    objective.alphas_cumprod = DDPMScheduler.from_config(config).alphas_cumprod.double()
-    if kind is EpsilonObjective and objective.alphas_cumprod.min() <= 0:
+    objective = parameterization.objective_of(scheduler, min_snr_gamma)
+    if prediction == "epsilon" and objective.alphas_cumprod.min() <= 0:
         raise ValueError("The scheduler's noise ends at zero signal, where epsilon says nothing; that takes v.")
     return objective
 

@@ -27,8 +27,8 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", type=float, nargs="+", default=[0.6], metavar="SHARE", help=budget)
     options.add_common(parser, "--height", "--width", "--steps")
     parser.add_argument("--weighting", default="sampler", help="of noise levels: sampler (default), training or even")
-    parser.add_argument("--p-mean", type=float, default=-1.2, help="of the run's noise, for training (default: -1.2)")
-    parser.add_argument("--p-std", type=float, default=1.2, help="of the run's noise, for training (default: 1.2)")
+    parser.add_argument("--p-mean", type=float, default=-1.2, help="of an EDM run's noise (default: -1.2)")
+    parser.add_argument("--p-std", type=float, default=1.2, help="of an EDM run's noise (default: 1.2)")
     parser.add_argument("--pairs", type=int, default=128, help="pictures and noises at each level (default: 128)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise and of the samples (default: 0)")
     parser.add_argument("--reference", metavar="FILE", help="what `evaluate ref` wrote, to measure samples against")
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     from brickwork.eval.sampling.pipelines import load_class_pipeline
     from brickwork.eval.search.schedule_search import SEARCH_FORMAT, check_share, search_brick_schedule
     from brickwork.files import check_results, write_file, write_json
-    from brickwork.gen.parameterization import EDMObjective
+    from brickwork.gen.parameterization import EDMObjective, objective_of
 
     for budget in args.budget:
         check_share(budget)
@@ -56,7 +56,9 @@ def run(args: argparse.Namespace) -> None:
     check_results(args.output / "search.json", SEARCH_FORMAT, others, overwrite=args.overwrite)
     reference = _reference(args)
     pipeline = load_class_pipeline(args.model, args.device, **options.of_hub(args))
-    objective = EDMObjective(args.p_mean, args.p_std, pipeline.scheduler.config.get("sigma_data", 0.5))
+    objective = objective_of(pipeline.scheduler)
+    if isinstance(objective, EDMObjective):
+        objective = EDMObjective(args.p_mean, args.p_std, objective.sigma_data)
     search = search_brick_schedule(
         pipeline,
         args.data,

@@ -12,6 +12,7 @@ import torch
 
 from brickwork.eval.held_out.paired_loss import PairedSet, estimates
 from brickwork.gen.subnets import SubnetFamily, evenly, family_of
+from brickwork.pipelines.schedules import step_sigmas
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,12 @@ class Step:
 
 
 def sampler_steps(scheduler) -> list[Step]:
-    """The steps of a scheduler of the EDM family, once `set_timesteps` has been called."""
-    order, sigmas = scheduler.order, [float(sigma) for sigma in scheduler.sigmas]
+    """The steps of a scheduler, once `set_timesteps` has been called; the last one lands at no noise.
+
+    Noise levels are those by which schedules decide (see `brickwork.pipelines.schedules.step_sigmas`).
+    """
+    order, sigmas = scheduler.order, getattr(scheduler, "sigmas", None)
+    sigmas = [*step_sigmas(scheduler), 0.0] if sigmas is None else [float(sigma) for sigma in sigmas]
     last = len(scheduler.timesteps)
     return [Step(sigmas[i], sigmas[i + 1], tuple(sigmas[i : min(i + order, last)])) for i in range(0, last, order)]
 
@@ -60,7 +65,7 @@ def subnet_losses(
         model: a network, or several by name, in evaluation mode.
         pairs: images, labels and the seed of the noise; its own levels are not used.
         objective: what the network was trained for (see `brickwork.gen.parameterization`).
-        levels: noise levels, in the objective's unit (σ for EDM); image i at level j meets one noise.
+        levels: noise levels, in the unit of schedules (`objective.sigma_of`); image i at level j meets one noise.
         subnets: their names.
         batch_size: images at once.
         on_batch: called after each batch of each run, for a progress bar.
@@ -78,7 +83,7 @@ def subnet_losses(
             images = pairs.images[part].to(device)
             labels = None if pairs.labels is None else pairs.labels[part].to(device)
             noise = pairs.noise(level, start, start + len(images)).to(device)
-            sigmas = torch.full((len(images),), sigma, device=device)
+            sigmas = objective.level_of(torch.full((len(images),), sigma, device=device))
             sample, timestep = objective.network_inputs(images, noise, sigmas)
             for run in runs:
                 if isinstance(model, Mapping):

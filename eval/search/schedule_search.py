@@ -42,7 +42,7 @@ from brickwork.eval.report.blocks import Panels, Table
 from brickwork.eval.search.frontier import cost_loss_frontier
 from brickwork.eval.search.plot import plot_search
 from brickwork.files import write_file, write_json
-from brickwork.gen.parameterization import EDMObjective
+from brickwork.gen.parameterization import EDMObjective, objective_of
 from brickwork.gen.subnets import family_of
 from brickwork.pipelines.sampling import sample_size
 from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
@@ -91,17 +91,27 @@ def step_weights(steps: Sequence[Step], objective, weighting: str) -> np.ndarray
         weighting: one of `WEIGHTINGS`.
     """
     if one_of("weighting", weighting, WEIGHTINGS) == "sampler":
-        scale = objective.sigma_data
-        weights = np.array([math.atan(step.start / scale) - math.atan(step.end / scale) for step in steps])
+        weights = np.array([_displacement(objective, step.start, step.end) for step in steps])
     elif weighting == "training":
         quantiles = (torch.arange(2**14, dtype=torch.float64) + 0.5) / 2**14
-        drawn = objective.noise_levels(torch.special.ndtri(quantiles)).numpy()
+        drawn = objective.sigma_of(objective.noise_levels(torch.special.ndtri(quantiles))).numpy()
         # The first step stands for all noise above it too, the last one for all below.
         ends = [math.inf, *(step.end for step in steps[:-1]), 0.0]
         weights = np.array([np.mean((low <= drawn) & (drawn < high)) for high, low in zip(ends, ends[1:])])
     else:
         weights = np.ones(len(steps))
     return weights / weights.sum()
+
+
+def _displacement(objective, start: float, end: float) -> float:
+    """How far an error of one in the network's output, over a step from noise level `start` to `end`, moves a sample.
+
+    For EDM this is the angle that the step covers (see the module's text), up to a factor.
+    """
+    if isinstance(objective, EDMObjective):
+        return math.atan(start / objective.sigma_data) - math.atan(end / objective.sigma_data)
+    points = torch.linspace(end**0.5, start**0.5, 257, dtype=torch.float64) ** 2  # closer where it is steep
+    return float(torch.trapezoid(objective.displacement(points), points))
 
 
 class ScheduleSearch:
@@ -328,8 +338,9 @@ def search_brick_schedule(
         height, width: of the images whose operations are counted, in pixels; by default the training size.
         num_inference_steps: steps of the sampler. The schedule is made of noise ranges, and so holds for others too.
         scheduler: by default the pipeline's, or `EDMHeunScheduler()`. It is not changed.
-        objective: what the network was trained for, by default EDM's with the scheduler's `sigma_data`. What it says
-            of the distribution of noise matters to `weighting="training"` alone.
+        objective: what the network was trained for, by default what the scheduler is for: EDM's, flow matching, or
+            epsilon or v under its betas. What it says of the distribution of noise matters to `weighting="training"`
+            alone.
         weighting: how noise levels are weighted, `"sampler"`, `"training"` or `"even"`; see the module's text.
         num_pairs: how many pictures and noises each level is scored with; fewer pictures are used again with other
             noise, of more an even selection is used. A `PairedSet` is used as it is.
@@ -351,7 +362,7 @@ def search_brick_schedule(
     one_of("weighting", weighting, WEIGHTINGS)
     scheduler = _scheduler_of(model, scheduler)
     scheduler.set_timesteps(num_inference_steps)
-    objective = objective or EDMObjective(sigma_data=scheduler.config.sigma_data)
+    objective = objective or objective_of(scheduler)
     factor, shown = getattr(model, "vae_scale_factor", 1), next(iter(network.values())) if several else network
     patch = max([shown.config.get("patch_size") or 1, *(shown.config.get("patch_sizes") or [])])
     size = sample_size(height, width, (shown.config.sample_size,) * 2, factor, patch)
@@ -367,7 +378,7 @@ def search_brick_schedule(
         "width": size[1] * factor,
         "num_inference_steps": num_inference_steps,
         "scheduler": type(scheduler).__name__,
-        "objective": {"class": type(objective).__name__, "sigma_data": objective.sigma_data},
+        "objective": {"class": type(objective).__name__, "sigma_data": getattr(objective, "sigma_data", None)},
         "weighting": weighting,
         "pairs": len(pairs.images),
         "seed": pairs.seed,
@@ -405,11 +416,7 @@ def _score_subnets(
 def _scheduler_of(model, scheduler):
     """A copy of the scheduler, checked."""
     scheduler = copy.deepcopy(scheduler or getattr(model, "scheduler", None)) or EDMHeunScheduler()
-    if not hasattr(scheduler, "precondition_outputs") or scheduler.config.prediction_type != "epsilon":
-        raise ValueError(
-            f"`scheduler` is a {type(scheduler).__name__}; give one of the EDM family with prediction_type='epsilon', "
-            "such as EDMHeunScheduler()."
-        )
+    objective_of(scheduler)  # which says what is wrong with others
     return scheduler
 
 

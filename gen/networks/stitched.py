@@ -101,14 +101,21 @@ class StitchedDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
     ):
         super().__init__()
         self.networks = nn.ModuleList(build_part("anchors", anchor, KINDS) for anchor in anchors)
-        check_anchors(self.networks)
         self.cuts = [Stitch(*numbers) for numbers in stitches]
+        check_anchors(self.networks, stitched=bool(self.cuts))
         if self.cuts:
             seams = [self._seams(cut) for cut in self.cuts]
             channels = [[front.channels, end.channels] for seam in seams for front, end in seam]
             self.stitching = StitchingLayers(channels=channels)
         last = self.networks[-1].config
-        told = {name: last.get(name) for name in ("sample_size", *SHARED, "patch_size")}
+        told = {name: last.get(name) for name in ("sample_size", *SHARED)}
+        configs = [anchor.config for anchor in self.networks]
+        told["patch_size"] = max(
+            max([config.get("patch_size") or 1, *(config.get("patch_sizes") or [])]) for config in configs
+        )
+        self.maps = {
+            f"{name} of anchor-{n}": map for n, one in enumerate(self.networks) for name, map in one.maps.items()
+        }
         self.register_to_config(**told, id2label=last.id2label if id2label is None else id2label)
         self._take_over(self.networks)
 
@@ -144,6 +151,8 @@ class StitchedDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
             objective: that the anchors were trained for (see `brickwork.gen.parameterization`), which says the noise
                 levels where `calibration` is `None`; by default what the folders note, else EDM's.
 
+        Without stitches the anchors may be of unlike classes, and a pipeline saves them with its schedule.
+
         Raises:
             ValueError: for anchors that do not fit together, or cannot be cut; the text says why.
         """
@@ -151,7 +160,7 @@ class StitchedDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
             raise ValueError(f"`anchors` is {type(anchors).__name__}; give a list of two networks or more.")
         objective = objective or _noted_objective(anchors)
         networks = [_copied(anchor) for anchor in anchors]
-        check_anchors(networks)
+        check_anchors(networks, stitches)
         with torch.device("meta"):
             described = [describe(network) for network in networks]
             pairs = range(len(networks) - 1) if stitches else ()
@@ -295,8 +304,8 @@ def least_squares(front: torch.Tensor, end: torch.Tensor) -> tuple[torch.Tensor,
     return solution[:-1].T, solution[-1]
 
 
-def check_anchors(anchors: Sequence[nn.Module]) -> None:
-    """Raise a `ValueError` unless the networks can be cut, and read and estimate the same."""
+def check_anchors(anchors: Sequence[nn.Module], stitched: bool = True) -> None:
+    """Raise a `ValueError` unless the networks read and estimate the same and, to be stitched, are of one family."""
     if len(anchors) < 2:
         raise ValueError(f"`anchors` has {len(anchors)} networks; give two or more.")
     for number, anchor in enumerate(anchors):
@@ -305,10 +314,13 @@ def check_anchors(anchors: Sequence[nn.Module]) -> None:
                 f"`anchors[{number}]` is a {type(anchor).__name__}, which cannot be cut between its layers; give "
                 f"networks of {', '.join(KINDS)}, or let a SubnetSchedule switch between networks by name."
             )
-    if len({type(anchor) for anchor in anchors}) > 1:
+    if stitched and len({type(anchor) for anchor in anchors}) > 1:
         kinds = [type(anchor).__name__ for anchor in anchors]
-        raise ValueError(f"`anchors` are {kinds}; give networks of one class, or let a SubnetSchedule switch.")
-    read = [{name: anchor.config.get(name) for name in SHARED} | anchor.family() for anchor in anchors]
+        raise ValueError(
+            f"`anchors` are {kinds}; give networks of one class, or `stitches=False` to switch between noise levels."
+        )
+    families = [anchor.family() if stitched else {} for anchor in anchors]
+    read = [{name: anchor.config.get(name) for name in SHARED} | family for anchor, family in zip(anchors, families)]
     for values in read:
         values["out_channels"] = values["out_channels"] or values["in_channels"]
     for name in read[0]:

@@ -31,6 +31,7 @@ _MODULES = {
     "brickwork.gen.period_fold": ["PeriodFold"],
     "brickwork.gen.networks.pretrained_encoder": ["from_pretrained_encoder"],
     "brickwork.pipelines.schedules": ["BrickSchedule", "SubnetSchedule"],
+    "brickwork.pipelines.trajectory": ["stitch_trajectory"],
     "brickwork.adapters.base": ["load_adapter"],
     "brickwork.adapters.control.adapter": ["ControlAdapter"],
     "brickwork.adapters.dino.adapter": ["DinoAdapter"],

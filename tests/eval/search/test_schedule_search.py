@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, DDIMScheduler, EDMEulerScheduler
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,7 +30,7 @@ from brickwork.eval.search.schedule_search import search_brick_schedule, step_we
 from brickwork.eval.sets.pictures import Preparation
 from brickwork.gen.networks.transformer import BlockTransformer2DModel
 from brickwork.gen.operations import count_operations
-from brickwork.gen.parameterization import EDMObjective
+from brickwork.gen.parameterization import EDMObjective, EpsilonObjective, FlowObjective, VObjective
 from brickwork.gen.subnets import BrickFamily, SubnetFamily, brick_subsets, bricks_of, name_of
 from brickwork.pipelines.class_to_image import ClassToImagePipeline
 from brickwork.pipelines.schedule_files import named_schedule
@@ -373,6 +373,61 @@ def test_any_network_with_subnets_is_searched():
     assert found.plot and "exit-1" in found.table()
 
 
+@pytest.mark.parametrize("objective", [EpsilonObjective(), VObjective(), FlowObjective(shift=2.0)])
+def test_pipelines_of_other_objectives_are_searched(objective):
+    small, large = make_plain(0, 1), make_plain(1, 3)
+    pairs, scheduler = make_pairs(4, 3, 8, 8), objective.scheduler()
+    found = search_brick_schedule(
+        {"small": small, "full": large}, pairs, 0.7, num_inference_steps=4, progress=False, scheduler=scheduler
+    )
+    pipe = ClassToImagePipeline(large, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    told = []
+    for network in (small, large):
+        network.register_forward_pre_hook(
+            lambda module, inputs, network=network: told.append((network is large, float(inputs[1][0])))
+        )
+    pipe(0, num_inference_steps=4, subnet_schedule=found.schedule, networks={"small": small})
+    assert [is_large for is_large, _ in told] == [name == "full" for name in found.score.subnets]
+    # What is scored at the noise of a step is what the sampler asks the network there, to the nearest timestep.
+    levels = objective.level_of(torch.tensor([step.levels[0] for step in found.steps]))
+    asked = [timestep for _, timestep in told]
+    assert objective.network_inputs(torch.zeros(4, 1), torch.zeros(4, 1), levels)[1].tolist() == pytest.approx(asked)
+    noise = pairs.noise(0, 0, 4)
+    sample, timestep = objective.network_inputs(pairs.images, noise, levels[:1].expand(4))
+    estimate = large(sample, timestep, class_labels=pairs.labels).sample
+    expected = objective.losses(estimate, pairs.images, noise, levels[:1].expand(4)).detach()
+    assert np.allclose(found.losses["full"][0], expected, rtol=1e-4)
+    for weighting in ("training", "even"):
+        assert step_weights(found.steps, objective, weighting).sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("objective", [EDMObjective(), EpsilonObjective(), VObjective(), FlowObjective()])
+def test_weights_of_every_objective_say_how_far_an_error_moves_a_sample(objective):
+    """Gaussian data, whose exact estimate is linear: the ends of two exact paths, one with an error over a step."""
+    flow = isinstance(objective, FlowObjective)
+    levels = (np.linspace(0.999, 0.001, 3000) if flow else np.geomspace(60, 0.004, 3000)).tolist()
+
+    def end(error):
+        x, trace = 0.3, 0.25
+        for level, below in zip(levels, levels[1:]):
+            off = error * (below < levels[1200]) * (level > levels[1800])
+            if flow:
+                slope = x * (level - (1 - level) * trace) / (trace * (1 - level) ** 2 + level**2) + off
+            elif isinstance(objective, EDMObjective):
+                denoised = trace / (trace + level**2) * x + level * 0.5 / (trace + level**2) ** 0.5 * off
+                slope = (x - denoised) / level
+            else:
+                scale = (1 + level**2) ** -0.5 if isinstance(objective, VObjective) else 1.0
+                slope = x * level / (trace + level**2) + scale * off
+            x = x + slope * (below - level)
+        return x
+
+    moved = abs(end(1e-4) - end(0.0)) / 1e-4
+    points = torch.linspace(levels[1800], levels[1200], 2001, dtype=torch.float64)
+    assert float(torch.trapezoid(objective.displacement(points), points)) == pytest.approx(moved, rel=0.02)
+
+
 def test_several_networks_are_searched_as_subnets():
     small, large = make_plain(0, 1), make_plain(1, 3)
     pairs = make_pairs(3, 3, 8, 8)
@@ -423,7 +478,7 @@ def test_many_subnets_of_other_kinds_are_searched_from_even_costs():
         ({"data": PairedSet.from_images(torch.zeros(1, 3, 8, 8), torch.tensor([3]))}, "labels from 3 to 3"),
         ({"data": "no/such/folder"}, "'no/such/folder', which is not there"),
         ({"height": 0}, "`height` is 0; give a whole number of pixels from 2 up"),
-        ({"scheduler": FlowMatchEulerDiscreteScheduler()}, "one of the EDM family"),
+        ({"scheduler": DDIMScheduler(prediction_type="sample")}, "prediction_type 'sample', .* one of the EDM family"),
         ({"weighting": "evn"}, "`weighting` is 'evn'; did you mean 'even'"),
         ({"model": torch.nn.Linear(1, 1)}, "`model` is a Linear; give a pipeline or a network with subnets"),
     ],

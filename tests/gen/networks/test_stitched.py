@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import AutoModel
+from diffusers import AutoModel, DiffusionPipeline
 
 from brickwork import (
     BlockTransformer2DModel,
@@ -102,6 +102,28 @@ def test_unets_of_one_width_stitch_into_themselves():
     for cut in model.cuts:
         found = model(**call, subnet=cut.name).sample
         torch.testing.assert_close(found, twin(**call).sample, rtol=1e-3, atol=1e-3)
+
+
+def test_unlike_networks_and_their_schedule_are_saved_with_a_pipeline(tmp_path):
+    small, large = make_unet(1, (4, 4)), make_anchor(4, 32)
+    pipe = ClassToImagePipeline.from_objective(large, EpsilonObjective())
+    schedule = SubnetSchedule.from_rules({"small": small, "full": large}, {"small": (2, None), "full": (0, 2)})
+    both = StitchedDenoiser.from_anchors([small, large], stitches=False)
+    saved = ClassToImagePipeline.from_objective(both, EpsilonObjective())
+    saved.subnet_schedule = SubnetSchedule.from_rules(both, {"anchor-0": (2, None), "anchor-1": (0, 2)})
+    saved.save_pretrained(tmp_path)
+    assert {"anchor-0", "anchor-1"} <= {entry.name for entry in (tmp_path / "transformer").iterdir()}
+    again = DiffusionPipeline.from_pretrained(tmp_path)
+    assert again.subnet_schedule == saved.subnet_schedule
+
+    def draw(pipeline, **call):
+        pipeline.set_progress_bar_config(disable=True)
+        call |= {"num_inference_steps": 3, "output_type": "latent", "generator": torch.Generator().manual_seed(0)}
+        return pipeline([1], **call).images
+
+    expected = draw(pipe, subnet_schedule=schedule, networks={"small": small})
+    assert torch.equal(draw(saved), expected) and not torch.allclose(draw(pipe), expected, atol=0.1)
+    torch.testing.assert_close(draw(again), expected, rtol=1e-3, atol=1e-3)  # loaded tensors are aligned otherwise
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +332,7 @@ def test_other_mistakes_are_refused(anchors, stitched):
     for others, match in (
         ([make_unet(1, (8, 8, 8))], r"strides of the stages \[\[1, 2\], \[1, 2, 4\]\]"),
         ([make_unet(1, (8, 8), num_classes=3)], "num_classes"),
-        ([anchors[0]], "networks of one class, or let a SubnetSchedule switch"),
+        ([anchors[0]], "networks of one class, or `stitches=False`"),
     ):
         with pytest.raises(ValueError, match=match):
             StitchedDenoiser.from_anchors([unet, *others])
