@@ -19,6 +19,7 @@ from brickwork.adapters.dino.encoder import (
 )
 from brickwork.adapters.dino.projection import FAPM, LearnedUpsample, LinearProjection
 from brickwork.adapters.dino.sites import sites_of
+from brickwork.adapters.dino.spatial_prior import STRIDES, SpatialPrior, with_prior
 from brickwork.adapters.modules import ModuleAdapter, ModuleHook, for_batch, with_residuals, zeroed
 from brickwork.errors import one_of, whole_number
 
@@ -34,9 +35,18 @@ class DinoParts(nn.Module):
         layers: how many of the encoder's are read; the sites share them in order.
         rank: of the projection.
         projection: one of `PROJECTIONS`.
+        spatial_prior: whether convolutions see the reference too.
     """
 
-    def __init__(self, encoder: nn.Module, widths: Sequence[int], layers: int, rank: int, projection: str):
+    def __init__(
+        self,
+        encoder: nn.Module,
+        widths: Sequence[int],
+        layers: int,
+        rank: int,
+        projection: str,
+        spatial_prior: bool = False,
+    ):
         super().__init__()
         channels = int(encoder.config.hidden_size)
         self.encoder = encoder
@@ -45,13 +55,20 @@ class DinoParts(nn.Module):
             self.projection = FAPM(channels, rank, widths)
         else:
             self.projection = LinearProjection(channels, widths)
+        self.prior = SpatialPrior(channels) if spatial_prior else None
         self.upsamplers = nn.ModuleList(LearnedUpsample(width) for width in widths)
         self.outputs = nn.ModuleList(zeroed(nn.Conv2d(width, width, 1)) for width in widths)
 
     def forward(self, features: Sequence[torch.Tensor], sizes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
-        """Features of each layer `(B, D, rows, columns)` => a residual `(B, C, *size)` for each site."""
+        """Features of each layer `(B, D, rows, columns)` => a residual `(B, C, *size)` for each site.
+
+        With a spatial prior the pixels `(B, 3, H, W)` come behind the features.
+        """
         weight = self.outputs[0].weight
-        projected = self.projection([features[layer].to(weight) for layer in self.layer_of])
+        chosen = [features[layer].to(weight) for layer in self.layer_of]
+        if self.prior is not None:
+            chosen = with_prior(chosen, self.prior(features[-1].to(weight)))
+        projected = self.projection(chosen)
         return [
             output(upsample(feature, size))
             for feature, size, upsample, output in zip(projected, sizes, self.upsamplers, self.outputs, strict=True)
@@ -91,6 +108,7 @@ class DinoAdapter(ModuleAdapter):
         image_mean: Sequence[float] | None = None,
         image_std: Sequence[float] | None = None,
         encoder_digest: str | None = None,
+        spatial_prior: bool = False,
     ) -> tuple[nn.Module, dict]:
         """The weights for a network that takes residuals (see `sites_of`).
 
@@ -105,6 +123,7 @@ class DinoAdapter(ModuleAdapter):
             projection: `"fapm"`, or `"linear"` for a 1×1 convolution a site.
             image_mean, image_std: of the encoder's pixels in [0, 1]; `None` for what its image processor says.
             encoder_digest: of the encoder that the adapter was made with; another one is warned of.
+            spatial_prior: let convolutions see the reference too, for detail that is finer than a patch.
 
         Raises:
             ValueError: for another kind of encoder or network, or settings that do not fit each other.
@@ -122,6 +141,11 @@ class DinoAdapter(ModuleAdapter):
         if type(size) is not int or size < patch or size % patch:
             raise ValueError(f"`size` is {size!r}; give a multiple of the encoder's patch of {patch} pixels.")
         whole_number("rank", rank)
+        if type(spatial_prior) is not bool or (spatial_prior and size < STRIDES[-1]):
+            raise ValueError(
+                f"`spatial_prior` is {spatial_prior!r} at a `size` of {size}; give True or False, and a size from "
+                f"{STRIDES[-1]} up with True."
+            )
         mean, std = normalisation(model, encoder)
         digest = patches_digest(model)
         if encoder_digest not in (None, digest):
@@ -135,14 +159,18 @@ class DinoAdapter(ModuleAdapter):
             "image_mean": [float(x) for x in (mean if image_mean is None else image_mean)],
             "image_std": [float(x) for x in (std if image_std is None else image_std)],
             "encoder_digest": digest,
+            "spatial_prior": spatial_prior,
         }
-        return DinoParts(model, sites.widths, len(layers), rank, projection), config
+        return DinoParts(model, sites.widths, len(layers), rank, projection, spatial_prior), config
 
     def hooks(self) -> list[tuple[nn.Module, str, Any]]:
         return [(self.network, "pre", AddResiduals(self))]
 
     def prepare(self, reference_image: Any) -> list[torch.Tensor]:
-        """The features of one picture or several (see `reference_pixels`) by layer, `(R, D, rows, columns)` each."""
+        """The features of one picture or several (see `reference_pixels`) by layer, `(R, D, rows, columns)` each.
+
+        With a spatial prior the pixels come behind them, `(R, 3, size, size)`.
+        """
         pixels = reference_pixels(reference_image, self.config["size"])
         device = next(self.network.parameters()).device
         if device.type != "meta":  # where weights are offloaded, the first call says where it computes
@@ -150,7 +178,8 @@ class DinoAdapter(ModuleAdapter):
         weight = next(self.parts.encoder.parameters())
         mean, std = (torch.tensor(self.config[name]).view(1, 3, 1, 1) for name in ("image_mean", "image_std"))
         pixels = ((pixels.cpu() - mean) / std).to(weight.device)
-        return dense_features(self.parts.encoder, pixels, self.config["layers"])
+        features = dense_features(self.parts.encoder, pixels, self.config["layers"])
+        return [*features, pixels] if self.config["spatial_prior"] else features
 
 
 class AddResiduals(ModuleHook):

@@ -36,6 +36,7 @@ from brickwork import (
 from brickwork.adapters.dino.encoder import dense_features, reference_pixels
 from brickwork.adapters.dino.projection import FAPM, LearnedUpsample
 from brickwork.adapters.dino.sites import sites_of
+from brickwork.adapters.dino.spatial_prior import SpatialPrior, with_prior
 
 DATA = Path(__file__).parents[2] / "data" / "adapters"
 TINY = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 28, "patch_size": 7}
@@ -76,6 +77,44 @@ def test_the_projection_equals_the_authors():
         upsample.up.load_state_dict({name: arrays[f"up.{scale}.{name}"] for name in ("weight", "bias")})
         upsampled = upsample(arrays[f"output.{scale}"], size)
         torch.testing.assert_close(upsampled, arrays[f"upsampled.{scale}"], rtol=1e-9, atol=1e-9)
+
+
+def test_the_spatial_prior_equals_the_authors():
+    arrays = load_file(DATA / "spatial_prior.safetensors")
+    weights = {key.removeprefix("weight."): value for key, value in arrays.items() if key.startswith("weight.")}
+    prior = SpatialPrior(5, 2, nn.BatchNorm2d).double().eval()
+    prior.load_state_dict(weights, strict=False)  # but for the number of batches that a norm has seen
+    for number, found in enumerate(prior(arrays["input"])):
+        torch.testing.assert_close(found, arrays[f"output.{number}"], rtol=1e-9, atol=1e-9)
+
+
+def test_a_spatial_prior_sees_what_the_encoder_does_not(tmp_path):
+    network, encoder = networks()["unet"].eval(), make_encoder()
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    sample, labels = torch.randn(1, network.config.in_channels, 12, 18), torch.tensor([0])
+    adapter = DinoAdapter.create(network, encoder=encoder, rank=4, size=35, spatial_prior=True)
+
+    def draw(adapter):
+        with torch.no_grad(), adapter.condition(reference_image=picture()):
+            return network(sample, torch.tensor([0.3]), class_labels=labels).sample
+
+    with torch.no_grad():
+        plain = network(sample, torch.tensor([0.3]), class_labels=labels).sample
+    assert torch.equal(draw(adapter), plain)  # zero at the start
+    first = draw(randomised(adapter))
+    with torch.no_grad():
+        adapter.parts.prior.projections[0].bias.add_(1)
+    assert not torch.equal(draw(adapter), first) and not torch.equal(first, plain)
+    expected = draw(adapter)
+    (file,) = adapter.save(tmp_path / "dino.safetensors")
+    adapter.unload()
+    assert torch.equal(draw(load_adapter(network, file, encoder=encoder)), expected)
+    features = [torch.randn(1, 4, 3, 3) for _ in range(6)]
+    maps = SpatialPrior(4, 2)(torch.randn(1, 3, 64, 64))
+    assert [one.shape[-1] for one in with_prior(features, maps)] == [16, 8, 8, 4, 4, 2]
+    with pytest.raises(ValueError, match="`spatial_prior` is True at a `size` of 28"):
+        DinoAdapter.create(networks()["unet"], encoder=encoder, size=28, spatial_prior=True)
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
