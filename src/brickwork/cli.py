@@ -137,9 +137,12 @@ def parser_of(name: str) -> Parser:
 def _parse(parser: Parser, words: list[str]) -> argparse.Namespace:
     """Options may stand before, between and behind the other words, but with sub-commands."""
     try:
-        return parser.parse_intermixed_args(words)
+        args = parser.parse_intermixed_args(words)
     except TypeError:
-        return parser.parse_args(words)
+        args = parser.parse_args(words)
+    if not hasattr(args, "parser"):  # from Python 3.12.8 on, intermixed words go by another way through argparse
+        args.parser = parser
+    return args
 
 
 def main(arguments: list[str] | None = None) -> int:
