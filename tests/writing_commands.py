@@ -31,7 +31,7 @@ from brickwork import cli
 
 DATA = Path(__file__).parent / "data"
 SAMPLE = DATA / "emoji" / "sample.parquet"
-MINIATURE = brickwork.pretrained("emoji-sd-64")
+MINIATURE = brickwork.pretrained("avatars-sd-64")
 FACES = [f"data.source={SAMPLE}", "data.classes=[Smileys & Emotion]", "data.group_column=codepoints", "data.size=16"]
 FACES += ["data.held_out=0.2"]
 LEGO = {"window_sizes": [16, 8], "patch_sizes": [4, 2], "num_layers": [1, 1], "hidden_sizes": 8}
@@ -271,7 +271,7 @@ COMMANDS = {
         again=None, grows=True, equal="nothing",
     ),
     "demo": Command(
-        words("demo --weights IN/model --images 1 --steps 1 --output OUT/out.png"), output="out.png"
+        words("demo --weights IN/model --text-weights= --images 1 --steps 1 --output OUT/out.png"), output="out.png"
     ),
     "demo resadapter": Command(
         words("demo resadapter --prompts sun --steps 1 --output OUT/out.png"), output="out.png",

@@ -1,10 +1,11 @@
 """Write an untrained Stable Diffusion pipeline of any size, for `train_text_to_image.py` to train from scratch.
 
-    python training/new_stable_diffusion.py --config training/configs/miniature_base.yaml \\
-        --vae runs/miniature/vae/vae --captions data/emoji/train.parquet --output runs/miniature/base
+    python training/new_stable_diffusion.py --config training/configs/avatars_base.yaml --teach 800 \\
+        --vae runs/avatars-vae/vae --captions data/avatars/train.parquet --output runs/avatars-sd-64-base
 
 The VAE is taken as it is; the tokenizer is learned from the captions; text encoder and UNet have random weights,
-unless `--teach` has the encoder learn first what the captions say.
+unless `--teach` has the encoder learn first what the captions say. With `--start-from` all parts are those of another
+pipeline, whose encoder is to learn other captions.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from tokenizers import pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from brickwork.files import check_folder, new_folder
+from brickwork.pipelines.stable_diffusion import load_pipeline
 from brickwork.training.commands.train import run_script
 from brickwork.training.config.library import find_config
 from brickwork.training.config.reading import read_yaml
@@ -122,8 +124,11 @@ def build_pipeline(config: dict, vae: AutoencoderKL, captions: list[str], seed: 
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, help="YAML file, or the name of one that ships")
-    parser.add_argument("--vae", required=True, help="folder of a trained AutoencoderKL")
+    parser.add_argument("--config", help="YAML file, or the name of one that ships")
+    parser.add_argument("--vae", help="folder of a trained AutoencoderKL")
+    parser.add_argument(
+        "--start-from", metavar="PIPELINE", help="a pipeline whose parts are taken instead of these two"
+    )
     parser.add_argument("--captions", required=True, help="data set whose captions the tokenizer is learned from")
     parser.add_argument("--caption-column", default="text", help="its column (default: text)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="pipeline folder to write")
@@ -154,11 +159,8 @@ def write(args: argparse.Namespace) -> None:
     if args.teach < 0:
         raise ValueError(f"`--teach` is {args.teach}; give a number of steps, or 0.")
     columns = columns_to_name(table, args.caption_column) if args.teach else {}
-    config, captions = read_yaml(find_config(args.config)), list(table[args.caption_column])
-    try:
-        pipeline = build_pipeline(config, load_vae(args.vae), captions, args.seed)
-    except TypeError as error:
-        raise ValueError(f"`--config` is {str(args.config)!r}, in which something does not fit: {error}.") from None
+    captions = list(table[args.caption_column])
+    pipeline = _parts(args, captions)
     if columns:
         right = teach(pipeline.text_encoder, pipeline.tokenizer, captions, columns, args.teach, seed=args.seed)
         print("named from held-out captions: " + ", ".join(f"{name} {share:.0%}" for name, share in right.items()))
@@ -166,6 +168,20 @@ def write(args: argparse.Namespace) -> None:
         pipeline.save_pretrained(folder)
     sizes = {name: sum(p.numel() for p in getattr(pipeline, name).parameters()) for name in ("unet", "text_encoder")}
     print(f"wrote {args.output}: " + ", ".join(f"{name} {number:,} parameters" for name, number in sizes.items()))
+
+
+def _parts(args: argparse.Namespace, captions: list[str]) -> StableDiffusionPipeline:
+    if args.start_from is not None:
+        for option in ("config", "vae"):
+            if getattr(args, option) is not None:
+                raise ValueError(f"`--{option}` is for a pipeline from scratch; leave it or `--start-from` out.")
+        return load_pipeline(args.start_from)
+    if args.config is None or args.vae is None:
+        raise ValueError("A pipeline from scratch needs `--config` and `--vae`; or name one with `--start-from`.")
+    try:
+        return build_pipeline(read_yaml(find_config(args.config)), load_vae(args.vae), captions, args.seed)
+    except TypeError as error:
+        raise ValueError(f"`--config` is {str(args.config)!r}, in which something does not fit: {error}.") from None
 
 
 def main(arguments: list[str] | None = None) -> int:

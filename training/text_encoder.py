@@ -21,7 +21,7 @@ WARMUP_STEPS = 100
 
 
 def columns_to_name(table, caption_column: str) -> dict[str, list[str]]:
-    """The columns of a data set that captions may tell: of words, of 2 to `MOST_VALUES` values.
+    """The columns of a data set that captions may tell: words or whole numbers, of 2 to `MOST_VALUES` values.
 
     Raises:
         ValueError: where there is none.
@@ -29,14 +29,14 @@ def columns_to_name(table, caption_column: str) -> dict[str, list[str]]:
     columns = {}
     for name in table.column_names:
         values = [] if name == caption_column else table[name][: 2 * MOST_VALUES]
-        if not any(isinstance(value, str) for value in values):
+        if not any(isinstance(value, (str, int)) for value in values):
             continue
         column = [str(value) for value in table[name]]
         if 2 <= len(set(column)) <= MOST_VALUES:
             columns[name] = column
     if not columns:
         raise ValueError(
-            f"`--teach` needs columns of 2 to {MOST_VALUES} different words beside the captions, such as those of "
+            f"`--teach` needs columns of 2 to {MOST_VALUES} different values beside the captions, such as those of "
             f"`brickwork data build avatars`; the data set has {', '.join(table.column_names)}."
         )
     return columns

@@ -9,6 +9,18 @@ from typing import Any
 from brickwork import options
 
 MARGIN, GAP, TEXT_HEIGHT = 12, 4, 18
+SEARCHED = "searched.json"  # a schedule beside the weights, of `brickwork search`
+TEXT_STEPS, TEXT_GUIDANCE = 12, 4.0
+PROMPTS = (
+    "a happy micah person with pink hair on a yellow ground",
+    "bottts robot, sad, a green body on a blue background",
+    "an adventurer avatar with glasses and long red hair against green",
+    "fun emoji face, surprised, on a purple ground",
+    "a miniavs character with blue hair and an orange shirt against grey",
+    "pixel art portrait with sunglasses and green hair on a pink ground",
+    "a laughing avataaars person with a hoodie and dark skin on a white background",
+    "an open peeps avatar with a bob, looking calm, against orange",
+)
 
 
 @dataclass(frozen=True)
@@ -25,12 +37,17 @@ class Row:
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Draw one picture with the weights that ship, every class in turn: the same seeds with every brick and with "
-        "bricks skipped, and wide images beyond the training size. Prints seconds, counted operations and the bricks "
-        "that ran."
+        "bricks skipped, and wide images beyond the training size; then avatars by text. Prints seconds, counted "
+        "operations and the bricks that ran."
     )
     parser.epilog = "example:\n  brickwork demo --output demo.png --seed 3"
     parser.add_argument("-o", "--output", type=Path, default=Path("demo.png"), help="picture to write (demo.png)")
     parser.add_argument("--weights", default="lego-avatars-64", help="weights that ship, or a pipeline folder")
+    parser.add_argument(
+        "--text-weights",
+        default="avatars-sd-64",
+        help="a Stable Diffusion, '' for no row by text (default: avatars-sd-64)",
+    )
     parser.add_argument("--images", type=int, default=8, help="images a row (default: 8)")
     parser.add_argument("--steps", type=int, help="steps of the sampler (default: the pipeline's, else 18)")
     options.add_common(parser, "--guidance", help="default: the pipeline's, else 2; 1 is none")
@@ -64,6 +81,7 @@ def run(args: argparse.Namespace) -> None:
     rows = [
         Row("all bricks", full, size, size, args.images),
         Row("fast: the last brick skipped on half of the steps", fast, size, size, args.images),
+        *searched_rows(args.weights, pipe.transformer, size, args.images),
         Row(f"beyond the training size: {size} x {3 * size}", full, size, 3 * size, max(1, args.images // 3)),
     ]
     drawn = []
@@ -87,8 +105,42 @@ def run(args: argparse.Namespace) -> None:
             drawn.append((row.caption, output.images))
             cost = f"{row.count} images in {seconds:.1f} s, {operations / row.count / 1e9:.1f} GFLOP an image"
             bar.write(f"{row.caption}\n    {cost}; steps by bricks {steps_text(map(name_of, output.bricks))}")
+    if args.text_weights:
+        drawn.append(draw_by_text(args))
     save_picture(compose(drawn), args.output, "brickwork demo")
     print(f"wrote {args.output}")
+
+
+def searched_rows(weights: str, transformer, size: int, images: int) -> list[Row]:
+    """The row of the schedule that `brickwork search` found, where it lies beside the weights."""
+    import brickwork
+    from brickwork.pipelines.schedule_files import named_schedule
+
+    folder = Path(weights) if Path(weights).is_dir() else brickwork.pretrained(weights)
+    if not (folder / SEARCHED).is_file():
+        return []
+    schedule = named_schedule(str(folder / SEARCHED), transformer)
+    return [Row("searched: the bricks that matter at each noise level", schedule, size, size, images)]
+
+
+def draw_by_text(args: argparse.Namespace) -> tuple[str, list]:
+    """A caption, and a picture for each of `PROMPTS`, as many as a row has."""
+    import torch
+
+    from brickwork.eval.sampling.pipelines import load_pipeline
+
+    pipe = load_pipeline(args.text_weights)
+    pipe.set_progress_bar_config(disable=True)
+    started, prompts = time.perf_counter(), list(PROMPTS[: args.images])
+    pictures = pipe(
+        prompts,
+        num_inference_steps=args.steps or TEXT_STEPS,
+        guidance_scale=TEXT_GUIDANCE,
+        generator=[torch.Generator().manual_seed(args.seed + index) for index in range(len(prompts))],
+    ).images
+    caption = f"by text: “{PROMPTS[0]}”, …"
+    print(f"{caption}\n    {len(pictures)} images in {time.perf_counter() - started:.1f} s")
+    return caption, pictures
 
 
 def spread_labels(num_classes: int | None, count: int) -> list[int] | list[None]:

@@ -5,10 +5,10 @@ import time
 from pathlib import Path
 
 from brickwork import options
+from brickwork.eval.commands.demo import PROMPTS, compose
 
-WEIGHTS, ADAPTER = "emoji-sd-64", "resadapter"
-PROMPTS = ("grinning face with smiling eyes", "red apple", "panda face", "purple heart")
-SIZES = ((64, 64), (32, 32), (48, 48), (48, 96), (96, 96))
+WEIGHTS, ADAPTER = "avatars-sd-64", "resadapter"
+SIZES = ((64, 64), (48, 48), (80, 80), (48, 96), (96, 96))
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
@@ -16,12 +16,14 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "Draw one picture with the miniature Stable Diffusion that ships, which was trained at 64 x 64 pixels alone: "
         "the same prompts and seeds at several sizes, without its ResAdapter and with it."
     )
-    parser.epilog = "example:\n  brickwork demo resadapter --output before-and-after.png --prompts 'fried egg' penguin"
+    parser.epilog = (
+        "example:\n  brickwork demo resadapter --output both.png --prompts 'a sad bottts robot' 'a happy micah person'"
+    )
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("demo-resadapter.png"), help="picture to write (demo-resadapter.png)"
     )
     parser.add_argument("--weights", default=WEIGHTS, help=f"pipeline folder with {ADAPTER}/ in it (default: ships)")
-    parser.add_argument("--prompts", nargs="+", default=list(PROMPTS), help="what to draw, side by side")
+    parser.add_argument("--prompts", nargs="+", default=list(PROMPTS[:4]), help="what to draw, side by side")
     parser.add_argument("--scale", type=float, default=0.5, help="strength of the adapter (default: 0.5)")
     options.add_common(parser, "--steps", default=16)
     options.add_common(parser, "--guidance", default=3.0)
@@ -33,7 +35,6 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from brickwork.adapters.resadapter.functions import load_resadapter, set_resadapter_scale
-    from brickwork.eval.commands.demo import compose
     from brickwork.eval.report.pictures import made_by, save_picture
     from brickwork.eval.sampling.pipelines import load_pipeline
     from brickwork.files import check_file

@@ -111,13 +111,13 @@ def test_schedules_are_compared(page):
 
 
 def test_an_adapter_is_put_on_and_taken_off(page):
-    set_value(page, "#model", "emoji-sd-64")
+    set_value(page, "#model", "avatars-sd-64")
     find(page, "#load").click()
     until(page, lambda: "StableDiffusionPipeline" in find(page, "#kind").text)
     assert find(page, "#prompt").is_displayed() and not find(page, "#label").is_displayed()
-    set_value(page, "#adapter", "emoji-sd-64/resadapter")
+    set_value(page, "#adapter", "avatars-sd-64/resadapter")
     find(page, "#load-adapter").click()
-    until(page, lambda: "emoji-sd-64/resadapter" in find(page, "#adapters").text)
+    until(page, lambda: "avatars-sd-64/resadapter" in find(page, "#adapters").text)
     find(page, "#adapters button").click()
     until(page, lambda: find(page, "#adapters").text == "")
 

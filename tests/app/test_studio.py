@@ -13,8 +13,14 @@ from brickwork.app.drawing import Settings, checked, draw
 from brickwork.app.gallery import keep, listing, notes_of
 
 LEGO = {"model": "lego-avatars-64", "steps": 2, "height": 32, "width": 32, "label": "micah"}
-EMOJI = {"model": "emoji-sd-64", "prompt": "red apple", "steps": 2, "height": 32, "width": 32}
-RESADAPTER = "emoji-sd-64/resadapter"
+AVATAR = {
+    "model": "avatars-sd-64",
+    "prompt": "a happy micah person with red hair",
+    "steps": 2,
+    "height": 32,
+    "width": 32,
+}
+RESADAPTER = "avatars-sd-64/resadapter"
 
 
 def test_what_can_be_set_is_said_of_a_pipeline(running):
@@ -61,17 +67,17 @@ def test_full_and_fast_are_compared(running):
 
 
 def test_an_adapter_goes_on_at_several_strengths_and_off(running):
-    facts = running.finished(running.post("adapter", model="emoji-sd-64", adapter=RESADAPTER))["result"]
+    facts = running.finished(running.post("adapter", model="avatars-sd-64", adapter=RESADAPTER))["result"]
     assert facts["adapters"] == [RESADAPTER] and facts["prompt"]
-    wanted = {"settings": EMOJI, "adapter": RESADAPTER, "strengths": [0, 0.5, 1]}
+    wanted = {"settings": AVATAR, "adapter": RESADAPTER, "strengths": [0, 0.5, 1]}
     job = running.finished(running.post("compare", **wanted))
     assert job["state"] == "done", job
     assert [row["caption"] for row in job["result"]["rows"]] == ["adapter off", "adapter 0.5", "adapter 1"]
     drawn = [np.asarray(Image.open(running.output / r["pictures"][0]["picture"])) for r in job["result"]["rows"]]
     assert not (drawn[0] == drawn[1]).all() and not (drawn[1] == drawn[2]).all()
-    off = running.finished(running.post("draw", **EMOJI))["result"]["pictures"][0]  # loaded, but not named
+    off = running.finished(running.post("draw", **AVATAR))["result"]["pictures"][0]  # loaded, but not named
     assert (np.asarray(Image.open(running.output / off["picture"])) == drawn[0]).all()
-    gone = {"model": "emoji-sd-64", "adapter": RESADAPTER, "unload": True}
+    gone = {"model": "avatars-sd-64", "adapter": RESADAPTER, "unload": True}
     assert running.finished(running.post("adapter", **gone))["result"]["adapters"] == []
     again = running.finished(running.post("draw", **job["result"]["rows"][2]["pictures"][0]["settings"]))
     same = Image.open(running.output / again["result"]["pictures"][0]["picture"])
@@ -89,8 +95,8 @@ def test_an_adapter_goes_on_at_several_strengths_and_off(running):
         ({"model": "runs/one"}, "no pipeline yet"),
         (LEGO | {"label": "smiley"}, "class"),
         (LEGO | {"prompt": "a cat"}, "draws no text"),
-        (EMOJI | {"prompt": " "}, "`prompt` is empty"),
-        (EMOJI | {"width": 33}, "multiples of"),
+        (AVATAR | {"prompt": " "}, "`prompt` is empty"),
+        (AVATAR | {"width": 33}, "multiples of"),
         (LEGO | {"schedule": "slow"}, "subnet"),
         (LEGO | {"steps": 0}, "`steps` is"),
         (LEGO | {"guidance": "much"}, "`guidance` is"),

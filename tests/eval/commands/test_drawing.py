@@ -11,7 +11,7 @@ from PIL import Image
 
 import brickwork
 from brickwork import BrickSchedule, EDMHeunScheduler, LegoPipeline, LegoTransformer2DModel, cli
-from brickwork.eval.commands.demo import spread_labels
+from brickwork.eval.commands.demo import PROMPTS, spread_labels
 from brickwork.eval.commands.generate import class_slugs, prompt_slugs
 from brickwork.eval.sampling.pipelines import load_pipeline, pipeline_class
 from brickwork.gen.networks.unet import BlockUNet2DModel
@@ -36,6 +36,7 @@ def folder(tmp_path_factory):
 def test_demo_draws_three_rows_and_says_what_they_cost(folder, tmp_path, capsys, monkeypatch):
     output = tmp_path / "demo.png"
     words = ["demo", "--weights", str(folder), "--output", str(output), "--images", "4", "--steps", "4"]
+    words += ["--text-weights", ""]
     assert cli.main(words) == 0
     text = capsys.readouterr().out
     assert "bricks 0+1 ×4" in text and "bricks 0 ×2, 0+1 ×2" in text
@@ -49,10 +50,28 @@ def test_demo_draws_three_rows_and_says_what_they_cost(folder, tmp_path, capsys,
     assert cli.main([*words, "--images", "1", "--overwrite"]) == 0 and Image.open(output).width < picture.width
 
 
+def test_demo_draws_by_text_and_by_a_searched_schedule_too(folder, tmp_path, capsys):
+    """A row by text; a searched schedule is drawn with where one lies beside the weights."""
+    words = ["demo", "--weights", str(folder), "--images", "2", "--steps", "2", "--output"]
+    assert cli.main([*words, str(tmp_path / "with.png")]) == 0
+    assert f"by text: “{PROMPTS[0]}”" in capsys.readouterr().out
+    assert cli.main([*words, str(tmp_path / "without.png"), "--text-weights", ""]) == 0
+    larger, smaller = (Image.open(tmp_path / name) for name in ("with.png", "without.png"))
+    assert larger.height - smaller.height == 2 * 64 + 18 + 12
+    searched = tmp_path / "weights"
+    shutil.copytree(folder, searched)
+    pipe = LegoPipeline.from_pretrained(folder)
+    (searched / "searched.json").write_text(json.dumps(BrickSchedule.fast(pipe.transformer).to_dict()))
+    words = ["demo", "--weights", str(searched), "--images", "2", "--steps", "2", "--text-weights", "", "--output"]
+    assert cli.main([*words, str(tmp_path / "searched.png")]) == 0
+    assert "searched: the bricks that matter" in capsys.readouterr().out
+
+
 def test_demo_rows_share_their_seeds(folder, tmp_path):
     """At the start of the first two rows is the same noise, so the first image is nearly the same picture."""
     for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
         words = ["demo", "--weights", str(folder), "--images", "1", "--steps", "2", "--seed", seed]
+        words += ["--text-weights", ""]
         assert cli.main([*words, "--output", str(tmp_path / f"{name}.png")]) == 0
     a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
     assert a == b != c
@@ -228,9 +247,9 @@ def test_info_of_the_weights_that_ship(capsys):
 
 def test_a_pipeline_of_another_class_is_told_of_and_says_what_draws_with_it(tmp_path, capsys):
     commands = "`brickwork demo resadapter`, `brickwork sweep` or `brickwork evaluate gen`"
-    assert cli.main(["info", "emoji-sd-64"]) == 0
+    assert cli.main(["info", "avatars-sd-64"]) == 0
     text = capsys.readouterr().out
-    pipeline = load_pipeline("emoji-sd-64", device="cpu")
+    pipeline = load_pipeline("avatars-sd-64", device="cpu")
     counts = {name: getattr(pipeline, name).num_parameters() for name in ("unet", "vae", "text_encoder")}
     assert f"StableDiffusionPipeline: {sum(counts.values()):,} parameters" in text and commands in text
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line}
@@ -241,10 +260,10 @@ def test_a_pipeline_of_another_class_is_told_of_and_says_what_draws_with_it(tmp_
         and "draw with `brickwork generate --prompt TEXT`" in text
         and "safety_checker" not in rows
     )
-    assert cli.main(["info", "emoji-sd-64", "--width", "64"]) == 2
+    assert cli.main(["info", "avatars-sd-64", "--width", "64"]) == 2
     assert "leave them out" in capsys.readouterr().err
-    assert cli.main(["generate", "emoji-sd-64", "--output", str(tmp_path / "out")]) == 2
-    assert "`model` is 'emoji-sd-64', a StableDiffusionPipeline" in (error := capsys.readouterr().err)
+    assert cli.main(["generate", "avatars-sd-64", "--output", str(tmp_path / "out")]) == 2
+    assert "`model` is 'avatars-sd-64', a StableDiffusionPipeline" in (error := capsys.readouterr().err)
     assert "add --prompt TEXT" in error and not (tmp_path / "out").exists()
 
 

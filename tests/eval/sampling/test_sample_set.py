@@ -277,7 +277,7 @@ def test_arguments_the_pipeline_does_not_take_are_refused(ddpm, lego, tmp_path):
 
 def test_a_scheduler_with_an_infinity_in_its_settings_is_recorded(tmp_path):
     """`DPMSolverMultistepScheduler` clips at -inf by default, and JSON has no infinity."""
-    pipeline = load_pipeline("emoji-sd-64", device="cpu")
+    pipeline = load_pipeline("avatars-sd-64", device="cpu")
     assert pipeline.scheduler.config.lambda_min_clipped == float("-inf")
     one = SamplingSettings(1, prompts=("red apple",), call={"num_inference_steps": 1, "height": 16, "width": 16})
     for _ in range(2):  # the second finds the first

@@ -197,7 +197,7 @@ def test_pipelines_are_loaded_in_the_type_asked_for(caplog, recwarn):
     logging.enable_propagation()
     try:
         for dtype in (torch.float32, torch.float64):
-            pipeline = load_pipeline("emoji-sd-64", dtype, device="cpu")
+            pipeline = load_pipeline("avatars-sd-64", dtype, device="cpu")
             assert {part.dtype for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)} == {dtype}
     finally:
         logging.disable_propagation()
@@ -219,11 +219,23 @@ def test_the_command_with_the_weights_that_ship(tmp_path, capsys):
 
 
 def test_every_ratio_of_the_miniature_is_a_size_that_it_draws(tmp_path, capsys):
-    """Its VAE has a factor of 4 and its UNet three levels, and the pipeline wants multiples of 8."""
-    arguments = ["sweep", "emoji-sd-64", "--ratios", "16:9", "2:3", "--sizes", "32", "--steps", "1", "--device", "cpu"]
+    """Its VAE has a factor of 4 and its UNet two levels."""
+    arguments = [
+        "sweep",
+        "avatars-sd-64",
+        "--ratios",
+        "16:9",
+        "2:3",
+        "--sizes",
+        "32",
+        "--steps",
+        "1",
+        "--device",
+        "cpu",
+    ]
     assert cli.main([*arguments, "--prompt", "red apple", "-o", str(tmp_path / "out")]) == 0
     shapes = {path.name for path in (tmp_path / "out" / "cells").iterdir()}
-    assert len(shapes) == 2 and all(int(side) % 16 == 0 for shape in shapes for side in shape.split("x"))
+    assert len(shapes) == 2 and all(int(side) % 8 == 0 for shape in shapes for side in shape.split("x"))
 
 
 def test_the_prompt_is_looked_at_before_the_pipeline_is_loaded(tmp_path, monkeypatch, capsys):
@@ -231,7 +243,7 @@ def test_the_prompt_is_looked_at_before_the_pipeline_is_loaded(tmp_path, monkeyp
         raise AssertionError("loaded")
 
     monkeypatch.setattr(pipelines, "load_pipeline", load)
-    assert cli.main(["sweep", "emoji-sd-64", "-o", str(tmp_path / "out")]) == 2
+    assert cli.main(["sweep", "avatars-sd-64", "-o", str(tmp_path / "out")]) == 2
     assert "draws from text; say what with --prompt" in capsys.readouterr().err
     assert cli.main(["sweep", "lego-avatars-64", "--prompt", "a cat", "-o", str(tmp_path / "out")]) == 2
     assert "leave --prompt out" in capsys.readouterr().err

@@ -112,4 +112,17 @@ def test_a_text_encoder_learns_what_captions_say(tmp_path, bases, capsys):
     assert main([*words, "--teach", "-1"]) == 2
     datasets.Dataset.from_dict({"text": columns["text"]}).to_parquet(str(tmp_path / "said.parquet"))
     assert main([*words, "--teach", "300", "--overwrite"]) == 2
-    assert "needs columns of 2 to 64 different words" in capsys.readouterr().err
+    assert "needs columns of 2 to 64 different values" in capsys.readouterr().err
+
+
+def test_a_pipeline_may_start_from_another(arguments, tmp_path, bases, capsys):
+    words = ["--captions", str(SAMPLE), "--output", str(tmp_path / "next"), "--start-from", str(bases["sd1"])]
+    assert main(words) == 0
+    first, then = (load_pipeline(str(folder)) for folder in (bases["sd1"], tmp_path / "next"))
+    for name in ("unet", "vae", "text_encoder"):
+        weights = getattr(then, name).state_dict()
+        assert all(torch.equal(tensor, weights[key]) for key, tensor in getattr(first, name).state_dict().items())
+    assert main([*words, "--overwrite", "--config", arguments[1]]) == 2
+    assert "is for a pipeline from scratch" in capsys.readouterr().err
+    assert main([*words[:2], "--output", str(tmp_path / "none")]) == 2
+    assert "`--config` and `--vae`" in capsys.readouterr().err
