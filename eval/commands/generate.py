@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import inspect
 import math
 import re
 from collections import Counter
@@ -87,6 +86,7 @@ def check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from brickwork.eval.report.pictures import made_by, save_picture
+    from brickwork.eval.sampling.pipelines import draws_from_text
     from brickwork.files import check_file
     from brickwork.pipelines.clip_files import write_clip
 
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
     if args.frames is not None and not clips or args.score is not None and clips:
         name, kind = ("score", "pictures") if clips else ("frames", "clips")
         raise _out_of_place(args, name, f"for {kind}", pipe)
-    wanted = (_prompts if takes_text(type(pipe)) else _classes)(args, pipe)
+    wanted = (_prompts if draws_from_text(pipe) else _classes)(args, pipe)
     first = next_seed(args.output, wanted.slugs) if args.seed is None else args.seed
     jobs = [(one, first + index) for one in wanted.slugs for index in range(args.count)]
     suffix = "gif" if clips else "png"
@@ -137,39 +137,32 @@ class Wanted:
     asked: Callable[[Any], str]
 
 
-def takes_text(kind: type) -> bool:
-    """Whether pipelines of a class draw from prompts."""
-    return "prompt" in inspect.signature(kind.__call__).parameters
-
-
 def _open(args: argparse.Namespace):
     """The pipeline, on its device; what it cannot do is said before its weights are read, where its class is known."""
-    import diffusers
-
     from brickwork.eval.sampling.pipelines import (
         compile_pipeline,
+        draws_from_text,
         load_class_pipeline,
         load_pipeline,
-        pipeline_class,
+        pipeline_parts,
     )
 
-    name = pipeline_class(args.model)
-    kind = getattr(diffusers, name or "", None)
-    text = kind is not None and takes_text(kind)
+    parts = pipeline_parts(args.model) or {}
+    name, text = parts.get("_class_name"), any(parts.get("text_encoder", ()))
     if text and args.prompt is None:
         raise ValueError(f"`model` is {args.model!r}, a {name}, which draws from text; add --prompt TEXT.")
     if text or name is None and args.prompt is not None:  # of the hub's, the class is known once it is here
         pipe = load_pipeline(args.model, device=args.device, **options.of_hub(args))
     else:
         pipe = load_class_pipeline(args.model, args.device, **options.of_hub(args))
-    if args.prompt is not None and args.score is None and not takes_text(type(pipe)):
+    if args.prompt is not None and args.score is None and not draws_from_text(pipe):
         raise _out_of_place(args, "prompt", "for a text-to-image pipeline, or for --score", pipe)
     if args.compile:
         compile_pipeline(pipe)
     if args.exported is not None:
         from brickwork.pipelines.exported import use_exported
 
-        if takes_text(type(pipe)):
+        if draws_from_text(pipe):
             raise _out_of_place(args, "exported", "for networks of ours", pipe)
         use_exported(pipe, args.exported)
     return pipe

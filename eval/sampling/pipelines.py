@@ -1,6 +1,8 @@
 """Opening pipelines by what a person types: the name of weights that ship, a folder, or a name on the hub."""
 
+import inspect
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.utils import logging
@@ -62,6 +64,12 @@ def saved_config(path: Path) -> dict:
         return read_json(path)
     except (OSError, ValueError):
         return {}
+
+
+def draws_from_text(pipe: Any) -> bool:
+    """Whether a pipeline draws from prompts: it takes them, and has what reads them."""
+    takes = "prompt" in inspect.signature(type(pipe).__call__).parameters
+    return takes and getattr(pipe, "text_encoder", pipe) is not None
 
 
 def drawn_with(name: str) -> str:

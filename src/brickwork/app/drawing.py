@@ -15,6 +15,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from brickwork.eval.report.pictures import grid
+from brickwork.eval.sampling.pipelines import draws_from_text
 from brickwork.eval.sampling.sample_set import denoiser_of
 from brickwork.eval.sampling.sizes import size_rule
 from brickwork.gen.operations import count_operations
@@ -108,7 +109,7 @@ def describe(pipe) -> dict:
     network, config = denoiser_of(pipe), denoiser_of(pipe).config
     classes = config.get("num_classes") if "class_labels" in parameters else None
     names = {int(number): name for number, name in (config.get("id2label") or {}).items()}
-    prompt = "prompt" in parameters
+    prompt = draws_from_text(pipe)
     recommended = pipe.config.get("guidance_scale")
     return {
         "kind": type(pipe).__name__,
