@@ -1,7 +1,8 @@
 """Pictures from a text and a layout: boxes, each with a phrase of what is in it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +14,19 @@ from brickwork.adapters.modules import module_adapters
 from brickwork.pipelines.saving import BrickworkPipeline
 
 FOLDER = "layout"  # beside the components, with the adapter in it
+
+
+def _shows_all(call: Callable) -> Callable:
+    """A decorator for a call whose `**arguments` go to Stable Diffusion's: its signature names those as well."""
+    own = [one for one in signature(call).parameters.values() if one.kind is not one.VAR_KEYWORD]
+    named = {one.name for one in own}
+    passed = [
+        one.replace(kind=one.KEYWORD_ONLY)
+        for one in signature(StableDiffusionPipeline.__call__).parameters.values()
+        if one.name not in named and one.kind is not one.VAR_KEYWORD
+    ]
+    call.__signature__ = signature(call).replace(parameters=[*own, *passed])
+    return call
 
 
 class LayoutPipeline(BrickworkPipeline, StableDiffusionPipeline):
@@ -32,6 +46,7 @@ class LayoutPipeline(BrickworkPipeline, StableDiffusionPipeline):
             raise ValueError("the UNet has no layout adapter: `load_adapter(pipe, file)`, or train one.")
         return found[-1].reads_from(self)
 
+    @_shows_all
     def __call__(
         self,
         prompt: str | list[str] | None = None,

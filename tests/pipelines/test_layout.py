@@ -1,5 +1,7 @@
 """Boxes and phrases as arguments of a pipeline."""
 
+import inspect
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
@@ -75,3 +77,11 @@ def test_boxes_and_phrases(pipe, tmp_path):
     assert (draw(pipe) == plain).all()
     load_adapter(pipe, tmp_path / "model" / "layout")
     assert abs(draw(pipe, boxes=BOXES, phrases=PHRASES) - drawn).max() < 1e-4
+
+
+def test_the_call_names_what_it_takes():
+    """What reads signatures, such as `brickwork sweep`, finds Stable Diffusion's arguments."""
+    parameters = inspect.signature(LayoutPipeline.__call__).parameters
+    assert list(parameters)[:4] == ["self", "prompt", "boxes", "phrases"]
+    assert {"height", "width", "num_inference_steps", "generator", "callback_on_step_end"} <= set(parameters)
+    assert "arguments" not in parameters
