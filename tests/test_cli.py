@@ -57,7 +57,7 @@ absent("diffusers.pipelines.pipeline_utils", "diffusers.models.unets.unet_2d", "
        "diffusers.models.autoencoders.autoencoder_kl", "brickwork.pipelines", "brickwork.eval", "scipy.stats")
 words = ["generate", "lego-avatars-64", "-n", "1", "--classes", "0", "--steps", "1", "--device", "cpu", "-o"]
 assert cli.main([*words, sys.orig_argv[-1]]) == 0
-absent("pandas", "matplotlib", "torchmetrics", "sklearn", "datasets", "onnxruntime", "torch._inductor.compile_fx",
+absent("pandas", "matplotlib", "torchmetrics", "sklearn", "datasets", "torch._inductor.compile_fx",
        "diffusers.pipelines.stable_diffusion", "brickwork.training", "brickwork.eval.metrics", "brickwork.eval.judge",
        "brickwork.gen.networks.unet", "brickwork.gen.networks.transformer")
 """

@@ -159,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     args = _parse(parser_of(name), rest)
-    with warnings.catch_warnings(), no_bars() if hasattr(args, "quiet") else nullcontext():
+    with warnings.catch_warnings(), _told_to_libraries(args), no_bars() if hasattr(args, "quiet") else nullcontext():
         _tell(args)
         return _run(args)
 
@@ -201,14 +201,29 @@ def no_bars() -> Iterator[None]:
         tqdm.__init__ = former
 
 
+@contextmanager
+def _told_to_libraries(args: argparse.Namespace) -> Iterator[None]:
+    """Within the block libraries, and processes that are started, tell as much as the command does."""
+    told = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"} if hasattr(args, "quiet") else {}
+    level = "error" if hasattr(args, "quiet") else "info" if hasattr(args, "verbose") else None
+    if level:
+        told |= {"DIFFUSERS_VERBOSITY": level, "TRANSFORMERS_VERBOSITY": level}
+    former = {name: os.environ.get(name) for name in told}
+    os.environ |= told
+    try:
+        yield
+    finally:
+        for name, value in former.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _tell(args: argparse.Namespace) -> None:
     """How much is told: warnings as one line of their own above a progress bar, all that libraries say, or nothing."""
     if hasattr(args, "quiet"):
         warnings.simplefilter("ignore")
-        os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    level = "error" if hasattr(args, "quiet") else "info" if hasattr(args, "verbose") else None
-    if level:
-        os.environ |= {"DIFFUSERS_VERBOSITY": level, "TRANSFORMERS_VERBOSITY": level}
 
     def show(message, category, filename, lineno, file=None, line=None) -> None:
         from tqdm import tqdm

@@ -75,7 +75,7 @@ def test_merge_refuses(unet, official, helpers, tmp_path):
     base, out = tmp_path / "base.safetensors", tmp_path / "out"
     for arguments, message in [
         ((base, official, tmp_path / "there"), "exists already"),
-        ((tmp_path / "gone", official, out), "does not exist"),
+        ((tmp_path / "gone", official, out), "is not there"),
         ((tmp_path / "model.ckpt", official, out), "pickles"),
         ((tmp_path / "there", official, out), "has no weights of a UNet"),
         ((base, other, out), "does not fit"),
