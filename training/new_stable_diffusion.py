@@ -25,7 +25,7 @@ from brickwork.training.config.library import find_config
 from brickwork.training.config.reading import read_yaml
 from brickwork.training.data.cache import load_vae
 from brickwork.training.data.images import load_table
-from brickwork.training.text_encoder import columns_to_name, teach
+from brickwork.training.tasks.latent.text_encoder import columns_to_name, teach
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 # Stable Diffusion's own noise schedule.
