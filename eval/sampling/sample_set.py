@@ -121,7 +121,9 @@ def sample_set(
     record = _record(call, source, format, gflops)
     # Pictures lie in a folder of PNGs until all are there; the other formats are packed from it in one step.
     folder = output if format == "png" else output.with_name(output.name + ".parts")
-    if _is_finished(output, record, folder, format):
+    finished = _is_finished(output, record, folder, format)
+    state.wait_for_everyone()  # no process looks at the folder while the first one begins to write there
+    if finished:
         return output
     with state.main_process_first():
         if state.is_main_process:
