@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from diffusers import ConfigMixin, SchedulerMixin
+from diffusers import EDMEulerScheduler
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_edm_euler import EDMEulerSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -19,8 +19,8 @@ EDMHeunSchedulerOutput = EDMEulerSchedulerOutput
 _DEVICES_WITHOUT_FLOAT64 = ("mps", "npu", "neuron")
 
 
-class EDMHeunScheduler(SchedulerMixin, ConfigMixin):
-    """EDM's stochastic Heun sampler behind the interface of diffusers' `EDMEulerScheduler`.
+class EDMHeunScheduler(EDMEulerScheduler):
+    """EDM's stochastic Heun sampler, with the preconditioning of diffusers' `EDMEulerScheduler`.
 
     A step from one noise level to the next takes two evaluations of the network, except the last one, so N steps have
     2N - 1 `timesteps`: even positions begin a step, odd ones correct it (`order` is 2, as in diffusers'
@@ -78,23 +78,10 @@ class EDMHeunScheduler(SchedulerMixin, ConfigMixin):
         self.set_timesteps(num_train_timesteps)
         self.num_inference_steps: int | None = None
 
-    def __len__(self) -> int:
-        return self.config.num_train_timesteps
-
     @property
     def init_noise_sigma(self) -> float:
         """Standard deviation of the sample that the first evaluation of the network expects."""
         return math.hypot(self._first_sigma, self._churn_stds[0])
-
-    @property
-    def step_index(self) -> int | None:
-        """Position of the next evaluation in `timesteps`, `None` before the first."""
-        return self._step_index
-
-    @property
-    def begin_index(self) -> int | None:
-        """Position in `timesteps` to begin at, `None` unless set by `set_begin_index`."""
-        return self._begin_index
 
     @property
     def state_in_first_order(self) -> bool:
@@ -160,24 +147,6 @@ class EDMHeunScheduler(SchedulerMixin, ConfigMixin):
         rho = self.config.rho
         return (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
 
-    def precondition_inputs(self, sample: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
-        """EDM's `c_in * sample`, which has unit variance."""
-        return sample * (1 / (sigma**2 + self.config.sigma_data**2) ** 0.5)
-
-    def precondition_noise(self, sigma: float | torch.Tensor) -> torch.Tensor:
-        """EDM's `c_noise`, what the network is told of the noise level: `log(sigma) / 4`."""
-        return torch.log(torch.as_tensor(sigma)) / 4
-
-    def precondition_outputs(
-        self, sample: torch.Tensor, model_output: torch.Tensor, sigma: float | torch.Tensor
-    ) -> torch.Tensor:
-        """The denoised estimate `c_skip * sample + c_out * model_output`."""
-        total = sigma**2 + self.config.sigma_data**2
-        c_out = sigma * self.config.sigma_data / total**0.5
-        if self.config.prediction_type == "v_prediction":
-            c_out = -c_out
-        return self.config.sigma_data**2 / total * sample + c_out * model_output
-
     def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor) -> torch.Tensor:
         """The sample as the network reads it at this evaluation, in the dtype of `sample`."""
         if self._step_index is None:
@@ -193,14 +162,6 @@ class EDMHeunScheduler(SchedulerMixin, ConfigMixin):
         if not positions:
             raise ValueError(f"`timestep` is {timestep}, which is not among the scheduler's `timesteps`; take one.")
         return next((position for position in positions if position % 2 == 0), positions[0])
-
-    def _init_step_index(self, timestep: float | torch.Tensor) -> None:
-        if self._begin_index is not None:
-            self._step_index = self._begin_index
-            return
-        if isinstance(timestep, torch.Tensor):
-            timestep = timestep.to(self.timesteps.device)
-        self._step_index = self.index_for_timestep(timestep)
 
     def step(
         self,
@@ -259,16 +220,6 @@ class EDMHeunScheduler(SchedulerMixin, ConfigMixin):
         if isinstance(generator, list) and len(generator) != len(state):
             raise ValueError(f"`generator` has {len(generator)} entries for {len(state)} images; give one an image.")
         return state + std * randn_tensor(state.shape, generator, state.device, state.dtype)
-
-    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """`original_samples + sigma * noise`, with the noise level of each entry of `timesteps (B,)`."""
-        if self._begin_index is None:
-            positions = [self.index_for_timestep(t.to(self.timesteps.device)) for t in timesteps]
-        else:
-            position = self._begin_index if self._step_index is None else self._step_index
-            positions = [position] * len(timesteps)
-        sigma = self.sigmas[positions].to(original_samples.device, original_samples.dtype)
-        return original_samples + noise * sigma.view(-1, *[1] * (original_samples.ndim - 1))
 
 
 def float_dtype_for(device: torch.device) -> torch.dtype:
