@@ -1,9 +1,10 @@
 """Read the tensors of a pickled module without running anything of the pickle.
 
 A pickle is a program for a small stack machine. Python's own machine imports and calls whatever the program names. The
-one here knows only the instructions that a pickled network needs and never imports or calls: a name stays a name, an
-object becomes a `Record` of its state, and bytes stay where they lie in the file until a tensor is read from them. The
-few functions that rebuild tensors are known by name and done here; every other name is refused.
+one here lets `pickletools` take the program apart, knows only the instructions that a pickled network needs and never
+imports or calls: a name stays a name, an object becomes a `Record` of its state, and long bytes stay where they lie in
+the file until a tensor is read from them. The few functions that rebuild tensors are known by name and done here;
+every other name is refused.
 
 The files in mind are EDM-style snapshots, `{"ema": module, "loss_fn": ..., ...}`, written by the persistence wrapper
 of NVIDIA's `torch_utils`, whose source code is in the file too; here it is a text like any other.
@@ -14,10 +15,10 @@ import mmap
 import pickle
 import pickletools
 import re
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,14 +41,6 @@ class Name:
 
     module: str
     name: str
-
-
-@dataclass(frozen=True)
-class Span:
-    """Where bytes lie in the file."""
-
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True)
@@ -90,67 +83,74 @@ _STORAGES = {
 }  # fmt: skip
 
 
+class Stretch:
+    """Bytes of the file from `at` to `stop`, as `pickletools` reads them; what is too long for a text stays there."""
+
+    def __init__(self, buffer: mmap.mmap, at: int, stop: int):
+        self.buffer, self.at, self.stop = buffer, at, stop
+
+    def tell(self) -> int:
+        return self.at
+
+    def read(self, count: int) -> bytes | range:
+        """The next bytes, fewer at the end, or of more than `MAX_TEXT` where they lie."""
+        found = range(self.at, min(self.at + count, self.stop))
+        self.at = found.stop
+        return found if len(found) > MAX_TEXT else self.buffer[found.start : found.stop]
+
+    def readline(self) -> bytes:
+        """A line that is as short as a name's; nothing where there is none."""
+        return self.read(self.buffer.find(b"\n", self.at, min(self.stop, self.at + 256)) + 1 - self.at)
+
+
 class Machine:
-    """The stack machine. `run` reads one pickle from `buffer[start:stop]` and stays behind it for the next.
+    """The stack machine. `run` reads one pickle, and leaves the stretch behind it for the next.
 
     Args:
-        buffer: the file.
-        start: first byte to read.
-        stop: byte behind the last.
+        stretch: what to read.
         steps: iterator that grants one instruction each time; shared with the machines that read nested pickles.
         nested: read what lies in the bytes of a storage, rather than the objects of the file.
     """
 
-    def __init__(self, buffer: mmap.mmap, start: int, stop: int, steps: Iterator[int], nested: bool = False):
-        self.buffer, self.at, self.stop, self.steps, self.nested = buffer, start, stop, steps, nested
+    def __init__(self, stretch: Stretch, steps: Iterator[int], nested: bool = False):
+        self.stretch, self.steps, self.nested = stretch, steps, nested
+
+    @property
+    def at(self) -> int:
+        return self.stretch.at
 
     def run(self) -> object:
         self.stack: list = []
         self.marks: list[int] = []
         self.memo: dict[int, object] = {}
+        instructions = pickletools.genops(self.stretch)
         for _ in self.steps:
-            code = self.take(1)
+            start = self.at
+            try:
+                known, argument, _ = next(instructions)
+            except ValueError as error:
+                raise self.damaged(str(error)) from None
+            except TypeError:  # bytes that stayed in the file are no text
+                raise ValueError(
+                    f"at byte {start} it has a text of {self.at - start - 5} bytes; at most {MAX_TEXT} are read."
+                ) from None
+            code = known.code.encode("latin-1")
             if code == pickle.STOP:
                 return self.pop()
             if code not in _INSTRUCTIONS:
-                known = pickletools.code2op.get(code.decode("latin-1"))
-                what = f"the instruction {known.name}" if known else f"no instruction but {code!r}"
-                raise ValueError(f"at byte {self.at - 1} it has {what}; the authors' files never do.")
-            _INSTRUCTIONS[code](self)
+                raise ValueError(f"at byte {start} it has the instruction {known.name}; the authors' files never do.")
+            _INSTRUCTIONS[code](self, argument)
         raise ValueError(f"it has more than {MAX_INSTRUCTIONS:,} instructions, many times what a network needs.")
-
-    def skip(self, count: int) -> Span:
-        if not 0 <= count <= self.stop - self.at:
-            raise self.damaged(f"{count} more bytes should follow")
-        self.at += count
-        return Span(self.at - count, self.at)
-
-    def take(self, count: int) -> bytes:
-        span = self.skip(count)
-        return self.buffer[span.start : span.stop]
-
-    def number(self, layout: str) -> int | float:
-        return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
-
-    def integer(self, count: int) -> int:
-        return int.from_bytes(self.take(count), "little", signed=True)
-
-    def text(self, count: int) -> str:
-        if count > MAX_TEXT:
-            raise ValueError(f"at byte {self.at} it has a text of {count} bytes; at most {MAX_TEXT} are read.")
-        return self.take(count).decode(errors="replace")
-
-    def line(self) -> str:
-        end = self.buffer.find(b"\n", self.at, min(self.stop, self.at + 256))
-        if end < 0:
-            raise self.damaged("a name has no end")
-        return self.text(end + 1 - self.at)[:-1]
 
     def damaged(self, what: str) -> ValueError:
         return ValueError(f"it is cut off or damaged: {what} (at byte {self.at}).")
 
     def push(self, value: object) -> None:
         self.stack.append(value)
+
+    def push_bytes(self, value: bytes | range) -> None:
+        """The bytes just read, as the range in which they lie."""
+        self.push(range(self.at - len(value), self.at))
 
     def top(self, kind: type | tuple[type, ...] = object) -> object:
         floor = self.marks[-1] if self.marks else 0
@@ -186,8 +186,8 @@ class Machine:
             raise ValueError(f"before byte {self.at} it has a dict with keys that are neither texts nor integers.")
         (target.items if isinstance(target, Record) else target).update(zip(keys, items[1::2]))
 
-    def memoize(self, index: int) -> None:
-        self.memo[index] = self.top()
+    def memoize(self, index: int | None) -> None:
+        self.memo[len(self.memo) if index is None else index] = self.top()
 
     def recall(self, index: int) -> None:
         if index not in self.memo:
@@ -203,11 +203,11 @@ class Machine:
             raise ValueError(f"it names {full}, which no network of the authors needs; it was not imported.")
         self.push(target)
 
-    def push_stacked_name(self) -> None:
+    def push_stacked_name(self, _: None) -> None:
         name, module = self.pop(str), self.pop(str)
         self.push_name(module, name)
 
-    def call(self) -> None:
+    def call(self, _: None) -> None:
         arguments, target = self.pop(tuple), self.pop(Name)
         if target not in _REBUILDERS:
             self.push(Record())
@@ -217,18 +217,18 @@ class Machine:
             raise self.damaged(f"{target.name} has {len(arguments)} arguments")
         self.push(rebuild(self, *arguments))
 
-    def create(self) -> None:
+    def create(self, _: None) -> None:
         self.pop(tuple)
         self.pop(Name)
         self.push(Record())
 
-    def build(self) -> None:
+    def build(self, _: None) -> None:
         state, target = self.pop(dict), self.top(Record)
         if target.state is not None:
             raise self.damaged("an object is given its state twice")
         target.state = state
 
-    def push_storage(self) -> None:
+    def push_storage(self, _: None) -> None:
         """A storage's persistent id, `("storage", type, key, device, count, view)` => `(dtype, key, count)`."""
         if not self.nested:
             raise ValueError(f"before byte {self.at} it refers to something outside the file.")
@@ -241,11 +241,12 @@ class Machine:
         self.push((_STORAGES[kind], key, count))
 
 
-def _read_storage(machine: Machine, span: object) -> Storage:
+def _read_storage(machine: Machine, given: object) -> Storage:
     """torch's legacy format, nested in bytes: magic, version, system, storage, its key; then the numbers."""
-    if not isinstance(span, Span):
+    if not isinstance(given, range):
         raise machine.damaged("a storage is not made of bytes")
-    reader = Machine(machine.buffer, span.start, span.stop, machine.steps, nested=True)
+    stretch = Stretch(machine.stretch.buffer, given.start, given.stop)
+    reader = Machine(stretch, machine.steps, nested=True)
     magic, version, system, storage, keys = (reader.run() for _ in range(5))
     if magic != LEGACY_MAGIC or version != LEGACY_VERSION:
         raise machine.damaged("a storage is not in torch's legacy format")
@@ -254,7 +255,8 @@ def _read_storage(machine: Machine, span: object) -> Storage:
     if not isinstance(storage, tuple) or len(storage) != 3 or keys != [storage[1]]:
         raise machine.damaged("bytes do not hold exactly one storage")
     dtype, _, count = storage
-    if reader.number("<q") != count or span.stop - reader.at != count * dtype.itemsize:
+    stated = int.from_bytes(stretch.read(8), "little", signed=True)
+    if stated != count or given.stop - reader.at != count * dtype.itemsize:
         raise machine.damaged("a storage does not hold as many numbers as it declares")
     return Storage(dtype, reader.at, count)
 
@@ -300,42 +302,35 @@ _REBUILDERS: dict[Name, tuple[Callable, int, int]] = {
     Name("torch_utils.persistence", "_reconstruct_persistent_obj"): (_read_persistent, 1, 1),
 }
 
-_INSTRUCTIONS: dict[bytes, Callable[[Machine], object]] = {
-    pickle.PROTO: lambda machine: machine.take(1),
-    pickle.FRAME: lambda machine: machine.take(8),
-    pickle.MARK: lambda machine: machine.marks.append(len(machine.stack)),
-    pickle.NONE: lambda machine: machine.push(None),
-    pickle.NEWTRUE: lambda machine: machine.push(True),
-    pickle.NEWFALSE: lambda machine: machine.push(False),
-    pickle.BININT: lambda machine: machine.push(machine.number("<i")),
-    pickle.BININT1: lambda machine: machine.push(machine.number("<B")),
-    pickle.BININT2: lambda machine: machine.push(machine.number("<H")),
-    pickle.LONG1: lambda machine: machine.push(machine.integer(machine.number("<B"))),
-    pickle.BINFLOAT: lambda machine: machine.push(machine.number(">d")),
-    pickle.SHORT_BINUNICODE: lambda machine: machine.push(machine.text(machine.number("<B"))),
-    pickle.BINUNICODE: lambda machine: machine.push(machine.text(machine.number("<I"))),
-    pickle.SHORT_BINBYTES: lambda machine: machine.push(machine.skip(machine.number("<B"))),
-    pickle.BINBYTES: lambda machine: machine.push(machine.skip(machine.number("<I"))),
-    pickle.BINBYTES8: lambda machine: machine.push(machine.skip(machine.number("<Q"))),
-    pickle.EMPTY_TUPLE: lambda machine: machine.push(()),
-    pickle.TUPLE1: lambda machine: machine.push(tuple(machine.pop_some(1))),
-    pickle.TUPLE2: lambda machine: machine.push(tuple(machine.pop_some(2))),
-    pickle.TUPLE3: lambda machine: machine.push(tuple(machine.pop_some(3))),
-    pickle.TUPLE: lambda machine: machine.push(tuple(machine.since_mark())),
-    pickle.EMPTY_LIST: lambda machine: machine.push([]),
-    pickle.APPEND: lambda machine: machine.extend(machine.pop_some(1)),
-    pickle.APPENDS: lambda machine: machine.extend(machine.since_mark()),
-    pickle.EMPTY_SET: lambda machine: machine.push(set()),
-    pickle.ADDITEMS: Machine.since_mark,
-    pickle.EMPTY_DICT: lambda machine: machine.push({}),
-    pickle.SETITEM: lambda machine: machine.set_items(machine.pop_some(2)),
-    pickle.SETITEMS: lambda machine: machine.set_items(machine.since_mark()),
-    pickle.MEMOIZE: lambda machine: machine.memoize(len(machine.memo)),
-    pickle.BINPUT: lambda machine: machine.memoize(machine.number("<B")),
-    pickle.LONG_BINPUT: lambda machine: machine.memoize(machine.number("<I")),
-    pickle.BINGET: lambda machine: machine.recall(machine.number("<B")),
-    pickle.LONG_BINGET: lambda machine: machine.recall(machine.number("<I")),
-    pickle.GLOBAL: lambda machine: machine.push_name(machine.line(), machine.line()),
+_VALUES = (
+    pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1, pickle.BINFLOAT, pickle.SHORT_BINUNICODE,
+    pickle.BINUNICODE,
+)  # fmt: skip
+# Instructions by code: what to do, of the machine and the instruction's argument.
+_INSTRUCTIONS: dict[bytes, Callable[[Machine, Any], object]] = {
+    **dict.fromkeys((pickle.PROTO, pickle.FRAME), lambda machine, _: None),
+    **dict.fromkeys(_VALUES, Machine.push),
+    **dict.fromkeys((pickle.SHORT_BINBYTES, pickle.BINBYTES, pickle.BINBYTES8), Machine.push_bytes),
+    **dict.fromkeys((pickle.MEMOIZE, pickle.BINPUT, pickle.LONG_BINPUT), Machine.memoize),
+    **dict.fromkeys((pickle.BINGET, pickle.LONG_BINGET), Machine.recall),
+    pickle.NONE: Machine.push,
+    pickle.NEWTRUE: lambda machine, _: machine.push(True),
+    pickle.NEWFALSE: lambda machine, _: machine.push(False),
+    pickle.EMPTY_TUPLE: lambda machine, _: machine.push(()),
+    pickle.EMPTY_LIST: lambda machine, _: machine.push([]),
+    pickle.EMPTY_DICT: lambda machine, _: machine.push({}),
+    pickle.EMPTY_SET: lambda machine, _: machine.push(set()),
+    pickle.MARK: lambda machine, _: machine.marks.append(len(machine.stack)),
+    pickle.TUPLE1: lambda machine, _: machine.push(tuple(machine.pop_some(1))),
+    pickle.TUPLE2: lambda machine, _: machine.push(tuple(machine.pop_some(2))),
+    pickle.TUPLE3: lambda machine, _: machine.push(tuple(machine.pop_some(3))),
+    pickle.TUPLE: lambda machine, _: machine.push(tuple(machine.since_mark())),
+    pickle.APPEND: lambda machine, _: machine.extend(machine.pop_some(1)),
+    pickle.APPENDS: lambda machine, _: machine.extend(machine.since_mark()),
+    pickle.ADDITEMS: lambda machine, _: machine.since_mark(),
+    pickle.SETITEM: lambda machine, _: machine.set_items(machine.pop_some(2)),
+    pickle.SETITEMS: lambda machine, _: machine.set_items(machine.since_mark()),
+    pickle.GLOBAL: lambda machine, names: machine.push_name(*names.split(" ", 1)),
     pickle.STACK_GLOBAL: Machine.push_stacked_name,
     pickle.REDUCE: Machine.call,
     pickle.NEWOBJ: Machine.create,
@@ -422,7 +417,7 @@ def load_pickled_module(path: str | Path, key: str = "ema") -> tuple[dict[str, t
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
             if buffer[:1] != pickle.PROTO:
                 raise ValueError(f"it is not a pickle: it begins with {buffer[:8]!r}.")
-            content = Machine(buffer, 0, size, iter(range(MAX_INSTRUCTIONS))).run()
+            content = Machine(Stretch(buffer, 0, size), iter(range(MAX_INSTRUCTIONS))).run()
         module = content.get(key) if isinstance(content, dict) else None
         if not isinstance(module, Record):
             raise ValueError(f"it is not a snapshot of the authors: it holds no module under {key!r}.")
