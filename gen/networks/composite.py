@@ -28,11 +28,6 @@ from brickwork.gen.taps import tapped
 KINDS = {"BlockUNet2DModel": BlockUNet2DModel, "UNet2DConditionModel": UNet2DConditionModel}
 COMPOSITIONS = ("dhlc", "same_level")
 ASSISTANT = "assistant"
-# What the composite says of itself in the networks' words, for pipelines; a kind of network may lack some.
-_TOLD = (
-    "sample_size", "in_channels", "out_channels", "num_classes", "cross_attention_dim", "time_cond_proj_dim",
-    "addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim",
-)  # fmt: skip
 
 
 class Link(nn.Module):
@@ -83,16 +78,20 @@ class CompositeDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
 
     Build one with `grow`. As subnets it has `"assistant"`, the first copy alone, and `"full"`.
 
-    Args beside those of `Denoiser`, which are always the network's, as are those of Stable Diffusion XL's networks
-    (`addition_embed_type`, `addition_time_embed_dim`, `projection_class_embeddings_input_dim`):
+    Args (its configuration says what the network's does beside them):
         network: configuration of the network with its `_class_name`.
         k: how many copies there are, the lead among them.
         composition: which stages are linked, see `CompositeLinks`.
+        id2label: class names by number, `None` for the network's.
 
     Attributes:
         output_weights: of each network's loss in training, the assistants' first.
     """
 
+    told = (  # a kind of network may lack some
+        "sample_size", "in_channels", "out_channels", "num_classes", "cross_attention_dim", "time_cond_proj_dim",
+        "addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim",
+    )  # fmt: skip
     smallest = {"network": {"_class_name": "BlockUNet2DModel"} | BlockUNet2DModel.smallest}
 
     @register_to_config
@@ -101,15 +100,6 @@ class CompositeDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
         network: Mapping[str, Any],
         k: int = 2,
         composition: str = "dhlc",
-        sample_size: int | None = None,
-        in_channels: int | None = None,
-        out_channels: int | None = None,
-        num_classes: int | None = None,
-        cross_attention_dim: int | None = None,
-        time_cond_proj_dim: int | None = None,
-        addition_embed_type: str | None = None,
-        addition_time_embed_dim: int | None = None,
-        projection_class_embeddings_input_dim: int | None = None,
         id2label: dict[int, str] | None = None,
     ):
         super().__init__()
@@ -118,9 +108,7 @@ class CompositeDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
         lead = self.networks[-1]
         widths = list(lead.config.block_out_channels) if isinstance(lead, UNet2DConditionModel) else lead.widths
         self.links = CompositeLinks(channels=widths, copies=k - 1, composition=composition)
-        told = {name: lead.config.get(name) for name in _TOLD}
-        names = id2label if id2label is not None else lead.config.get("id2label")
-        self.register_to_config(**told, id2label=names)
+        self._tell(lead.config, id2label)
         self.output_weights = (*(0.5,) * (k - 1), 1.0)
         self._take_over(self.networks)
 

@@ -22,11 +22,27 @@ class Parted(Denoiser, ABC):
 
     To be named before `ModelMixin` among a network's bases. `config.json` describes every part in full, so that
     `from_config` builds the network too.
+
+    Attributes:
+        told: settings of the main part that the configuration repeats, where pipelines look for them.
     """
+
+    told: tuple[str, ...] = ()
 
     @abstractmethod
     def parts(self) -> dict[str, str]:
         """The module name of each part, by the name of its sub-folder."""
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *arguments, **kwargs):
+        """As in diffusers; what only repeats the parts' settings is no argument of the constructor."""
+        own = {key: value for key, value in config.items() if key not in cls.told}
+        return super().from_config(own, *arguments, **kwargs)
+
+    def _tell(self, main: Mapping[str, Any], id2label: Mapping[int, str] | None, **further) -> None:
+        """Repeat the settings of the main part; `further` ones, and class names if given, go before."""
+        names = {"id2label": main.get("id2label") if id2label is None else id2label}
+        self.register_to_config(**{name: main.get(name) for name in self.told} | names | further)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
         """Save the configuration, and each part in a sub-folder; see diffusers for the arguments.

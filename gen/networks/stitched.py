@@ -76,12 +76,14 @@ class StitchedDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
     Build one with `from_anchors`. Stacks of blocks are cut between layers, LEGO stacks between bricks, and UNets
     between the stages of the encoder, where all that the decoder reads of the stages above is stitched too.
 
-    Args beside those of `Denoiser`, which are always the last anchor's:
+    Args (its configuration says what the last anchor's does beside them, and the largest `patch_size`):
         anchors: configurations of the networks with their `_class_name`, from the cheap to the costly.
         stitches: for each stitch the number of the anchor that begins, how many of its layers run, the number of the
             one that ends, and its first layer that runs.
-        patch_size: side of a patch, the last anchor's too.
+        id2label: class names by number, `None` for the last anchor's.
     """
+
+    told = ("sample_size", *SHARED, "patch_size")
 
     _anchor = {"_class_name": "BlockTransformer2DModel"} | BlockTransformer2DModel.smallest
     smallest = {"anchors": [_anchor, _anchor | {"hidden_size": 24}], "stitches": [[0, 1, 1, 1]]}
@@ -91,12 +93,6 @@ class StitchedDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
         self,
         anchors: Sequence[Mapping[str, Any]],
         stitches: Sequence[Sequence[int]] = (),
-        sample_size: int | None = None,
-        in_channels: int | None = None,
-        out_channels: int | None = None,
-        num_classes: int | None = None,
-        cross_attention_dim: int | None = None,
-        patch_size: int | None = None,
         id2label: dict[int, str] | None = None,
     ):
         super().__init__()
@@ -108,15 +104,12 @@ class StitchedDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
             channels = [[front.channels, end.channels] for seam in seams for front, end in seam]
             self.stitching = StitchingLayers(channels=channels)
         last = self.networks[-1].config
-        told = {name: last.get(name) for name in ("sample_size", *SHARED)}
         configs = [anchor.config for anchor in self.networks]
-        told["patch_size"] = max(
-            max([config.get("patch_size") or 1, *(config.get("patch_sizes") or [])]) for config in configs
-        )
+        patches = [patch for one in configs for patch in (one.get("patch_size") or 1, *(one.get("patch_sizes") or []))]
         self.maps = {
             f"{name} of anchor-{n}": map for n, one in enumerate(self.networks) for name, map in one.maps.items()
         }
-        self.register_to_config(**told, id2label=last.id2label if id2label is None else id2label)
+        self._tell(last, id2label, patch_size=max(patches))
         self._take_over(self.networks)
 
     def _seams(self, cut: Stitch) -> list[tuple[Site, Site]]:

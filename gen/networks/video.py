@@ -41,11 +41,6 @@ _OURS = (BlockUNet2DModel, BlockTransformer2DModel, LegoTransformer2DModel, Stit
 KINDS = {kind.__name__: kind for kind in (*_OURS, UNet2DModel, UNet2DConditionModel)}
 ATTENTION = "T"
 UNITS = ("A", "B", "C", ATTENTION)
-# What the video network says of itself in the image network's words, for pipelines.
-_TOLD = (
-    "sample_size", "in_channels", "out_channels", "cross_attention_dim", "time_cond_proj_dim", "patch_size",
-    "patch_sizes", "window_sizes", "id2label", "trained_subsets",
-)  # fmt: skip
 
 
 class TemporalUnit(nn.Module):
@@ -193,11 +188,16 @@ class VideoDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
     Every frame goes through the image network as a picture of its own, and its residual blocks are pseudo-3D units.
     Saved, it holds the image network in `image/` and what is new in `temporal/`.
 
-    Args beside those of `Denoiser`, which are always the image network's:
+    Args (its configuration says what the image network's does beside them):
         network: configuration of the image network with its `_class_name`.
         pattern: the units of the residual blocks in turn, of the letters A, B and C, and T for attention over time.
-        patch_size: of the image network, as are `patch_sizes`, `window_sizes` and `trained_subsets`.
+        id2label: class names by number, `None` for the image network's.
     """
+
+    told = (
+        "sample_size", "in_channels", "out_channels", "num_classes", "cross_attention_dim", "time_cond_proj_dim",
+        "patch_size", "patch_sizes", "window_sizes", "trained_subsets",
+    )  # fmt: skip
 
     smallest = {"network": {"_class_name": "BlockUNet2DModel"} | BlockUNet2DModel.smallest}
 
@@ -206,17 +206,7 @@ class VideoDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
         self,
         network: Mapping[str, Any],
         pattern: str = "ABC",
-        sample_size: int | None = None,
-        in_channels: int | None = None,
-        out_channels: int | None = None,
-        num_classes: int | None = None,
-        cross_attention_dim: int | None = None,
-        time_cond_proj_dim: int | None = None,
-        patch_size: int | None = None,
-        patch_sizes: Sequence[int] | None = None,
-        window_sizes: Sequence[int] | None = None,
         id2label: dict[int, str] | None = None,
-        trained_subsets: str | None = None,
     ):
         super().__init__()
         if not isinstance(pattern, str) or not pattern or set(pattern) - set(UNITS):
@@ -228,8 +218,7 @@ class VideoDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
         )
         config = self.image.config
         rows = None if isinstance(self.image, _OURS) else class_rows(config)
-        told = {name: config.get(name) for name in _TOLD} | ({} if id2label is None else {"id2label": id2label})
-        self.register_to_config(**told, num_classes=config.num_classes if rows is None else rows - 1 if rows else None)
+        self._tell(config, id2label, num_classes=config.num_classes if rows is None else rows - 1 if rows else None)
         self.maps = getattr(self.image, "maps", {})
         self._take_over([self.image])
         self._install()
