@@ -240,28 +240,22 @@ class LegoTransformer2DModel(Denoiser, ResidualPorts, Cuttable, ModelMixin, Conf
         cls,
         denoiser: nn.Module,
         scheduler: Any,
-        window_sizes: Sequence[int] = (),
-        patch_sizes: Sequence[int] = (),
-        num_layers: Sequence[int] = (),
-        hidden_sizes: int | Sequence[int] = 384,
-        num_attention_heads: int | Sequence[int] = 6,
+        *,
         num_classes: int | None = None,
         sample_size: int | None = None,
         sigma_data: float = 0.5,
-        **config,
+        **stack,
     ) -> "LegoTransformer2DModel":
         """A pretrained denoiser of diffusers as the lowest brick, with fresh bricks on it.
 
         Args:
             denoiser: a `UNet2DModel` or `DiTTransformer2DModel`; its weights are copied.
             scheduler: that it was trained with: a DDPM scheduler or any with betas, or its configuration.
-            window_sizes: of the bricks on top, as are `patch_sizes`, `num_layers`, `hidden_sizes` and
-                `num_attention_heads`; none for the denoiser alone.
             num_classes: classes of the stack; by default those of the denoiser. A UNet without a row for "no class"
                 gets one, the mean of the others.
             sample_size: side of the training images; by default what the denoiser's configuration says.
             sigma_data: of the stack's objective and scheduler.
-            config: further configuration values of the stack.
+            stack: further configuration values; lists say what the bricks on top have, of which there may be none.
 
         Raises:
             ValueError: for networks that cannot be wrapped; the text says why.
@@ -274,18 +268,13 @@ class LegoTransformer2DModel(Denoiser, ResidualPorts, Cuttable, ModelMixin, Conf
             raise ValueError("`sample_size` is None, and the denoiser's configuration has no one side; give it.")
         if num_classes is None and class_rows(denoiser.config):
             num_classes = class_rows(denoiser.config) - 1
-        lists = {"hidden_sizes": hidden_sizes, "num_attention_heads": num_attention_heads}
-        model = cls(
-            sample_size=sample_size,
-            in_channels=denoiser.config.in_channels,
-            num_classes=num_classes,
-            window_sizes=[sample_size, *window_sizes],
-            patch_sizes=[unit, *patch_sizes],
-            num_layers=[0, *num_layers],
-            pretrained_brick=described,
-            **{name: value if isinstance(value, int) else [0, *value] for name, value in lists.items()},
-            **config,
-        )
+        firsts = {"window_sizes": sample_size, "patch_sizes": unit, "num_layers": 0}
+        stack |= {name: [first, *stack.get(name, ())] for name, first in firsts.items()}
+        for name in ("hidden_sizes", "num_attention_heads"):
+            if not isinstance(stack.get(name, 1), int):
+                stack[name] = [0, *stack[name]]
+        stack |= {"in_channels": denoiser.config.in_channels, "pretrained_brick": described}
+        model = cls(sample_size=sample_size, num_classes=num_classes, **stack)
         model.bricks[0].model.load_state_dict(denoiser.state_dict())
         return model.eval()
 
