@@ -72,11 +72,7 @@ class ClassToImagePipeline(SamplingPipeline):
         """
         return self._draw(*shared, schedule=subnet_schedule, networks=networks, **further)
 
-    def _check_arguments(self, *arguments, **counts) -> None:
-        self._check_text()
-        super()._check_arguments(*arguments, **counts)
-
-    def _check_text(self) -> None:
+    def _check_components(self) -> None:
         if self.transformer.config.get("cross_attention_dim") is not None:
             raise ValueError(
                 "`transformer` reads a text (`cross_attention_dim`); use it as `unet` of StableDiffusionPipeline."

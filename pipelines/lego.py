@@ -10,6 +10,7 @@ from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.subnets import bricks_of
 from brickwork.pipelines.arguments import shared_call
 from brickwork.pipelines.canvas import WINDOWS, WindowPlan
+from brickwork.pipelines.class_to_image import ClassToImagePipeline
 from brickwork.pipelines.sampling import SamplingPipeline
 from brickwork.pipelines.schedules import BrickSchedule, SubnetSchedule
 
@@ -26,18 +27,15 @@ class LegoPipelineOutput(ImagePipelineOutput):
     bricks: list[tuple[int, ...]]
 
 
-class LegoPipeline(SamplingPipeline):
+class LegoPipeline(ClassToImagePipeline):
     """Class-conditional or unconditional images from a stack of LEGO bricks.
 
-    Args:
+    Args beside those of `ClassToImagePipeline` (18 are the usual `num_inference_steps`):
         transformer: the network, trained with EDM's objective.
         scheduler: `EDMHeunScheduler`, or diffusers' `EDMEulerScheduler` or `EDMDPMSolverMultistepScheduler`.
-        vae: decoder of a latent model; `None` for a model of pixels.
         brick_schedule: for calls that name none; as JSON when it comes from a file; `None` for all bricks.
         windows: likewise, how windows lie above the training size; `None` for shifted where the network was trained on
             crops, else fixed.
-        guidance_scale: recommended for calls that name none; `None` for 1.
-        num_inference_steps: likewise; `None` for 18.
     """
 
     schedule_name, default_steps = "brick_schedule", 18
@@ -54,12 +52,8 @@ class LegoPipeline(SamplingPipeline):
         guidance_scale: float | None = None,
         num_inference_steps: int | None = None,
     ):
-        super().__init__(transformer=transformer, scheduler=scheduler, vae=vae)
-        self.schedule = brick_schedule
-        if windows is not None:
-            one_of("windows", windows, WINDOWS)
-        further = {"guidance_scale": guidance_scale, "num_inference_steps": num_inference_steps}
-        self.register_to_config(windows=windows, **further)
+        super().__init__(transformer, scheduler, vae, brick_schedule, guidance_scale, num_inference_steps)
+        self.register_to_config(windows=None if windows is None else one_of("windows", windows, WINDOWS))
 
     @shared_call(SamplingPipeline._draw, default_steps, "step (both evaluations of a second-order one)")
     def __call__(
@@ -82,12 +76,9 @@ class LegoPipeline(SamplingPipeline):
         Raises:
             ValueError: for labels, sizes, schedules and other arguments that the network cannot take.
         """
-        windows = self.config.windows if windows is None else windows
-
-        def hooks_at(size: tuple[int, int]) -> list[WindowPlan]:
-            return [WindowPlan.of(windows, size, self.transformer.config)]
-
-        return self._draw(*shared, schedule=brick_schedule, hooks_at=hooks_at, **further)
+        kind, config = self._recommended("windows", windows, None), self.transformer.config
+        further["hooks_at"] = lambda size: [WindowPlan.of(kind, size, config)]
+        return self._draw(*shared, schedule=brick_schedule, **further)
 
     def _patch(self, subnets: Sequence[str | None]) -> int:
         patches = self.transformer.config.patch_sizes
@@ -97,10 +88,9 @@ class LegoPipeline(SamplingPipeline):
         number = len(self.transformer.config.patch_sizes)
         return LegoPipelineOutput(images=images, bricks=[bricks_of(subnet, number) for subnet in subnets])
 
-    def _check_arguments(self, *arguments, **counts) -> None:
+    def _check_components(self) -> None:
         if not hasattr(self.scheduler, "precondition_outputs"):
             raise ValueError(
                 f"`scheduler` is a {type(self.scheduler).__name__}, which is not of the EDM family; use "
                 "EDMHeunScheduler, EDMEulerScheduler or EDMDPMSolverMultistepScheduler."
             )
-        super()._check_arguments(*arguments, **counts)

@@ -356,10 +356,14 @@ class SamplingPipeline(BrickworkPipeline):
             name: self.config[name] for name in taken if name in self.config and name not in components
         }
 
+    def _check_components(self) -> None:
+        """Raise a `ValueError` where a call would not know what to make of them."""
+
     def _check_arguments(
         self, steps: int, guidance_scale: float, output_type: str, callback_inputs: Sequence[str], **counts: int
     ) -> None:
         config = self.transformer.config
+        self._check_components()
         if self.vae is not None and self.vae.config.latent_channels != config.in_channels:
             raise ValueError(
                 f"`vae` has {self.vae.config.latent_channels} latent channels and `transformer` {config.in_channels}; "

@@ -238,7 +238,7 @@ class VideoPipeline(ClassToImagePipeline):
     def _guides(self) -> bool:
         return self.text_encoder is not None or super()._guides
 
-    def _check_text(self) -> None:
+    def _check_components(self) -> None:
         reads = self.transformer.config.cross_attention_dim is not None
         if reads != (self.text_encoder is not None) or reads != (self.tokenizer is not None):
             raise ValueError(
