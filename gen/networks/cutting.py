@@ -48,9 +48,9 @@ class Cuttable(ABC):
     ) -> torch.Tensor:
         """The estimate `(B, out_channels, H, W)`, from maps in place of those of `seam(start)`."""
 
-    @abstractmethod
     def family(self) -> dict[str, Any]:
         """What networks must agree in, beside what they read and estimate, to be stitched."""
+        return {}
 
 
 def paired_sites(front: Sequence[Site], end: Sequence[Site]) -> list[tuple[int, int]]:

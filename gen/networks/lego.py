@@ -405,9 +405,6 @@ class LegoTransformer2DModel(Denoiser, ResidualPorts, Cuttable, ModelMixin, Conf
         bricks = range(start, self.num_bricks)
         return self(sample, timestep, **conditions, bricks=bricks, previous=maps[0]).sample
 
-    def family(self) -> dict[str, Any]:
-        return {}
-
     def _check_bricks(self, bricks: Sequence[int] | None) -> tuple[int, ...]:
         if bricks is None:
             return tuple(range(self.num_bricks))

@@ -44,25 +44,20 @@ class Name:
 
 
 @dataclass(frozen=True)
-class Storage:
-    """Where the `count` numbers of a torch storage lie in the file."""
-
-    dtype: torch.dtype
-    start: int
-    count: int
-
-
-@dataclass(frozen=True)
 class StoredTensor:
-    """Where a contiguous tensor lies in the file."""
+    """Where a contiguous tensor, or a storage, a tensor of one dimension, lies in the file."""
 
     dtype: torch.dtype
     start: int
     shape: tuple[int, ...]
 
     @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+        return self.count * self.dtype.itemsize
 
 
 @dataclass(eq=False, repr=False)
@@ -241,7 +236,7 @@ class Machine:
         self.push((_STORAGES[kind], key, count))
 
 
-def _read_storage(machine: Machine, given: object) -> Storage:
+def _read_storage(machine: Machine, given: object) -> StoredTensor:
     """torch's legacy format, nested in bytes: magic, version, system, storage, its key; then the numbers."""
     if not isinstance(given, range):
         raise machine.damaged("a storage is not made of bytes")
@@ -258,12 +253,12 @@ def _read_storage(machine: Machine, given: object) -> Storage:
     stated = int.from_bytes(stretch.read(8), "little", signed=True)
     if stated != count or given.stop - reader.at != count * dtype.itemsize:
         raise machine.damaged("a storage does not hold as many numbers as it declares")
-    return Storage(dtype, reader.at, count)
+    return StoredTensor(dtype, reader.at, (count,))
 
 
 def _read_tensor(machine: Machine, storage: object, offset: object, shape: object, stride: object, *_) -> StoredTensor:
     sizes = all(isinstance(value, tuple) and len(value) <= 8 for value in (shape, stride))
-    if not isinstance(storage, Storage) or not sizes or len(shape) != len(stride):
+    if not isinstance(storage, StoredTensor) or not sizes or len(shape) != len(stride):
         raise machine.damaged("a tensor makes no sense")
     if any(type(value) is not int or value < 0 for value in (offset, *shape, *stride)) or 0 in shape:
         raise machine.damaged("a tensor is empty or has an impossible shape")
@@ -373,25 +368,17 @@ def _entries(module: Record, kind: str) -> list[tuple[str, object]]:
     return [(name, value) for name, value in entries.items() if value is not None]
 
 
-def find_tensors(root: Record) -> dict[str, StoredTensor]:
-    """The parameters and buffers of a module and all modules inside, by dotted name."""
-    tensors = {}
+def find_contents(root: Record) -> tuple[dict[str, StoredTensor], dict[str, dict[str, bool | int | float | str]]]:
+    """What a module and all modules inside hold, by dotted name: parameters and buffers, and plain attributes."""
+    tensors, attributes, plain = {}, {}, (bool, int, float, str)
     for prefix, module in walk_modules(root):
+        attributes[prefix] = {name: value for name, value in module.state.items() if isinstance(value, plain)}
         for name, tensor in _entries(module, "_parameters") + _entries(module, "_buffers"):
             full = f"{prefix}.{name}".lstrip(".")
             if not isinstance(tensor, StoredTensor) or full in tensors:
                 raise ValueError(f"{full[:120]!r} is not a tensor, or there twice.")
             tensors[full] = tensor
-    return tensors
-
-
-def find_attributes(root: Record) -> dict[str, dict[str, bool | int | float | str]]:
-    """The plain attributes (numbers and texts) of a module and all modules inside, by dotted name."""
-    plain = (bool, int, float, str)
-    return {
-        prefix: {name: value for name, value in module.state.items() if isinstance(value, plain)}
-        for prefix, module in walk_modules(root)
-    }
+    return tensors, attributes
 
 
 def load_pickled_module(path: str | Path, key: str = "ema") -> tuple[dict[str, torch.Tensor], dict[str, dict]]:
@@ -421,7 +408,7 @@ def load_pickled_module(path: str | Path, key: str = "ema") -> tuple[dict[str, t
         module = content.get(key) if isinstance(content, dict) else None
         if not isinstance(module, Record):
             raise ValueError(f"it is not a snapshot of the authors: it holds no module under {key!r}.")
-        stored, attributes = find_tensors(module), find_attributes(module)
+        stored, attributes = find_contents(module)
         # Tensors may share a storage, so that a small file could ask for any amount of memory.
         if sum(tensor.nbytes for tensor in stored.values()) > size:
             raise ValueError("its tensors claim more bytes than it has.")
