@@ -55,35 +55,20 @@ def window_attn_mask(
     return position_bias.masked_fill(~attn_mask, float("-inf"))
 
 
-class WindowAttnProcessor:
-    """Each window is a sequence of its own; large ones go through diffusers' attention backends."""
+class AttnProcessor:
+    """Attention by hand where windows are small, otherwise by diffusers' backends."""
 
     _attention_backend = None
     _parallel_config = None
 
     def __call__(
-        self,
-        attn: "WindowAttention",
-        hidden_states: torch.Tensor,
-        token_mask: torch.Tensor | None = None,
-        position_bias: torch.Tensor | None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        batch, windows, tokens, dim = hidden_states.shape
-        if encoder_hidden_states is None:
-            qkv = attn.qkv(hidden_states).view(batch * windows, tokens, 3, attn.num_attention_heads, -1)
-            query, key, value = qkv.unbind(2)
-        else:
-            query, key, value = attn.project_apart(hidden_states, encoder_hidden_states)
-        attn_mask = window_attn_mask(token_mask, position_bias, batch, query)
-        hidden_states = self.attend(query, key, value, attn_mask)
-        return attn.proj(hidden_states.reshape(batch, windows, tokens, dim))
-
-    def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Attention over `(N, tokens, heads, head_dim)`; the head width of `value` may be another."""
-        if query.shape[1] <= SMALL_WINDOW and key.shape[1] <= SMALL_WINDOW:
+        # No fused kernel of the CPU takes values wider than keys, and what torch does instead checks every score.
+        plain_cpu = self._attention_backend is None and query.device.type == "cpu"
+        by_hand = plain_cpu and query.shape[-1] != value.shape[-1]
+        if by_hand or (query.shape[1] <= SMALL_WINDOW and key.shape[1] <= SMALL_WINDOW):
             return small_window_attention(query, key, value, attn_mask)
         # A default float counts as a variable under `torch.compile(dynamic=True)`; a given one is a constant.
         return dispatch_attention_fn(
@@ -93,25 +78,22 @@ class WindowAttnProcessor:
 
 
 class Attention(nn.Module, AttentionModuleMixin):
-    """Layers whose processor does the work, so that `set_attention_backend` reaches it.
+    """Layers whose processor attends, so that `set_attention_backend` reaches it.
 
     Args:
         dim: width of a token.
         num_attention_heads: heads; divides `dim`.
     """
 
-    _default_processor_cls = WindowAttnProcessor
+    _default_processor_cls = AttnProcessor
+    _available_processors = [AttnProcessor]
     _supports_qkv_fusion = False
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        cls._available_processors = [cls._default_processor_cls]
 
     def __init__(self, dim: int, num_attention_heads: int):
         super().__init__()
         check_heads(dim, num_attention_heads)
         self.num_attention_heads = num_attention_heads
-        self.set_processor(self._default_processor_cls())
+        self.set_processor(AttnProcessor())
 
 
 class WindowAttention(Attention):
@@ -141,7 +123,14 @@ class WindowAttention(Attention):
         Returns:
             `(B, windows, tokens, D)`.
         """
-        return self.processor(self, hidden_states, token_mask, position_bias, encoder_hidden_states)
+        batch, windows, tokens, dim = hidden_states.shape
+        if encoder_hidden_states is None:
+            qkv = self.qkv(hidden_states).view(batch * windows, tokens, 3, self.num_attention_heads, -1)
+            query, key, value = qkv.unbind(2)
+        else:
+            query, key, value = self.project_apart(hidden_states, encoder_hidden_states)
+        attended = self.processor(query, key, value, window_attn_mask(token_mask, position_bias, batch, query))
+        return self.proj(attended.reshape(batch, windows, tokens, dim))
 
     def project_apart(
         self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor
@@ -181,19 +170,6 @@ class RelativePositionBias(nn.Module):
         return self.table[index.reshape(rows * columns, rows * columns)].permute(2, 0, 1)
 
 
-class TextAttnProcessor(WindowAttnProcessor):
-    """Every pixel asks the text."""
-
-    def __call__(
-        self, attn: "TextAttention", hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor
-    ) -> torch.Tensor:
-        split = (attn.num_attention_heads, -1)
-        query = attn.q(hidden_states).unflatten(-1, split)
-        key = attn.k(encoder_hidden_states).unflatten(-1, split)
-        value = attn.v(encoder_hidden_states).unflatten(-1, split)
-        return attn.proj(self.attend(query, key, value, None).flatten(-2))
-
-
 class TextAttention(Attention):
     """Cross-attention from a feature map to a sequence, normed before, zero at the start.
 
@@ -205,8 +181,6 @@ class TextAttention(Attention):
         cross_attention_dim: width of the sequence.
         num_attention_heads: heads; divides `dim`.
     """
-
-    _default_processor_cls = TextAttnProcessor
 
     def __init__(self, dim: int, cross_attention_dim: int, num_attention_heads: int):
         super().__init__(dim, num_attention_heads)
@@ -220,7 +194,10 @@ class TextAttention(Attention):
         """`hidden_states (B, C, H, W)`, `encoder_hidden_states (B, length, cross_attention_dim)` => `(B, C, H, W)`."""
         height, width = hidden_states.shape[-2:]
         tokens = self.norm(hidden_states.flatten(2).transpose(1, 2))
-        tokens = self.processor(self, tokens, encoder_hidden_states.to(tokens.dtype))
+        text = encoder_hidden_states.to(tokens.dtype)
+        read = ((self.q, tokens), (self.k, text), (self.v, text))
+        query, key, value = (layer(given).unflatten(-1, (self.num_attention_heads, -1)) for layer, given in read)
+        tokens = self.proj(self.processor(query, key, value).flatten(-2))
         return tokens.transpose(1, 2).unflatten(2, (height, width))
 
 

@@ -4,59 +4,17 @@ import torch
 from torch import nn
 
 from brickwork.errors import whole_number
-from brickwork.gen.blocks.attention import (
-    Attention,
-    WindowAttnProcessor,
-    heads_of,
-    small_window_attention,
-    window_attn_mask,
-)
+from brickwork.gen.blocks.attention import Attention, heads_of, window_attn_mask
 from brickwork.gen.blocks.modulation import BlockModulation, gated_residual_map, modulate_map
 from brickwork.gen.blocks.norms import make_norm
 from brickwork.gen.blocks.registry import Block, register_block
 from brickwork.gen.blocks.windowed import Windowing
 
 
-class SpanningAttnProcessor(WindowAttnProcessor):
-    """One query, key and value for two attentions: in windows of neighbours and in grids over the map."""
-
-    def __call__(self, attn: "SpanningAttention", hidden_states: torch.Tensor) -> torch.Tensor:
-        windowings = [Windowing(hidden_states, attn.window_size, mode) for mode in ("block", "grid")]
-        close, remote = self.cut(attn, hidden_states, windowings)
-        output = self.attend_within(windowings[0], *close)
-        del close  # the value is the largest tensor of the network
-        # Not in place: kernels keep their output for the backward pass, and it may be this very tensor.
-        return output + self.attend_within(windowings[1], *remote)
-
-    def cut(
-        self, attn: "SpanningAttention", hidden_states: torch.Tensor, windowings: list[Windowing]
-    ) -> list[list[torch.Tensor]]:
-        """Query, key and value for each windowing, each `(B * windows, tokens, heads, head_dim)`."""
-        tokens = hidden_states.permute(0, 2, 3, 1)
-        query, key = attn.qk(tokens).permute(0, 3, 1, 2).chunk(2, dim=1)
-        value = nn.functional.gelu(attn.v(tokens)).permute(0, 3, 1, 2)
-        heads = attn.num_attention_heads
-        return [[windowing.cut_heads(tensor, heads) for tensor in (query, key, value)] for windowing in windowings]
-
-    def attend_within(
-        self, windowing: Windowing, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> torch.Tensor:
-        """What `cut` gives => `(B, expanded, H, W)`."""
-        batch = len(query) // windowing.count
-        attn_mask = window_attn_mask(windowing.mask, None, batch, query)
-        return windowing.join(self.attend(query, key, value, attn_mask).unflatten(0, (batch, windowing.count)))
-
-    def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        # No fused kernel of the CPU takes values wider than keys, and what torch does instead checks every score.
-        if self._attention_backend is None and query.device.type == "cpu" and query.shape[-1] != value.shape[-1]:
-            return small_window_attention(query, key, value, attn_mask)
-        return super().attend(query, key, value, attn_mask)
-
-
 class SpanningAttention(Attention):
-    """Attention whose value is `expand_ratio` times as wide as its input, which makes it the block's expansion.
+    """One query, key and value for two attentions: in windows of neighbours and in grids over the map.
+
+    The value is `expand_ratio` times as wide as the input, which makes it the block's expansion.
 
     Args:
         dim: channels.
@@ -64,8 +22,6 @@ class SpanningAttention(Attention):
         num_attention_heads: heads; divides `dim`.
         window_size: side of the windows and of the grids.
     """
-
-    _default_processor_cls = SpanningAttnProcessor
 
     def __init__(self, dim: int, expand_ratio: float, num_attention_heads: int, window_size: int):
         super().__init__(dim, num_attention_heads)
@@ -76,7 +32,25 @@ class SpanningAttention(Attention):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`(B, D, H, W)` => `(B, D * expand_ratio, H, W)`."""
-        return self.processor(self, hidden_states)
+        windowings = [Windowing(hidden_states, self.window_size, mode) for mode in ("block", "grid")]
+        close, remote = self.cut(hidden_states, windowings)
+        output = self.attend_within(windowings[0], *close)
+        del close  # the value is the largest tensor of the network
+        # Not in place: kernels keep their output for the backward pass, and it may be this very tensor.
+        return output + self.attend_within(windowings[1], *remote)
+
+    def cut(self, hidden_states: torch.Tensor, windowings: list[Windowing]) -> list[list[torch.Tensor]]:
+        """Query, key and value for each windowing, each `(B * windows, tokens, heads, head_dim)`."""
+        tokens, heads = hidden_states.permute(0, 2, 3, 1), self.num_attention_heads
+        query, key = self.qk(tokens).permute(0, 3, 1, 2).chunk(2, dim=1)
+        value = nn.functional.gelu(self.v(tokens)).permute(0, 3, 1, 2)
+        return [[windowing.cut_heads(tensor, heads) for tensor in (query, key, value)] for windowing in windowings]
+
+    def attend_within(self, windowing: Windowing, *qkv: torch.Tensor) -> torch.Tensor:
+        """What `cut` gives for a windowing => `(B, expanded, H, W)`."""
+        batch = len(qkv[0]) // windowing.count
+        attended = self.processor(*qkv, window_attn_mask(windowing.mask, None, batch, qkv[0]))
+        return windowing.join(attended.unflatten(0, (batch, windowing.count)))
 
 
 @register_block("i2rmb")

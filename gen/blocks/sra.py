@@ -4,26 +4,12 @@ import torch
 from torch import nn
 
 from brickwork.errors import whole_number
-from brickwork.gen.blocks.attention import Attention, WindowAttnProcessor, heads_of
+from brickwork.gen.blocks.attention import Attention, heads_of
 from brickwork.gen.blocks.dit import FeedForward
 from brickwork.gen.blocks.modulation import BlockModulation, gated_residual, modulate
 from brickwork.gen.blocks.norms import LayerNorm
 from brickwork.gen.blocks.registry import Block, register_block
 from brickwork.gen.blocks.windows import pad_to_multiple
-
-
-class SRAttnProcessor(WindowAttnProcessor):
-    """Every pixel asks a smaller map."""
-
-    def __call__(
-        self, attn: "SRAttention", hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        batch, height, width, dim = hidden_states.shape
-        heads = attn.num_attention_heads
-        query = attn.q(hidden_states).view(batch, height * width, heads, -1)
-        reduced = attn.reduce(hidden_states) if encoder_hidden_states is None else encoder_hidden_states
-        key, value = attn.kv(reduced).view(batch, reduced.shape[1], 2, heads, -1).unbind(2)
-        return attn.proj(self.attend(query, key, value, None).reshape(batch, height, width, dim))
 
 
 class SRAttention(Attention):
@@ -34,8 +20,6 @@ class SRAttention(Attention):
         num_attention_heads: heads; divides `dim`.
         sr_ratio: pixels along one of the smaller map; 1 is plain attention.
     """
-
-    _default_processor_cls = SRAttnProcessor
 
     def __init__(self, dim: int, num_attention_heads: int, sr_ratio: int):
         super().__init__(dim, num_attention_heads)
@@ -61,7 +45,12 @@ class SRAttention(Attention):
 
     def forward(self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None) -> torch.Tensor:
         """`(B, H, W, D)` => same; `encoder_hidden_states (B, tokens, D)` in place of what `reduce` makes."""
-        return self.processor(self, hidden_states, encoder_hidden_states)
+        batch, height, width, dim = hidden_states.shape
+        heads = self.num_attention_heads
+        query = self.q(hidden_states).view(batch, height * width, heads, -1)
+        reduced = self.reduce(hidden_states) if encoder_hidden_states is None else encoder_hidden_states
+        key, value = self.kv(reduced).view(batch, reduced.shape[1], 2, heads, -1).unbind(2)
+        return self.proj(self.processor(query, key, value).reshape(batch, height, width, dim))
 
 
 @register_block("sra")
