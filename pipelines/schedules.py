@@ -199,54 +199,50 @@ class SubnetSchedule(Schedule):
         return "\n".join(reversed(lines))
 
 
+_ALWAYS = ((0.0, math.inf),)
+_WORDS = {"always": _ALWAYS, "never": ()}  # rules of noise levels that have a name
+
+
 @dataclass(frozen=True)
 class BrickRule:
-    """When one brick runs: always, never, within ranges of noise levels, or within shares of the steps.
+    """When one brick runs: within ranges of noise levels, or within shares of the steps.
 
     Attributes:
-        unit: `"always"`, `"never"`, `"sigma"` or `"steps"`.
-        low: lower end; a noise level for `"sigma"`, a share of the steps done for `"steps"` (0 is the start, at the
-            highest noise).
-        high: upper end, in the same unit. Noise ranges include both ends, shares of the steps only the lower one.
-        further: more ranges `(low, high)` of the same unit, each above the one before.
+        unit: `"sigma"` for noise levels, or `"steps"` for shares of the steps done (0 is the start, at the highest
+            noise).
+        ranges: `(low, high)` each, rising, by default all levels; none for a brick that never runs. Noise ranges
+            include both ends, shares of the steps only the lower one.
     """
 
-    unit: str = "always"
-    low: float = 0.0
-    high: float = math.inf
-    further: tuple[tuple[float, float], ...] = ()
+    unit: str = "sigma"
+    ranges: tuple[tuple[float, float], ...] = _ALWAYS
 
     def __post_init__(self):
-        if self.unit not in ("always", "never", "sigma", "steps"):
+        if self.unit not in ("sigma", "steps"):
             raise ValueError(f"`unit` is {self.unit!r}; choose one of always, never, sigma, steps.")
-        ends = self.ends
-        if not 0 <= ends[0] or not all(a < b for a, b in zip(ends, ends[1:])):
+        if min(self.ends, default=0.0) < 0 or not all(a < b for a, b in pairwise(self.ends)):
             listed = ", ".join(f"{low} to {high}" for low, high in self.ranges)
             raise ValueError(f"The rule runs from {listed}; the ends must rise and not be below 0.")
-
-    @property
-    def ranges(self) -> tuple[tuple[float, float], ...]:
-        """Every range `(low, high)`, rising."""
-        return ((self.low, self.high), *self.further)
 
     @property
     def ends(self) -> list[float]:
         """The ends of every range, rising."""
         return [end for one in self.ranges for end in one]
 
+    @property
+    def word(self) -> str | None:
+        """`"always"` or `"never"`, where it is one of these."""
+        return next((word for word, ranges in _WORDS.items() if (self.unit, self.ranges) == ("sigma", ranges)), None)
+
     def runs(self, sigma: float, progress: float) -> bool:
         """Whether the brick runs at noise level `sigma`, when the share `progress` of the steps is done."""
         if self.unit == "sigma":
             return any(low * (1 - _TOLERANCE) <= sigma <= high * (1 + _TOLERANCE) for low, high in self.ranges)
-        if self.unit == "steps":
-            return any(low <= progress + 1e-9 < high for low, high in self.ranges)
-        return self.unit == "always"
+        return any(low <= progress + 1e-9 < high for low, high in self.ranges)
 
     def to_list(self) -> list:
-        """`["sigma", low, high, …]`, two ends a range, fit for JSON: an open upper end is `None`."""
-        if self.unit in ("always", "never"):
-            return [self.unit]
-        return [self.unit, *(None if math.isinf(end) else end for end in self.ends)]
+        """`["always"]`, `["never"]`, or `["sigma", low, high, …]`, fit for JSON: an open upper end is `None`."""
+        return [self.word] if self.word else [self.unit, *(None if math.isinf(end) else end for end in self.ends)]
 
     @classmethod
     def from_list(cls, values: Sequence) -> "BrickRule":
@@ -256,24 +252,18 @@ class BrickRule:
             raise ValueError(
                 f"A rule is {values!r}; write ['always'], ['never'] or ['sigma' | 'steps', low, high, …]."
             )
-        if len(values) == 1:
-            return cls(values[0])
         unit, *ends = values
-        return cls.of_ranges(unit, list(zip(ends[::2], ends[1::2])))
+        return cls("sigma", _WORDS[unit]) if not ends else cls.of_ranges(unit, list(zip(ends[::2], ends[1::2])))
 
     @classmethod
     def of_ranges(cls, unit: str, ranges: Sequence[tuple[float | None, float | None]]) -> "BrickRule":
         """A rule of no range, one or several, rising; `None` is an open end."""
-        pairs = [(_number(f"{unit}_low", low, 0.0), _number(f"{unit}_high", high, math.inf)) for low, high in ranges]
-        if unit == "sigma" and pairs in ([], [(0.0, math.inf)]):
-            return cls("always" if pairs else "never")
-        return cls(unit, *pairs[0], further=tuple(pairs[1:]))
+        pairs = ((_number(f"{unit}_low", low, 0.0), _number(f"{unit}_high", high, math.inf)) for low, high in ranges)
+        return cls(unit, tuple(pairs))
 
     def __str__(self) -> str:
-        if self.unit in ("always", "never"):
-            return self.unit
         describe = _describe_noise if self.unit == "sigma" else _describe_steps
-        return " and ".join(describe(low, high) for low, high in self.ranges)
+        return self.word or " and ".join(describe(low, high) for low, high in self.ranges)
 
 
 @dataclass(frozen=True)
@@ -331,9 +321,9 @@ class BrickSchedule(Schedule):
                 f"`model` has windows of {_listed(windows)} pixels, which neither grow, nor shrink, nor shrink and "
                 "then grow, so which brick to leave out when is not known; say it with BrickSchedule.from_rules."
             )
-        last = BrickRule("never" if t_break else "always")
+        last = BrickRule("sigma", () if t_break else _ALWAYS)
         if 0 < t_break < 1:
-            last = BrickRule("steps", *((t_break, 1.0) if layout == "PR" else (0.0, 1 - t_break)))
+            last = BrickRule("steps", ((t_break, 1.0) if layout == "PR" else (0.0, 1 - t_break),))
         return cls(windows, (*(BrickRule() for _ in windows[1:]), last))
 
     @classmethod

@@ -234,7 +234,7 @@ def test_json_is_read_strictly():
 def test_cannot_be_changed():
     schedule = BrickSchedule.full(stack(4, 16))
     with pytest.raises(AttributeError):
-        schedule.rules = (BrickRule(), BrickRule("never"))
+        schedule.rules = (BrickRule(), BrickRule(ranges=()))
 
 
 def test_shows_a_table():
