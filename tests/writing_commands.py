@@ -217,6 +217,12 @@ _SPACE = {
     "search": {"steps": 1, "paths": 1, "rated": 2},
     "run": {"batch_size": 2, "mixed_precision": "no"},
 }
+_ABLATION = {
+    "variants": {"plain": None, "twice": {"set": {"model.config.layers_per_block": 2}}},
+    "ablation": {"seeds": [0], "timing_rounds": 1},
+    "model": {"type": "BlockUNet2DModel", "config": {"block_types": "resnet", "block_out_channels": [8, 16]}},
+    "run": {"batch_size": 2, "total_images": 2, "mixed_precision": "no"},
+}
 
 COMMANDS = {
     "generate": Command(
@@ -259,6 +265,10 @@ COMMANDS = {
     ),
     "battle": Command(
         words("battle --config IN/battle.yaml -o OUT/out"),
+        again=None, grows=True, equal="nothing", stand_ins=cells_in_forks,
+    ),
+    "ablation": Command(
+        words("ablation IN/ablation.yaml -o OUT/out", *FACES),
         again=None, grows=True, equal="nothing", stand_ins=cells_in_forks,
     ),
     "search-blocks": Command(
@@ -327,6 +337,7 @@ def make_inputs(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "battle.yaml").write_text(yaml.safe_dump(_BATTLE))
     (folder / "space.yaml").write_text(yaml.safe_dump(_SPACE))
+    (folder / "ablation.yaml").write_text(yaml.safe_dump(_ABLATION))
     (folder / "lego.pkl").write_bytes(lego_pickle())
     torch.save(dit_tensors(), folder / "dit.pt")
     _save_vae(folder / "vae")

@@ -29,6 +29,10 @@ COMMANDS = {
     "scale": ("training.commands.scale", "depth, width and size for a budget of operations, and how to train it"),
     "plan": ("training.commands.plan", "what a run would need on many GPUs: memory, traffic, checkpoints, data"),
     "publish": ("training.commands.publish", "a run as a folder to share, with a model card"),
+    "ablation": (
+        "training.studies.commands:configure_ablation",
+        "one training run, changed one thing at a time, over several seeds",
+    ),
     "battle": (
         "training.studies.commands:configure_battle",
         "backbones of one size under equal conditions: tables and a plot",

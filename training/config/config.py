@@ -113,10 +113,10 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
     Raises:
         ValueError: for unknown or missing keys (the nearest key is named), values of the wrong type or range.
     """
-    given = reduce(_merge, map(_parse_override, overrides or []), {})
+    given = reduce(merge, map(_parse_override, overrides or []), {})
     levels = [_defaults(kind), *apply_data_set([read_yaml(find_config(path)) if path is not None else {}, given])]
     try:
-        config = build(kind, reduce(_merge, levels))
+        config = build(kind, reduce(merge, levels))
     except ValueError as error:
         raise ValueError(f"{error}{_begun_with(path)}") from None
     if config.run.mixed_precision != "auto":
@@ -127,7 +127,7 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
 
 def given_values(overrides: list[str]) -> dict[str, Any]:
     """`["run.seed=1"]` => `{"run.seed": 1}`: what a command line says itself, before any default."""
-    return flat(reduce(_merge, map(_parse_override, overrides), {}))
+    return flat(reduce(merge, map(_parse_override, overrides), {}))
 
 
 def changed_keys(saved: str, config: TrainConfig, bound: Collection[str] = ()) -> dict[str, tuple[Any, Any]]:
@@ -141,7 +141,7 @@ def changed_keys(saved: str, config: TrainConfig, bound: Collection[str] = ()) -
     Returns:
         `{"section.key": (saved value, new value)}`, empty where the run may go on.
     """
-    before = flat(_merge(_defaults(type(config)), parse_yaml(saved, "The configuration that the run began with")))
+    before = flat(merge(_defaults(type(config)), parse_yaml(saved, "The configuration that the run began with")))
     now = flat(config.model_dump())
     if before.get("run.mixed_precision") == "auto":  # it said nothing of it
         before["run.mixed_precision"] = now["run.mixed_precision"]
@@ -174,27 +174,31 @@ def _defaults(kind: type[Configuration]) -> dict:
             if isinstance(keys, dict):
                 known = kind.model_fields[name].annotation.model_fields
                 keys = {key: value for key, value in keys.items() if key in known}
-            values = _merge(values, {name: keys})
+            values = merge(values, {name: keys})
     return values
 
 
 def _parse_override(override: str) -> dict:
     """`"run.seed=1"` => `{"run": {"seed": 1}}`."""
     key, separator, text = override.partition("=")
-    parts = key.split(".")
-    if not separator or len(parts) > MAX_DEPTH:
+    if not separator or key.count(".") >= MAX_DEPTH:
         raise ValueError(f"The override {shown(override)} is no `section.key=value`.")
-    value = parse_yaml(text, f"The override {shown(override)}, whose value may need quotes,")
-    for part in reversed(parts):
+    return nested(key, parse_yaml(text, f"The override {shown(override)}, whose value may need quotes,"))
+
+
+def nested(key: str, value: Any) -> dict:
+    """`"run.seed", 1` => `{"run": {"seed": 1}}`."""
+    for part in reversed(key.split(".")):
         value = {part: value}
     return value
 
 
-def _merge(base: dict, over: dict) -> dict:
+def merge(base: dict, over: dict) -> dict:
+    """Values over others, section by section."""
     merged = dict(base)
     for key, value in over.items():
         nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if nested else value
+        merged[key] = merge(merged[key], value) if nested else value
     return merged
 
 

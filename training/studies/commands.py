@@ -1,4 +1,4 @@
-"""`brickwork battle`, `convbn` and `search-blocks`: their arguments; light, so that `--help` is quick."""
+"""`brickwork ablation`, `battle`, `convbn` and `search-blocks`: their arguments; light, so that `--help` is quick."""
 
 import argparse
 from pathlib import Path
@@ -13,6 +13,33 @@ CONVBN_RATES = {
     "sgd-convs": _CONVS,
     "sgd-convs-turned": _CONVS,
 }
+
+
+def configure_ablation(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `brickwork ablation`."""
+    parser.description = (
+        "Train one configuration with a few keys changed at a time, over several seeds, at equal images or seconds,\n"
+        "and tell by the held-out loss which changes exceed the spread. The same command goes on where it was stopped."
+    )
+    parser.epilog = (
+        "examples:\n"
+        "  brickwork ablation ablation_growth -o runs/growth --dry-run\n"
+        "  brickwork ablation my-study.yaml -o runs/mine ablation.seeds='[0, 1]' run.total_images=4000"
+    )
+    parser.add_argument("study", help="YAML file with `variants`, or the name of one that ships")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the study")
+    options.add_common(parser, "--jobs", "--dry-run", "overrides")
+    parser.set_defaults(run=run_ablation)
+
+
+def run_ablation(args: argparse.Namespace) -> int:
+    """Train the variants, or say what would be trained."""
+    from brickwork.training.config.config import load_config
+    from brickwork.training.studies import ablation
+
+    config = load_config(args.study, args.overrides, ablation.AblationConfig)
+    done = ablation.run_ablation(config, args.output, args.dry_run, args.jobs)
+    return 0 if done or args.dry_run else 1
 
 
 def configure_battle(parser: argparse.ArgumentParser) -> None:
