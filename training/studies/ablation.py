@@ -284,8 +284,8 @@ class Ablation:
         }  # fmt: skip
         text = (
             f"Means over {len(self.config.ablation.seeds)} seeds ± their standard deviation, of averaged weights, at "
-            f"equal {self.config.ablation.equal}. Changes are taken seed by seed; one counts as lower or higher if its "
-            f"mean exceeds its spread and no seed reverses it. Seconds are {unit} of a training step "
+            f"equal {self.config.ablation.equal}. Changes are taken seed by seed; one counts as lower or higher if "
+            f"its mean exceeds its spread and no seed reverses it. Seconds are {unit} of a training step "
             f"({results['timing']['device']})."
         )
         curves = {
