@@ -1,6 +1,5 @@
 """What all our networks add to diffusers' `ModelMixin`, whatever their shape."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import nn
 
 from brickwork import compat, hub
 from brickwork.errors import MissingFile, no_unknown
-from brickwork.files import follow_umask
+from brickwork.files import follow_umask, read_json
 from brickwork.gen.blocks.registry import Block, find_block, list_blocks
 from brickwork.gen.blocks.windowed import check_maps
 from brickwork.gen.blocks.windows import static_size
@@ -301,9 +300,6 @@ def _check_folder(folder: Path, class_name: str) -> None:
         if (folder / "model_index.json").is_file():
             advice = 'it is a pipeline; say subfolder="transformer".'
         raise MissingFile(f"{str(folder)!r} holds no network (config.json is missing); {advice}")
-    try:
-        saved = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, RecursionError):
-        raise ValueError(f"{str(folder / 'config.json')!r} is no JSON object; save the network anew.") from None
+    saved = read_json(folder / "config.json").get("_class_name")
     if saved not in (None, class_name):
         raise ValueError(f"{str(folder)!r} holds a {saved}, not a {class_name}; load it with {saved}.from_pretrained.")
