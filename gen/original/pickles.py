@@ -18,7 +18,6 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -131,48 +130,38 @@ class Machine:
                 ) from None
             code = known.code.encode("latin-1")
             if code == pickle.STOP:
-                return self.pop()
+                return self.operands((object,), False)[0]
             if code not in _INSTRUCTIONS:
                 raise ValueError(f"at byte {start} it has the instruction {known.name}; the authors' files never do.")
-            _INSTRUCTIONS[code](self, argument)
+            kinds, act = _INSTRUCTIONS[code]
+            marked = pickletools.markobject in known.stack_before
+            self.stack += act(self, argument, *self.operands(kinds, marked))
         raise ValueError(f"it has more than {MAX_INSTRUCTIONS:,} instructions, many times what a network needs.")
 
     def damaged(self, what: str) -> ValueError:
         return ValueError(f"it is cut off or damaged: {what} (at byte {self.at}).")
 
-    def push(self, value: object) -> None:
-        self.stack.append(value)
-
-    def push_bytes(self, value: bytes | range) -> None:
-        """The bytes just read, as the range in which they lie."""
-        self.push(range(self.at - len(value), self.at))
-
-    def top(self, kind: type | tuple[type, ...] = object) -> object:
-        floor = self.marks[-1] if self.marks else 0
-        if len(self.stack) <= floor or not isinstance(self.stack[-1], kind):
+    def operands(self, kinds: tuple, marked: bool) -> list:
+        """What an instruction works on, taken off the stack: of these kinds, and if `marked` behind them one list."""
+        behind = []
+        if marked:
+            if not self.marks:
+                raise self.damaged("a mark is missing")
+            mark = self.marks.pop()
+            behind.append(self.stack[mark:])
+            del self.stack[mark:]
+        first, floor = len(self.stack) - len(kinds), self.marks[-1] if self.marks else 0
+        if first < floor or not all(map(isinstance, self.stack[first:], kinds)):
             raise self.damaged("an instruction does not find what it works on")
-        return self.stack[-1]
+        found = self.stack[first:]
+        del self.stack[first:]
+        return found + behind
 
-    def pop(self, kind: type | tuple[type, ...] = object) -> object:
-        self.top(kind)
-        return self.stack.pop()
+    def bytes_read(self, value: bytes | range) -> tuple[range]:
+        """The range in which bytes just read lie."""
+        return (range(self.at - len(value), self.at),)
 
-    def since_mark(self) -> list:
-        if not self.marks:
-            raise self.damaged("a mark is missing")
-        mark = self.marks.pop()
-        items = self.stack[mark:]
-        del self.stack[mark:]
-        return items
-
-    def pop_some(self, count: int) -> list:
-        return [self.pop() for _ in range(count)][::-1]
-
-    def extend(self, items: list) -> None:
-        self.top(list).extend(items)
-
-    def set_items(self, items: list) -> None:
-        target = self.top((dict, Record))
+    def set_items(self, _: None, target: "dict | Record", items: list) -> tuple[object]:
         if len(items) % 2:
             raise self.damaged("a key has no value")
         keys = items[::2]
@@ -180,60 +169,54 @@ class Machine:
         if any(type(key) not in (str, int) for key in keys):
             raise ValueError(f"before byte {self.at} it has a dict with keys that are neither texts nor integers.")
         (target.items if isinstance(target, Record) else target).update(zip(keys, items[1::2]))
+        return (target,)
 
-    def memoize(self, index: int | None) -> None:
-        self.memo[len(self.memo) if index is None else index] = self.top()
+    def extend(self, _: None, target: list, items: list) -> tuple[list]:
+        target += items
+        return (target,)
 
-    def recall(self, index: int) -> None:
+    def memoize(self, index: int | None, value: object) -> tuple[object]:
+        self.memo[len(self.memo) if index is None else index] = value
+        return (value,)
+
+    def recall(self, index: int) -> tuple[object]:
         if index not in self.memo:
             raise self.damaged(f"object {index} is recalled but was never kept")
-        self.push(self.memo[index])
+        return (self.memo[index],)
 
-    def push_name(self, module: str, name: str) -> None:
+    def name(self, _: object, module: str, name: str) -> tuple[Name]:
         target = Name(module, name)
         stands_in = "." not in name and _STAND_IN.fullmatch(f"{module}.{name}") is not None
         allowed = target in _STORAGES if self.nested else target in _REBUILDERS or stands_in
         if not allowed:
             full = ascii(f"{module}.{name}")[:120]
             raise ValueError(f"it names {full}, which no network of the authors needs; it was not imported.")
-        self.push(target)
+        return (target,)
 
-    def push_stacked_name(self, _: None) -> None:
-        name, module = self.pop(str), self.pop(str)
-        self.push_name(module, name)
-
-    def call(self, _: None) -> None:
-        arguments, target = self.pop(tuple), self.pop(Name)
+    def call(self, _: None, target: Name, arguments: tuple) -> tuple[object]:
         if target not in _REBUILDERS:
-            self.push(Record())
-            return
+            return (Record(),)
         rebuild, fewest, most = _REBUILDERS[target]
         if not fewest <= len(arguments) <= most:
             raise self.damaged(f"{target.name} has {len(arguments)} arguments")
-        self.push(rebuild(self, *arguments))
+        return (rebuild(self, *arguments),)
 
-    def create(self, _: None) -> None:
-        self.pop(tuple)
-        self.pop(Name)
-        self.push(Record())
-
-    def build(self, _: None) -> None:
-        state, target = self.pop(dict), self.top(Record)
+    def build(self, _: None, target: Record, state: dict) -> tuple[Record]:
         if target.state is not None:
             raise self.damaged("an object is given its state twice")
         target.state = state
+        return (target,)
 
-    def push_storage(self, _: None) -> None:
+    def storage(self, _: None, identity: object) -> tuple[tuple]:
         """A storage's persistent id, `("storage", type, key, device, count, view)` => `(dtype, key, count)`."""
         if not self.nested:
             raise ValueError(f"before byte {self.at} it refers to something outside the file.")
-        identity = self.pop(tuple)
-        if len(identity) != 6:
+        if not isinstance(identity, tuple) or len(identity) != 6:
             raise self.damaged("a storage makes no sense")
         _, kind, key, _, count, _ = identity
         if not isinstance(kind, Name) or not isinstance(key, str) or type(count) is not int:
             raise self.damaged("a storage makes no sense")
-        self.push((_STORAGES[kind], key, count))
+        return ((_STORAGES[kind], key, count),)
 
 
 def _read_storage(machine: Machine, given: object) -> StoredTensor:
@@ -298,39 +281,42 @@ _REBUILDERS: dict[Name, tuple[Callable, int, int]] = {
 }
 
 _VALUES = (
-    pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1, pickle.BINFLOAT, pickle.SHORT_BINUNICODE,
+    pickle.NONE, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1, pickle.BINFLOAT, pickle.SHORT_BINUNICODE,
     pickle.BINUNICODE,
 )  # fmt: skip
-# Instructions by code: what to do, of the machine and the instruction's argument.
-_INSTRUCTIONS: dict[bytes, Callable[[Machine, Any], object]] = {
-    **dict.fromkeys((pickle.PROTO, pickle.FRAME), lambda machine, _: None),
-    **dict.fromkeys(_VALUES, Machine.push),
-    **dict.fromkeys((pickle.SHORT_BINBYTES, pickle.BINBYTES, pickle.BINBYTES8), Machine.push_bytes),
-    **dict.fromkeys((pickle.MEMOIZE, pickle.BINPUT, pickle.LONG_BINPUT), Machine.memoize),
-    **dict.fromkeys((pickle.BINGET, pickle.LONG_BINGET), Machine.recall),
-    pickle.NONE: Machine.push,
-    pickle.NEWTRUE: lambda machine, _: machine.push(True),
-    pickle.NEWFALSE: lambda machine, _: machine.push(False),
-    pickle.EMPTY_TUPLE: lambda machine, _: machine.push(()),
-    pickle.EMPTY_LIST: lambda machine, _: machine.push([]),
-    pickle.EMPTY_DICT: lambda machine, _: machine.push({}),
-    pickle.EMPTY_SET: lambda machine, _: machine.push(set()),
-    pickle.MARK: lambda machine, _: machine.marks.append(len(machine.stack)),
-    pickle.TUPLE1: lambda machine, _: machine.push(tuple(machine.pop_some(1))),
-    pickle.TUPLE2: lambda machine, _: machine.push(tuple(machine.pop_some(2))),
-    pickle.TUPLE3: lambda machine, _: machine.push(tuple(machine.pop_some(3))),
-    pickle.TUPLE: lambda machine, _: machine.push(tuple(machine.since_mark())),
-    pickle.APPEND: lambda machine, _: machine.extend(machine.pop_some(1)),
-    pickle.APPENDS: lambda machine, _: machine.extend(machine.since_mark()),
-    pickle.ADDITEMS: lambda machine, _: machine.since_mark(),
-    pickle.SETITEM: lambda machine, _: machine.set_items(machine.pop_some(2)),
-    pickle.SETITEMS: lambda machine, _: machine.set_items(machine.since_mark()),
-    pickle.GLOBAL: lambda machine, names: machine.push_name(*names.split(" ", 1)),
-    pickle.STACK_GLOBAL: Machine.push_stacked_name,
-    pickle.REDUCE: Machine.call,
-    pickle.NEWOBJ: Machine.create,
-    pickle.BUILD: Machine.build,
-    pickle.BINPERSID: Machine.push_storage,
+# Instructions by code: kinds of what they take off the stack, but for what lies behind a mark; and what they put on it
+# instead, from the machine, the instruction's argument and what was taken.
+_INSTRUCTIONS: dict[bytes, tuple[tuple, Callable]] = {
+    **dict.fromkeys((pickle.PROTO, pickle.FRAME), ((), lambda machine, _: ())),
+    **dict.fromkeys(_VALUES, ((), lambda machine, value: (value,))),
+    **dict.fromkeys((pickle.SHORT_BINBYTES, pickle.BINBYTES, pickle.BINBYTES8), ((), Machine.bytes_read)),
+    **dict.fromkeys((pickle.MEMOIZE, pickle.BINPUT, pickle.LONG_BINPUT), ((object,), Machine.memoize)),
+    **dict.fromkeys((pickle.BINGET, pickle.LONG_BINGET), ((), Machine.recall)),
+    pickle.NEWTRUE: ((), lambda machine, _: (True,)),
+    pickle.NEWFALSE: ((), lambda machine, _: (False,)),
+    pickle.EMPTY_TUPLE: ((), lambda machine, _: ((),)),
+    pickle.EMPTY_LIST: ((), lambda machine, _: ([],)),
+    pickle.EMPTY_DICT: ((), lambda machine, _: ({},)),
+    pickle.EMPTY_SET: ((), lambda machine, _: (set(),)),
+    pickle.MARK: ((), lambda machine, _: machine.marks.append(len(machine.stack)) or ()),
+    pickle.TUPLE1: ((object,), lambda machine, _, *items: (items,)),
+    pickle.TUPLE2: ((object,) * 2, lambda machine, _, *items: (items,)),
+    pickle.TUPLE3: ((object,) * 3, lambda machine, _, *items: (items,)),
+    pickle.TUPLE: ((), lambda machine, _, items: (tuple(items),)),
+    pickle.APPEND: ((list, object), lambda machine, _, target, *items: machine.extend(_, target, items)),
+    pickle.APPENDS: ((list,), Machine.extend),
+    pickle.ADDITEMS: ((), lambda machine, _, items: ()),
+    pickle.SETITEM: (
+        ((dict, Record), object, object),
+        lambda machine, _, target, *pair: machine.set_items(_, target, pair),
+    ),
+    pickle.SETITEMS: (((dict, Record),), Machine.set_items),
+    pickle.GLOBAL: ((), lambda machine, names: machine.name(None, *names.split(" ", 1))),
+    pickle.STACK_GLOBAL: ((str, str), Machine.name),
+    pickle.REDUCE: ((Name, tuple), Machine.call),
+    pickle.NEWOBJ: ((Name, tuple), lambda machine, _, kind, arguments: (Record(),)),
+    pickle.BUILD: ((Record, dict), Machine.build),
+    pickle.BINPERSID: ((object,), Machine.storage),
 }
 
 
