@@ -64,6 +64,21 @@ class ModuleHook(ABC):
         """
 
 
+class AddResiduals(ModuleHook):
+    """Before the network, under conditions: its arguments with what `adapter.residuals` makes of both."""
+
+    def __init__(self, adapter: "ModuleAdapter") -> None:
+        super().__init__(adapter)
+        self.names = list(inspect.signature(adapter.network.forward).parameters)
+
+    def act(self, strength: float, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        condition, given = self.adapter.present(), dict(zip(self.names, args)) | kwargs
+        if condition is None:
+            return None
+        residuals = self.adapter.residuals(condition, given)
+        return args, with_residuals(kwargs, residuals, strength, given["sample"].dtype)
+
+
 def _hookable(pipe_or_model) -> nn.Module:
     """The network, unless it is compiled: a graph takes no notice of hooks that come later, and says nothing."""
     network, outer = network_of(pipe_or_model), network_in(pipe_or_model)

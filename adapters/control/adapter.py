@@ -1,6 +1,5 @@
 """`ControlAdapter`: a condition image, such as edges, masks or depth, that a trained UNet follows."""
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -10,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from brickwork.adapters.control.assistant import COMPOSITIONS, Composite, ControlNet, stage_widths
-from brickwork.adapters.modules import ModuleAdapter, ModuleHook, for_batch, with_residuals
+from brickwork.adapters.modules import AddResiduals, ModuleAdapter, for_batch
 from brickwork.errors import one_of, whole_number
 
 VARIANTS = ("composite", "controlnet")
@@ -79,7 +78,7 @@ class ControlAdapter(ModuleAdapter):
         return super().create(model, name, **config)
 
     def hooks(self) -> list[tuple[nn.Module, str, Any]]:
-        return [(self.network, "pre", AtStart(self))]
+        return [(self.network, "pre", AddResiduals(self))]
 
     def prepare(self, image: Any = None) -> torch.Tensor:
         """The images as a tensor `(B, C, H, W)` in [0, 1]."""
@@ -92,28 +91,14 @@ class ControlAdapter(ModuleAdapter):
             raise ValueError("`image` has images of several sizes; give them in one.")
         return torch.cat(tensors)
 
-
-class AtStart(ModuleHook):
-    """Before the network: the assistant's residuals among its arguments."""
-
-    def __init__(self, adapter: ControlAdapter) -> None:
-        super().__init__(adapter)
-        self.names = list(inspect.signature(adapter.network.forward).parameters)
-
-    def act(self, strength: float, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        image = self.adapter.present()
-        if image is None:
-            return None
-        given = dict(zip(self.names, args)) | kwargs
-        sample, parts = given["sample"], self.adapter.parts
-        weight = next(parts.parameters())
-        pixels = self.adapter.config["pixels"]
-        size = [side * pixels for side in sample.shape[-2:]]
+    def residuals(self, image: torch.Tensor, given: dict[str, Any]) -> dict[str, Any]:
+        """The assistant's, as arguments of the network, from those of a call and the images."""
+        sample, weight = given["sample"], next(self.parts.parameters())
+        size = [side * self.config["pixels"] for side in sample.shape[-2:]]
         image = for_batch("image", image, len(sample)).to(sample.device, weight.dtype)
         if list(image.shape[-2:]) != size:
             image = nn.functional.interpolate(image, size=size, mode="bilinear", antialias=True)
-        residuals = parts(image, given | {"sample": sample.to(weight.dtype)})
-        return args, with_residuals(kwargs, residuals, strength, sample.dtype)
+        return self.parts(image, given | {"sample": sample.to(weight.dtype)})
 
 
 def _tensor(image: Any, channels: int) -> torch.Tensor:

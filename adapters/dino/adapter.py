@@ -20,7 +20,7 @@ from brickwork.adapters.dino.encoder import (
 from brickwork.adapters.dino.projection import FAPM, LearnedUpsample, LinearProjection
 from brickwork.adapters.dino.sites import sites_of
 from brickwork.adapters.dino.spatial_prior import STRIDES, SpatialPrior, with_prior
-from brickwork.adapters.modules import ModuleAdapter, ModuleHook, for_batch, with_residuals, zeroed
+from brickwork.adapters.modules import AddResiduals, ModuleAdapter, for_batch, zeroed
 from brickwork.errors import one_of, whole_number
 
 PROJECTIONS = ("fapm", "linear")
@@ -181,19 +181,8 @@ class DinoAdapter(ModuleAdapter):
         features = dense_features(self.parts.encoder, pixels, self.config["layers"])
         return [*features, pixels] if self.config["spatial_prior"] else features
 
-
-class AddResiduals(ModuleHook):
-    """Before the network: its arguments with residuals of the reference."""
-
-    def __init__(self, adapter: DinoAdapter) -> None:
-        super().__init__(adapter)
-        self.sites = sites_of(adapter.network)
-
-    def act(self, strength: float, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        features = self.adapter.present()
-        if features is None:
-            return None
-        sample = kwargs["sample"] if "sample" in kwargs else args[0]
+    def residuals(self, features: list[torch.Tensor], given: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of the network from those of a call and what `prepare` made of the reference."""
+        sample, sites = given["sample"], sites_of(self.network)
         features = [for_batch("reference_image", one, len(sample)).to(sample.device) for one in features]
-        residuals = self.sites.arguments(self.adapter.parts(features, self.sites.sizes(*sample.shape[-2:])))
-        return args, with_residuals(kwargs, residuals, strength, sample.dtype)
+        return sites.arguments(self.parts(features, sites.sizes(*sample.shape[-2:])))
