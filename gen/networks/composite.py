@@ -17,10 +17,9 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from brickwork.errors import one_of, whole_number
-from brickwork.files import read_json
 from brickwork.gen.blocks.norms import make_norm, zeroed
 from brickwork.gen.networks.base import Adaptable, EstimatesOutput
-from brickwork.gen.networks.parts import Parted, build_part, describe, network_folder
+from brickwork.gen.networks.parts import Parted, build_part, describe, load_part
 from brickwork.gen.networks.unet import BlockUNet2DModel
 from brickwork.gen.subnets import FULL
 from brickwork.gen.taps import tapped
@@ -126,12 +125,8 @@ class CompositeDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
             ValueError: for a network without stages that take residuals, or another composition.
         """
         one_of("composition", composition, COMPOSITIONS)
-        model = model_or_folder
-        if isinstance(model, (str, os.PathLike)):
-            folder = network_folder(model)
-            kind = _check_kind(read_json(folder / "config.json").get("_class_name"))
-            model = KINDS[kind].from_pretrained(folder)
-        _check_kind(type(model).__name__)
+        lack = "has no stages whose ports take residuals"
+        model = load_part("model_or_folder", model_or_folder, KINDS, lack)
         with torch.device("meta"):
             grown = cls(network=describe(model), k=k, composition=composition)
         grown.networks = nn.ModuleList(deepcopy(model) for _ in range(k))
@@ -273,12 +268,3 @@ def _stopping_behind_the_encoder(network: UNet2DConditionModel, stop: bool):
     finally:
         if handle is not None:
             handle.remove()
-
-
-def _check_kind(name: Any) -> str:
-    if name not in KINDS:
-        raise ValueError(
-            f"`model_or_folder` is a {name}, which has no stages whose ports take residuals; give one of "
-            f"{', '.join(KINDS)}."
-        )
-    return name

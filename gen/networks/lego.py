@@ -19,6 +19,7 @@ from brickwork.gen.blocks.dit import DiTTokenBlock, modulated_norm
 from brickwork.gen.blocks.modulation import Modulation
 from brickwork.gen.blocks.norms import zeroed
 from brickwork.gen.blocks.recompute import not_kept, recomputed
+from brickwork.gen.blocks.stages import per_stage
 from brickwork.gen.blocks.windows import pad_to_multiple, window_mask, window_partition, window_reverse
 from brickwork.gen.conditioning import ClassTimeEmbedding, coordinate_channels, sincos_position_table
 from brickwork.gen.networks.base import Adaptable, Denoiser, EstimatesOutput
@@ -425,8 +426,7 @@ def _per_brick(name: str, value: int | Sequence[int], num_bricks: int, first: in
     """`value` for each brick, from brick `first` on checked to be positive; before it comes 0."""
     values = [0] * first + [value] * (num_bricks - first) if type(value) is int else value
     _check_counts(name, values, first)
-    if len(values) != num_bricks:
-        raise ValueError(f"`{name}` has {len(values)} entries for {num_bricks} bricks; give one number, or one each.")
+    per_stage(name, values, num_bricks, "brick")
     if any(values[:first]):
         raise ValueError(f"`{name}` begins with {values[0]}; for a pretrained brick it begins with 0.")
     return list(values)

@@ -11,6 +11,7 @@ from diffusers import ModelMixin
 from torch import nn
 
 from brickwork.errors import one_of
+from brickwork.files import read_json
 from brickwork.gen.networks.base import Denoiser
 from brickwork.gen.subnets import Subnets
 
@@ -102,6 +103,25 @@ def build_part(name: str, described: Mapping[str, Any], kinds: Mapping[str, type
     """
     kind = one_of(name, described.get("_class_name"), kinds)
     return kind.from_config({key: value for key, value in described.items() if key != "_class_name"})
+
+
+def load_part(argument: str, source: Any, kinds: Mapping[str, type], lack: str) -> ModelMixin:
+    """A network as it is, or the one of a folder (see `network_folder`).
+
+    Args:
+        argument: what it was given for.
+        source: network or folder.
+        kinds: the classes that may be a part.
+        lack: of others, for the error.
+
+    Raises:
+        ValueError: for another class.
+    """
+    folder = network_folder(source) if isinstance(source, (str, os.PathLike)) else None
+    name = type(source).__name__ if folder is None else read_json(folder / "config.json").get("_class_name")
+    if name not in kinds:
+        raise ValueError(f"`{argument}` is a {name}, which {lack}; give one of {', '.join(kinds)}.")
+    return source if folder is None else kinds[name].from_pretrained(folder)
 
 
 def network_folder(source: str | os.PathLike) -> Path:

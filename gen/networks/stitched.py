@@ -21,7 +21,7 @@ from brickwork.files import read_json
 from brickwork.gen.networks.base import Adaptable, SampleOutput
 from brickwork.gen.networks.cutting import Cuttable, Site, paired_sites
 from brickwork.gen.networks.lego import LegoTransformer2DModel
-from brickwork.gen.networks.parts import Parted, build_part, describe, network_folder
+from brickwork.gen.networks.parts import Parted, build_part, describe, load_part, network_folder
 from brickwork.gen.networks.transformer import BlockTransformer2DModel
 from brickwork.gen.networks.unet import BlockUNet2DModel
 from brickwork.gen.parameterization import OBJECTIVES, EDMObjective
@@ -152,7 +152,9 @@ class StitchedDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
         if isinstance(anchors, (str, os.PathLike)) or not isinstance(anchors, Sequence) or len(anchors) < 2:
             raise ValueError(f"`anchors` is {type(anchors).__name__}; give a list of two networks or more.")
         objective = objective or _noted_objective(anchors)
-        networks = [_copied(anchor) for anchor in anchors]
+        lack = "cannot be cut between its layers (a SubnetSchedule can switch between any networks by name)"
+        loaded = [load_part(f"anchors[{number}]", anchor, KINDS, lack) for number, anchor in enumerate(anchors)]
+        networks = [deepcopy(network).eval() for network in loaded]
         check_anchors(networks, stitches)
         with torch.device("meta"):
             described = [describe(network) for network in networks]
@@ -301,12 +303,6 @@ def check_anchors(anchors: Sequence[nn.Module], stitched: bool = True) -> None:
     """Raise a `ValueError` unless the networks read and estimate the same and, to be stitched, are of one family."""
     if len(anchors) < 2:
         raise ValueError(f"`anchors` has {len(anchors)} networks; give two or more.")
-    for number, anchor in enumerate(anchors):
-        if type(anchor).__name__ not in KINDS:
-            raise ValueError(
-                f"`anchors[{number}]` is a {type(anchor).__name__}, which cannot be cut between its layers; give "
-                f"networks of {', '.join(KINDS)}, or let a SubnetSchedule switch between networks by name."
-            )
     if stitched and len({type(anchor) for anchor in anchors}) > 1:
         kinds = [type(anchor).__name__ for anchor in anchors]
         raise ValueError(
@@ -323,16 +319,6 @@ def check_anchors(anchors: Sequence[nn.Module], stitched: bool = True) -> None:
                 f"`anchors` have {name} {values}; give networks that read and estimate the same, of one patch and "
                 "stages of one size."
             )
-
-
-def _copied(anchor: Any) -> ModelMixin:
-    if not isinstance(anchor, (str, os.PathLike)):
-        return deepcopy(anchor).eval()
-    folder = network_folder(anchor)
-    name = read_json(folder / "config.json").get("_class_name")
-    if name not in KINDS:
-        raise ValueError(f"`anchors` has {str(anchor)!r}, a {name}; give networks of {', '.join(KINDS)}.")
-    return KINDS[name].from_pretrained(folder).eval()
 
 
 def _noted_objective(anchors: Sequence[Any]) -> Any:

@@ -22,7 +22,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from brickwork.errors import one_of
-from brickwork.files import read_json
 from brickwork.gen.blocks.dit import DiTTokenBlock
 from brickwork.gen.blocks.norms import LayerNorm, zeroed
 from brickwork.gen.blocks.registry import Block
@@ -30,7 +29,7 @@ from brickwork.gen.networks.base import Adaptable, Denoiser, SampleOutput
 from brickwork.gen.networks.composite import CompositeDenoiser
 from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep
 from brickwork.gen.networks.lego import LegoTransformer2DModel
-from brickwork.gen.networks.parts import Parted, build_part, describe, network_folder
+from brickwork.gen.networks.parts import Parted, build_part, describe, load_part
 from brickwork.gen.networks.stitched import StitchedDenoiser
 from brickwork.gen.networks.transformer import BlockTransformer2DModel
 from brickwork.gen.networks.unet import BlockUNet2DModel
@@ -310,8 +309,7 @@ def inflate(model: ModelMixin | str | os.PathLike, pattern: str = "ABC") -> Vide
     Raises:
         ValueError: for another network, one without residual blocks, or another pattern.
     """
-    model = load_image_network(model) if isinstance(model, (str, os.PathLike)) else model
-    one_of("model", type(model).__name__, KINDS)
+    model = load_part("model", model, KINDS, "cannot be inflated")
     if not residual_blocks(model):
         raise ValueError("`model` has no residual blocks that keep their map's size; give a network with some.")
     with torch.device("meta"):
@@ -321,12 +319,6 @@ def inflate(model: ModelMixin | str | os.PathLike, pattern: str = "ABC") -> Vide
     video.temporal.layers.to(model.device, model.dtype)
     video._install()
     return video.eval()
-
-
-def load_image_network(source: str | os.PathLike) -> ModelMixin:
-    """The network of a folder of it, of a pipeline with it, or of a training run; a `ValueError` for one of no use."""
-    folder = network_folder(source)
-    return one_of("model", read_json(folder / "config.json").get("_class_name"), KINDS).from_pretrained(folder)
 
 
 def _for_frames(value: Any, batch: int, frames: int) -> Any:

@@ -5,8 +5,8 @@ from typing import Any, Self
 import torch
 from accelerate import Accelerator
 
-from brickwork.gen.networks.parts import network_folder
-from brickwork.gen.networks.video import VideoDenoiser, inflate, load_image_network
+from brickwork.gen.networks.parts import load_part, network_folder
+from brickwork.gen.networks.video import KINDS, VideoDenoiser, inflate
 from brickwork.pipelines.objective_file import saved_objective
 from brickwork.pipelines.video import VideoPipeline
 from brickwork.training.config.clips import VideoTrainConfig
@@ -75,7 +75,7 @@ def build_network(source: str, pattern: str, class_names: list[str]) -> VideoDen
         folder = network_folder(source)
         if (folder / "temporal").is_dir():
             return VideoDenoiser.from_pretrained(folder)
-        image = load_image_network(folder)
+        image = load_part("model.image", folder, KINDS, "cannot be inflated")
         if class_names and "id2label" in image.config and not image.config.id2label:
             image.register_to_config(id2label=dict(enumerate(class_names)))
         return inflate(image, pattern)

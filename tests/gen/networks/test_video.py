@@ -205,7 +205,7 @@ def test_what_cannot_be_inflated_says_so(tmp_path):
     for pattern in ("ABD", "", None, "abc"):
         with pytest.raises(ValueError, match="`pattern` is"):
             inflate(image, pattern)
-    with pytest.raises(ValueError, match="`model` is 'Linear'"):
+    with pytest.raises(ValueError, match="`model` is a Linear, which cannot be inflated"):
         inflate(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="holds no network"):
         inflate(tmp_path)
