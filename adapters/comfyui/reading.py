@@ -93,18 +93,19 @@ class ResAdapterWeights:
             expected = (convs if self.convs else {}) | (norm_shapes if self.norms else {})
             if self.shapes() == expected:
                 found.append(family.key)
-        path = Path(self.source)
-        official = next((name for name in (path.name, path.parent.name) if name in OFFICIAL_RANGES), "")
-        stated = self.info.get("family") or ("sdxl" if "sdxl" in official else "sd1" if official else None)
+        official = "sdxl" if "sdxl" in self.official_name() else "sd1" if self.official_name() else None
+        stated = self.info.get("family") or official
         return [stated] if stated in found else found
 
     def training_range(self) -> TrainingRange | None:
         """The sizes the file states, or the authors' for a folder of theirs, or None."""
         stated = self.info.get("range")
-        if stated is not None:
-            return TrainingRange(**stated)
+        return OFFICIAL_RANGES.get(self.official_name()) if stated is None else TrainingRange(**stated)
+
+    def official_name(self) -> str:
+        """The authors' name for it, by the folder it was read from; empty for none of theirs."""
         path = Path(self.source)
-        return OFFICIAL_RANGES.get(path.name) or OFFICIAL_RANGES.get(path.parent.name)
+        return next((name for name in (path.name, path.parent.name) if name in OFFICIAL_RANGES), "")
 
 
 def listed(names) -> str:

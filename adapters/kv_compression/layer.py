@@ -123,21 +123,17 @@ class Compress(ModuleHook):
 
 
 class CompressInput(Compress):
-    """Before an attention that takes `encoder_hidden_states` for keys and values."""
+    """Before an attention that takes `encoder_hidden_states` for keys and values.
+
+    Of one that reduces these by `sr_ratio` itself (`sra`), what it makes is made shorter.
+    """
 
     def act(self, strength: float, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         if kwargs.get("encoder_hidden_states") is not None:
             return None
-        hidden_states = args[0] if args else kwargs["hidden_states"]
-        return args, kwargs | {"encoder_hidden_states": self.shorten(hidden_states, strength)}
-
-
-class CompressReduced(Compress):
-    """Before an attention that reduces keys and values by `sr_ratio` itself (`sra`): what it makes is made shorter."""
-
-    def act(self, strength: float, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        reduced = self.shorten(module.reduce(args[0]), strength, module.sr_ratio)
-        return args, kwargs | {"encoder_hidden_states": reduced}
+        tokens, ratio = args[0] if args else kwargs["hidden_states"], getattr(module, "sr_ratio", 1)
+        tokens = module.reduce(tokens) if ratio > 1 else tokens
+        return args, kwargs | {"encoder_hidden_states": self.shorten(tokens, strength, ratio)}
 
 
 class CompressProjection(Compress):

@@ -7,7 +7,7 @@ from diffusers.models.attention import BasicTransformerBlock, JointTransformerBl
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
-from brickwork.adapters.kv_compression.layer import Compress, CompressInput, CompressProjection, CompressReduced
+from brickwork.adapters.kv_compression.layer import Compress, CompressInput, CompressProjection
 
 _STAGE = re.compile(r"(?:.*\.)?(?:(down|up)_blocks\.(\d+)|(mid)_block)\.")
 _LAYER = re.compile(r"(?:.*\.)?(?:transformer_)?blocks\.(\d+)\.")
@@ -65,8 +65,7 @@ def find_sites(network: nn.Module) -> list[Site]:
         elif getattr(module, "map_attentions", ()):
             for attention in module.map_attentions:
                 layer = module.get_submodule(attention)
-                hook = CompressReduced if getattr(layer, "sr_ratio", 1) > 1 else CompressInput
-                sites.append(Site(f"{name}.{attention}", 0, name, 1, layer.proj.in_features, hook))
+                sites.append(Site(f"{name}.{attention}", 0, name, 1, layer.proj.in_features, CompressInput))
     if not sites and is_stack(network) and hasattr(network, "transformer_blocks"):
         patch = getattr(network.config, "patch_size", None) or 1
         sites = _of_blocks("transformer_blocks", network.transformer_blocks, "", patch)

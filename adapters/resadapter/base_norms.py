@@ -141,21 +141,20 @@ def _read_file(file: Path, keys: list[str]) -> dict[str, torch.Tensor]:
 
 def _read_folder(folder: Path, keys: list[str]) -> dict[str, torch.Tensor]:
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
-    file = next((unet / name for name in UNET_FILES if (unet / name).is_file()), None)
-    if file is not None:
+    file = next((unet / name for name in (*UNET_FILES, *_INDEXES) if (unet / name).is_file()), None)
+    if file is None:
+        there = listed(f.name for f in unet.iterdir()) or "nothing"
+        raise ValueError(
+            f"{unet} has neither {' nor '.join(UNET_FILES)}; found {there}. Pickled weights (.bin) are not read: save "
+            "the model with safe_serialization=True"
+        )
+    if file.name in UNET_FILES:
         return _read_file(file, keys)
-    index = next((unet / name for name in _INDEXES if (unet / name).is_file()), None)
-    if index is not None:
-        shards = read_weight_map(index)
-        files = {key: unet / shards[raw] for key, raw in _wanted(shards, keys, str(index)).items()}
-        found = {}
-        for shard in sorted(set(files.values())):
-            found |= _read_file(shard, [key for key, file in files.items() if file == shard])
-        return found
-    raise ValueError(
-        f"{unet} has neither {' nor '.join(UNET_FILES)}; found {listed(f.name for f in unet.iterdir()) or 'nothing'}. "
-        "Pickled weights (.bin) are not read: save the model with safe_serialization=True"
-    )
+    shards, found = read_weight_map(file), {}
+    files = {key: unet / shards[raw] for key, raw in _wanted(shards, keys, str(file)).items()}
+    for shard in sorted(set(files.values())):
+        found |= _read_file(shard, [key for key in keys if files[key] == shard])
+    return found
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
