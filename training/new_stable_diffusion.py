@@ -10,7 +10,6 @@ pipeline, whose encoder is to learn other captions.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from brickwork.files import check_folder, new_folder
 from brickwork.pipelines.stable_diffusion import load_pipeline
-from brickwork.training.commands.train import run_script
+from brickwork.training.commands.train import script
 from brickwork.training.config.library import find_config
 from brickwork.training.config.reading import read_yaml
 from brickwork.training.data.cache import load_vae
@@ -184,9 +183,7 @@ def _parts(args: argparse.Namespace, captions: list[str]) -> StableDiffusionPipe
         raise ValueError(f"`--config` is {str(args.config)!r}, in which something does not fit: {error}.") from None
 
 
-def main(arguments: list[str] | None = None) -> int:
-    return run_script("new_stable_diffusion.py", __doc__, configure_parser, arguments)
-
+main = script(__file__, __doc__, configure_parser)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -10,9 +10,8 @@ Running the same command again goes on from the newest checkpoint; `adapter.safe
 """
 
 import argparse
-import sys
 
-from brickwork.training.commands.train import add_run_arguments, run_script, train_as_asked
+from brickwork.training.commands.train import add_run_arguments, script, train_as_asked
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
@@ -33,9 +32,7 @@ def run(args: argparse.Namespace) -> int:
     return train_as_asked(args, Task)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    return run_script("train_adapter.py", __doc__, configure_parser, arguments)
-
+main = script(__file__, __doc__, configure_parser)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -6,13 +6,10 @@ Running the same command again goes on from the newest checkpoint. The run leave
 the standard deviation of the training pictures' latents one.
 """
 
-import sys
-from functools import partial
-
 from brickwork.training.commands.train import task_script
 from brickwork.training.tasks.autoencoder import AutoencoderTask
 
-main = partial(task_script, "train_autoencoder.py", __doc__, AutoencoderTask)
+main = task_script(__file__, __doc__, AutoencoderTask)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -8,14 +8,9 @@ Running the same command again goes on from the newest checkpoint. Values can be
     accelerate launch training/train_backbone.py --config … run.total_images=200000 data.size=32
 """
 
-import sys
+from brickwork.training.commands.train import configure_parser, script
 
-from brickwork.training.commands.train import configure_parser, run_script
-
-
-def main(arguments: list[str] | None = None) -> int:
-    return run_script("train_backbone.py", __doc__, configure_parser, arguments)
-
+main = script(__file__, __doc__, configure_parser)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -5,13 +5,10 @@
 Running the same command again goes on from the newest checkpoint. The run leaves `pipeline/`, a `OneStepPipeline`.
 """
 
-import sys
-from functools import partial
-
 from brickwork.training.commands.train import task_script
 from brickwork.training.tasks.gan import GanTask
 
-main = partial(task_script, "train_gan.py", __doc__, GanTask)
+main = task_script(__file__, __doc__, GanTask)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -6,9 +6,7 @@
 Prints the mean intersection over union on held-out scenes noised to several levels.
 """
 
-import sys
-
 from brickwork.training.heads import label_main
 
 if __name__ == "__main__":
-    sys.exit(label_main(__doc__))
+    raise SystemExit(label_main(__doc__))

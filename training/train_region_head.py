@@ -7,9 +7,7 @@ The data are scenes with boxes: a folder of `brickwork data build avatars --scen
 Classes given by `--leave-out` are not trained on, and tell how well the head knows new ones.
 """
 
-import sys
-
 from brickwork.training.heads import region_main
 
 if __name__ == "__main__":
-    sys.exit(region_main(__doc__))
+    raise SystemExit(region_main(__doc__))

@@ -10,9 +10,8 @@ Running the same command again goes on from the newest checkpoint. Values can be
 """
 
 import argparse
-import sys
 
-from brickwork.training.commands.train import add_run_arguments, run_script, train_as_asked
+from brickwork.training.commands.train import add_run_arguments, script, train_as_asked
 from brickwork.training.config.config import load_config
 from brickwork.training.engine.loop import prepare
 from brickwork.training.tasks.latent.resadapter import ResAdapterTask
@@ -34,9 +33,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    return run_script("train_resadapter.py", __doc__, configure_parser, arguments)
-
+main = script(__file__, __doc__, configure_parser)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

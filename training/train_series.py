@@ -5,13 +5,10 @@
 Running the same command again goes on from the newest checkpoint. The run leaves `pipeline/`, a `TimeSeriesPipeline`.
 """
 
-import sys
-from functools import partial
-
 from brickwork.training.commands.train import task_script
 from brickwork.training.tasks.series import SeriesTask
 
-main = partial(task_script, "train_series.py", __doc__, SeriesTask)
+main = task_script(__file__, __doc__, SeriesTask)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -6,13 +6,10 @@
 the same command again goes on from the newest checkpoint.
 """
 
-import sys
-from functools import partial
-
 from brickwork.training.commands.train import task_script
 from brickwork.training.tasks.latent.text_to_image import TextToImageTask
 
-main = partial(task_script, "train_text_to_image.py", __doc__, TextToImageTask)
+main = task_script(__file__, __doc__, TextToImageTask)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

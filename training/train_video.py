@@ -7,13 +7,10 @@ Clips are GIFs, WebPs, video files or folders of frames, or a column of a Parque
 goes on from the newest checkpoint. The run leaves `pipeline/`, a `VideoPipeline`.
 """
 
-import sys
-from functools import partial
-
 from brickwork.training.commands.train import task_script
 from brickwork.training.tasks.video import VideoTask
 
-main = partial(task_script, "train_video.py", __doc__, VideoTask)
+main = task_script(__file__, __doc__, VideoTask)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

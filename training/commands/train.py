@@ -149,14 +149,19 @@ def train_as_asked(args: argparse.Namespace, kind: type["Task"]) -> int:
     return 0
 
 
-def task_script(name: str, description: str | None, kind: type["Task"], arguments: list[str] | None = None) -> int:
-    """The command line of a script that trains one kind of task; see `run_script`."""
+def task_script(file: str, description: str | None, kind: type["Task"]) -> Callable[..., int]:
+    """The `main(arguments=None)` of a script that trains one kind of task; see `script`."""
 
     def configure(parser: argparse.ArgumentParser) -> None:
         add_run_arguments(parser, f"training/configs/{kind.configuration.defaults[-1].name}")
         parser.set_defaults(run=partial(train_as_asked, kind=kind))
 
-    return run_script(name, description, configure, arguments)
+    return script(file, description, configure)
+
+
+def script(file: str, description: str | None, configure: Callable) -> Callable[..., int]:
+    """The `main(arguments=None)` of the entry script `file`; see `run_script`."""
+    return partial(run_script, Path(file).name, description, configure)
 
 
 def run_script(name: str, description: str | None, configure: Callable, arguments: list[str] | None = None) -> int:
