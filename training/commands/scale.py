@@ -74,10 +74,7 @@ def propose(args: argparse.Namespace) -> tuple[str, str]:
     from brickwork.training.config.recipes import recipe
     from brickwork.training.config.scaling import SETTINGS, grow, regularisation
 
-    for name in ("images", "pictures", "max_size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"`--{name.replace('_', '-')}` is {value}; give a whole number from 1 up.")
+    options.check_at_least(args, 1, "images", "pictures", "max_size")
     path, values = recipe(args.preset)
     given = load_config(path, ["run.mixed_precision=no", *values])
     kind, size, images = given.model.type, given.data.size, args.images or given.run.total_images

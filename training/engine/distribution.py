@@ -2,11 +2,13 @@
 
 from accelerate.utils import DistributedType
 
+from brickwork.training.config.optimizer import OptimizerConfig
+from brickwork.training.config.run import RunConfig
 from brickwork.training.engine.zero import fit_zero
 from brickwork.training.task import Task
 
 
-def fit_distribution(task: Task) -> None:
+def fit_distribution(task: Task, run: RunConfig, optimizer: OptimizerConfig) -> None:
     """Fit the way that accelerate shares a task's network among processes to this network.
 
     FSDP2 shards block by block, and accelerate refuses a network without one of the kinds of blocks that its class
@@ -19,7 +21,7 @@ def fit_distribution(task: Task) -> None:
     """
     accelerator, network = task.accelerator, task.network
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        fit_zero(task)
+        fit_zero(task, run, optimizer)
     elif accelerator.is_fsdp2:
         if task.drawn_in_part:
             raise ValueError(

@@ -7,6 +7,7 @@ import torch
 
 from brickwork.errors import one_of
 from brickwork.gen.taps import tapped
+from brickwork.training.config.optimizer import OptimizerConfig
 from brickwork.training.engine.checkpoints import (
     load_optimizer_tensors,
     load_tensors,
@@ -29,13 +30,14 @@ class FurtherLosses:
     Args:
         objectives: of the run, the task's own first.
         task: of the run.
+        settings: of the optimiser. seed: of the run.
 
     Raises:
         ValueError: for two of one name, taps that the network or a teacher does not have, teachers that the task
             cannot open.
     """
 
-    def __init__(self, objectives: Sequence[Objective], task: Task):
+    def __init__(self, objectives: Sequence[Objective], task: Task, settings: OptimizerConfig, seed: int):
         self.objectives, self.task, self.accelerator = list(objectives), task, task.accelerator
         self.teachers: dict[str, torch.nn.Module] = {}
         for objective in self.objectives:
@@ -49,18 +51,18 @@ class FurtherLosses:
             _check_part(objective, task.network)
         self.taps = sorted({name for objective in self.objectives for name in objective.taps})
         if any(type(objective).prepare is not Objective.prepare for objective in self.objectives):
-            self._prepare()
+            self._prepare(seed)
         self.own = torch.nn.ModuleDict({objective.type: objective for objective in self.objectives})
         self.own.to(task.accelerator.device)
-        self.optimizer = self._optimizer(task.config.optimizer)
+        self.optimizer = self._optimizer(settings)
 
-    def _prepare(self) -> None:
+    def _prepare(self, seed: int) -> None:
         """Show the objectives one sample, by which they learn the shapes of what they compare."""
         device, network = self.accelerator.device, self.task.network.to(self.accelerator.device)
         batch = {name: tensor[None].to(device) for name, tensor in self.task.stream[0].items()}
         was_training = network.training
         with torch.random.fork_rng(), torch.no_grad(), self.accelerator.autocast():
-            torch.manual_seed(self.task.config.run.seed)
+            torch.manual_seed(seed)
             step = self.task.step(batch, 0)
             # All of the network runs, so that every tap is there.
             step = forward(self.task, network.eval(), replace(step, subnet=None), self.taps)
@@ -69,7 +71,7 @@ class FurtherLosses:
                 objective.prepare(step, _seen_by(objective, seen))
         network.train(was_training)
 
-    def _optimizer(self, settings) -> torch.optim.Optimizer | None:
+    def _optimizer(self, settings: OptimizerConfig) -> torch.optim.Optimizer | None:
         groups = [
             {"params": learning, "rate": objective.rate}
             for objective in self.objectives

@@ -20,7 +20,7 @@ from accelerate.utils import broadcast_object_list
 
 from brickwork.eval.report.versions import library_versions
 from brickwork.files import write_file
-from brickwork.training.config.config import TrainConfig, changed_keys
+from brickwork.training.engine.settings import EngineSettings
 
 try:
     import fcntl
@@ -117,12 +117,12 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def check_unchanged(saved: dict, config: TrainConfig, fingerprint: str, network: torch.nn.Module) -> None:
+def check_unchanged(saved: dict, settings: EngineSettings, fingerprint: str, network: torch.nn.Module) -> None:
     """Refuse to go on from a checkpoint with a configuration or data that would make it another training.
 
     Args:
         saved: the checkpoint's manifest.
-        config: the configuration to go on with.
+        settings: of the run that goes on.
         fingerprint: of the training data (see `LabelledImages.fingerprint`).
         network: in training; BatchNorm normalises each micro-batch alone, so that their number must stay.
 
@@ -130,17 +130,17 @@ def check_unchanged(saved: dict, config: TrainConfig, fingerprint: str, network:
         ValueError: naming the keys that differ.
     """
     in_batches = any(isinstance(module, torch.nn.BatchNorm2d) and module.training for module in network.modules())
-    changed = changed_keys(saved["config"], config, ["run.gradient_accumulation_steps"] if in_batches else [])
+    changed = settings.changed(saved["config"], ["run.gradient_accumulation_steps"] if in_batches else [])
     if changed:
         listed = "; ".join(f"{key} was {before!r} and is {now!r}" for key, (before, now) in changed.items())
         raise ValueError(
-            f"The run in {config.run.output_dir!r} began with another configuration: {listed}. Put the values back, "
+            f"The run in {settings.run.output_dir!r} began with another configuration: {listed}. Put the values back, "
             "or train into another `run.output_dir` (`model.init_from` starts from weights); --accept-changes goes "
             "on nevertheless."
         )
     if saved.get("data", fingerprint) != fingerprint:
         raise ValueError(
-            f"The run in {config.run.output_dir!r} began with other data than {config.data.source!r} holds now "
+            f"The run in {settings.run.output_dir!r} began with other data than {settings.source!r} holds now "
             "(rows, labels or groups differ); bring the data back, or train into another `run.output_dir`."
         )
 
@@ -168,9 +168,9 @@ def _git(*arguments: str) -> str | None:
     return answer.stdout.strip() if answer.returncode == 0 else None
 
 
-def note_start(folder: Path, config: TrainConfig, images: int, accelerator: Accelerator, model_type: str) -> None:
+def note_start(folder: Path, record: str, images: int, accelerator: Accelerator, model_type: str) -> None:
     """Write the resolved configuration, and a line about this start, before the first step."""
-    write_file(folder / CONFIG, config.to_yaml())
+    write_file(folder / CONFIG, record)
     line = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "images": images,

@@ -35,6 +35,7 @@ from brickwork.training.engine.guards import (
 from brickwork.training.engine.previews import due, evaluate_averages, is_unevaluated, note_evaluation
 from brickwork.training.engine.runlog import RunLog, level_quantiles
 from brickwork.training.engine.schedule import begin, learning_rate, phase_at
+from brickwork.training.engine.settings import EngineSettings
 from brickwork.training.objectives import build_objectives, check_names
 from brickwork.training.task import Task
 
@@ -46,16 +47,18 @@ class Run:
     Attributes:
         task: what is trained, on what, and what is left of it.
         further: losses beside the task's own.
+        settings: what of the configuration is the engine's.
         accept_changes: go on with a configuration or data that differ from the run's so far.
     """
 
     task: Task
     further: FurtherLosses
+    settings: EngineSettings
     accept_changes: bool = False
 
     @property
     def config(self) -> Any:
-        """The resolved configuration."""
+        """The resolved configuration, of which the engine itself reads its `settings` alone."""
         return self.task.config
 
     @property
@@ -70,11 +73,12 @@ def prepare(kind: type[Task], config: Any, accept_changes: bool = False, dry_run
     Raises:
         ValueError: for a configuration that describes something else, or things that do not fit together.
     """
-    set_seed(config.run.seed)
+    settings = EngineSettings.of(config)
+    set_seed(settings.run.seed)
     objectives = build_objectives(config.objectives)
     accelerator = Accelerator(
-        mixed_precision=config.run.mixed_precision,
-        gradient_accumulation_steps=config.run.gradient_accumulation_steps,
+        mixed_precision=settings.run.mixed_precision,
+        gradient_accumulation_steps=settings.run.gradient_accumulation_steps,
         kwargs_handlers=kind.handlers(config),
     )
     task = kind.build(config, accelerator, dry_run)
@@ -82,7 +86,8 @@ def prepare(kind: type[Task], config: Any, accept_changes: bool = False, dry_run
     accelerator.print(task.plan)
     objectives = [*task.objectives, *objectives]
     check_names(objectives)
-    return Run(task, FurtherLosses(objectives, task), accept_changes)
+    further = FurtherLosses(objectives, task, settings.optimizer, settings.run.seed)
+    return Run(task, further, settings, accept_changes)
 
 
 def train(run: Run) -> int:
@@ -95,15 +100,15 @@ def train(run: Run) -> int:
         ValueError: for a folder in use or of another training, data that cannot be read, gradients that stay
             non-finite, a disk that takes no checkpoint. What was saved is never touched.
     """
-    folder = Path(run.config.run.output_dir)
-    fit_distribution(run.task)
+    folder = Path(run.settings.run.output_dir)
+    fit_distribution(run.task, run.settings.run, run.settings.optimizer)
     with on_main_process(run.accelerator, run_folder(folder)), StopSignal() as stop:
         return _train(run, folder, stop)
 
 
 def _train(run: Run, folder: Path, stop: StopSignal) -> int:
-    task, further, config, accelerator = run.task, run.further, run.config, run.accelerator
-    settings, network = config.run, task.network
+    task, further, given, accelerator = run.task, run.further, run.settings, run.accelerator
+    settings, network = given.run, task.network
     if settings.compile:
         compile_blocks(network, training=True)
     checkpoints = CheckpointFolder(folder / "checkpoints", settings.keep_checkpoints)
@@ -113,42 +118,42 @@ def _train(run: Run, folder: Path, stop: StopSignal) -> int:
     phases, frozen = task.phases(), frozen_names(network)
     # What was saved at the end of a phase is still of that phase.
     phase = phase_at(phases, max(images - settings.batch_size, 0))
-    model, optimizer = begin(task, phase, len(phases) > 1, further.groups)
-    ema = EMA(network, config.ema.half_life_images, config.ema.rampup_ratio, frozen)
+    model, optimizer = begin(task, given.optimizer, phase, len(phases) > 1, further.groups)
+    ema = EMA(network, given.ema.half_life_images, given.ema.rampup_ratio, frozen)
     resume(run, found, optimizer, ema)
     if accelerator.is_main_process:
-        note_start(folder, config, images, accelerator, type(model).__name__)
+        note_start(folder, given.record, images, accelerator, type(model).__name__)
 
     batches = PositionBatches(
         settings.batch_size, settings.gradient_accumulation_steps, accelerator.process_index,
         accelerator.num_processes, start=images,
     )  # fmt: skip
-    loader = iter(stream_batches(task.stream, batches, config.data.num_workers))
+    loader = iter(stream_batches(task.stream, batches, given.num_workers))
     levels = [f"sigma_{level:.3g}" for level in further.levels(level_quantiles()).tolist()]
     log = RunLog(folder, accelerator, settings.total_images, images, levels, settings.wandb_project, unevaluated)
     if unevaluated:
-        evaluate_averages(task, ema, images, log, stop)
+        evaluate_averages(task, given, ema, images, log, stop)
     try:
         while images < settings.total_images and not stop.agreed(accelerator):
             if images >= phase.end:
                 ema.settle()
                 phase = phase_at(phases, images)
-                model, optimizer = begin(task, phase, len(phases) > 1, further.groups)
-            rate = learning_rate(config.optimizer, images - phase.start, phase.end - phase.start, settings.batch_size)
+                model, optimizer = begin(task, given.optimizer, phase, len(phases) > 1, further.groups)
+            rate = learning_rate(given.optimizer, images - phase.start, phase.end - phase.start, settings.batch_size)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["rate"]
             number = images // settings.batch_size
             torch.manual_seed(step_seed(settings.seed, number, accelerator.process_index))
             for _ in range(settings.gradient_accumulation_steps):
                 batch = next_batch(loader, accelerator.device)
-                log.add_broken(batch["broken"], config.data.max_broken_images)
+                log.add_broken(batch["broken"], given.max_broken_images)
                 with accelerator.accumulate(model):
                     losses, extra, total = compute(run, model, batch, number)
                     accelerator.backward(total)
                 log.add(losses, batch["level"], extra)
-            norm = accelerator.clip_grad_norm_(network.parameters(), config.optimizer.max_grad_norm)
+            norm = accelerator.clip_grad_norm_(network.parameters(), given.optimizer.max_grad_norm)
             finite = log.check_finite(norm, settings.max_nonfinite_steps)
-            further.update(rate, config.optimizer.max_grad_norm, finite)
+            further.update(rate, given.optimizer.max_grad_norm, finite)
             # An fp16 scaler must see every step: it skips bad ones itself, and lowers its scale.
             if finite or accelerator.scaler is not None:
                 optimizer.step()
@@ -159,10 +164,10 @@ def _train(run: Run, folder: Path, stop: StopSignal) -> int:
             log.step(settings.batch_size)
             if due(images, settings.log_images, settings):
                 log.write(images, rate)
-            note_evaluation(task, images)
+            note_evaluation(task, given, images)
             if due(images, settings.checkpoint_images, settings):
                 save_checkpoint(run, checkpoints, optimizer, ema, images)
-            evaluate_averages(task, ema, images, log, stop)
+            evaluate_averages(task, given, ema, images, log, stop)
     except DataLost:
         if accelerator.num_processes == 1:  # otherwise the others wait in the step, and cannot take part
             save_checkpoint(run, checkpoints, optimizer, ema, images)
@@ -224,7 +229,7 @@ def save_checkpoint(run: Run, checkpoints: CheckpointFolder, optimizer, ema: EMA
             **run.further.state_dict(),
         },
         {
-            "config": run.config.to_yaml(),
+            "config": run.settings.record,
             "data": run.task.stream.fingerprint,
             "frozen": run.task.fixed,
             "scaler": scaler.state_dict() if scaler is not None else None,
@@ -241,10 +246,10 @@ def resume(run: Run, found: tuple[dict, dict] | None, optimizer, ema: EMA) -> No
         return
     task, (tensors, state) = run.task, found
     if not run.accept_changes:
-        check_unchanged(state, run.config, task.stream.fingerprint, task.network)
+        check_unchanged(state, run.settings, task.stream.fingerprint, task.network)
         if state.get("frozen", task.fixed) != task.fixed:
             raise ValueError(
-                f"The run in {run.config.run.output_dir!r} began with other weights in the parts that do not learn "
+                f"The run in {run.settings.run.output_dir!r} began with other weights in the parts that do not learn "
                 "than `model.init_from` or `model.wrap` holds now; put those back, or train into another "
                 "`run.output_dir`; --accept-changes goes on nevertheless."
             )

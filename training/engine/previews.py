@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from brickwork.training.engine.ema import EMA
 from brickwork.training.engine.guards import StopSignal
 from brickwork.training.engine.page import run_page
 from brickwork.training.engine.runlog import RunLog
+from brickwork.training.engine.settings import EngineSettings
 from brickwork.training.task import Task
 
 PIPELINE, SAMPLES, PAGE = "pipeline", "samples", "index.html"
@@ -60,16 +62,18 @@ def show_sheet(task: Task, sheet: Image.Image | None, images: int, log: RunLog) 
     """Put a sheet of pictures, if there is one, among the run's samples and into its log; write its page anew."""
     if not task.accelerator.is_main_process:
         return
-    folder = Path(task.config.run.output_dir)
+    folder = log.folder
     if sheet is not None:
         log.picture(images, "samples", np.asarray(sheet))
         save_picture(sheet, folder / SAMPLES / f"images-{images:012d}.png")
     write_file(folder / PAGE, run_page(folder))
 
 
-def evaluate_averages(task: Task, ema: EMA, images: int, log: RunLog, stop: StopSignal) -> None:
+def evaluate_averages(
+    task: Task, settings: EngineSettings, ema: EMA, images: int, log: RunLog, stop: StopSignal
+) -> None:
     """Measure what the averaged weights draw, and show it, where that is due; a stop cancels the measuring."""
-    measured, shown = _evaluations_due(task, images)
+    measured, shown = _evaluations_due(task, settings, images)
     if not (measured or shown):
         return
     with ema.applied():
@@ -78,13 +82,13 @@ def evaluate_averages(task: Task, ema: EMA, images: int, log: RunLog, stop: Stop
         if shown:
             task.preview(images, log)
     if task.accelerator.is_main_process:
-        (Path(task.config.run.output_dir) / UNEVALUATED).unlink(missing_ok=True)
+        (log.folder / UNEVALUATED).unlink(missing_ok=True)
 
 
-def note_evaluation(task: Task, images: int) -> None:
+def note_evaluation(task: Task, settings: EngineSettings, images: int) -> None:
     """Note, before the checkpoint is saved, that its averages are to be evaluated: a killed run makes up for it."""
-    if any(_evaluations_due(task, images)) and task.accelerator.is_main_process:
-        write_file(Path(task.config.run.output_dir) / UNEVALUATED, f"{images}\n")
+    if any(_evaluations_due(task, settings, images)) and task.accelerator.is_main_process:
+        write_file(Path(settings.run.output_dir) / UNEVALUATED, f"{images}\n")
 
 
 def is_unevaluated(folder: Path, images: int) -> bool:
@@ -99,11 +103,10 @@ def due(images: int, interval: int, settings: RunConfig) -> bool:
     return passed or (interval > 0 and images >= settings.total_images)
 
 
-def _evaluations_due(task: Task, images: int) -> tuple[bool, bool]:
+def _evaluations_due(task: Task, settings: EngineSettings, images: int) -> tuple[bool, bool]:
     """Whether distances are to be measured after `images`, and whether pictures are to be shown."""
-    settings = task.config.run
-    measured = task.metrics is not None and due(images, task.config.metrics.every_images, settings)
-    return measured, due(images, settings.sample_images, settings)
+    measured = task.metrics is not None and due(images, settings.measured_every, settings.run)
+    return measured, due(images, settings.run.sample_images, settings.run)
 
 
 def measure(task: Task, images: int, log: RunLog, cancelled: Callable[[], bool]) -> bool:
@@ -196,15 +199,25 @@ def export_pipeline(pipeline, folder: Path, objective: ObjectiveConfig | None = 
     return target
 
 
-def leave_pipeline(task: Task, weights: dict[str, torch.Tensor], folder: Path) -> None:
-    """Leave `pipeline/`, with the averaged weights; whoever draws with it gets what the run's samples show."""
+def leave_pipeline(
+    task: Task, weights: dict[str, torch.Tensor], folder: Path, shown: Any, objective: ObjectiveConfig
+) -> None:
+    """Leave `pipeline/`, with the averaged weights; whoever draws with it gets what the run's samples show.
+
+    Args:
+        task: what the pipeline is of.
+        weights: averaged, by name.
+        folder: the run's.
+        shown: `samples` of the configuration.
+        objective: what the network was trained for.
+    """
     network = averaged_copy(task.network, weights)  # by all processes: what is frozen may be sharded too
     if not task.accelerator.is_main_process:
         return
-    pipeline, shown = task.pipeline(network), task.config.samples
+    pipeline = task.pipeline(network)
     if "guidance_scale" in pipeline.config:  # ours with classes remember it
         guided = shown.guidance_scale != 1 and network.config.get("num_classes") is not None
         pipeline.register_to_config(
             num_inference_steps=shown.steps, guidance_scale=shown.guidance_scale if guided else None
         )
-    export_pipeline(pipeline, folder, task.config.objective)
+    export_pipeline(pipeline, folder, objective)

@@ -54,12 +54,13 @@ def phase_at(phases: Sequence[Phase], images: int) -> Phase:
 
 
 def begin(
-    task: Task, phase: Phase, several: bool = False, parts: Sequence[tuple[str, float]] = ()
+    task: Task, settings: OptimizerConfig, phase: Phase, several: bool = False, parts: Sequence[tuple[str, float]] = ()
 ) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     """Begin a phase: the network, wrapped for its processes with what learns in it, and an optimiser for that.
 
     Args:
         task: whose `phase` this becomes.
+        settings: of the optimiser.
         phase: to begin.
         several: whether the run has more than one.
         parts: see `build_optimizer`.
@@ -80,7 +81,7 @@ def begin(
             parameter.requires_grad_(name in learns)
     task.phase = phase
     network.train()  # what is frozen for good sees to itself
-    return accelerator.prepare(network, build_optimizer(task.config.optimizer, network, accelerator.device, parts))
+    return accelerator.prepare(network, build_optimizer(settings, network, accelerator.device, parts))
 
 
 def build_optimizer(

@@ -10,12 +10,14 @@ from functools import partial
 import torch
 from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
 
+from brickwork.training.config.optimizer import OptimizerConfig
+from brickwork.training.config.run import RunConfig
 from brickwork.training.task import Task
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def fit_zero(task: Task) -> None:
+def fit_zero(task: Task, settings: RunConfig, optimizer: OptimizerConfig) -> None:
     """Fill DeepSpeed's configuration from the run's, before the network is prepared.
 
     Weights stay in float32, and torch casts to bf16 where it does without DeepSpeed, so that weights, optimiser and
@@ -24,17 +26,16 @@ def fit_zero(task: Task) -> None:
     Raises:
         ValueError: for what a flat optimiser cannot do as a run without it does.
     """
-    accelerator, config = task.accelerator, task.config
+    accelerator, refused = task.accelerator, None
     plugin = accelerator.state.deepspeed_plugin
-    settings, refused = config.run, None
     if plugin.zero_stage not in (1, 2):
         refused = f"`zero_stage` is {plugin.zero_stage}; 1 and 2 are possible"
     elif {plugin.offload_optimizer_device, plugin.offload_param_device} != {"none"}:
         refused = "it is to offload to the CPU or a disk; set both devices to none"
     elif settings.mixed_precision == "fp16":
         refused = "`run.mixed_precision` is 'fp16'; bf16 and no are possible"
-    elif config.optimizer.type != "adamw":
-        refused = f"`optimizer.type` is {config.optimizer.type!r}; adamw is possible"
+    elif optimizer.type != "adamw":
+        refused = f"`optimizer.type` is {optimizer.type!r}; adamw is possible"
     elif task.leaves_out is not None:
         refused = f"`{task.leaves_out}` has steps that leave parts out, and its flat optimiser moves those too"
     if refused:
@@ -45,7 +46,7 @@ def fit_zero(task: Task) -> None:
     values, parts = plugin.deepspeed_config, settings.gradient_accumulation_steps * accelerator.num_processes
     values["train_micro_batch_size_per_gpu"] = max(settings.batch_size // parts, 1)  # what is uneven is refused later
     values["gradient_accumulation_steps"], values["train_batch_size"] = settings.gradient_accumulation_steps, "auto"
-    values["gradient_clipping"] = config.optimizer.max_grad_norm
+    values["gradient_clipping"] = optimizer.max_grad_norm
     values["bf16"] = values["fp16"] = {"enabled": False}
     values["torch_autocast"] = {
         "enabled": settings.mixed_precision == "bf16",

@@ -78,7 +78,7 @@ class Timed:
         run, task, settings = self.run, self.run.task, self.run.config.run
         if settings.compile:
             compile_blocks(task.network, training=True)
-        self.model, self.optimizer = begin(task, task.phases()[0])
+        self.model, self.optimizer = begin(task, run.settings.optimizer, task.phases()[0])
         positions = PositionBatches(settings.batch_size, 1, 0, 1, start=0)
         self.batch = next_batch(iter(stream_batches(task.stream, positions, 0)), run.accelerator.device)
         self.call = sampling_call(task.pipeline(task.network), self.scores, self.scores["batch_size"], 0)

@@ -109,4 +109,4 @@ class LabelledTask(DenoisingTask):
         show_sheet(self, sheet, images, log)
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
-        leave_pipeline(self, weights, folder)
+        leave_pipeline(self, weights, folder, self.config.samples, self.config.objective)

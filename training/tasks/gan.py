@@ -81,4 +81,4 @@ class GanTask(Task):
         show_sheet(self, grid(np.stack([np.asarray(p) for p in pictures]), columns=min(8, count)), images, log)
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
-        leave_pipeline(self, weights, folder)
+        leave_pipeline(self, weights, folder, self.config.samples, self.config.objective)

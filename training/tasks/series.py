@@ -124,7 +124,7 @@ class SeriesTask(DenoisingTask):
             return self.losses(step).mean().item()
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
-        leave_pipeline(self, weights, folder)
+        leave_pipeline(self, weights, folder, self.config.samples, self.config.objective)
 
 
 def periods_of(config: SeriesConfig, windows: SeriesWindows) -> PeriodFold:

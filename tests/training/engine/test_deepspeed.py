@@ -140,4 +140,4 @@ def test_what_it_cannot_do_is_refused(tiny_run, plugin, overrides, message):
     state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(deepspeed_config={}, **plugin))
     run.task.accelerator = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, state=state, num_processes=2)
     with pytest.raises(ValueError, match=f"{message}.*one_node"):
-        fit_distribution(run.task)
+        fit_distribution(run.task, run.settings.run, run.settings.optimizer)

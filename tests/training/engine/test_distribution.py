@@ -24,7 +24,7 @@ def test_fsdp2_wraps_the_blocks_that_there_are_or_those_asked_for(tiny_run, aske
     run.task.accelerator = SimpleNamespace(
         distributed_type=DistributedType.FSDP, is_fsdp2=True, state=SimpleNamespace(fsdp_plugin=plugin)
     )
-    fit_distribution(run.task)
+    fit_distribution(run.task, run.settings.run, run.settings.optimizer)
     assert plugin.transformer_cls_names_to_wrap == wrapped
     assert "PretrainedBrick" in run.task.network._no_split_modules  # which accelerate would look for in vain
 
@@ -32,5 +32,6 @@ def test_fsdp2_wraps_the_blocks_that_there_are_or_those_asked_for(tiny_run, aske
 def test_fsdp2_refuses_networks_that_draw_with_a_part():
     network = type("UNetWithText", (), {})()
     accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True)
+    task = SimpleNamespace(accelerator=accelerator, network=network, drawn_in_part=True)
     with pytest.raises(ValueError, match="a part of a UNetWithText.*one_node.yaml or deepspeed.yaml"):
-        fit_distribution(SimpleNamespace(accelerator=accelerator, network=network, drawn_in_part=True))
+        fit_distribution(task, None, None)

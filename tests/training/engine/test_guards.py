@@ -118,7 +118,7 @@ def test_another_configuration_is_refused_by_key_and_changes_nothing(tiny_run, t
 def test_accumulation_may_change_unless_a_network_normalises_over_batches(tiny_run, tmp_path):
     run = tiny_run("run")
     saved = {"config": run.config.to_yaml()}
-    config = tiny_run("run", "run.gradient_accumulation_steps=2").config
+    config = tiny_run("run", "run.gradient_accumulation_steps=2").settings
     guards.check_unchanged(saved, config, "", run.task.network)
     network = torch.nn.Sequential(run.task.network, BatchNorm(3))
     with pytest.raises(ValueError, match="run.gradient_accumulation_steps was 1 and is 2"):

@@ -88,7 +88,7 @@ def test_only_the_brick_whose_turn_it_is_runs_backward(tiny_run):
     costs = [2 * brick.operations(8, 8) for brick in run.task.network.bricks]
     counts = {}
     for stage in (first, second):
-        model, _ = begin(run.task, stage, True)
+        model, _ = begin(run.task, run.settings.optimizer, stage, True)
         forward, (losses, _, _) = count_operations(lambda m=model: compute(run, m, batch, 0))
         counts[stage] = forward, count_operations(losses.mean().backward)[0]
     condition = counts[first][0] - costs[0]
@@ -148,7 +148,7 @@ def test_sharded_networks_are_refused(tiny_run):
     run = tiny_run("run", *ONE_BY_ONE)
     run.task.accelerator = SimpleNamespace(distributed_type="FSDP")
     with pytest.raises(ValueError, match="launch with DDP, or train one brick a run"):
-        begin(run.task, Stage(0, 16, (0,), (0,)), True)
+        begin(run.task, run.settings.optimizer, Stage(0, 16, (0,), (0,)), True)
 
 
 def test_a_stack_grows(tiny_run, tmp_path, final_tensors):
