@@ -88,13 +88,26 @@ def _parts(scenes: Sequence[Boxed]) -> Iterator[torch.Tensor]:
         yield torch.stack([scene.picture for scene in scenes[start : start + ENCODED_AT_ONCE]])
 
 
-def fit(model: nn.Module, loss: Callable[[list[int]], dict], rows: int, steps: int, learning_rate: float) -> None:
-    """AdamW over random batches of `rows`, with one cycle of the learning rate; what is lost is printed."""
+def fit(
+    model: nn.Module, loss: Callable[[list[int]], dict], rows: int, steps: int, learning_rate: float,
+    batch: int = BATCH, rising: float = 0.3, generator: torch.Generator | None = None,
+) -> None:  # fmt: skip
+    """AdamW with one cycle of the learning rate; what is lost is printed.
+
+    Args:
+        model: trained in place.
+        loss: numbers of rows => losses by name, to be summed.
+        rows: to draw from.
+        steps: of the optimiser.
+        learning_rate: its peak.
+        batch: rows a step.
+        rising: share of the steps in which the rate rises.
+        generator: of the rows; `None` for torch's own.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
-    generator = torch.Generator().manual_seed(0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=rising)
     for step in range(steps):
-        losses = loss(torch.randint(rows, (BATCH,), generator=generator).tolist())
+        losses = loss(torch.randint(rows, (batch,), generator=generator).tolist())
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
@@ -142,7 +155,7 @@ def train_region_head(
         given = maps[rows].float(), torch.stack(regions), torch.stack(classes), torch.stack(boxes)
         return region_losses(head, *given, embeddings, torch.stack(taught), torch.stack(wanted))
 
-    fit(head, loss, len(scenes), steps, learning_rate)
+    fit(head, loss, len(scenes), steps, learning_rate, generator=torch.Generator().manual_seed(0))
     return head
 
 
@@ -175,7 +188,7 @@ def train_label_head(
         level = LEVELS[int(torch.randint(len(LEVELS), (), generator=generator))]
         return {"mask": nn.functional.cross_entropy(head(features(pictures[rows], level)), masks[rows])}
 
-    fit(head, loss, len(scenes), steps, learning_rate)
+    fit(head, loss, len(scenes), steps, learning_rate, generator=torch.Generator().manual_seed(0))
     return head
 
 

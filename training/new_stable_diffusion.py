@@ -17,6 +17,7 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusio
 from tokenizers import pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from brickwork.eval.sets.tables import find_column
 from brickwork.files import check_folder, new_folder
 from brickwork.pipelines.stable_diffusion import load_pipeline
 from brickwork.training.commands.train import script
@@ -151,10 +152,7 @@ def write(args: argparse.Namespace) -> None:
     """
     check_folder(args.output, MAKER, overwrite=args.overwrite, argument="--output")
     table = load_table(args.captions)
-    if args.caption_column not in table.column_names:
-        raise ValueError(
-            f"`--caption-column` is {args.caption_column!r}; the data set has {', '.join(table.column_names)}."
-        )
+    find_column(table, args.caption_column, "--caption-column")
     if args.teach < 0:
         raise ValueError(f"`--teach` is {args.teach}; give a number of steps, or 0.")
     columns = columns_to_name(table, args.caption_column) if args.teach else {}

@@ -16,6 +16,7 @@ from brickwork.eval.sets.decode import open_upright
 from brickwork.training.data.build.attributes import ATTRIBUTES
 from brickwork.training.data.build.avatars import SPLITS
 from brickwork.training.data.images import crop_to, load_table
+from brickwork.training.heads import fit
 
 COLOURS = ("hair_colour", "skin", "clothes_colour", "body", "ground")
 LEFT_OUT = ("earrings",)  # a pixel or two
@@ -56,11 +57,8 @@ def train(data: Path, images: int, batch_size: int, learning_rate: float, mixed_
         for name, known in values.items()
     }
     judge = AttributeJudge(values).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(judge.parameters(), learning_rate, weight_decay=0.02)
-    steps = images // batch_size
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.15)
-    for step in range(steps):
-        rows = torch.randint(len(pictures), (batch_size,))
+
+    def lost(rows: list[int]) -> dict:
         batch = pictures[rows].float() / 127.5 - 1
         padded = torch.nn.functional.pad(batch, (2, 2, 2, 2), mode="replicate")
         top, left = torch.randint(5, (2,)).tolist()
@@ -72,14 +70,10 @@ def train(data: Path, images: int, batch_size: int, learning_rate: float, mixed_
             wanted[name][:half] = -1
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision):
             outputs = judge(batch.contiguous(memory_format=torch.channels_last))
-        error = loss(outputs, wanted)
-        optimizer.zero_grad()
-        error.backward()
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0:
-            print(f"{step * batch_size:,} images: {error.item():.3f}", flush=True)
-    return judge.eval()
+        return {"loss": loss(outputs, wanted)}
+
+    fit(judge, lost, len(pictures), images // batch_size, learning_rate, batch_size, rising=0.15)
+    return judge
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -200,7 +200,7 @@ def _wrapping_model(settings: ModelConfig, values: dict, data: TrainedOn, sigma_
     if values.get("id2label") is None:
         values["id2label"] = names
     model = LegoTransformer2DModel.from_denoiser(denoiser, scheduler, sigma_data=sigma_data, **values)
-    _check_fits_data(model, "model.wrap", source, data)
+    check_fits_data(model, "model.wrap", source, data.class_names, data.channels)
     return model.train()
 
 
@@ -250,7 +250,7 @@ def _saved_model(kind: type, source: str, data: TrainedOn, any_bricks: bool) -> 
     except (OSError, ValueError) as error:
         raise ValueError(f"`model.init_from` is {source!r}, which holds no {kind.__name__}: {error}") from error
     model = _told_of_augmentation(_of_classes(model, data.class_names), data.augment_dim)
-    _check_fits_data(model, "model.init_from", source, data)
+    check_fits_data(model, "model.init_from", source, data.class_names, data.channels)
     if hasattr(model, "num_bricks"):
         learned = {"trained_subsets": "any"} if any_bricks else {}
         model.register_to_config(**learned, **({"trained_crops": True} if data.crops else {}))
@@ -287,14 +287,14 @@ def _told_of_augmentation(model: torch.nn.Module, augment_dim: int | None) -> to
     return told
 
 
-def _check_fits_data(model: torch.nn.Module, key: str, source: str, data: TrainedOn) -> None:
-    names = data.class_names
+def check_fits_data(model: torch.nn.Module, key: str, source: str, names: list[str], channels: int) -> None:
+    """Raise a `ValueError` for a network of other numbers of classes or channels than the data have."""
     if (model.config.num_classes or 0) != len(names):
         raise ValueError(
             f"`{key}` is {source!r}, a network of {model.config.num_classes or 'no'} classes; the data have "
             f"{len(names) or 'none'} ({', '.join(names[:8])}). Set `data.classes` or `data.label_column`."
         )
-    if model.config.in_channels != data.channels:
+    if model.config.in_channels != channels:
         raise ValueError(
-            f"`{key}` is {source!r}, a network of {model.config.in_channels} channels; the data have {data.channels}."
+            f"`{key}` is {source!r}, a network of {model.config.in_channels} channels; the data have {channels}."
         )

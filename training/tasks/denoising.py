@@ -33,6 +33,9 @@ class DenoisingTask(Task):
         sample, timestep = self.parameterization.network_inputs(images, noise, level)
         return Step(images, noise, level, sample, timestep, conditions, subnet)
 
+    def call(self, network: torch.nn.Module, step: Step) -> list[torch.Tensor]:
+        return [network(step.sample, step.timestep, **step.conditions).sample]
+
     def losses(self, step: Step) -> torch.Tensor:
         """The loss of each image `(B,)`, averaged over the outputs that learn, by the network's weights for them."""
         weights = getattr(self.network, "output_weights", (1.0,) * len(step.outputs))
@@ -63,6 +66,9 @@ class DenoisingTask(Task):
                 f"`teacher` is {source!r}, which was trained to predict something else "
                 f"({type(parameterization).__name__}) than this run asks for; take one of the run's own `objective`."
             )
+
+    def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
+        leave_pipeline(self, weights, folder, self.config.samples, self.config.objective)
 
 
 class LabelledTask(DenoisingTask):
@@ -107,6 +113,3 @@ class LabelledTask(DenoisingTask):
                 drawn = draw_samples(self.pipeline(self.network), classes, settings.count, settings.steps, guidance)
             sheet = grid(drawn, columns=min(self.columns, len(drawn)))
         show_sheet(self, sheet, images, log)
-
-    def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
-        leave_pipeline(self, weights, folder, self.config.samples, self.config.objective)

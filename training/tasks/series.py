@@ -16,7 +16,7 @@ from brickwork.pipelines.series import TimeSeriesPipeline
 from brickwork.training.config.section import require
 from brickwork.training.config.series import SeriesConfig
 from brickwork.training.data.series import SeriesWindows, window_starts
-from brickwork.training.engine.previews import SAMPLES, leave_pipeline
+from brickwork.training.engine.previews import SAMPLES
 from brickwork.training.engine.schedule import course
 from brickwork.training.task import Step
 from brickwork.training.tasks.backbones import build_objective
@@ -71,9 +71,6 @@ class SeriesTask(DenoisingTask):
     def step(self, batch: dict[str, torch.Tensor], number: int) -> Step:
         return self.noisy(batch["image"], batch, {"known": batch["image"], "mask": batch["mask"]})
 
-    def call(self, network: torch.nn.Module, step: Step) -> list[torch.Tensor]:
-        return [network(step.sample, step.timestep, return_dict=False, **step.conditions)[0]]
-
     def losses(self, step: Step) -> torch.Tensor:
         """The mean squared error of the unknown steps `(B,)`; of windows that are all known, of all steps."""
         target = self.parameterization.target(step.images, step.noise, step.level)
@@ -122,9 +119,6 @@ class SeriesTask(DenoisingTask):
             step = self.noisy(images.to(device), batch, {"known": images.to(device), "mask": mask.to(device)})
             step.outputs = self.call(self.network, step)
             return self.losses(step).mean().item()
-
-    def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
-        leave_pipeline(self, weights, folder, self.config.samples, self.config.objective)
 
 
 def periods_of(config: SeriesConfig, windows: SeriesWindows) -> PeriodFold:

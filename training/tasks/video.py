@@ -15,7 +15,7 @@ from brickwork.training.data.stream import TrainingStream
 from brickwork.training.engine.schedule import course
 from brickwork.training.task import Step
 from brickwork.training.tasks.backbone import build_held_out
-from brickwork.training.tasks.backbones import build_objective
+from brickwork.training.tasks.backbones import build_objective, check_fits_data
 from brickwork.training.tasks.denoising import LabelledTask
 
 
@@ -55,9 +55,6 @@ class VideoTask(LabelledTask):
     def step(self, batch: dict[str, torch.Tensor], number: int) -> Step:
         return self.noisy(batch["image"], batch, {"class_labels": self.labels(batch)})
 
-    def call(self, network: torch.nn.Module, step: Step) -> list[torch.Tensor]:
-        return [network(step.sample, step.timestep, **step.conditions).sample]
-
     def pipeline(self, network: torch.nn.Module) -> VideoPipeline:
         clip = {"num_frames": self.config.data.frames, "fps": self.fps}
         return VideoPipeline.from_objective(network, self.parameterization, **clip)
@@ -85,15 +82,9 @@ def build_network(source: str, pattern: str, class_names: list[str]) -> VideoDen
 
 def check_fits(network: VideoDenoiser, source: str, objective: Any, clips: Clips) -> None:
     """Raise a `ValueError` for a network of other classes, channels or another objective than the run has."""
-    config, classes = network.config, len(clips.class_names)
-    if (config.num_classes or 0) != classes or config.in_channels != clips.channels:
-        raise ValueError(
-            f"`model.image` is {source!r}, a network of {config.num_classes or 'no'} classes and {config.in_channels} "
-            f"channels; the clips have {classes or 'none'} and {clips.channels}. Set `data.classes` or "
-            "`data.label_column`, or train an image network on their frames."
-        )
-    known = {int(number): name for number, name in (config.id2label or {}).items()}
-    if known and classes and known != dict(enumerate(clips.class_names)):
+    check_fits_data(network, "model.image", source, clips.class_names, clips.channels)
+    known = {int(number): name for number, name in (network.config.id2label or {}).items()}
+    if known and clips.class_names and known != dict(enumerate(clips.class_names)):
         raise ValueError(
             f"`model.image` is {source!r}, whose classes are {', '.join(known.values())}; the clips have "
             f"{', '.join(clips.class_names)}. Name them in `data.classes` in the network's order."

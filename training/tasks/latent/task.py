@@ -99,9 +99,6 @@ class LatentTask(DenoisingTask):
         step.pixels = pixels
         return step
 
-    def call(self, network: torch.nn.Module, step: Step) -> list[torch.Tensor]:
-        return [network(step.sample, step.timestep, **step.conditions).sample]
-
     def teacher(self, source: str) -> torch.nn.Module:
         pipeline = load_pipeline(source)
         self.check_teacher(source, objective_of(pipeline.scheduler), pipeline.unet.config.in_channels)
