@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from brickwork.errors import near_names, no_unknown
+from brickwork.errors import no_unknown, one_of
 
 
 class Registry:
@@ -37,12 +37,8 @@ class Registry:
         return sorted(self.classes)
 
     def find(self, name: str) -> Any:
-        """The class of a name, or a `ValueError` with the names that come near."""
-        if isinstance(name, str) and name in self.classes:
-            return self.classes[name]
-        near = near_names(name, self.classes, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"There is no {self.kind} {name!r}; {hint}All: {', '.join(self.names())}.")
+        """The class of a name, or a `ValueError` with the name that comes near, or else all of them."""
+        return one_of(self.kind, name, self.classes)
 
     def keywords(self, name: str) -> set[str]:
         """Keyword-only arguments of a class's constructor and of those that it hands them on to, or of a function."""

@@ -245,7 +245,7 @@ NARROWING = BLOCKS.classes.pop("narrowing for a test")
         ({"neck": "ffnet_up", "neck_options": {"upsample": "cubic"}}, "`neck_options.upsample` is 'cubic'"),
         ({"neck": "gfpn", "neck_options": {"depth": 0}}, "`neck_options.depth` is 0; give a whole number of layers"),
         ({"neck": "gfpn", "neck_options": {"skips": "log2"}}, "`neck_options.skips` is 'log2'; did you mean 'log2n'"),
-        ({"neck": "gfpn", "neck_options": {"node": "bsic"}}, "There is no block 'bsic'; did you mean 'basic'"),
+        ({"neck": "gfpn", "neck_options": {"node": "bsic"}}, "`block` is 'bsic'; did you mean 'basic'"),
         (
             {"neck": "gfpn", "neck_options": {"node": "narrowing"}},
             "stage 4 of 4: The block .* makes 12",
