@@ -19,6 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from brickwork.eval.sets.tables import find_column
 from brickwork.files import check_folder, new_folder
+from brickwork.options import check_at_least
 from brickwork.pipelines.stable_diffusion import load_pipeline
 from brickwork.training.commands.train import script
 from brickwork.training.config.library import find_config
@@ -153,8 +154,7 @@ def write(args: argparse.Namespace) -> None:
     check_folder(args.output, MAKER, overwrite=args.overwrite, argument="--output")
     table = load_table(args.captions)
     find_column(table, args.caption_column, "--caption-column")
-    if args.teach < 0:
-        raise ValueError(f"`--teach` is {args.teach}; give a number of steps, or 0.")
+    check_at_least(args, 0, "teach")
     columns = columns_to_name(table, args.caption_column) if args.teach else {}
     captions = list(table[args.caption_column])
     pipeline = _parts(args, captions)

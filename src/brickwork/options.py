@@ -1,9 +1,11 @@
-"""Options that several commands share. Imports nothing of ours."""
+"""Options that several commands share."""
 
 import argparse
 import json
 from pathlib import Path
 from typing import Any
+
+from brickwork.errors import whole_number
 
 _HUB: dict[str, dict[str, str]] = {
     "revision": {"metavar": "NAME", "help": "branch, tag or commit on the hub"},
@@ -53,15 +55,14 @@ def add_common(parser: argparse.ArgumentParser, *names: str, **changed: Any) -> 
 
 
 def check_at_least(args: argparse.Namespace, least: int, *names: str) -> None:
-    """Refuse numbers below the least, of options that were given.
+    """Refuse anything but whole numbers from the least up, of options that were given.
 
     Raises:
         ValueError: naming the option.
     """
     for name in names:
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise ValueError(f"`--{name.replace('_', '-')}` is {value}; give at least {least}.")
+        if (value := getattr(args, name)) is not None:
+            whole_number(f"--{name.replace('_', '-')}", value, least)
 
 
 def as_overrides(values: dict[str, Any]) -> list[str]:

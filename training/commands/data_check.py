@@ -187,8 +187,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 def run_check(args: argparse.Namespace) -> int:
     """Check, print; returns 1 where pictures are broken, else 0."""
-    if args.size < 1:
-        raise ValueError(f"`--size` is {args.size}; give the side of the training images in pixels.")
+    options.check_at_least(args, 1, "size")
     if not 1 <= args.bucket_step <= args.size:
         raise ValueError(f"`--bucket-step` is {args.bucket_step}; give 1 to --size = {args.size}.")
     table = load_table(args.source, args.split)

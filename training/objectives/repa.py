@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from brickwork.adapters.dino.encoder import dense_features, load_encoder, normalisation, usual_size
+from brickwork.errors import whole_number
 from brickwork.training.objectives.registry import Objective, register_objective
 from brickwork.training.task import Step
 
@@ -34,8 +35,7 @@ class RepaObjective(Objective):
         size: int | None = None,
     ):
         super().__init__(weight, rate)
-        if type(width) is not int or width < 1:
-            raise ValueError(f"`width` is {width!r}; give a whole number from 1 up.")
+        whole_number("width", width)
         model = load_encoder(encoder).requires_grad_(False)
         patch = int(model.config.patch_size)
         self.size = usual_size(model) if size is None else size

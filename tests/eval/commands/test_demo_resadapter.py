@@ -40,7 +40,7 @@ def test_the_adapter_that_ships_acts_and_all_of_it_is_small():
     ("arguments", "message"),
     [
         (["--output", "both.jpg"], "ends in .png"),
-        (["--steps", "0"], "give at least 1"),
+        (["--steps", "0"], "give a whole number from 1 up"),
         (["--weights", "avatar-sd"], "did you mean 'avatars-sd-64'?"),
         (["--weights", "lego-avatars-64"], "a Stable Diffusion folder with the two files"),
     ],

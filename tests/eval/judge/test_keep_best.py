@@ -95,7 +95,7 @@ def test_a_classifier_scores_by_its_label(tmp_path):
         (["--score", "shapes"], "goes with `--score`"),
         (["--prompt", "a circle"], "for a text-to-image pipeline, or for --score"),
         (["--keep-best", "9", "--score", "shapes"], "`--keep-best` is 9 of `--count` 4"),
-        (["--keep-best", "0", "--score", "shapes"], "`--keep-best` is 0; give at least 1"),
+        (["--keep-best", "0", "--score", "shapes"], "`--keep-best` is 0; give a whole number from 1 up"),
         (["--keep-best", "1", "--score", "shape"], "`--score` is 'shape'; did you mean 'shapes'"),
         (["--keep-best", "1", "--score", "shapes", "--steps", "1"], "asks for 'micah', and shapes knows"),
     ],
