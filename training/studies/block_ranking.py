@@ -4,7 +4,7 @@
 
 Every member of a small space of UNets is trained alone, a few with further seeds for the noise of such a ranking.
 Beside `brickwork search-blocks`, which rates them without training any to the end, stand what costs less: parameters,
-operations, the loss early in training, and one network whose members share their weights.
+operations, the loss early in training, one network whose members share weights, and how far the trained ones see.
 """
 
 import argparse
@@ -24,18 +24,23 @@ from pydantic import Field
 from brickwork import options
 from brickwork.eval.held_out.paired_loss import paired_loss
 from brickwork.eval.report.blocks import Plot, Report
+from brickwork.eval.sampling.pipelines import load_pipeline
+from brickwork.eval.sampling.sample_set import denoiser_of
 from brickwork.eval.studies.core import Cell, Study, StudyFolder, kendall_tau, mean_and_spread, run_study, table_of
+from brickwork.eval.studies.receptive_field import effective_receptive_field
 from brickwork.gen.networks.unet import BlockUNet2DModel
 from brickwork.training.commands.train import run_script
 from brickwork.training.config.config import DEFAULTS, TrainConfig, load_config
 from brickwork.training.config.library import CONFIGS
 from brickwork.training.config.section import Positive, Section, Share, build
+from brickwork.training.engine.previews import PIPELINE
 from brickwork.training.studies.block_search import Member, Search, SearchSettings, Space, SpaceSettings
-from brickwork.training.studies.trained import FREE, train_cell, training_cell
+from brickwork.training.studies.trained import FREE, RUN, train_cell, training_cell
 from brickwork.training.tasks.backbone import build_held_out, build_images
 from brickwork.training.tasks.backbones import build_objective
 
 STUDY = "block-ranking"
+SEEN = 0.5, 8  # the noise level at which receptive fields are measured, and the pictures
 
 
 class RankingSettings(Section):
@@ -100,6 +105,20 @@ class Ranking:
         # In this process: importing everything takes as long as a short run.
         return [replace(training_cell(cell, config), run=train_cell) for cell, config in runs.items()]
 
+    def fields(self, results: Mapping[str, Any]) -> list[Cell]:
+        """How far each trained member sees."""
+        return [Cell(f"fields/{_file(name)}", self.see, {"member": name}) for name in self.members]
+
+    def see(self, folder: Path, *, member: str) -> float:
+        """The mean distance in pixels from which a trained member's output is influenced, on held-out pictures."""
+        pictures, objective = build_images(self.config.data), build_objective(self.config.objective)
+        clean = build_held_out(pictures, pictures.split(self.config.data.held_out)[1][: SEEN[1]]).images
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+        sample, timestep = objective.network_inputs(clean, noise, torch.full((len(clean),), SEEN[0]))
+        run = self.output / _cell(member, self.config.ranking.seeds[0]) / RUN / PIPELINE
+        field = effective_receptive_field(denoiser_of(load_pipeline(str(run))), float(timestep[0]), sample)
+        return float((1 - field.within()).sum())
+
     def shared(self, results: Mapping[str, Any]) -> list[Cell]:
         """The network whose members share their weights."""
         return [Cell("shared", self.train_shared, {"images": self.config.ranking.shared_images})]
@@ -150,6 +169,7 @@ class Ranking:
             ],
             "more operations": [-space.count(member)[0] for member in self.members.values()],
             "more parameters": [-space.count(member)[1] for member in self.members.values()],
+            "seeing further, once trained": [-results[f"fields/{_file(name)}"] for name in self.members],
             "chance": [draw.random() for _ in self.members],
         }
 
@@ -177,10 +197,12 @@ class Ranking:
         noise, spread = float(np.sqrt(np.mean(np.square(spreads)))), mean_and_spread(losses)[1]
         count = len(losses)
         chance = np.sqrt(2 * (2 * count + 5) / (9 * count * (count - 1)))
+        partial = self.at_equal_operations(predictors, losses)
         text = (
             f"{count} networks, trained alone on {self.config.run.total_images:,} images: held-out losses "
             f"{min(losses):.4f} to {max(losses):.4f}, standard deviation {spread:.4f}; over the seeds of "
-            f"{len(spreads)} of them {noise:.4f}. By chance τ is 0 ± {chance:.2f}."
+            f"{len(spreads)} of them {noise:.4f}. By chance τ is 0 ± {chance:.2f}. At equal operations (their "
+            f"ranks taken out of both) seeing further agrees with a lower loss by ρ {partial:+.2f}."
         )
         order = np.argsort(losses)
         best = table_of(
@@ -197,6 +219,13 @@ class Ranking:
         plot = Plot(plots, "rank foretold", "held-out loss when trained", points=True, name="ranking")
         values = {"ways": rows, "losses": dict(zip(self.members, losses)), "seeds": seeds, "predictors": predictors}
         return Report("Does a ranking of blocks hold?", [text, table_of(rows, columns), best, plot]), values
+
+    def at_equal_operations(self, predictors: Mapping[str, list[float]], losses: list[float]) -> float:
+        """The partial rank correlation of how far members see and their losses, given their operations."""
+        ranks = [_ranks(values) for values in (predictors["seeing further, once trained"], losses)]
+        given = np.stack([np.ones(len(losses)), _ranks(predictors["more operations"])], axis=1)
+        left = [np.asarray(one) - given @ np.linalg.lstsq(given, one, rcond=None)[0] for one in ranks]
+        return float(np.corrcoef(*left)[0, 1])
 
 
 class SharedUNets(torch.nn.Module):
@@ -267,7 +296,7 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.space, args.overrides, RankingConfig)
     ranking = Ranking(config, args.output)
     ranking.search.space.check()
-    stages = [ranking.trained, ranking.shared]
+    stages = [ranking.trained, ranking.fields, ranking.shared]
     stages += [
         lambda results, number=number: ranking.search.cells(number, results)
         for number in range(len(ranking.search.space.stages))

@@ -16,7 +16,7 @@ SAMPLE = Path(__file__).parents[2] / "data" / "emoji" / "sample.parquet"
 VALUES = {
     "space": {
         "stages": [
-            {"blocks": ["resnet", "basic"], "channels": [8], "layers": [1]},
+            {"blocks": ["resnet", "basic", "osa"], "channels": [8], "layers": [1]},
             {"blocks": ["resnet"], "channels": [16], "layers": [1]},
         ],
         "config": {"attention_head_dim": 8},
@@ -60,8 +60,8 @@ def test_agreement_of_orders():
 def test_the_study_goes_through_and_does_not_train_twice(path, tmp_path, capsys):
     assert block_ranking.main([str(path), "-o", str(tmp_path / "out")]) == 0
     found = json.loads((tmp_path / "out" / "block-ranking.json").read_text())
-    assert len(found["losses"]) == 2 and {len(values) for values in found["seeds"].values()} == {1, 2}
-    assert all(-1 <= way["tau"] <= 1 for way in found["ways"]) and len(found["ways"]) == 6
+    assert len(found["losses"]) == 3 and {len(values) for values in found["seeds"].values()} == {1, 2}
+    assert all(-1 <= way["tau"] <= 1 for way in found["ways"]) and len(found["ways"]) == 7
     capsys.readouterr()
     assert block_ranking.main([str(path), "-o", str(tmp_path / "out")]) == 0
     assert "members/" not in capsys.readouterr().out
