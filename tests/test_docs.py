@@ -5,6 +5,7 @@ What Python needs to run here stands before its block, in comments that no reade
     <!-- before: code that is run first -->
     <!-- with: words of the block => what is put in their place here; more => less -->
     <!-- not run: the reason -->      (its names are still imported)
+    <!-- needs: modules of an extra, which `make test` installs; without them the rest of the page is skipped -->
 
 Blocks of a page are run in order, with the names of those before.
 """
@@ -57,7 +58,7 @@ def blocks(*languages: str) -> list[Block]:
         text = page.read_text(encoding="utf-8")
         fences = r"((?:<!--(?:(?!-->).)*-->\s*\n)*)^[ ]*```(\w+)\n(.*?)^[ ]*```$"
         for match in re.finditer(fences, text, re.DOTALL | re.MULTILINE):
-            comments = dict(re.findall(r"<!-- (before|with|not run):\s(.*?) -->", match[1], re.DOTALL))
+            comments = dict(re.findall(r"<!-- (before|with|not run|needs):\s(.*?) -->", match[1], re.DOTALL))
             line = text[: match.start(3)].count("\n") + 1
             found.append(Block(page, match[2], line, match[3], comments))
     return [block for block in found if block.language in languages]
@@ -242,6 +243,8 @@ def test_python_runs(page, folder, recwarn):
 
 
 def run_block(block: Block, scope: dict) -> None:
+    for module in block.comments.get("needs", "").split():
+        pytest.importorskip(module, reason=f"{block} needs {module}, of an extra that `make test` installs")
     code = compile(block.text, str(block), "exec", ast.PyCF_ONLY_AST)
     if "not run" in block.comments:
         assert len(block.comments["not run"].split()) > 2, "say why"
@@ -255,6 +258,16 @@ def run_block(block: Block, scope: dict) -> None:
         text = text.replace(words, instead)
     exec(compile(block.comments.get("before", ""), f"{block} (before)", "exec"), scope)
     exec(compile(text, str(block), "exec"), scope)
+
+
+def test_what_pages_need_is_installed_by_make_test():
+    """What a page's code is skipped without comes with the extra `test`, so that CI skips nothing."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (others,) = [re.findall(r"[\w-]+", line)[1:] for line in extras["test"] if line.startswith("brickwork[")]
+    lines = [*extras["test"], *(line for extra in others for line in extras[extra])]
+    installed = {re.match(r"[\w-]+", line)[0] for line in lines}
+    needed = {module for block in blocks("python", "py") for module in block.comments.get("needs", "").split()}
+    assert needed and needed <= installed
 
 
 def test_links_lead_somewhere():
