@@ -7,7 +7,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 
 from brickwork.gen import parameterization
 from brickwork.gen.parameterization import EpsilonObjective, VObjective
-from brickwork.hub import located
+from brickwork.hub import located, saved_variant
 from brickwork.pipelines.latents import pixels_per_latent
 
 PREDICTIONS = {"epsilon": EpsilonObjective, "v_prediction": VObjective}
@@ -35,6 +35,7 @@ def load_pipeline(source: str, revision: str | None = None, variant: str | None 
         raise ValueError(f"`model.base` is {source!r}, which holds no pipeline (no model_index.json).")
     place, options = located(source, "model.base")
     options |= {"revision": revision}
+    weights = {"variant": variant} if variant else saved_variant(place)
     try:
         name = DiffusionPipeline.load_config(place, **options)["_class_name"]
         if not name.startswith("StableDiffusion") or name.startswith("StableDiffusion3"):
@@ -43,7 +44,12 @@ def load_pipeline(source: str, revision: str | None = None, variant: str | None 
         if not name.startswith("StableDiffusionXL"):
             kind, extra = StableDiffusionPipeline, {"safety_checker": None, "requires_safety_checker": False}
         pipeline = kind.from_pretrained(
-            place, variant=variant, dtype=torch.float32, use_safetensors=True, **options, **extra
+            place,
+            variant=variant or saved_variant(place).get("variant"),
+            dtype=torch.float32,
+            use_safetensors=True,
+            **options,
+            **extra,
         )
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"`model.base` is {source!r}, which cannot be loaded: {error}.") from error

@@ -9,7 +9,7 @@ import warnings
 import pytest
 
 import brickwork
-from brickwork import cli
+from brickwork import cli, options
 
 
 def test_the_overview_lists_every_command(capsys):
@@ -93,6 +93,43 @@ def test_completion_knows_every_command_and_option(shell, capsys, tmp_path):
             asked = script + line + '_brickwork; echo "${COMPREPLY[@]}"'
             answer = subprocess.run(["bash", "-c", asked], capture_output=True, text=True)
             assert answer.stdout.split() == [found], answer.stderr
+
+
+def _parsers(name):
+    """A command's parser, or those of its sub-commands."""
+    parser = cli.parser_of(name)
+    inner = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
+    return inner[0] if inner else {"": parser}
+
+
+# `calc` loads the extractor again, by the name that the reference keeps.
+WITHOUT_HUB_OPTIONS = ["evaluate ref"]
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_what_loads_models_of_the_hub_takes_its_options(name):
+    """A command whose help offers a model's name on the hub takes all of them, with the words of one table."""
+    for inner, parser in _parsers(name).items():
+        told = [action.help or "" for action in parser._actions]
+        models = [text for text in told if re.search(r"(hub id|name on the hub|hub name\b|on the Hub)", text)]
+        if not [text for text in models if "Parquet" not in text] or f"{name} {inner}" in WITHOUT_HUB_OPTIONS:
+            continue
+        actions = parser._option_string_actions
+        for option, how in options._HUB.items():
+            assert f"--{option}" in actions, models
+            assert actions[f"--{option}"].help in (how["help"], options._BASE[option]["help"])
+
+
+def test_commands_with_models_of_the_hub_are_found():
+    """As the test above finds them: it would pass if it found none."""
+    with_options = [
+        f"{name} {inner}".strip()
+        for name in cli.COMMANDS
+        for inner, parser in _parsers(name).items()
+        if "--revision" in parser._option_string_actions
+    ]
+    wanted = "benchmark distill export generate info judge merge search seams sweep".split()
+    assert {*wanted, "convert resadapter", "evaluate gen", "evaluate calc", "data cache"} <= {*with_options}
 
 
 @pytest.mark.parametrize(

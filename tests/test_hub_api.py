@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,7 @@ class Hub(BaseHTTPRequestHandler):
     """As much of the API as a push and a download ask for; everything is stored as it is, without LFS."""
 
     repositories: dict[str, dict[str, bytes]]
+    asked: set[tuple[str, str]]  # paths, and who asks
 
     def log_message(self, *args):
         pass
@@ -68,6 +70,7 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self):
         path = self.path.partition("?")[0]
+        self.asked.add((path, self.headers.get("Authorization", "")))
         if "/resolve/" in path:
             name, _, rest = path[1:].partition("/resolve/")
             content = self.repositories.get(name, {}).get(rest.partition("/")[2])
@@ -89,22 +92,82 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub():
-    handler = type("Hub", (Hub,), {"repositories": {}})
+    handler = type("Hub", (Hub,), {"repositories": {}, "asked": set()})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", handler.repositories
+    yield f"http://127.0.0.1:{server.server_port}", handler
     server.shutdown()
     server.server_close()
 
 
-def test_what_is_pushed_is_what_loads(hub, tmp_path):
-    address, repositories = hub
-    environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_TOKEN": "hf_x", "NO_PROXY": "*"}
+def run(code: str, address: str, home: Path) -> None:
+    """Python with that hub, in a process of its own: its address is read when the hub's client is imported."""
+    environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(home), "HF_TOKEN": "hf_x", "NO_PROXY": "*"}
     environment = {k: v for k, v in environment.items() if k not in ("HF_HUB_OFFLINE", "HF_HUB_CACHE")}
-    result = subprocess.run(
-        [sys.executable, "-c", CODE], env=environment, cwd=tmp_path, capture_output=True, text=True
-    )
+    result = subprocess.run([sys.executable, "-c", code], env=environment, cwd=home, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_what_is_pushed_is_what_loads(hub, tmp_path):
+    run(CODE, hub[0], tmp_path)
+    repositories = hub[1].repositories
     assert "transformer/diffusion_pytorch_model.safetensors" in repositories["someone/bricks"]
     assert "config.json" in repositories["someone/network"]
     assert "LegoPipeline.from_pretrained" in repositories["someone/bricks"]["README.md"].decode()
+
+
+COMMANDS = """
+import json
+import torch
+from pathlib import Path
+from diffusers import AutoencoderKL
+from huggingface_hub import HfApi
+from PIL import Image
+from brickwork import EDMHeunScheduler, LegoPipeline, LegoTransformer2DModel, cli
+from brickwork.eval.commands import benchmark
+from brickwork.eval.sampling.pipelines import load_class_pipeline
+
+stack = {"window_sizes": (4, 8), "patch_sizes": (2, 2), "num_layers": (1, 1), "hidden_sizes": 16}
+model = LegoTransformer2DModel(sample_size=8, num_classes=2, num_attention_heads=2, **stack)
+model.register_to_config(id2label={0: "red", 1: "blue"})
+LegoPipeline(model, EDMHeunScheduler()).push_to_hub("someone/bricks", variant="fp16")
+model.push_to_hub("someone/network", variant="fp16")
+AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, sample_size=8).push_to_hub("someone/vae", variant="fp16")
+noted = json.dumps({"type": "edm", "options": {}}).encode()
+HfApi().upload_file(path_or_fileobj=noted, path_in_repo="objective.json", repo_id="someone/bricks")
+for name, colour in (("red", (200, 0, 0)), ("blue", (0, 0, 200))):
+    for number in range(4):
+        Path("pictures", name).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), colour).save(f"pictures/{name}/{number}.png")
+told = ["--variant", "fp16", "--token", "hf_mine"]
+
+
+def command(*words):
+    assert cli.main([*words, *told, "--revision", f"of-{words[0]}"]) == 0, words
+
+
+measured = []
+benchmark.run_suite = lambda name, settings: measured.append(settings) or {"title": name, "tables": {}}
+benchmark.write_result = lambda *arguments: None
+command("info", "someone/bricks")
+command("info", "someone/network")
+command("generate", "someone/bricks", "-n", "1", "--steps", "1", "-o", "drawn")
+command("benchmark", "schedules", "--weights", "someone/bricks")
+command("distill", "someone/bricks", "--steps", "2", "--data", "pictures", "--dry-run", "run.batch_size=4")
+command("data", "cache", "--vae", "someone/vae", "-o", "latents", "data.source=pictures", "data.size=8")
+again = load_class_pipeline(measured[0].weights).transformer.state_dict()
+assert all(torch.equal(value, again[key]) for key, value in model.state_dict().items())
+"""
+
+
+def test_commands_hand_on_what_they_are_told_of_the_hub(hub, tmp_path):
+    """Revision, variant and token reach the hub with every request for a file, by every way in which a command loads."""
+    run(COMMANDS, hub[0], tmp_path)
+    loaded = dict.fromkeys(("info", "generate", "benchmark", "distill"), "someone/bricks") | {"data": "someone/vae"}
+    for command, name in loaded.items():
+        places = {f"/api/models/{name}/revision/of-{command}", f"/{name}/resolve/of-{command}"}
+        asked = [
+            who for path, who in hub[1].asked if path in places or path.startswith(tuple(f"{p}/" for p in places))
+        ]
+        assert asked and set(asked) == {"Bearer hf_mine"}, command
+    assert any(path.endswith("/transformer/diffusion_pytorch_model.fp16.safetensors") for path, _ in hub[1].asked)

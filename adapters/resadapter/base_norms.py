@@ -34,11 +34,12 @@ _DTYPES = {
 _HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
 
 
-def read_base_norms(base_model, keys: list[str]) -> dict[str, torch.Tensor]:
+def read_base_norms(base_model, keys: list[str], **options: str) -> dict[str, torch.Tensor]:
     """The tensors named by `keys` (`<path>.norm1.weight`, ...) of a base model, as stored, on the CPU.
 
     base_model: a loaded pipeline or UNet; the folder of a pipeline or of a UNet, or any folder with `unet/`; a
         single-file checkpoint (.safetensors, in the original or diffusers names); or a repository on the Hub.
+    options: of the Hub, `revision`, `variant` and `token`.
 
     Raises:
         ValueError: nothing readable there, a pickle, or tensors missing.
@@ -53,13 +54,13 @@ def read_base_norms(base_model, keys: list[str]) -> dict[str, torch.Tensor]:
         return _read_folder(path, keys)
     if isinstance(base_model, str) and base_model.count("/") == 1 and not path.is_absolute():
         check_name(base_model, "base_model", "model")
-        return _read_hub(base_model, keys)
+        return _read_hub(base_model, keys, **options)
     raise ValueError(f"base_model={str(base_model)!r} is no file, no folder and no repository id (owner/name)")
 
 
-def base_norms_for(adapter: ResAdapterWeights, base_model) -> dict[str, torch.Tensor]:
+def base_norms_for(adapter: ResAdapterWeights, base_model, **options: str) -> dict[str, torch.Tensor]:
     """The base model's norms under the adapter's keys, or a `ValueError` where shapes tell of another model."""
-    base = read_base_norms(base_model, list(adapter.norms))
+    base = read_base_norms(base_model, list(adapter.norms), **options)
     wrong = [key for key, value in base.items() if value.shape != adapter.norms[key].shape]
     if wrong:
         raise ValueError(f"base_model is no model that {adapter.source} fits: {listed(wrong)} have other shapes")
@@ -165,19 +166,24 @@ def read_weight_map(index: Path) -> dict[str, str]:
     return shards
 
 
-def _read_hub(repository: str, keys: list[str]) -> dict[str, torch.Tensor]:
+def _read_hub(
+    repository: str, keys: list[str], revision: str | None = None, variant: str | None = None, token: str | None = None
+) -> dict[str, torch.Tensor]:
     from huggingface_hub import HfFileSystem, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
 
-    names = [f"unet/{name}" for name in UNET_FILES]
+    files = UNET_FILES if variant is None else [UNET_FILES[0].replace(".safetensors", f".{variant}.safetensors")]
+    names = [f"unet/{name}" for name in files]
     for name in names:
-        cached = try_to_load_from_cache(repository, name)
+        cached = try_to_load_from_cache(repository, name, revision=revision)
         if isinstance(cached, str):
             return _read_file(Path(cached), keys)
-    files = HfFileSystem()
+    system = HfFileSystem(token=token)
     for name in names:
         try:
-            with files.open(f"{repository}/{name}", "rb", block_size=2**20) as stream:
+            with system.open(
+                f"{repository}{f'@{revision}' if revision else ''}/{name}", "rb", block_size=2**20
+            ) as stream:
                 return read_stream(stream, keys, f"{repository}/{name}")
         except FileNotFoundError:
             continue

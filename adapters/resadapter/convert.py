@@ -20,6 +20,7 @@ def convert_resadapter(
     *,
     to: str,
     base_model=None,
+    base_options: dict[str, str] | None = None,
     naming: str | None = None,
     norm_keys: str | None = None,
     norm_type: str = "float64",
@@ -35,6 +36,7 @@ def convert_resadapter(
             second file beside it) or "comfyui" (one file for the LoRA loaders of ComfyUI, Forge and A1111).
         base_model: the model the adapter was trained on; needed between absolute norms and the differences of
             "comfyui". A hub id, a folder, a single-file checkpoint or a loaded model: see `read_base_norms`.
+        base_options: of a base on the hub: `revision`, `variant` and `token`.
         naming: module names of the "comfyui" form, "diffusers" or "compvis"; None takes what every program reads
             rightly: compvis for SDXL, diffusers otherwise.
         norm_keys: names of the "comfyui" form's norms: "norm" (LyCORIS's, the default) or "diff", which
@@ -62,7 +64,7 @@ def convert_resadapter(
                 f"to={to!r} needs base_model, the model {adapter.source} was trained on: its norms are "
                 f"{'differences' if adapter.differences else 'absolute values'}, and the other kind is wanted"
             )
-        base = base_norms_for(adapter, base_model)
+        base = base_norms_for(adapter, base_model, **base_options or {})
         differ = adapter.differences
         adapter = formats.to_absolute(adapter, base) if differ else formats.to_differences(adapter, base, dtype)
     return formats.write_adapter(

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from brickwork import hub, options
@@ -90,6 +91,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", type=int, default=64, help="pictures and noises of the paired losses (default: 64)")
     parser.add_argument("--seconds", type=int, default=450, help="within which the suite gpu ends (default: 450)")
     options.add_common(parser, "--steps", "--overwrite")
+    options.add_hub(parser, "--weights")
     parser.set_defaults(run=run, check=hub.check_argument("weights"))
 
 
@@ -102,6 +104,10 @@ def run(args: argparse.Namespace) -> None:
 
     logging.set_verbosity_error()  # diffusers warns of every cast to another number format
     settings = make_settings(args)
+    if settings.weights not in hub.shipped_names():
+        from brickwork.eval.sampling.pipelines import local_pipeline
+
+        settings = replace(settings, weights=local_pipeline(settings.weights, "weights", **options.of_hub(args)))
     names = list(dict.fromkeys(args.what or [name for name in SUITES if name != "gpu"]))
     check_names(names)
     if args.output.is_file():

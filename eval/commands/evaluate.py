@@ -122,6 +122,7 @@ def _configure_calc(parser: argparse.ArgumentParser) -> None:
     _add_preparation(parser)
     _add_extractor(parser)
     add_detector(parser, "--judge")
+    options.add_hub(parser, "--paired's PIPELINE")
     parser.set_defaults(run=run_calc)
 
 
@@ -279,25 +280,26 @@ def run_calc(args: argparse.Namespace) -> None:
 def _held_out(args: argparse.Namespace):
     """What `calc --paired` scores, opened; the pipeline is loaded when it is needed."""
     from brickwork.eval.metrics.paired import HeldOut
-    from brickwork.eval.sampling.pipelines import load_pipeline
+    from brickwork.eval.sampling.pipelines import load_pipeline, local_pipeline
     from brickwork.eval.sets.pictures import open_image_set
 
     if args.paired is None:
         return None
-    pipeline, data = args.paired
-    return HeldOut(lambda: load_pipeline(pipeline, device=args.device), open_image_set(data), *_trained_for(args))
+    pipeline, data = local_pipeline(args.paired[0], "--paired", **options.of_hub(args)), args.paired[1]
+    return HeldOut(
+        lambda: load_pipeline(pipeline, device=args.device), open_image_set(data), *_trained_for(args, pipeline)
+    )
 
 
-def _trained_for(args: argparse.Namespace) -> tuple[str, dict]:
+def _trained_for(args: argparse.Namespace, pipeline: str) -> tuple[str, dict]:
     """The objective that `calc --paired` scores by: the one asked for, or the one that the pipeline's folder names."""
-    from brickwork.eval.sampling.pipelines import pipeline_folder
     from brickwork.pipelines.objective_file import saved_objective
 
     if args.objective is not None:
         return args.objective, options.json_object("--objective-options", args.objective_options or "{}")
     if args.objective_options is not None:
         raise ValueError("objective-options: got options without their objective; pass --objective too")
-    return saved_objective(pipeline_folder(args.paired[0])) or ("edm", {})
+    return saved_objective(Path(pipeline)) or ("edm", {})
 
 
 def _tags(entries: list[str]) -> dict:

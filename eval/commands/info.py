@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 from brickwork import options
 from brickwork.errors import near_names
+from brickwork.hub import saved_variant
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +28,10 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from brickwork.eval.sampling.pipelines import local_pipeline
+
+    if "/" in args.model and not Path(args.model).exists():
+        args.model = local_pipeline(args.model, **options.of_hub(args))
     if _is_of_others(args.model):
         if (args.height, args.width) != (None, None):
             raise ValueError(
@@ -37,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
         return
     from brickwork.pipelines.latents import sample_size
 
-    model, schedule, factor = _open(args.model, options.of_hub(args))
+    model, schedule, factor = _open(args.model)
     side, patch = model.config.sample_size, max(model.config.get("patch_sizes") or [1])
     size = sample_size(args.height, args.width, (side, side), factor, patch)
     print(describe(model, *size, factor))
@@ -46,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"\n{kind} schedule saved with it:\n{schedule}")
 
 
-def _open(name: str, given: dict):
+def _open(name: str):
     """The network behind a name, the schedule saved with it, if any, and pixels of a picture along one of its own."""
     import torch
 
@@ -62,17 +67,17 @@ def _open(name: str, given: dict):
         return brickwork.LegoTransformer2DModel.from_original(name), None, 1
     shipped = brickwork.pretrained_names()
     if name not in shipped and (kind := _class_of(Path(name))) in NETWORKS:
-        return load_network_class(kind).from_pretrained(name), None, 1
+        return load_network_class(kind).from_pretrained(name, **saved_variant(name)), None, 1
     kind = _class_of(Path(name, "transformer"))
     if kind in NETWORKS and kind != "LegoTransformer2DModel":
-        network = load_network_class(kind).from_pretrained(name, subfolder="transformer")
+        network = load_network_class(kind).from_pretrained(name, subfolder="transformer", **saved_variant(name))
         return network, _schedule_in(Path(name)), _pixels_per_latent(Path(name, "vae"))
     near = near_names(name, [*(preset for names in PRESETS.values() for preset in names), *shipped], 3)
     if name not in shipped and near and "/" not in name and not Path(name).exists():
         raise ValueError(f"`model` is {name!r}; did you mean {' or '.join(near)}?")
     from brickwork.eval.sampling.pipelines import load_lego_pipeline
 
-    pipe = load_lego_pipeline(name, "cpu", **given)
+    pipe = load_lego_pipeline(name, "cpu")
     return pipe.transformer, pipe.schedule, pixels_per_latent(pipe.vae)
 
 

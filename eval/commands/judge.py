@@ -29,6 +29,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", help="what all pictures were asked for, in place of captions")
     parser.add_argument("--limit", type=int, help="take the first so many pictures only")
     options.add_common(parser, "--overwrite")
+    options.add_hub(parser, "--detector")
     parser.set_defaults(run=run)
 
 
@@ -54,8 +55,8 @@ def add_detector(parser: argparse.ArgumentParser, option: str, **how) -> None:
         options.add_common(group, "--device")
 
 
-def make_judge(args: argparse.Namespace):
-    """The judge that `add_detector`'s options describe; `None` without a detector."""
+def make_judge(args: argparse.Namespace, **of_hub: str):
+    """The judge that `add_detector`'s options describe, its detector by options of the hub; `None` without one."""
     from brickwork.eval.judge.colours import load_colours
     from brickwork.eval.judge.detectors import load_detector
     from brickwork.eval.judge.requirements import read_requirements
@@ -65,7 +66,8 @@ def make_judge(args: argparse.Namespace):
         return None
     settings = JudgeSettings(args.threshold, args.counting_threshold, max_overlap=args.max_overlap)
     rows = None if args.requirements is None else read_requirements(args.requirements)
-    return Judge(load_detector(args.detector, args.device), load_colours(args.colours, args.device), settings, rows)
+    detector = load_detector(args.detector, args.device, **of_hub)
+    return Judge(detector, load_colours(args.colours, args.device), settings, rows)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -78,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
     if args.prompt is not None and args.requirements is not None:
         raise ValueError("`--prompt` and `--requirements` both say what is asked for; give one of them.")
     images = open_image_set(args.pictures, args.limit)
-    judge = make_judge(args)
+    judge = make_judge(args, **options.of_hub(args))
     captions = images.texts if args.prompt is None else [args.prompt] * len(images)
     asked = judge.asked(images.names, captions)
     verdicts = _judge(judge, images, asked)

@@ -50,7 +50,7 @@ def register_detector(name: str, takes_source: bool = False):
 
     Args:
         name: what the command line calls it.
-        takes_source: it is called with what follows `NAME:`, a folder or hub id, and with `device`.
+        takes_source: it is called with what follows `NAME:`, a folder or hub id, with `device`, and with options of the hub.
     """
 
     def register(load: Callable[..., Detector]) -> Callable[..., Detector]:
@@ -65,8 +65,13 @@ def detector_names() -> list[str]:
     return list(_DETECTORS)
 
 
-def load_detector(name: str, device: Any = None) -> Detector:
+def load_detector(name: str, device: Any = None, **options: str) -> Detector:
     """A detector by name, such as `"shapes"` or `"owlv2:google/owlv2-base-patch16-ensemble"`.
+
+    Args:
+        name: of a registered detector, and behind a colon its source.
+        device: of its network.
+        options: of the hub, `revision`, `variant` and `token`; one without a source needs none.
 
     Raises:
         ValueError: for an unknown name, or one without its source.
@@ -76,7 +81,7 @@ def load_detector(name: str, device: Any = None) -> Detector:
     if takes_source != bool(source):
         form = f"{kind}:<folder or hub id>" if takes_source else kind
         raise ValueError(f"`detector` is {name!r}; write {form!r}.")
-    return load(source, device=device) if takes_source else load()
+    return load(source, device=device, **options) if takes_source else load()
 
 
 def overlap(a: Sequence[float], b: Sequence[float]) -> float:

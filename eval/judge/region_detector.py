@@ -63,14 +63,17 @@ def _apart(boxes: torch.Tensor, scores: torch.Tensor) -> list[Detection]:
 
 
 @register_detector("region-head", takes_source=True)
-def load_region_detector(source: str, device: Any = None) -> RegionDetector:
-    """A detector from a folder that `training/train_region_head.py` wrote: the head, its pipeline and its teacher."""
+def load_region_detector(source: str, device: Any = None, **options: str) -> RegionDetector:
+    """A detector from a folder that `training/train_region_head.py` wrote: the head, its pipeline and its teacher.
+
+    `options` are of the hub, where the pipeline is there.
+    """
     from brickwork.eval.sampling.pipelines import load_pipeline, to_device
 
     if not (Path(source) / "config.json").is_file():
         raise ValueError(f"`detector` is 'region-head:{source}', and there is no such head; train one.")
     head = RegionHead.from_pretrained(source)
     config = head.config
-    features = DenoiserFeatures(load_pipeline(config.pipeline, device=device), **config.features)
+    features = DenoiserFeatures(load_pipeline(config.pipeline, device=device, **options), **config.features)
     teacher = load_teacher(config.teacher, device)
     return RegionDetector(to_device(head, device), features, teacher, f"region-head:{source}")

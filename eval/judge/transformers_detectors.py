@@ -18,20 +18,22 @@ class _TransformersDetector(ABC):
     Args:
         source: a folder or a hub id.
         device: of the network, by default the best there is.
+        options: of the hub, `revision`, `variant` and `token`.
     """
 
     kind: str
     names = None  # any
 
-    def __init__(self, source: str, device: Any = None):
+    def __init__(self, source: str, device: Any = None, **options: str):
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
         from brickwork.eval.sampling.pipelines import to_device
+        from brickwork.hub import without_variant
 
         self.name = f"{self.kind}:{source}"
         try:
-            self.processor = AutoProcessor.from_pretrained(source)
-            model = AutoModelForZeroShotObjectDetection.from_pretrained(source).eval()
+            self.processor = AutoProcessor.from_pretrained(source, **without_variant(options))
+            model = AutoModelForZeroShotObjectDetection.from_pretrained(source, **options).eval()
         except (OSError, ValueError, ImportError) as error:
             raise ValueError(f"`detector` is {self.name!r}, which could not be loaded: {error}") from error
         if model.config.model_type not in self.model_types:

@@ -48,6 +48,17 @@ def pipeline_folder(name: str) -> str | Path:
     return name
 
 
+def local_pipeline(name: str, argument: str = "model", **options: str) -> str:
+    """As `pipeline_folder`, with a copy of what is on the hub: for what reads files beside the networks.
+
+    Args:
+        name: of weights that ship, a folder, a run's, or a name on the hub.
+        argument: what it was given for.
+        options: of the hub, as those of `brickwork.options.of_hub`.
+    """
+    return str(pipeline_folder(str(hub.local_copy(pipeline_folder(name), argument, **options))))
+
+
 def pipeline_class(name: str) -> str | None:
     """The class of a saved pipeline, of weights that ship or in a folder; `None` where there is none to read."""
     return (pipeline_parts(name) or {}).get("_class_name")
@@ -141,5 +152,7 @@ def _load(kind: type, name: str, options: dict):
     folder = pipeline_folder(name)
     if hub.check_name(folder, "model"):
         options = {"local_files_only": True} | options
+    if Path(folder).is_dir():  # of a folder that has one variant alone, no one need be told
+        options = hub.saved_variant(folder) | options
     logging.disable_progress_bar()
     return kind.from_pretrained(folder, **options)

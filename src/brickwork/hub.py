@@ -18,6 +18,7 @@ from typing import Any
 from brickwork.errors import MissingFile, near_names
 
 _PATIENCE = 5.0  # seconds for a connection to the hub
+_WEIGHTS = "diffusion_pytorch_model"
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -69,6 +70,52 @@ def located(name: str, argument: str, what: str = "pipeline") -> tuple[str, dict
     if name in shipped_names():
         return str(shipped_folder() / name), {}
     return name, {"local_files_only": True} if check_name(name, argument, what) else {}
+
+
+def local_copy(name: str, argument: str, what: str = "pipeline", **options: Any) -> Path:
+    """The folder of what a person typed: of weights that ship, the folder itself, or a copy of the hub's in its cache.
+
+    For what reads files, where `from_pretrained` would do all of this by itself.
+
+    Args:
+        name: of a pipeline or a network of diffusers.
+        argument: what it was given for.
+        what: it is, in an error.
+        options: `revision`, `variant` and `token`; a local folder is taken as it is.
+
+    Raises:
+        MissingFile: as `check_name` does, and for what the hub does not have.
+    """
+    place, cached = located(name, argument, what)
+    if Path(place).expanduser().exists():
+        return Path(place).expanduser()
+    options |= cached
+    import huggingface_hub
+    from diffusers import DiffusionPipeline
+
+    download = without_variant(options)
+    try:
+        files = huggingface_hub.snapshot_download(name, allow_patterns=["*.json"], **download)
+        if Path(files, "model_index.json").is_file():
+            return Path(DiffusionPipeline.download(name, **options))
+        ending = f".{options['variant']}.safetensors" if options.get("variant") else ".safetensors"
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", f"*{ending}"], **download))
+    except (OSError, ValueError) as error:  # the hub's own errors are OSErrors
+        raise MissingFile(f"`{argument}` is {name!r}, which cannot be had from the hub: {error}") from error
+
+
+def without_variant(options: dict[str, Any]) -> dict[str, Any]:
+    """What is left for files of which there is one set alone, such as configurations and tokenizers."""
+    return {key: value for key, value in options.items() if key != "variant"}
+
+
+def saved_variant(folder: str | os.PathLike) -> dict[str, str]:
+    """`{"variant": "fp16"}` where the denoiser in a local folder has its weights in that variant alone, else nothing:
+    what `from_pretrained` must be told to load what is there."""
+    places = [place for place in (Path(folder, "transformer"), Path(folder, "unet")) if place.is_dir()]
+    names = [file.name for place in places or [Path(folder)] for file in place.rglob(f"{_WEIGHTS}*.safetensors")]
+    found = {re.fullmatch(rf"{_WEIGHTS}(?:\.(\w+?))?(-\d+-of-\d+)?\.safetensors", name)[1] for name in names}
+    return {"variant": found.pop()} if len(found) == 1 and None not in found else {}
 
 
 def check_data_set(name: str, argument: str) -> None:

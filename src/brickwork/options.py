@@ -12,6 +12,12 @@ _HUB: dict[str, dict[str, str]] = {
     "variant": {"metavar": "NAME", "help": "which of several sets of weights, such as fp16"},
     "token": {"help": "of the hub, for private models (default: the one that `hf auth login` keeps)"},
 }
+_BASE = {  # of a base beside an adapter, whose own revision is `--revision`
+    "base-revision": {"metavar": "NAME", "help": "branch, tag or commit of the base"},
+    "revision": {"metavar": "NAME", "help": "branch, tag or commit of the adapter"},
+    "variant": {"metavar": "NAME", "help": "which of the base's several sets of weights, such as fp16"},
+    "token": _HUB["token"],
+}
 _SIDE = "in pixels (default: the training size)"
 # What argparse is told of the options that several commands have; a command may change single entries.
 COMMON: dict[str, dict[str, Any]] = {
@@ -70,16 +76,28 @@ def as_overrides(values: dict[str, Any]) -> list[str]:
     return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
 
 
-def add_hub(parser: argparse.ArgumentParser, title: str = "models of the hub", *names: str) -> None:
-    """What a command that loads from the hub may be told of it: all of it, or the names given."""
-    group = parser.add_argument_group(title)
-    for name in names or _HUB:
-        group.add_argument(f"--{name}", **_HUB[name])
+def add_hub(parser: argparse.ArgumentParser, of: str = "models", beside_adapter: bool = False) -> None:
+    """What a command that loads from the hub may be told of it.
+
+    Args:
+        parser: to add to.
+        of: what the options speak of, where a command loads several things.
+        beside_adapter: of a command that takes an adapter and its base; see `of_base`.
+    """
+    group = parser.add_argument_group(f"{of} of the hub")
+    for name, how in (_BASE if beside_adapter else _HUB).items():
+        group.add_argument(f"--{name}", **how)
 
 
-def of_hub(args: argparse.Namespace) -> dict[str, str]:
-    """What was given of them, as `from_pretrained` takes it."""
-    return {name: value for name in _HUB if (value := getattr(args, name, None)) is not None}
+def of_hub(args: argparse.Namespace, *names: str) -> dict[str, str]:
+    """What was given of them, all or those named, as `from_pretrained` takes it."""
+    return {name: value for name in names or _HUB if (value := getattr(args, name, None)) is not None}
+
+
+def of_base(args: argparse.Namespace) -> dict[str, str]:
+    """The same of the base, of a command that takes an adapter beside it."""
+    revision = {} if args.base_revision is None else {"revision": args.base_revision}
+    return of_hub(args, "variant", "token") | revision
 
 
 def add_yaml_output(parser: argparse.ArgumentParser, otherwise: str = "") -> None:

@@ -1,5 +1,6 @@
 """Adapters and base models named by their place on the Hub, with a stand-in for the Hub."""
 
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from brickwork import load_adapter
+from brickwork import cli, load_adapter
 from brickwork.adapters.comfyui.reading import read_adapter
 from brickwork.adapters.hub import local_adapter
 from brickwork.adapters.resadapter.base_norms import read_base_norms
@@ -18,7 +19,13 @@ from brickwork.hub import shipped_folder
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
+def asked():
+    """What was asked of the stand-in: a path or a repository, and with what."""
+    return []
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path, asked):
     """A folder that stands for the Hub: `owner/name/...`; downloads are copied into a cache."""
     root, cache = tmp_path / "hub", tmp_path / "cache"
     monkeypatch.chdir(tmp_path)
@@ -26,6 +33,7 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setattr("brickwork.hub._reachable", lambda: True)
 
     def hf_hub_download(repository, filename, **options):
+        asked.append((repository, options))
         file = root / repository / filename
         if not (root / repository).is_dir():
             raise LocalEntryNotFoundError("no connection")
@@ -37,12 +45,22 @@ def hub(monkeypatch, tmp_path):
         return str(target)
 
     class FileSystem:
+        def __init__(self, token=None):
+            self.token = token
+
         def open(self, path, mode, block_size):
-            return open(root / path, mode)
+            asked.append((path, self.token))
+            return open(root / re.sub("@[^/]*", "", path), mode)
+
+    def snapshot_download(repository, allow_patterns, **options):
+        asked.append((repository, options | {"allow_patterns": allow_patterns}))
+        return str(root / repository)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
     monkeypatch.setattr(huggingface_hub, "HfFileSystem", FileSystem)
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *arguments: None)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *arguments, **options: None)
     return root
 
 
@@ -161,3 +179,25 @@ def test_base_models(hub, unet, helpers):
     assert all(torch.equal(found[key], unet.state_dict()[key]) for key in keys)
     with pytest.raises(ValueError, match="no such repository with unet/diffusion_pytorch_model"):
         read_base_norms("owner/none", keys)
+
+
+def test_commands_tell_the_base_of_the_hub_from_the_adapter(hub, asked, unet, helpers, tmp_path, capsys):
+    """`--revision` is the adapter's, `--base-revision` and `--variant` are the base's, `--token` goes to both."""
+    unet.save_pretrained(hub / "owner" / "base" / "unet", variant="fp16")
+    helpers.write_official(hub / "owner" / "adapter", *helpers.random_adapter_tensors(unet))
+    shutil.copytree(hub / "owner" / "base" / "unet", hub / "owner" / "network")
+    told = ["--revision", "new", "--base-revision", "old", "--variant", "fp16", "--token", "mine"]
+    assert cli.main(["merge", "owner/network", "owner/adapter", str(tmp_path / "merged"), *told]) == 0
+    merged = type(unet).from_pretrained(tmp_path / "merged", variant="fp16").state_dict()
+    assert any(not torch.equal(merged[key], value) for key, value in unet.state_dict().items())
+    assert {"revision": "new", "token": "mine"} in [given for name, given in asked if name == "owner/adapter"]
+    of_base = [given for name, given in asked if name == "owner/network"]
+    assert all((given["revision"], given["token"]) == ("old", "mine") for given in of_base)
+    assert of_base[-1]["allow_patterns"] == ["*.json", "*.fp16.safetensors"]
+
+    form = ["--to", "comfyui", "--base-model", "owner/base"]
+    target = str(tmp_path / "one.safetensors")
+    assert cli.main(["convert", "resadapter", "owner/adapter", target, *form, *told]) == 0
+    assert asked[-1] == ("owner/base@old/unet/diffusion_pytorch_model.fp16.safetensors", "mine")
+    assert cli.main(["merge", "owner/bsae/x", "owner/adapter", str(tmp_path / "other")]) == 2
+    assert "`base` is 'owner/bsae/x', which is not there" in capsys.readouterr().err

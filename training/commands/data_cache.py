@@ -23,6 +23,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pipeline", help="whose text encoders to use for --captions: a folder or a hub name")
     parser.add_argument("--dtype", help="of cached captions: float32, float16, bfloat16 (default: the encoders' own)")
     options.add_common(parser, "--config", "--overwrite", "overrides")
+    options.add_hub(parser, "--vae or --pipeline")
     parser.set_defaults(run=run_cache)
 
 
@@ -39,7 +40,7 @@ def run_cache(args: argparse.Namespace) -> int:
     images = images_of(load_config(args.config, args.overrides).data)
     if args.captions:
         return _cache_captions(args, images)
-    path = cache_latents(args.output, images, load_vae(args.vae), args.vae, args.overwrite)
+    path = cache_latents(args.output, images, load_vae(args.vae, **options.of_hub(args)), args.vae, args.overwrite)
     print(f"The latents of {len(images):,} images are in {path}; train with data.latents={path}.")
     return 0
 
@@ -53,7 +54,7 @@ def _cache_captions(args: argparse.Namespace, images) -> int:
     dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     dtype = one_of("--dtype", args.dtype, dtypes) if args.dtype else None
     captions = captions_of(images, args.captions)
-    pipeline = load_text_encoders(args.pipeline)
+    pipeline = load_text_encoders(args.pipeline, **options.of_hub(args))
     path = cache_texts(args.output, captions, pipeline, dtype, args.pipeline, overwrite=args.overwrite)
     print(f"{len(set(captions)):,} different captions of {len(images):,} images are in {path}.")
     return 0

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from brickwork.options import as_overrides
+from brickwork.options import add_hub, as_overrides, of_hub
 from brickwork.training.commands.train import add_run_options, train_as_asked
 
 STEPS, SUBSTEPS = 4, 8
@@ -29,7 +29,9 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "  brickwork distill runs/large --student tiny-resnet --data my-pictures run.total_images=50000\n"
         "  brickwork distill my-stable-diffusion --steps 4 --data captioned-pictures resolution.max_size=512"
     )
-    parser.add_argument("teacher", metavar="TEACHER", help="a pipeline's folder, a run's, a name of weights that ship")
+    parser.add_argument(
+        "teacher", metavar="TEACHER", help="weights that ship, a pipeline's folder, a run's, or a hub id"
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--steps", type=int, help=f"calls of the network that the student draws in (default: {STEPS})")
     what.add_argument(
@@ -46,6 +48,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         help="of --steps: scale that the student draws with by itself (default: the teacher's)",
     )
     add_run_options(parser, "values over what is chosen")
+    add_hub(parser, "TEACHER")
     parser.set_defaults(run=run, config=None)
 
 
@@ -55,12 +58,15 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: for a teacher that is no pipeline of ours or Stable Diffusion, or options that do not go together.
     """
-    from brickwork.eval.sampling.pipelines import pipeline_class
+    from brickwork.eval.sampling.pipelines import local_pipeline, pipeline_class
 
     if args.second and not args.student:
         raise ValueError("`--second` is a second teacher of `--student`; a student of few steps has one.")
     if args.guidance is not None and args.student:
         raise ValueError("`--guidance` goes with `--steps`; a smaller student is guided as it draws.")
+    args.name = _run_name(args.teacher)
+    if "/" in args.teacher and not Path(args.teacher).exists():  # the run names the copy, which does not change
+        args.teacher = local_pipeline(args.teacher, "TEACHER", **of_hub(args))
     kind = pipeline_class(args.teacher) or ""
     if kind.startswith("StableDiffusion"):
         from brickwork.training.tasks.latent.text_to_image import TextToImageTask
@@ -110,13 +116,13 @@ def of_class_pipeline(args: argparse.Namespace) -> list[str]:
         args.config, overrides = recipe(args.student)
         chosen = [*overrides, *chosen]
         values |= _course("student") | {"objectives": [_granular(args)]}
-        values["run.output_dir"] = f"runs/{_run_name(args.teacher)}-{args.student}"
+        values["run.output_dir"] = f"runs/{args.name}-{args.student}"
         return [*chosen, *as_overrides(values)]
     guidance = (
         args.guidance if args.guidance is not None else pipeline_parts(args.teacher).get("guidance_scale") or 1.0
     )
     guidance = guidance if network.get("num_classes") else 1.0
-    values |= _course("steps") | _in_steps(args, guidance, _run_name(args.teacher))
+    values |= _course("steps") | _in_steps(args, guidance, args.name)
     values |= {"model.type": network["_class_name"], "model.init_from": str(folder)}
     values["objective.label_dropout"] = 0.1 if guidance == 1 else 0.0
     values["objective.brick_dropout"] = 0.25 if network.get("trained_subsets") == "any" else 0.0
@@ -138,9 +144,9 @@ def of_stable_diffusion(args: argparse.Namespace) -> list[str]:
         values["data.source"] = args.data
     if args.student:
         values |= _course("student") | {"model.base": args.student, "objectives": [_granular(args)]}
-        return as_overrides(values | {"run.output_dir": f"runs/{_run_name(args.teacher)}-{_run_name(args.student)}"})
+        return as_overrides(values | {"run.output_dir": f"runs/{args.name}-{_run_name(args.student)}"})
     guidance = SD_GUIDANCE if args.guidance is None else args.guidance
-    values |= _course("steps") | _in_steps(args, guidance, _run_name(args.teacher))
+    values |= _course("steps") | _in_steps(args, guidance, args.name)
     values |= {"model.base": str(folder), "objective.min_snr_gamma": None}
     values["objective.caption_dropout"] = 0.1 if guidance == 1 else 0.0
     return as_overrides(values)

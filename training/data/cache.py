@@ -185,11 +185,12 @@ class CachedLatents:
         return latents.scale(self.vae, self.cache[row]["mean"][None])[0].numpy()
 
 
-def load_vae(source: str) -> torch.nn.Module:
-    """An `AutoencoderKL` from a folder, a pipeline's folder or the hub."""
+def load_vae(source: str, **options: str) -> torch.nn.Module:
+    """An `AutoencoderKL` from a folder, a pipeline's folder or the hub, whose `revision`, `variant` and `token` may be given."""
     from diffusers import AutoencoderKL
 
     try:
-        return AutoencoderKL.from_pretrained(Path(source) / "vae" if (Path(source) / "vae").is_dir() else source)
+        inside = Path(source) / "vae"
+        return AutoencoderKL.from_pretrained(inside if inside.is_dir() else source, **options)
     except (OSError, ValueError) as error:
         raise ValueError(f"`vae` is {source!r}, which holds no AutoencoderKL: {error}") from error

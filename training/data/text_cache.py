@@ -13,6 +13,7 @@ import torch
 
 from brickwork.eval.sets.tables import captions_in, find_column
 from brickwork.files import digest
+from brickwork.hub import without_variant
 from brickwork.training.data.cache import FIX, TensorCache, build_cache, network_fingerprint
 from brickwork.training.data.images import LabelledImages
 
@@ -48,8 +49,12 @@ def encode_no_caption(pipeline, dtype: torch.dtype | None = None) -> dict[str, t
     return encode_captions(pipeline, [""], dtype, negative=True)
 
 
-def load_text_encoders(source: str):
+def load_text_encoders(source: str, **options: str):
     """A pipeline from a folder or the hub with its tokenizers and text encoders alone.
+
+    Args:
+        source: folder or name.
+        options: of the hub, `revision`, `variant` and `token`.
 
     Raises:
         ValueError: where there is no such pipeline.
@@ -57,13 +62,13 @@ def load_text_encoders(source: str):
     from diffusers import DiffusionPipeline
 
     try:
-        names = DiffusionPipeline.load_config(source)
+        names = DiffusionPipeline.load_config(source, **without_variant(options))
         others = {
             name: None
             for name, part in names.items()
             if isinstance(part, list) and not name.startswith(("tokenizer", "text_encoder"))
         }
-        return DiffusionPipeline.from_pretrained(source, **others)
+        return DiffusionPipeline.from_pretrained(source, **others, **options)
     except (OSError, ValueError) as error:
         raise ValueError(f"`pipeline` is {source!r}, which holds no pipeline with text encoders: {error}") from error
 

@@ -21,6 +21,7 @@ from brickwork.gen.networks.transformer import BlockTransformer2DModel
 from brickwork.gen.networks.unet import BlockUNet2DModel
 from brickwork.gen.networks.wrapped import load_denoiser
 from brickwork.gen.parameterization import OBJECTIVES
+from brickwork.hub import saved_variant
 from brickwork.pipelines.class_to_image import ClassToImagePipeline
 from brickwork.pipelines.lego import LegoPipeline
 from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
@@ -246,7 +247,7 @@ def build_objective(settings: ObjectiveConfig) -> Any:
 def _saved_model(kind: type, source: str, data: TrainedOn, any_bricks: bool) -> torch.nn.Module:
     inside = Path(source) / "transformer"  # a pipeline's folder
     try:
-        model = kind.from_pretrained(inside if inside.is_dir() else source)
+        model = kind.from_pretrained(inside if inside.is_dir() else source, **saved_variant(source))
     except (OSError, ValueError) as error:
         raise ValueError(f"`model.init_from` is {source!r}, which holds no {kind.__name__}: {error}") from error
     model = _told_of_augmentation(_of_classes(model, data.class_names), data.augment_dim)

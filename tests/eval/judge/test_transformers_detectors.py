@@ -109,3 +109,21 @@ def test_other_networks_and_folders_are_refused(owlv2, tmp_path):
         load_detector(f"grounding-dino:{owlv2}", "cpu")
     with pytest.raises(ValueError, match="'owlv2:.*nothing', which could not be loaded"):
         load_detector(f"owlv2:{tmp_path}/nothing", "cpu")
+
+
+def test_options_of_the_hub_are_handed_on(owlv2, monkeypatch):
+    """Of processors there is one variant alone."""
+    from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+
+    given = []
+    for kind in (AutoProcessor, AutoModelForZeroShotObjectDetection):
+
+        def load(source, kind=kind, load=kind.from_pretrained, **options):
+            given.append((kind.__name__, options))
+            return load(source)
+
+        monkeypatch.setattr(kind, "from_pretrained", load)
+    load_detector(f"owlv2:{owlv2}", "cpu", revision="old", variant="fp16", token="mine")
+    expected = {"revision": "old", "token": "mine"}
+    assert given[0] == ("AutoProcessor", expected)
+    assert given[1] == ("AutoModelForZeroShotObjectDetection", expected | {"variant": "fp16"})
