@@ -44,12 +44,7 @@ def load_pipeline(source: str, revision: str | None = None, variant: str | None 
         if not name.startswith("StableDiffusionXL"):
             kind, extra = StableDiffusionPipeline, {"safety_checker": None, "requires_safety_checker": False}
         pipeline = kind.from_pretrained(
-            place,
-            variant=variant or saved_variant(place).get("variant"),
-            dtype=torch.float32,
-            use_safetensors=True,
-            **options,
-            **extra,
+            place, dtype=torch.float32, use_safetensors=True, **weights, **options, **extra
         )
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"`model.base` is {source!r}, which cannot be loaded: {error}.") from error

@@ -161,7 +161,7 @@ assert all(torch.equal(value, again[key]) for key, value in model.state_dict().i
 
 
 def test_commands_hand_on_what_they_are_told_of_the_hub(hub, tmp_path):
-    """Revision, variant and token reach the hub with every request for a file, by every way in which a command loads."""
+    """Revision, variant and token reach the hub with every request, by every way in which a command loads."""
     run(COMMANDS, hub[0], tmp_path)
     loaded = dict.fromkeys(("info", "generate", "benchmark", "distill"), "someone/bricks") | {"data": "someone/vae"}
     for command, name in loaded.items():

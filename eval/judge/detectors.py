@@ -50,7 +50,7 @@ def register_detector(name: str, takes_source: bool = False):
 
     Args:
         name: what the command line calls it.
-        takes_source: it is called with what follows `NAME:`, a folder or hub id, with `device`, and with options of the hub.
+        takes_source: it is called with what follows `NAME:`, a folder or hub id, with `device` and options of the hub.
     """
 
     def register(load: Callable[..., Detector]) -> Callable[..., Detector]:

@@ -30,7 +30,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "  brickwork distill my-stable-diffusion --steps 4 --data captioned-pictures resolution.max_size=512"
     )
     parser.add_argument(
-        "teacher", metavar="TEACHER", help="weights that ship, a pipeline's folder, a run's, or a hub id"
+        "teacher", metavar="TEACHER", help="weights that ship, a pipeline's or run's folder, or a hub id"
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--steps", type=int, help=f"calls of the network that the student draws in (default: {STEPS})")

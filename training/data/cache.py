@@ -186,7 +186,7 @@ class CachedLatents:
 
 
 def load_vae(source: str, **options: str) -> torch.nn.Module:
-    """An `AutoencoderKL` from a folder, a pipeline's folder or the hub, whose `revision`, `variant` and `token` may be given."""
+    """An `AutoencoderKL` from a folder, a pipeline's folder or the hub; `options` are of `from_pretrained`."""
     from diffusers import AutoencoderKL
 
     try:
