@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any, Self
 
-from brickwork.gen.subnets import FULL, bricks_of, find_subnet, name_of
+from brickwork.gen.subnets import FULL, BrickFamily, bricks_of, family_of, find_subnet, name_of
 
 # The noise levels that EDM samples by default (Karras et al., arXiv 2206.00364, table 1); within them a schedule must
 # always leave at least one brick to run.
@@ -448,7 +448,7 @@ class BrickSchedule(Schedule):
 
 def schedule_kind(model: Any) -> type[BrickSchedule] | type[SubnetSchedule]:
     """The schedules that suit a network, or several by name: of bricks for a LEGO stack, else of subnets."""
-    return BrickSchedule if hasattr(model, "num_bricks") else SubnetSchedule
+    return BrickSchedule if isinstance(family_of(model), BrickFamily) else SubnetSchedule
 
 
 def read_schedule(values: Mapping[str, Any]) -> BrickSchedule | SubnetSchedule:

@@ -57,7 +57,7 @@ def estimates(model, sample, timestep, class_labels=None, subnet=None, **further
     """
     network = getattr(model, "module", model)
     further |= {} if subnet is None else {"subnet": subnet}
-    if hasattr(network, "num_bricks") or hasattr(network, "output_weights"):
+    if getattr(network, "returns_intermediates", False):
         further["return_intermediates"] = True
         return model(sample, timestep, class_labels=class_labels, **further).intermediates
     return [model(sample, timestep, class_labels=class_labels, **further).sample]

@@ -92,6 +92,7 @@ class CompositeDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
         "addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim",
     )  # fmt: skip
     smallest = {"network": {"_class_name": "BlockUNet2DModel"} | BlockUNet2DModel.smallest}
+    returns_intermediates = True  # on demand, the assistants' estimates
 
     @register_to_config
     def __init__(

@@ -280,6 +280,7 @@ class LegoTransformer2DModel(Denoiser, ResidualPorts, Cuttable, ModelMixin, Conf
         return model.eval()
 
     subnet_family = BrickFamily()
+    returns_intermediates = True  # on demand, the estimate of every brick
     has_head = False  # every brick ends in an estimate
 
     @property
