@@ -51,6 +51,8 @@ class CompositeLinks(ModelMixin, ConfigMixin):
         composition: `"dhlc"`: each stage gets those of its own and of every higher one; `"same_level"`: of its own.
     """
 
+    _no_split_modules = ["Link"]
+
     @register_to_config
     def __init__(self, channels: Sequence[int], copies: int = 1, composition: str = "dhlc"):
         super().__init__()

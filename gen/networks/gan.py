@@ -14,7 +14,7 @@ from torch import nn
 
 from brickwork.gen.blocks.maxvit import MaxViTBlock
 from brickwork.gen.blocks.norms import make_norm
-from brickwork.gen.networks.base import Denoiser, SampleOutput
+from brickwork.gen.networks.base import Adaptable, Denoiser, SampleOutput
 
 LATENT_TOKENS = 16
 
@@ -30,7 +30,7 @@ class Upsample(nn.Module):
         return nn.functional.pixel_shuffle(self.conv(hidden_states), 2)
 
 
-class MaxViTGenerator2DModel(Denoiser, ModelMixin, ConfigMixin):
+class MaxViTGenerator2DModel(Denoiser, ModelMixin, ConfigMixin, Adaptable):
     """Noise => image, in one step.
 
     Args beside those of `Denoiser`, of which `sample_size` is a multiple of `2 ** (stages - 1)`:

@@ -9,7 +9,7 @@ from diffusers.configuration_utils import register_to_config
 
 from brickwork.errors import one_of
 from brickwork.gen.delay_fold import DelayFold
-from brickwork.gen.networks.base import Denoiser, SampleOutput
+from brickwork.gen.networks.base import Adaptable, Denoiser, SampleOutput
 from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep
 from brickwork.gen.networks.transformer import BlockTransformer2DModel
 from brickwork.gen.networks.unet import BlockUNet2DModel
@@ -21,7 +21,7 @@ KINDS = {"BlockUNet2DModel": BlockUNet2DModel, "BlockTransformer2DModel": BlockT
 SEEN = 3  # times the variables: the noisy series, what is known of it, and where
 
 
-class SeriesDenoiser(Denoiser, ModelMixin, ConfigMixin):
+class SeriesDenoiser(Denoiser, ModelMixin, ConfigMixin, Adaptable):
     """Estimates a series from its noisy self and from what is known of it.
 
     A series `(B, C, L)` becomes, for each period, a picture `(B, 3C, cycles, period)`: noisy values, known values
@@ -38,6 +38,11 @@ class SeriesDenoiser(Denoiser, ModelMixin, ConfigMixin):
         network: its configuration, without the channels.
     """
 
+    smallest = {
+        "in_channels": 2, "length": 40, "periods": (10, 8), "network": BlockUNet2DModel.smallest | {
+            "num_classes": None, "cross_attention_dim": None
+        },
+    }  # fmt: skip
     _skip_layerwise_casting_patterns = BlockUNet2DModel._skip_layerwise_casting_patterns
 
     @register_to_config
@@ -68,6 +73,12 @@ class SeriesDenoiser(Denoiser, ModelMixin, ConfigMixin):
             self.denoiser = kind(**{"sample_size": size} | dict(network or {}) | channels)
         except TypeError as error:
             raise ValueError(f"`network` has a value that {network_type} does not take: {error}.") from None
+        self._no_split_modules = self._repeated_blocks = self.denoiser._no_split_modules
+
+    def example_inputs(self, batch: int, height: int, width: int = 1) -> dict[str, torch.Tensor]:
+        """Arguments of `forward` that fit the network, all zeros, of series of `height` steps."""
+        series = torch.zeros(batch, self.config.in_channels, height)
+        return {"sample": series, "timestep": torch.ones(batch)}
 
     def subnets(self, height: int, width: int = 1) -> Subnets:
         """The operations of one series of `height` steps."""

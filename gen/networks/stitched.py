@@ -64,6 +64,8 @@ class StitchingLayers(ModelMixin, ConfigMixin):
         channels: in and out, of each; of a stitch's, which are several between UNets, one after another.
     """
 
+    _no_split_modules = ["Conv2d"]
+
     @register_to_config
     def __init__(self, channels: Sequence[Sequence[int]] = ()):
         super().__init__()

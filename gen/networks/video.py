@@ -124,6 +124,8 @@ class TemporalUnits(ModelMixin, ConfigMixin):
         units: kind, channels in and channels out of each.
     """
 
+    _no_split_modules = ["TemporalAttention", "TemporalUnit"]
+
     @register_to_config
     def __init__(self, units: Sequence[Sequence[Any]] = ()):
         super().__init__()
