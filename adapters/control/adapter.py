@@ -42,6 +42,7 @@ class ControlAdapter(ModuleAdapter):
         composition: str = "dhlc",
         image_channels: int = 3,
         pixels: int | None = None,
+        middle: bool = False,
     ) -> tuple[nn.Module, dict]:
         """The weights for a network, the UNet.
 
@@ -51,6 +52,7 @@ class ControlAdapter(ModuleAdapter):
             image_channels: 3, or 1 for grey images.
             pixels: of the image along each side for one of the sample; `None` for 8 with a text-to-image UNet on
                 latents, else 1. A pipeline knows.
+            middle: whether a composite of a `UNet2DConditionModel` copies the middle too, as a ControlNet does.
 
         Raises:
             ValueError: for another kind of network, or settings that do not fit it.
@@ -64,10 +66,11 @@ class ControlAdapter(ModuleAdapter):
             pixels = 8 if network.config.get("cross_attention_dim") else 1
         whole_number("pixels", pixels, more=", such as 8 for Stable Diffusion")
         if variant == "composite":
-            parts = Composite(network, image_channels, pixels, composition)
+            parts = Composite(network, image_channels, pixels, composition, middle)
         else:
             parts = ControlNet(network, image_channels, pixels)
         config = {"variant": variant, "composition": composition, "image_channels": image_channels, "pixels": pixels}
+        config |= {"middle": True} if middle else {}
         return parts.to(network.device, network.dtype), config
 
     @classmethod

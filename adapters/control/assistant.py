@@ -70,12 +70,18 @@ class Composite(nn.Module):
         image_channels: of the condition image.
         pixels: of the image along each side for one of the sample.
         composition: `"dhlc"`: each stage is linked to its own and every higher one; `"same_level"`: to its own.
+        middle: copy the middle of a `UNet2DConditionModel` too, as a stage behind the last one, linked as that is.
     """
 
-    def __init__(self, network: nn.Module, image_channels: int, pixels: int, composition: str):
+    def __init__(self, network: nn.Module, image_channels: int, pixels: int, composition: str, middle: bool = False):
         super().__init__()
         self.ours, widths = not isinstance(network, UNet2DConditionModel), stage_widths(network)
-        self.encoder = encoder_of(network)
+        if middle and (self.ours or network.mid_block is None):
+            raise ValueError(
+                f"`middle` is True, which is for a UNet2DConditionModel with a middle block; leave it out for this "
+                f"{type(network).__name__}."
+            )
+        self.encoder = encoder_of(network, middle)
         width = widths[0]
         self.stem = nn.Sequential(
             nn.PixelUnshuffle(pixels),
@@ -85,14 +91,21 @@ class Composite(nn.Module):
         )
         self.encoder.conv_in = Guided(self.encoder.conv_in)
         last = {i: len(widths) if composition == "dhlc" else i + 1 for i in range(len(widths))}
+        sources = {i: [*range(i, last[i])] for i in last}
+        if middle:
+            for linked in sources.values():
+                linked += [len(widths)] if len(widths) - 1 in linked else []
         self.links = nn.ModuleList(
-            nn.ModuleDict({str(j): Link(widths[j], widths[i]) for j in range(i, last[i])}) for i in range(len(widths))
+            nn.ModuleDict({str(j): Link([*widths, widths[-1]][j], widths[i]) for j in linked})
+            for i, linked in sources.items()
         )
         if not self.ours:
             for stage in self.encoder.down_blocks:
                 # Where diffusers adds residuals: behind the last attention of a stage, or behind the stage.
                 site = stage.attentions[-1] if getattr(stage, "has_cross_attention", False) else stage
                 site.register_forward_hook(_note)
+            if middle:
+                self.encoder.mid_block.register_forward_hook(_note)
 
     def forward(self, image: torch.Tensor, given: Mapping[str, Any]) -> dict[str, Any]:
         """Residuals by the argument of the network that takes them.
@@ -171,15 +184,19 @@ def stage_widths(network: nn.Module) -> list[int]:
     )
 
 
-def encoder_of(network: nn.Module) -> nn.Module:
+def encoder_of(network: nn.Module, middle: bool = False) -> nn.Module:
     """A copy of a UNet without its decoder, and without what hooks have put on the original.
+
+    Args:
+        network: the UNet.
+        middle: whether the copy keeps the blocks in the middle.
 
     Raises:
         ValueError: for a network whose layers something else has replaced, such as a LoRA.
     """
     twin = type(network).from_config(network.config)
     for name, empty in DECODER.items():
-        if hasattr(twin, name):
+        if hasattr(twin, name) and not (middle and name == "mid_block"):
             setattr(twin, name, empty and empty())
     twin.conv_out = nn.Identity()
     own = twin.state_dict()

@@ -44,8 +44,26 @@ def grid(parameterization: Any, count: int) -> torch.Tensor:
     return torch.cat([levels, torch.tensor([CLEAN], dtype=torch.float64)]).float()
 
 
-def sampler_changes(parameterization: Any, steps: int) -> dict[str, Any]:
+def chosen_grid(steps: int, substeps: int, sigma_min: float, rho: float) -> torch.Tensor:
+    """EDM's falling levels `(steps · substeps + 1,)` with the student's last call at `sigma_min`, `CLEAN` the last.
+
+    Every `substeps`-th level is the student's; they lie evenly in σ^(1/ρ), as those of diffusers' schedulers do, where
+    a negative ρ brings them nearer to `sigma_min`. Below `sigma_min` the teacher's are spaced as EDM's own.
+    """
+    between = torch.arange((steps - 1) * substeps, dtype=torch.float64) / max((steps - 1) * substeps, 1)
+    last = torch.arange(substeps, dtype=torch.float64) / substeps
+    below = sigma_min if steps > 1 else SIGMA_MAX
+    parts = ((between, SIGMA_MAX, sigma_min, rho), (last, below, SIGMA_MIN, RHO))
+    levels = [(high ** (1 / r) + share * (low ** (1 / r) - high ** (1 / r))) ** r for share, high, low, r in parts]
+    return torch.cat([*levels, torch.tensor([CLEAN], dtype=torch.float64)]).float()
+
+
+def sampler_changes(
+    parameterization: Any, steps: int, sigma_min: float | None = None, rho: float = RHO
+) -> dict[str, Any]:
     """What a deterministic first-order scheduler of diffusers needs to step over the same grid."""
+    if sigma_min is not None:
+        return {"sigma_max": SIGMA_MAX, "sigma_min": sigma_min, "rho": rho}
     if isinstance(parameterization, EDMObjective):
         return {"sigma_max": SIGMA_MAX, "sigma_min": grid(parameterization, steps)[-2].item()}
     if isinstance(parameterization, FlowObjective):
@@ -133,25 +151,46 @@ class StepsObjective(Objective):
         substeps: of the teacher in the place of each.
         guidance: scale of classifier-free guidance that the student learns to do without; 1 for none.
         weight: of the task's loss.
+        sigma_min: of EDM, the noise level of the student's last call, such as 0.4; `None` for that of a sampler
+            down to 0.002, which spends a call near it.
+        rho: with `sigma_min`, how the levels from 80 down to it are spaced; not 0.
     """
 
     asks = True
 
-    def __init__(self, teacher: str, steps: int = 4, substeps: int = 8, guidance: float = 1.0, weight: float = 1.0):
+    def __init__(
+        self,
+        teacher: str,
+        steps: int = 4,
+        substeps: int = 8,
+        guidance: float = 1.0,
+        weight: float = 1.0,
+        sigma_min: float | None = None,
+        rho: float = RHO,
+    ):
         super().__init__(weight)
         for name, value in (("steps", steps), ("substeps", substeps)):
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_STEPS:
                 raise ValueError(f"`{name}` is {value!r}; give a whole number of 1 to {MOST_STEPS}.")
         if not isinstance(guidance, (int, float)) or guidance < 0:
             raise ValueError(f"`guidance` is {guidance!r}; give 1 for none, or more.")
+        if sigma_min is not None and not SIGMA_MIN < sigma_min < SIGMA_MAX:
+            raise ValueError(f"`sigma_min` is {sigma_min!r}; give a noise level between {SIGMA_MIN} and {SIGMA_MAX}.")
+        if rho == 0 or (sigma_min is None and rho != RHO):
+            raise ValueError(f"`rho` is {rho!r}; give another number than 0, and `sigma_min` with it.")
         self.teacher, self.steps, self.substeps, self.guidance = teacher, steps, substeps, float(guidance)
+        self.sigma_min, self.rho = sigma_min, float(rho)
 
     def join(self, task: Task, networks: Mapping[str, torch.nn.Module]) -> None:
         if not hasattr(task, "parameterization"):
             raise ValueError(f"`steps` is for networks that denoise, and a {type(task).__name__} has none.")
         self.paths, self.task, self.network = Paths(task.parameterization), task, (networks[self.teacher],)
         self.grid = grid(task.parameterization, self.steps * self.substeps)
-        task.sample_with(sampler_changes(task.parameterization, self.steps))
+        if self.sigma_min is not None:
+            if not isinstance(task.parameterization, EDMObjective):
+                raise ValueError("`sigma_min` of `steps` is for networks trained with EDM's objective; leave it out.")
+            self.grid = chosen_grid(self.steps, self.substeps, self.sigma_min, self.rho)
+        task.sample_with(sampler_changes(task.parameterization, self.steps, self.sigma_min, self.rho))
 
     def levels(self, normal: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
         return self.grid.to(normal.device)[self._first(normal)]

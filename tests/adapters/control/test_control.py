@@ -97,6 +97,25 @@ def test_links_come_from_every_higher_stage(make):
     assert not any(name.startswith(("up_blocks", "mid_block", "conv_out", "norm_out")) for name in names)
 
 
+def test_the_middle_is_a_further_stage(make, tmp_path):
+    network, inputs = make("sd")
+    adapter, edges = trained(network, pixels=4, middle=True), torch.rand(1, 3, 32, 48)
+    links, count = adapter.parts.links, len(network.config.block_out_channels)
+    assert [list(one)[-1] for one in links] == [str(count)] * count
+    with adapter.condition(image=edges):
+        seen = network(**inputs).sample
+        with torch.no_grad():
+            links[0][str(count)].conv.bias.add_(1.0)
+        assert not torch.allclose(network(**inputs).sample, seen)
+        seen = network(**inputs).sample
+    adapter.save(tmp_path / "control.safetensors")
+    adapter.unload()
+    with load_adapter(network, tmp_path / "control.safetensors").condition(image=edges):
+        assert torch.equal(network(**inputs).sample, seen)
+    level = ControlAdapter.create(make("sd")[0], middle=True, composition="same_level").parts.links
+    assert [list(one) for one in level][-1] == [str(count - 1), str(count)] and list(level[0]) == ["0"]
+
+
 def test_it_adds_to_residuals_that_are_given(make):
     network, inputs = make("ours")
     adapter, edges = trained(network), torch.rand(1, 3, 16, 24)
@@ -133,6 +152,7 @@ def test_bad_input(make):
         ({"composition": "all"}, "`composition` is 'all'"),
         ({"pixels": 0}, "`pixels` is 0"),
         ({"image_channels": 2}, "`image_channels` is 2"),
+        ({"middle": True}, "`middle` is True, which is for a UNet2DConditionModel"),
         ({"variant": "controlnet"}, "which is for a UNet2DConditionModel; a BlockUNet2DModel takes 'composite'"),
     ):
         with pytest.raises(ValueError, match=message):

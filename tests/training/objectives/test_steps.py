@@ -8,7 +8,7 @@ import torch
 from brickwork import LegoPipeline
 from brickwork.gen.parameterization import EDMObjective, EpsilonObjective, FlowObjective, VObjective
 from brickwork.training.engine.loop import train
-from brickwork.training.objectives.steps import CLEAN, Paths, StepsObjective, grid, sampler_changes
+from brickwork.training.objectives.steps import CLEAN, Paths, StepsObjective, chosen_grid, grid, sampler_changes
 
 KINDS = (EDMObjective, EpsilonObjective, VObjective, FlowObjective)
 DEVIATION = 0.3  # of the images that the exact denoiser below is for
@@ -28,6 +28,17 @@ def test_the_grid_is_the_samplers(kind, steps):
     zeros = torch.zeros(steps, 1, 1, 1)
     expected = parameterization.network_inputs(zeros, zeros, levels[:-1])[1]
     torch.testing.assert_close(scheduler.timesteps.float(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("steps, rho", [(1, 7.0), (4, 7.0), (4, -7.0)])
+def test_a_chosen_grid_is_the_samplers_too(steps, rho):
+    """A scheduler of diffusers ends at the chosen level, and the teacher's levels lie between the student's."""
+    levels = chosen_grid(steps, 3, 0.4, rho)
+    assert len(levels) == 3 * steps + 1 and (levels.diff() < 0).all() and levels[-1] == CLEAN
+    changes = sampler_changes(EDMObjective(), steps, 0.4, rho)
+    scheduler = type(EDMObjective().scheduler()).from_config(EDMObjective().scheduler().config, **changes)
+    scheduler.set_timesteps(steps)
+    torch.testing.assert_close(scheduler.sigmas[:-1], levels[:-1:3], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -96,4 +107,11 @@ def test_a_lego_stack_in_two_steps(tiny_run, tmp_path, final_tensors, equal_bits
 def test_bad_input():
     for options in ({"steps": 0}, {"steps": True}, {"substeps": 65}, {"guidance": -1}):
         with pytest.raises(ValueError, match=f"`{next(iter(options))}` is"):
+            StepsObjective("teacher", **options)
+    for options, named in (
+        ({"sigma_min": 90.0}, "sigma_min"),
+        ({"rho": 3.0}, "rho"),
+        ({"sigma_min": 1.0, "rho": 0}, "rho"),
+    ):
+        with pytest.raises(ValueError, match=f"`{named}` is"):
             StepsObjective("teacher", **options)
