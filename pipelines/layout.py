@@ -41,10 +41,12 @@ class LayoutPipeline(BrickworkPipeline, StableDiffusionPipeline):
     @property
     def layout_adapter(self) -> LayoutAdapter:
         """The adapter on the UNet; a `ValueError` where there is none."""
-        found = [one for one in module_adapters(self.unet).values() if isinstance(one, LayoutAdapter)]
-        if not found:
+        if not (found := self._layout_adapters()):
             raise ValueError("the UNet has no layout adapter: `load_adapter(pipe, file)`, or train one.")
         return found[-1].reads_from(self)
+
+    def _layout_adapters(self) -> list[LayoutAdapter]:
+        return [one for one in module_adapters(self.unet).values() if isinstance(one, LayoutAdapter)]
 
     @_shows_all
     def __call__(
@@ -79,9 +81,17 @@ class LayoutPipeline(BrickworkPipeline, StableDiffusionPipeline):
             return super().__call__(prompt, **arguments)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *arguments, **kwargs) -> None:
-        """Write components and adapter as a folder that `from_pretrained` loads."""
+        """Write components and the adapter, if there is one, as a folder that `from_pretrained` loads.
+
+        Raises:
+            ValueError: without an adapter, into a folder with another's, which would be loaded with the components.
+        """
+        place = Path(save_directory) / FOLDER
+        if not self._layout_adapters() and place.is_dir():
+            raise ValueError(f"{str(place)!r} holds an adapter, and the UNet has none; give a new folder.")
         super().save_pretrained(save_directory, *arguments, **kwargs)
-        self.layout_adapter.save(Path(save_directory) / FOLDER / "adapter.safetensors", overwrite=True)
+        if self._layout_adapters():
+            self.layout_adapter.save(place / "adapter.safetensors", overwrite=True)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> Self:

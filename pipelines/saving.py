@@ -7,6 +7,7 @@ from typing import Self
 from diffusers import DiffusionPipeline
 
 from brickwork import hub
+from brickwork.compat import find_variants_of_parts
 from brickwork.errors import MissingFile
 from brickwork.files import follow_umask, read_json
 
@@ -61,6 +62,7 @@ class BrickworkPipeline(DiffusionPipeline):
             kwargs = {"local_files_only": True} | kwargs
         _check_local([base.__name__ for base in cls.__mro__], path, cls.config_name)
         try:
+            find_variants_of_parts()
             safe = None if _holds_pickles(Path(path)) else True
             return super().from_pretrained(path, **{"use_safetensors": safe} | kwargs)
         except (OSError, ValueError) as error:

@@ -123,3 +123,16 @@ def test_before_call(tmp_path):
     network = Network(sample_size=4, num_layers=1, hidden_size=8, attention_head_dim=8)
     network.save_pretrained(tmp_path)
     assert told == [(network, tmp_path)] and (tmp_path / "config.json").is_file()
+
+
+def test_diffusers_finds_variants_of_parts(tmp_path):
+    from diffusers.pipelines import pipeline_utils
+
+    compat.find_variants_of_parts()
+    for name in ("unet/diffusion.fp16.safetensors", "transformer/network/diffusion.fp16-00001-of-2.safetensors",
+                 "vae/diffusion.safetensors", "transformer/config.json", "other/x.fp16.safetensors"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    find, parts = pipeline_utils._identify_model_variants, dict.fromkeys(["unet", "transformer", "vae", "scheduler"])
+    assert find(folder=str(tmp_path), variant="fp16", config=parts) == {"unet": "fp16", "transformer": "fp16"}
+    assert find(folder=str(tmp_path), variant=None, config=parts) == {}

@@ -8,6 +8,7 @@ import torch
 from diffusers.utils import logging
 
 from brickwork import hub
+from brickwork.compat import find_variants_of_parts
 from brickwork.errors import MissingFile
 from brickwork.files import read_json
 
@@ -155,4 +156,5 @@ def _load(kind: type, name: str, options: dict):
     if Path(folder).is_dir():  # of a folder that has one variant alone, no one need be told
         options = hub.saved_variant(folder) | options
     logging.disable_progress_bar()
+    find_variants_of_parts()
     return kind.from_pretrained(folder, **options)

@@ -3,6 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class Parted(Denoiser, ABC):
         names = {"id2label": main.get("id2label") if id2label is None else id2label}
         self.register_to_config(**{name: main.get(name) for name in self.told} | names | further)
 
+    @wraps(ModelMixin.save_pretrained)  # pipelines go by its arguments, such as `variant`
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
         """Save the configuration, and each part in a sub-folder; see diffusers for the arguments.
 

@@ -3,6 +3,7 @@
 An upgrade that takes one of them away fails in `tests/test_compat.py`, by its name.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
@@ -114,6 +115,30 @@ def before_call(kind: type, method: str, tell: Callable[..., None]) -> None:
 
     told.tell = tell
     setattr(kind, method, told)
+
+
+def find_variants_of_parts() -> None:
+    """Let pipelines load a `variant` of a network whose weights lie in a folder for each of its parts.
+
+    diffusers takes every entry of a component's folder for a file with a dot in its name, and ends in an `IndexError`
+    at a folder. Once is enough; components of one folder are found as before.
+    """
+    from diffusers.pipelines import pipeline_utils
+
+    def find(folder: str, variant: str | None, config: dict) -> dict[str, str]:
+        names = [name for name in os.listdir(folder) if name in config] if variant is not None else []
+        return {
+            name: variant
+            for name in names
+            if any(_is_variant(file, variant) for _, _, files in os.walk(os.path.join(folder, name)) for file in files)
+        }
+
+    pipeline_utils._identify_model_variants = find
+
+
+def _is_variant(file: str, variant: str) -> bool:
+    """Whether the part of a file's name behind the first dot says so, as diffusers looks for it."""
+    return file.partition(".")[2].startswith(variant)
 
 
 def attributes_of_diffusers(names: set[str], find: Callable[[str], Any]) -> None:

@@ -85,3 +85,16 @@ def test_the_call_names_what_it_takes():
     assert list(parameters)[:4] == ["self", "prompt", "boxes", "phrases"]
     assert {"height", "width", "num_inference_steps", "generator", "callback_on_step_end"} <= set(parameters)
     assert "arguments" not in parameters
+
+
+def test_without_an_adapter_a_folder_has_the_components_alone(pipe, tmp_path):
+    plain = draw(pipe)
+    pipe.save_pretrained(tmp_path / "plain")
+    again = LayoutPipeline.from_pretrained(tmp_path / "plain")
+    again.set_progress_bar_config(disable=True)
+    assert not (tmp_path / "plain" / "layout").exists() and (draw(again) == plain).all()
+    adapter = LayoutAdapter.create(pipe, dim=8, num_heads=2)
+    pipe.save_pretrained(tmp_path / "model")
+    adapter.unload()
+    with pytest.raises(ValueError, match="holds an adapter, and the UNet has none; give a new folder"):
+        pipe.save_pretrained(tmp_path / "model")
