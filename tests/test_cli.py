@@ -232,3 +232,10 @@ def test_deep_nesting_is_one_line(name, tmp_path, capsys):
         assert cli.main(words) == 2
         said = capsys.readouterr().err
         assert said.startswith("error: ") and "Traceback" not in said
+
+
+def test_a_missing_extra_is_one_line_with_the_fix(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert cli.main(["export", "lego-avatars-64", "-o", str(tmp_path / "graphs"), "--sizes", "64"]) == 2
+    assert capsys.readouterr().err == "error: Exported networks need onnx; pip install 'brickwork[export]'.\n"
+    assert not (tmp_path / "graphs").exists()
