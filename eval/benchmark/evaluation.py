@@ -48,21 +48,28 @@ def share_beside(network: nn.Module, function: Callable[[], object]) -> float:
         return 1 - sum(clock) / (time.process_time() - started)
 
 
-def write_shards(folder: Path, count: int, side: int) -> None:
-    """Synthetic pictures as WebDataset shards of `SHARD`: 64 different ones, over and over."""
+def encoded_pictures(side: int, count: int = 64) -> list[bytes]:
+    """Synthetic PNG files, each another."""
     numbers, encoded = np.random.default_rng(0), []
-    for _ in range(64):
+    for _ in range(count):
         coarse = numbers.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8)
         buffer = io.BytesIO()
         Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(buffer, "PNG")
         encoded.append(buffer.getvalue())
+    return encoded
+
+
+def write_shards(folder: Path, count: int, side: int) -> None:
+    """Synthetic pictures as WebDataset shards of `SHARD`: 64 different ones, over and over."""
+    encoded = encoded_pictures(side)
     folder.mkdir(parents=True)
     for shard, first in enumerate(range(0, count, SHARD)):
         with tarfile.open(folder / f"{shard:06d}.tar", "w") as tar:
             for number in range(first, min(first + SHARD, count)):
                 entry = tarfile.TarInfo(f"{number:08d}.png")
-                entry.size = len(encoded[number % 64])
-                tar.addfile(entry, io.BytesIO(encoded[number % 64]))
+                content = encoded[number % len(encoded)]
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
 
 
 def read_shards(folder: Path, order: random.Random) -> tuple[float, float]:

@@ -71,6 +71,9 @@ class Settings:
         steps: of the sampler, for the schedules.
         weights: whose schedules.
         seconds: by the clock on the wall, within which the suite `gpu` ends.
+        pictures: in the shards that the suite `loader` reads.
+        output: the benchmark's folder, where those shards lie.
+        presets: whose precision is measured beside that of `weights`.
     """
 
     batch: int = 4
@@ -87,6 +90,9 @@ class Settings:
     steps: int = 18
     weights: str = "lego-avatars-64"
     seconds: int = 450
+    pictures: int = 100_000
+    output: str = "benchmark"
+    presets: Sequence[str] = ("lego-s-pg-64",)
 
     @property
     def torch_device(self) -> torch.device:

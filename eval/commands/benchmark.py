@@ -8,50 +8,58 @@ from pathlib import Path
 
 from brickwork import hub, options
 
-# suite: (function of `brickwork.eval.benchmark`, called with the settings; what it measures)
+# suite: (function, called with the settings; what it measures)
 SUITES = {
     "lego": (
-        "suites:bench_network",
+        "eval.benchmark.suites:bench_network",
         "lego-s-pg-64: forward, training step, sampling and memory, beside the plain reference and diffusers' DiT "
         "and UNet of like size",
     ),
     "schedules": (
-        "suites:bench_schedules",
+        "eval.benchmark.suites:bench_schedules",
         "complete pictures of the weights that ship by each brick schedule; with --data, their paired losses",
     ),
-    "blocks": ("suites:bench_blocks", "the block networks' forward pass per operation, against DiT-S"),
-    "scaling": ("suites:bench_scaling", "time of window attention over pixels, 64 to 512 px, and its exponent"),
-    "memory": ("suites:bench_memory", "peak training memory of every preset"),
+    "blocks": ("eval.benchmark.suites:bench_blocks", "the block networks' forward pass per operation, against DiT-S"),
+    "scaling": (
+        "eval.benchmark.suites:bench_scaling",
+        "time of window attention over pixels, and its exponent",
+    ),
+    "memory": ("eval.benchmark.suites:bench_memory", "peak training memory of every preset"),
     "costs": (
-        "costs:bench_costs",
+        "eval.benchmark.costs:bench_costs",
         "UNets of equal parameters: time, operations, bytes that they read and write, and memory",
     ),
     "kv-compression": (
-        "compression:bench_compression",
+        "eval.benchmark.compression:bench_compression",
         "a small UNet with compressed keys and values, 256 to 1024 px: time and memory by ratio",
     ),
     "compiled": (
-        "compiled:bench_compiled",
+        "eval.benchmark.compiled:bench_compiled",
         "lego-s-pg-64 compiled by blocks (with --compile whole as well) beside eager and the plain reference",
     ),
     "precision": (
-        "precision:bench_precision",
+        "eval.benchmark.precision:bench_precision",
         "lego-s-pg-64 and the weights that ship in float32, bfloat16 and int8: time, memory, error",
     ),
     "gpu": (
-        "compiled:bench_gpu",
+        "eval.benchmark.compiled:bench_gpu",
         "for a GPU: S, L and XL at batch 1, 64 and 256, compiled and eager, within --seconds",
     ),
     "startup": (
-        "startup:bench_startup",
+        "eval.benchmark.startup:bench_startup",
         "processor seconds of fresh processes: imports, --help, the first picture from the shell",
     ),
     "evaluation": (
-        "evaluation:bench_evaluation",
+        "eval.benchmark.evaluation:bench_evaluation",
         "what evaluate takes beside network and extractor, and reading pictures of shards",
     ),
-    "where": ("suites:bench_where", "where the time goes: in bricks, at batch 1, in the sampler"),
+    "loader": (
+        "training.studies.loading:bench_loader",
+        "--pictures in shards, read as training does: opening, first batch, shuffled rows, memory",
+    ),
+    "where": ("eval.benchmark.suites:bench_where", "where the time goes: in bricks, at batch 1, in the sampler"),
 }
+ON_DEMAND = ("gpu", "loader")  # measured only when named
 FORMAT = "brickwork-benchmark/1"
 
 
@@ -71,7 +79,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "  brickwork benchmark gpu --device cuda --dtype bfloat16 --seconds 450 -o runs/gpu\n"
         "  brickwork benchmark lego-l-pg-64 --device cuda --dtype bfloat16 --compile --batch 64 -o runs/lego-l"
     )
-    what = "suites, presets (brickwork info), shipped weights or LEGO pipeline folders (default: all suites but gpu)"
+    what = "suites, presets (brickwork info), shipped weights, LEGO pipeline folders (default: all but gpu, loader)"
     parser.add_argument("what", nargs="*", help=what)
     output = "folder for benchmark.json, .txt and .png (default: benchmark)"
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmark"), help=output)
@@ -90,6 +98,10 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", type=float, default=0.6, help="of the search, without --schedule (default: 0.6)")
     parser.add_argument("--pairs", type=int, default=64, help="pictures and noises of the paired losses (default: 64)")
     parser.add_argument("--seconds", type=int, default=450, help="within which the suite gpu ends (default: 450)")
+    loaded = "in the shards that loader writes once into --output and reads (default: 100000)"
+    parser.add_argument("--pictures", type=int, default=100_000, help=loaded)
+    presets = "of the suite precision, beside --weights (default: lego-s-pg-64)"
+    parser.add_argument("--presets", nargs="+", default=["lego-s-pg-64"], metavar="NAME", help=presets)
     options.add_common(parser, "--steps", "--overwrite")
     options.add_hub(parser, "--weights")
     parser.set_defaults(run=run, check=hub.check_argument("weights"))
@@ -108,8 +120,8 @@ def run(args: argparse.Namespace) -> None:
         from brickwork.eval.sampling.pipelines import local_pipeline
 
         settings = replace(settings, weights=local_pipeline(settings.weights, "weights", **options.of_hub(args)))
-    names = list(dict.fromkeys(args.what or [name for name in SUITES if name != "gpu"]))
-    check_names(names)
+    names = list(dict.fromkeys(args.what or [name for name in SUITES if name not in ON_DEMAND]))
+    check_names([*names, *args.presets])
     if args.output.is_file():
         raise ValueError(f"`--output` is {str(args.output)!r}, a file; give a folder, new or existing.")
     main, *others = (args.output / f"benchmark.{suffix}" for suffix in ("json", "txt", "png"))
@@ -169,7 +181,7 @@ def make_settings(args: argparse.Namespace):
     from brickwork.eval.benchmark.networks import DTYPES
     from brickwork.eval.benchmark.suites import Settings
 
-    options.check_at_least(args, 1, "batch", "rounds", "size", "threads", "pairs", "steps", "seconds")
+    options.check_at_least(args, 1, "batch", "rounds", "size", "threads", "pairs", "steps", "seconds", "pictures")
     one_of("--dtype", args.dtype, DTYPES)
     try:
         torch.empty(1, device=args.device)
@@ -182,7 +194,7 @@ def make_settings(args: argparse.Namespace):
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     chosen = {name: getattr(args, name) for name in Settings.__dataclass_fields__}
-    return Settings(**{**chosen, "threads": torch.get_num_threads()})
+    return Settings(**{**chosen, "threads": torch.get_num_threads(), "output": str(args.output)})
 
 
 def check_names(names: list[str]) -> None:
@@ -204,4 +216,4 @@ def run_suite(name: str, settings) -> dict:
 
         return bench_network(settings, name)
     module, _, function = SUITES[name][0].partition(":")
-    return getattr(importlib.import_module(f"brickwork.eval.benchmark.{module}"), function)(settings)
+    return getattr(importlib.import_module(f"brickwork.{module}"), function)(settings)

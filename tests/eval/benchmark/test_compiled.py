@@ -1,7 +1,10 @@
 """The suites of compiled networks and of fewer bits, rehearsed on tiny ones; never how long anything takes."""
 
+import json
+
 import pytest
 import torch
+from PIL import Image
 
 from brickwork.eval.benchmark import compiled, evaluation, precision
 from brickwork.eval.benchmark import networks as benchmark_networks
@@ -37,8 +40,8 @@ def test_compiled_beside_eager_and_plain():
     suite = compiled.bench_compiled(Settings(batch=2, rounds=1))
     forward = [row["case"] for row in suite["rows"] if row["group"] == "forward"]
     assert forward == [compiled.EAGER, compiled.BLOCKS, compiled.PLAIN]
-    assert len(suite["first"]) == 5 and all(row["compared_with"] == compiled.EAGER for row in suite["rows"])
-    assert [entry["wanted"] for entry in suite["marks"]] == ["≥ 0.81", "≥ 1.1", "≥ 1.1", "≥ 1"]
+    assert len(suite["first"]) == 6 and all(row["compared_with"] == compiled.EAGER for row in suite["rows"])
+    assert [entry["wanted"] for entry in suite["marks"]] == ["≥ 0.81", "≥ 1.1", "≥ 1.1", "≥ 1", "≥ 1"]
 
 
 def test_the_gpus_command_is_rehearsed_and_ends_in_time(monkeypatch):
@@ -62,14 +65,29 @@ def test_the_gpus_command_is_rehearsed_and_ends_in_time(monkeypatch):
     assert suite["marks"][-1]["what"].endswith("batch 256 trains") and not suite["marks"][-1]["met"]
 
 
-def test_fewer_bits_are_smaller_and_err_little():
-    suite = precision.bench_precision(Settings(batch=1, rounds=1), "lego-s-pg-64")
+def test_fewer_bits_are_smaller_and_err_little(monkeypatch, tmp_path):
+    """With losses of two groups of synthetic pictures, of which the numbers mean nothing."""
+    labels = {f"{n}.png": {"label": int(n % 2)} for n in range(4)}
+    lines = [json.dumps({"file_name": name} | label) for name, label in labels.items()]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    for number in range(4):
+        Image.new("RGB", (64, 64), (60 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    monkeypatch.setattr(precision, "GROUP", 2)
+    suite = precision.bench_precision(Settings(batch=1, rounds=1, data=str(tmp_path), pairs=4))
     facts = suite["facts"]
     for name in ("lego-s-pg-64", "lego-avatars-64"):
-        exact, half, int8 = (facts[f"{name}: {title}"] for title in precision.VARIANTS)
-        assert exact["error"] == 0 and 0 < half["error"] < 0.05 and 0 < int8["error"] < 0.3
-        assert half["bytes"] == exact["bytes"] / 2 and int8["bytes"] < half["bytes"] * 1.5
-    assert "int8, dynamic" in suite_text("precision", suite)
+        exact, half, *others = (facts[f"{name}: {title}"] for title in precision.variants())
+        assert exact["error"] == 0 and 0 < half["error"] < 0.05 and half["bytes"] == exact["bytes"] / 2
+        for other in others:
+            assert 0 < other["error"] < 0.3 and other["bytes"] < half["bytes"] * 1.5
+    assert len(facts["lego-avatars-64: float32"]["losses"]) == 2
+    assert len(suite["marks"]) == len(precision.variants()) - 1
+    assert precision.INT8 in suite_text("precision", suite)
+
+
+def test_a_change_of_paired_losses_and_its_error():
+    change, error = precision.change_of([1.1, 2.2], [1.0, 2.0])
+    assert change == pytest.approx(0.1) and error == pytest.approx(0.1 / 3)
 
 
 def test_evaluation_beside_what_computes(monkeypatch):
