@@ -5,7 +5,7 @@ import random
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -26,12 +26,16 @@ SHARD, DRAWN = 1000, 512  # pictures in a shard, and those read of all
 
 
 @contextmanager
-def inside(network: nn.Module) -> Iterator[list[float]]:
-    """Processor seconds within a network's calls, beginnings negative: their sum is what they took."""
+def inside(*networks: nn.Module) -> Iterator[list[float]]:
+    """Processor seconds within networks' calls, beginnings negative: their sum is what they took."""
     clock: list[float] = []
     handles = [
-        network.register_forward_pre_hook(lambda *_: clock.append(-time.process_time())),
-        network.register_forward_hook(lambda *_: clock.append(time.process_time())),
+        handle
+        for network in networks
+        for handle in (
+            network.register_forward_pre_hook(lambda *_: clock.append(-time.process_time())),
+            network.register_forward_hook(lambda *_: clock.append(time.process_time())),
+        )
     ]
     try:
         yield clock
@@ -40,9 +44,9 @@ def inside(network: nn.Module) -> Iterator[list[float]]:
             handle.remove()
 
 
-def share_beside(network: nn.Module, function: Callable[[], object]) -> float:
-    """The share of a function's processor time that is not its network's."""
-    with inside(network) as clock:
+def share_beside(networks: Sequence[nn.Module], function: Callable[[], object]) -> float:
+    """The share of a function's processor time that is not its networks', of which none calls another."""
+    with inside(*networks) as clock:
         started = time.process_time()
         function()
         return 1 - sum(clock) / (time.process_time() - started)
@@ -101,6 +105,8 @@ def bench_evaluation(settings: Settings, sizes: tuple[int, ...] = (2_000, 20_000
     shares: dict[str, list[float]] = {"gen": [], "ref and calc": []}
     read: dict[int, list[tuple[float, float]]] = {count: [] for count in sizes}
     chosen = SamplingSettings(settings.pairs, labels="balanced")
+    vae = getattr(pipe, "vae", None)
+    drawing = [pipe.transformer] if vae is None else [pipe.transformer, vae.decoder]
     with tempfile.TemporaryDirectory() as name:
         for count in sizes:
             write_shards(Path(name, f"shards-{count}"), count, side)
@@ -108,11 +114,11 @@ def bench_evaluation(settings: Settings, sizes: tuple[int, ...] = (2_000, 20_000
             drawn = Path(name, f"samples-{number}")
             options = {"batch_size": settings.batch, "progress": False}
             shares["gen"].append(
-                share_beside(pipe.transformer, lambda to=drawn, how=options: sample_set(pipe, chosen, to, **how))
+                share_beside(drawing, lambda to=drawn, how=options: sample_set(pipe, chosen, to, **how))
             )
             shares["ref and calc"].append(
                 share_beside(
-                    extractor.network, lambda of=drawn: make_reference(of, extractor, "clean", progress=False)
+                    [extractor.network], lambda of=drawn: make_reference(of, extractor, "clean", progress=False)
                 )
             )
             for count in sizes:

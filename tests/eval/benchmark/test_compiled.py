@@ -100,5 +100,6 @@ def test_evaluation_beside_what_computes(monkeypatch):
 
 
 def test_the_share_beside_a_network():
-    network = torch.nn.Linear(1, 1)
-    assert evaluation.share_beside(network, lambda: sum(range(10**6))) == 1
+    networks = [torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)]
+    assert evaluation.share_beside(networks, lambda: sum(range(10**6))) == 1
+    assert evaluation.share_beside(networks, lambda: [one(torch.ones(1)) for one in networks]) < 1
