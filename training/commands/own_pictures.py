@@ -129,7 +129,7 @@ def _say(found: Pictures, config: TrainConfig, preset: str, rate: float) -> list
     classes = f", {len(names)} classes: {', '.join(names[:12])}{', …' if len(names) > 12 else ''}" if names else ""
     minutes = run.total_images / rate / 60
     lines = [
-        f"{found.source}: {found.count:,} pictures{classes or ', no classes'}; shorter side {found.side} pixels.",
+        f"{found.source}: {_counted(found.count)}{classes or ', no classes'}; shorter side {found.side} pixels.",
         f"Chosen: {preset} at {size} pixels, precision {run.mixed_precision}, {run.batch_size} images a step.",
         f"Length: {run.total_images:,} images, {run.total_images / found.count:,.1f} times each, about "
         f"{max(1, round(minutes))} min at {rate:,.0f} images/s.",
@@ -144,3 +144,9 @@ def _say(found: Pictures, config: TrainConfig, preset: str, rate: float) -> list
     if size > found.side:
         lines.insert(2, f"Pictures below {size} pixels are enlarged.")
     return lines
+
+
+def _counted(pictures: int) -> str:
+    if pictures > 1:
+        return f"{pictures:,} pictures"
+    return "1 picture, which will be learnt by heart (add more to draw others)"

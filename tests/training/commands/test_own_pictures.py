@@ -44,6 +44,13 @@ def test_a_folder_of_folders(pictures):
         assert part in said
 
 
+def test_one_picture_trains_and_is_said_to_be_too_few(pictures, tmp_path):
+    draw(tmp_path / "one" / "a.png")
+    config, said = chosen("one")
+    assert config.run.batch_size == 1
+    assert "one: 1 picture, which will be learnt by heart (add more to draw others), no classes" in said
+
+
 def test_what_is_given_beats_what_was_chosen(pictures):
     config, said = chosen("my-pictures", "run.total_images=8", "optimizer.learning_rate=3e-4", "run.output_dir=here")
     assert (config.run.total_images, config.run.batch_size, config.run.log_images) == (8, 8, 8)
