@@ -27,7 +27,7 @@ COMMON: dict[str, dict[str, Any]] = {
     "--batch-size": {"type": int, "default": 16, "help": "pictures at once (default: %(default)s)"},
     "--compile": {
         "action": "store_true",
-        "help": "compile the network's blocks: seconds the first time, kept for the next; pays on a GPU",
+        "help": "compile the network's blocks: seconds the first time, kept for the next",
     },
     "--config": {"help": "the run's YAML file, or the name of one that ships"},
     "--device": {"help": "cpu, cuda, … (default: the best there is)"},
