@@ -147,7 +147,8 @@ class Ablation:
         return self.output / _cell(name, seed) / RUN / PIPELINE
 
     def run(self, name: str, seed: int, images: int | None = None) -> TrainConfig:
-        """The training run of a variant; a `ValueError` names the variant whose values are wrong."""
+        """The training run of a variant, of so many images; its rate rises and falls in the same shares of it. A
+        `ValueError` names the variant whose values are wrong."""
         variant = self.config.ways[name]
         values = self.config.model_dump(exclude={"variants", "ablation"})
         folders = {used: self.pipeline(used, seed) for used in variant.uses}
@@ -158,7 +159,10 @@ class Ablation:
             values["model"]["init_from"] = str(self.grown(name, seed) if variant.grow is not None else start)
             if variant.grow is not None:
                 values["model"] |= {"type": CompositeDenoiser.__name__, "preset": None, "config": {}}
-        total = images or values["run"]["total_images"]
+        planned = values["run"]["total_images"]
+        total = images or planned
+        for key in ("warmup_images", "cooldown_images"):  # the same share of a shorter run
+            values["optimizer"][key] = round(values["optimizer"][key] * total / planned)
         values["run"] |= {"seed": seed, "total_images": total}
         values["run"]["sample_images"] = values["run"]["sample_images"] or total
         try:

@@ -61,6 +61,8 @@ def test_a_variant_trains_with_its_own_values_and_those_that_it_uses(tmp_path):
     assert taught.model.config["layers_per_block"] == 2 and taught.run.seed == 1
     assert ablation.run("longer", 0).model.init_from.endswith("cells/first-seed0/run/pipeline")
     assert ablation.run("first", 0).model.init_from is None
+    shorter = ablation.run("first", 0, images=4)
+    assert shorter.run.total_images == 4 and shorter.optimizer.warmup_images == config.optimizer.warmup_images // 2
 
 
 @pytest.mark.parametrize(
