@@ -285,10 +285,9 @@ def _held_out(args: argparse.Namespace):
 
     if args.paired is None:
         return None
-    pipeline, data = local_pipeline(args.paired[0], "--paired", **options.of_hub(args)), args.paired[1]
-    return HeldOut(
-        lambda: load_pipeline(pipeline, device=args.device), open_image_set(data), *_trained_for(args, pipeline)
-    )
+    images = open_image_set(args.paired[1])  # before a pipeline that may have to be fetched
+    pipeline = local_pipeline(args.paired[0], "--paired", **options.of_hub(args))
+    return HeldOut(lambda: load_pipeline(pipeline, device=args.device), images, *_trained_for(args, pipeline))
 
 
 def _trained_for(args: argparse.Namespace, pipeline: str) -> tuple[str, dict]:

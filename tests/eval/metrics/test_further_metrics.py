@@ -166,7 +166,7 @@ def test_calc_scores_a_pipeline_on_what_its_folder_says(lego, tmp_path):
         parser = argparse.ArgumentParser()
         evaluate.configure_parser(parser)
         required = ["calc", "samples", "--reference", "r", "-o", "o.json", "--paired", str(tmp_path), "data"]
-        return evaluate._trained_for(parser.parse_args([*required, *words]))
+        return evaluate._trained_for(parser.parse_args([*required, *words]), str(tmp_path))
 
     assert trained_for() == ("edm", {})  # folders of before
     save_objective(tmp_path, "flow", {"shift": 3.0})
