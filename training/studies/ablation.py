@@ -26,7 +26,7 @@ from brickwork.training.config.config import DEFAULTS, TrainConfig, merge, neste
 from brickwork.training.config.library import CONFIGS
 from brickwork.training.config.section import Positive, Section, build, require
 from brickwork.training.engine.previews import PIPELINE
-from brickwork.training.studies.timed import timing_cell, training_values
+from brickwork.training.studies.timed import timing_of
 from brickwork.training.studies.trained import FREE, RUN, training_cell
 from brickwork.training.tasks.backbone import build_held_out, build_images
 from brickwork.training.tasks.backbones import TrainedOn, build_model, build_objective
@@ -201,11 +201,8 @@ class Ablation:
 
     def timing(self, results: Mapping[str, Any]) -> list[Cell]:
         """What a training step of each variant costs."""
-        trains, frees = {}, {}
-        for name in self.config.compared:
-            trains[name], frees[name] = training_values(self.run(name, self.config.ablation.seeds[0]))
-        identity = {"trains": trains, "scores": _TIMED, "rounds": self.config.ablation.timing_rounds}
-        return [Cell("timing", f"{timing_cell.__module__}:timing_cell", identity, {"frees": frees}, alone=True)]
+        runs = {name: self.run(name, self.config.ablation.seeds[0]) for name in self.config.compared}
+        return [timing_of(runs, _TIMED, self.config.ablation.timing_rounds)]
 
     def length(self, results: Mapping[str, Any], name: str) -> int | None:
         """The images of a run in whole batches, as many as take the baseline the images that its configuration says;

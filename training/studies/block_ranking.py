@@ -26,7 +26,16 @@ from brickwork.eval.held_out.paired_loss import paired_loss
 from brickwork.eval.report.blocks import Plot, Report
 from brickwork.eval.sampling.pipelines import load_pipeline
 from brickwork.eval.sampling.sample_set import denoiser_of
-from brickwork.eval.studies.core import Cell, Study, StudyFolder, kendall_tau, mean_and_spread, run_study, table_of
+from brickwork.eval.studies.core import (
+    Cell,
+    Study,
+    StudyFolder,
+    folder_name,
+    kendall_tau,
+    mean_and_spread,
+    run_study,
+    table_of,
+)
 from brickwork.eval.studies.receptive_field import effective_receptive_field
 from brickwork.gen.networks.unet import BlockUNet2DModel
 from brickwork.training.commands.train import run_script
@@ -100,14 +109,14 @@ class Ranking:
         names = list(self.members)
         repeated = [names[at] for at in np.linspace(0, len(names) - 1, self.config.ranking.repeated).astype(int)]
         runs = {_cell(name, first): self.training(name, first) for name in names}
-        runs |= {f"early/{_file(name)}": self.training(name, first, self.config.ranking.early) for name in names}
+        runs |= {f"early/{folder_name(name)}": self.training(name, first, self.config.ranking.early) for name in names}
         runs |= {_cell(name, seed): self.training(name, seed) for seed in others for name in repeated}
         # In this process: importing everything takes as long as a short run.
         return [replace(training_cell(cell, config), run=train_cell) for cell, config in runs.items()]
 
     def fields(self, results: Mapping[str, Any]) -> list[Cell]:
         """How far each trained member sees."""
-        return [Cell(f"fields/{_file(name)}", self.see, {"member": name}) for name in self.members]
+        return [Cell(f"fields/{folder_name(name)}", self.see, {"member": name}) for name in self.members]
 
     def see(self, folder: Path, *, member: str) -> float:
         """The mean distance in pixels from which a trained member's output is influenced, on held-out pictures."""
@@ -165,11 +174,11 @@ class Ranking:
             ],
             "shared weights, one member a step": [results["shared"][name] for name in self.members],
             f"loss after {self.config.ranking.early:.0%} of training": [
-                results[f"early/{_file(name)}"]["final_loss"] for name in self.members
+                results[f"early/{folder_name(name)}"]["final_loss"] for name in self.members
             ],
             "more operations": [-space.count(member)[0] for member in self.members.values()],
             "more parameters": [-space.count(member)[1] for member in self.members.values()],
-            "seeing further, once trained": [-results[f"fields/{_file(name)}"] for name in self.members],
+            "seeing further, once trained": [-results[f"fields/{folder_name(name)}"] for name in self.members],
             "chance": [draw.random() for _ in self.members],
         }
 
@@ -276,12 +285,8 @@ def _ranks(values: list[float]) -> list[float]:
     return [float((values < value).sum() + ((values == value).sum() + 1) / 2) for value in values]
 
 
-def _file(name: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in name)
-
-
 def _cell(name: str, seed: int) -> str:
-    return f"members/{_file(name)}-seed{seed}"
+    return f"members/{folder_name(name)}-seed{seed}"
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:

@@ -28,7 +28,7 @@ from brickwork.eval.report.blocks import Plot, Report
 from brickwork.eval.report.numbers import in_units
 from brickwork.eval.sampling.pipelines import load_pipeline
 from brickwork.eval.sampling.sample_set import denoiser_of
-from brickwork.eval.studies.core import Cell, Study, StudyFolder, compare_pairs, run_study, table_of
+from brickwork.eval.studies.core import Cell, Study, StudyFolder, compare_pairs, folder_name, run_study, table_of
 from brickwork.gen.networks.stitched import StitchedDenoiser
 from brickwork.gen.subnets import evenly
 from brickwork.pipelines.schedules import SubnetSchedule, subnet_names
@@ -97,7 +97,7 @@ class Stitching:
 
     def stitched(self, results: Mapping[str, Any]) -> list[Cell]:
         """The stitched network from both starts."""
-        return [Cell(f"stitched/{_file(start)}", self.stitch, {"start": start}) for start in STARTS]
+        return [Cell(f"stitched/{folder_name(start)}", self.stitch, {"start": start}) for start in STARTS]
 
     def stitch(self, folder: Path, *, start: str) -> dict[str, int]:
         """Stitch the anchors; the operations of each subnet."""
@@ -131,11 +131,11 @@ class Stitching:
         settings = self.config.stitching
         return [
             training_cell(
-                f"tuned/{_file(start)}",
+                f"tuned/{folder_name(start)}",
                 self.run(
                     model={
                         "type": StitchedDenoiser.__name__, "config": {},
-                        "init_from": str(self.output / "stitched" / _file(start) / PIPELINE),
+                        "init_from": str(self.output / "stitched" / folder_name(start) / PIPELINE),
                     },
                     optimizer={"learning_rate": settings.tuning_rate},
                     run={"total_images": settings.tuning_images},
@@ -147,12 +147,14 @@ class Stitching:
 
     def networks(self) -> dict[str, Path]:
         """The stitched pipelines by what was done to them."""
-        made = {f"{start}, untuned": self.output / "stitched" / _file(start) / PIPELINE for start in STARTS}
-        return made | {f"{start}, tuned": self.output / "tuned" / _file(start) / RUN / PIPELINE for start in STARTS}
+        made = {f"{start}, untuned": self.output / "stitched" / folder_name(start) / PIPELINE for start in STARTS}
+        return made | {
+            f"{start}, tuned": self.output / "tuned" / folder_name(start) / RUN / PIPELINE for start in STARTS
+        }
 
     def scored(self, results: Mapping[str, Any]) -> list[Cell]:
         """The paired loss of every subnet of each."""
-        return [Cell(f"losses/{_file(name)}", self.score, {"network": name}) for name in self.networks()]
+        return [Cell(f"losses/{folder_name(name)}", self.score, {"network": name}) for name in self.networks()]
 
     def score(self, folder: Path, *, network: str) -> dict[str, list[float]]:
         """The loss of each held-out picture, over eight noise levels, by subnet."""
@@ -168,7 +170,7 @@ class Stitching:
         settings, steps = self.config.stitching, self.config.scores.steps
         small, large = "anchor-0", "anchor-1"
         tuned = f"{STARTS[0]}, tuned"
-        costs = results[f"stitched/{_file(STARTS[0])}"]
+        costs = results[f"stitched/{folder_name(STARTS[0])}"]
         stitches = sorted((name for name in costs if "+" in name), key=costs.get)
         chosen = evenly(stitches, settings.shown)
         untouched = f"{STARTS[0]}, untuned"
@@ -207,7 +209,7 @@ class Stitching:
         """The samples of each way, from the same noise and classes; none without an extractor."""
         if self.config.scores.extractor is None:
             return []
-        return [Cell(f"samples/{_file(name)}", self.draw, way) for name, way in self.ways(results).items()]
+        return [Cell(f"samples/{folder_name(name)}", self.draw, way) for name, way in self.ways(results).items()]
 
     def draw(self, folder: Path, *, network: str, schedule: list, steps: int) -> dict[str, Any]:
         """Draw and measure; the distance and the operations of one picture."""
@@ -226,8 +228,8 @@ class Stitching:
     def report(self, folder: StudyFolder) -> tuple[Report, dict[str, Any]]:
         """Losses by cost, and distances by cost."""
         results = folder.results()
-        costs = results[f"stitched/{_file(STARTS[0])}"]
-        losses = {name: results[f"losses/{_file(name)}"] for name in self.networks()}
+        costs = results[f"stitched/{folder_name(STARTS[0])}"]
+        losses = {name: results[f"losses/{folder_name(name)}"] for name in self.networks()}
         rows = [
             {"subnet": name, "operations": costs[name], **{way: np.mean(of[name]) for way, of in losses.items()}}
             for name in sorted(costs, key=costs.get)
@@ -251,7 +253,7 @@ class Stitching:
         plot = Plot(course, "MFLOP of a forward pass", "held-out loss", points=True, name="stitching")
         blocks = [f"One seed, paired pictures. {said}", table_of(rows, columns), plot]
         ways = self.ways(results)
-        drawn = {name: found for name in ways if (found := results.get(f"samples/{_file(name)}"))}
+        drawn = {name: found for name in ways if (found := results.get(f"samples/{folder_name(name)}"))}
         if drawn:
             blocks.append(_distances(drawn))
         return Report("Stitched networks", blocks), {"rows": rows, "drawn": drawn}
@@ -269,10 +271,6 @@ def _distances(drawn: Mapping[str, Any]) -> Any:
             ),
         },
     )
-
-
-def _file(name: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in name)
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:

@@ -35,9 +35,15 @@ def cost_cells(runs: Mapping[str, TrainConfig], scores: Mapping[str, Any], round
         )
         for name, (train, free) in values.items()
     ]  # fmt: skip
+    return [*cells, timing_of(runs, scores, rounds)]
+
+
+def timing_of(runs: Mapping[str, TrainConfig], scores: Mapping[str, Any], rounds: int) -> Cell:
+    """The cell `timing` of all networks in turn; see `timing_cell`."""
+    values = {name: training_values(config) for name, config in runs.items()}
     identity = {"trains": {name: train for name, (train, _) in values.items()}, "scores": scores, "rounds": rounds}
     settings = {"frees": {name: free for name, (_, free) in values.items()}}
-    return [*cells, Cell("timing", f"{__name__}:timing_cell", identity, settings, alone=True, describe=_seconds)]
+    return Cell("timing", f"{__name__}:timing_cell", identity, settings, alone=True, describe=_seconds)
 
 
 def _seconds(timing: Mapping[str, Any]) -> str:

@@ -162,6 +162,11 @@ def keep(folder: Path, head: Mapping[str, Any], compute: Callable[[], Any]) -> A
     return result
 
 
+def folder_name(name: str) -> str:
+    """A name as part of a cell's: whatever is no letter or digit becomes a hyphen."""
+    return "".join(letter if letter.isalnum() else "-" for letter in name)
+
+
 def plain(value: Any) -> Any:
     """What JSON makes of a value; numbers that are not finite become `None`, what JSON does not know its text."""
     if isinstance(value, float):
