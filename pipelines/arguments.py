@@ -26,6 +26,8 @@ SHARED_ARGUMENTS = """class_labels: one label an image: a number, a name of the 
                 may return a dictionary with other latents.
             callback_on_step_end_tensor_inputs: what the callback gets; `"latents"` is all there is.
             num_images_per_prompt: diffusers' name for `num_images_per_label`.
+            networks: further networks of the same objective by name, which the schedule may name as it does subnets;
+                the pipeline's own is then `"full"`. Put them on the pipeline's device.
             Further ones by name are for adapters on the network: their conditions (`reference_image=…`) and strengths
                 (`reference_scale=…`)."""
 

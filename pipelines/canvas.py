@@ -33,11 +33,13 @@ class WindowPlan(Hook):
     patch_size: int
 
     @classmethod
-    def of(cls, kind: str | None, size: tuple[int, int], config) -> "WindowPlan":
-        """The plan for a network's configuration; a `ValueError` for an unknown kind."""
+    def of(cls, kind: str | None, size: tuple[int, int], config, *others) -> "WindowPlan":
+        """The plan for a network's configuration, and those of others that share the steps; a `ValueError` for an
+        unknown kind."""
+        patches = [side for one in (config, *others) for side in one.patch_sizes]
         kind = ("shifted" if config.trained_crops else "fixed") if kind is None else kind
         one_of("windows", kind, WINDOWS)
-        return cls(kind, *size, config.sample_size, math.lcm(*config.patch_sizes))
+        return cls(kind, *size, config.sample_size, math.lcm(*patches))
 
     @property
     def cyclic(self) -> tuple[bool, bool]:

@@ -1,6 +1,5 @@
 """Images from a network of blocks, for a class or for none, by any of diffusers' usual schedulers."""
 
-from collections.abc import Mapping
 from typing import Any, Self
 
 from diffusers import AutoencoderKL, ImagePipelineOutput, ModelMixin, SchedulerMixin
@@ -56,7 +55,6 @@ class ClassToImagePipeline(SamplingPipeline):
         self,
         *shared,
         subnet_schedule: SubnetSchedule | None = None,
-        networks: Mapping[str, ModelMixin] | None = None,
         **further,
     ) -> ImagePipelineOutput | tuple:
         """Draw images.
@@ -64,13 +62,11 @@ class ClassToImagePipeline(SamplingPipeline):
         Args:
             SHARED
             subnet_schedule: which subnet runs at which noise level; by default the pipeline's own, else the network.
-            networks: further networks of the same objective by name, which the schedule may name as it does subnets;
-                the pipeline's own is then `"full"`. Put them on the pipeline's device.
 
         Raises:
             ValueError: for labels, sizes, schedules and other arguments that the network cannot take.
         """
-        return self._draw(*shared, schedule=subnet_schedule, networks=networks, **further)
+        return self._draw(*shared, schedule=subnet_schedule, **further)
 
     def _check_components(self) -> None:
         if self.transformer.config.get("cross_attention_dim") is not None:

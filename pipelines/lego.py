@@ -1,8 +1,9 @@
 """Images from a LEGO network, of any size and at any compute budget."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from diffusers import AutoencoderKL, ImagePipelineOutput, SchedulerMixin
 
 from brickwork.errors import one_of
@@ -21,7 +22,8 @@ class LegoPipelineOutput(ImagePipelineOutput):
 
     Attributes:
         images: as `output_type` says.
-        bricks: that ran, one tuple a step; both evaluations of a second-order step run the same ones.
+        bricks: that ran, one tuple a step; both evaluations of a second-order step run the same ones. None of the
+            pipeline's own where another of the call's `networks` ran.
     """
 
     bricks: list[tuple[int, ...]]
@@ -76,17 +78,33 @@ class LegoPipeline(ClassToImagePipeline):
         Raises:
             ValueError: for labels, sizes, schedules and other arguments that the network cannot take.
         """
-        kind, config = self._recommended("windows", windows, None), self.transformer.config
-        further["hooks_at"] = lambda size: [WindowPlan.of(kind, size, config)]
+        kind = self._recommended("windows", windows, None)
+        further["hooks_at"] = lambda size: [WindowPlan.of(kind, size, *self._configs())]
         return self._draw(*shared, schedule=brick_schedule, **further)
 
     def _patch(self, subnets: Sequence[str | None]) -> int:
         patches = self.transformer.config.patch_sizes
-        return max(patches[brick] for subnet in set(subnets) for brick in bricks_of(subnet, len(patches)))
+        others = [max(self._others[name].config.patch_sizes) for name in {*subnets} & {*self._others}]
+        return max([*others, *(patches[brick] for bricks in self._bricks({*subnets}) for brick in bricks)])
 
     def _output(self, images, subnets: Sequence[str | None]) -> LegoPipelineOutput:
+        return LegoPipelineOutput(images=images, bricks=self._bricks(subnets))
+
+    def _configs(self) -> list:
+        return [network.config for network in (self.transformer, *self._others.values())]
+
+    def _bricks(self, subnets: Iterable[str | None]) -> list[tuple[int, ...]]:
         number = len(self.transformer.config.patch_sizes)
-        return LegoPipelineOutput(images=images, bricks=[bricks_of(subnet, number) for subnet in subnets])
+        return [() if subnet in self._others else bricks_of(subnet, number) for subnet in subnets]
+
+    def _check_networks(self, networks: Mapping[str, torch.nn.Module]) -> Mapping[str, torch.nn.Module]:
+        for name, network in networks.items():
+            if not isinstance(network, LegoTransformer2DModel):
+                raise ValueError(
+                    f"`networks` has {name!r}, a {type(network).__name__}, and this pipeline tells networks how "
+                    "windows lie; give a LegoTransformer2DModel, or draw with ClassToImagePipeline, which takes any."
+                )
+        return super()._check_networks(networks)
 
     def _check_components(self) -> None:
         if not hasattr(self.scheduler, "precondition_outputs"):

@@ -98,9 +98,9 @@ class SamplingPipeline(BrickworkPipeline):
         callback_on_step_end: Callable[["SamplingPipeline", int, torch.Tensor, dict], dict | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         num_images_per_prompt: int | None = None,
+        networks: Mapping[str, torch.nn.Module] | None = None,
         *,
         schedule: Schedule | None = None,
-        networks: Mapping[str, torch.nn.Module] | None = None,
         hooks_at: Callable[[tuple[int, int]], Sequence[Hook]] = lambda size: (),
         axes: Sequence[int] = (),
         **conditions: Any,
@@ -109,7 +109,6 @@ class SamplingPipeline(BrickworkPipeline):
 
         Args:
             schedule: instead of the pipeline's own.
-            networks: further ones by name, which the schedule may choose.
             hooks_at: height and width of what the network sees => hooks of this call.
             axes: of the latents between channels and height, such as frames.
             conditions: of adapters on the network, with their strengths.

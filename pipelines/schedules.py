@@ -28,7 +28,8 @@ def subnet_names(model: Any) -> list[str]:
         return sorted(model, key=lambda name: name == FULL)  # last, as in a network; the others keep their order
     if not hasattr(model, "subnets"):
         return [FULL]
-    return list(model.subnets(model.config.sample_size, model.config.sample_size))
+    side, length = (getattr(model.config, name, None) for name in ("sample_size", "length"))  # series have a length
+    return list(model.subnets(*((side, side) if side else (length,))))
 
 
 def subnet_costs(model: Any, height: int, width: int) -> dict[str, int]:

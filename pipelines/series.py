@@ -1,7 +1,7 @@
 """Series of numbers from a denoiser of folded series: drawn, filled in, and gone on with."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from diffusers.utils import BaseOutput
 
 from brickwork.errors import whole_number
 from brickwork.pipelines.sampling import SamplingPipeline
+from brickwork.pipelines.schedules import Schedule
 from brickwork.pipelines.seeds import Generators, checked_generator, first_noise
 
 QUANTILES = (0.1, 0.5, 0.9)
@@ -90,6 +91,8 @@ class TimeSeriesPipeline(SamplingPipeline):
         return_dict: bool = True,
         callback_on_step_end: Any = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        subnet_schedule: Schedule | None = None,
+        networks: Mapping[str, torch.nn.Module] | None = None,
     ) -> SeriesOutput | tuple:
         """Draw series.
 
@@ -108,6 +111,8 @@ class TimeSeriesPipeline(SamplingPipeline):
             return_dict: return a `SeriesOutput` rather than a tuple.
             callback_on_step_end: called as `callback(pipeline, step, timestep, {"latents": …})`.
             callback_on_step_end_tensor_inputs: what the callback gets.
+            subnet_schedule: which subnet, or which of `networks`, runs at which noise level; by default the network.
+            networks: further networks of the same objective by name; the pipeline's own is then `"full"`.
 
         Raises:
             ValueError: for series shorter than two cycles, gaps at both ends, and values that are no numbers.
@@ -117,7 +122,8 @@ class TimeSeriesPipeline(SamplingPipeline):
         _check_quantiles(quantiles)
         values, known_at = self._known(n, length, known, mask)
         device = self._execution_device
-        subnets = self._set_steps(steps, None)
+        self._others = self._check_networks(networks or {})
+        subnets = self._set_steps(steps, subnet_schedule)
         mean, std = (torch.tensor(self.config[name], dtype=torch.float64)[:, None] for name in ("mean", "std"))
         scaled = torch.where(known_at, (values - mean) / std, torch.zeros_like(values)).to(device, torch.float32)
         conditions = {"known": (scaled, None), "mask": (known_at.to(device, torch.float32), None)}

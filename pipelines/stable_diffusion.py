@@ -6,7 +6,9 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from brickwork.gen import parameterization
+from brickwork.gen.operations import count_operations
 from brickwork.gen.parameterization import EpsilonObjective, VObjective
+from brickwork.gen.subnets import FULL, Subnets
 from brickwork.hub import located, saved_variant
 from brickwork.pipelines.latents import pixels_per_latent
 
@@ -104,7 +106,7 @@ def plain_time_ids(height: int, width: int) -> torch.Tensor:
 class PromptedUNet(torch.nn.Module):
     """A UNet with its prompts inside, so that it is called as class-conditional networks are.
 
-    For `brickwork.eval.held_out.paired_loss`, whose labels are then numbers of prompts.
+    For `brickwork.eval.held_out`, whose labels are then numbers of prompts.
 
     Args:
         unet: the network.
@@ -115,6 +117,19 @@ class PromptedUNet(torch.nn.Module):
     def __init__(self, unet: torch.nn.Module, prompts: dict[str, torch.Tensor], pixels_per_latent: int = 8):
         super().__init__()
         self.unet, self.prompts, self.pixels_per_latent = unet, prompts, pixels_per_latent
+
+    @property
+    def config(self):
+        """Of the UNet."""
+        return self.unet.config
+
+    @torch.no_grad()
+    def subnets(self, height: int, width: int) -> Subnets:
+        """The UNet alone, with the counted operations of one sample of `height x width`."""
+        like = next(self.unet.parameters())
+        sample = torch.zeros(1, self.config.in_channels, height, width, dtype=like.dtype, device=like.device)
+        first = torch.zeros(1, dtype=torch.long, device=like.device)
+        return Subnets({FULL: count_operations(lambda: self(sample, first, first.cpu()))[0]})
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor):
         """`sample (B, C, h, w)`, `timestep (B,)`, `class_labels (B,)` numbers of prompts."""

@@ -14,9 +14,13 @@ import torch
 from brickwork.gen.subnets import FULL, find_subnet
 from brickwork.pipelines.schedules import SubnetSchedule, noise_level_at
 
-_OF_NETWORK = ("in_channels", "out_channels", "cross_attention_dim", "joint_attention_dim", "num_class_embeds")
+_OF_NETWORK = (
+    "in_channels", "out_channels", "cross_attention_dim", "joint_attention_dim", "num_class_embeds", "num_classes",
+)  # fmt: skip
 _OF_VAE = ("latent_channels", "scaling_factor", "shift_factor")
-_OF_SCHEDULER = ("prediction_type", "beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "trained_betas")
+_OF_SCHEDULER = (
+    "prediction_type", "beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "trained_betas", "sigma_data",
+)  # fmt: skip
 
 
 class StitchedTrajectory:
@@ -93,20 +97,35 @@ def stitch_trajectory(
     Raises:
         ValueError: for networks or pipelines that are not of one objective, latents and text, and unknown names.
     """
-    own = denoiser_in(pipeline, "pipeline")
-    if not isinstance(others, Mapping) or not others or FULL in others:
-        raise ValueError(f"`others` is {others!r}; give networks or pipelines by name, other names than {FULL!r}.")
-    networks = {}
-    for name, other in others.items():
-        networks[name] = network = denoiser_in(other, f"others[{name!r}]")
-        _agree(f"others[{name!r}]", own, network, _OF_NETWORK)
-        if network is not other:
-            for part, keys in (("vae", _OF_VAE), ("scheduler", _OF_SCHEDULER)):
-                _agree(f"others[{name!r}].{part}", getattr(pipeline, part, None), getattr(other, part, None), keys)
-    networks[FULL] = own
+    networks = sharing_networks(pipeline, others)
     if isinstance(schedule, Mapping):
         schedule = SubnetSchedule.from_rules(networks, schedule)
     return StitchedTrajectory(pipeline, networks, schedule)
+
+
+def sharing_networks(pipeline: Any, others: Mapping[str, Any], argument: str = "others") -> dict[str, torch.nn.Module]:
+    """A pipeline's network, as `"full"`, and others that can share its steps, by name.
+
+    Args:
+        pipeline: see `stitch_trajectory`.
+        others: likewise.
+        argument: what they were given for.
+
+    Raises:
+        ValueError: for networks or pipelines that are not of one objective, latents and text, and wrong names.
+    """
+    own = denoiser_in(pipeline, "pipeline")
+    if not isinstance(others, Mapping) or not others or FULL in others:
+        raise ValueError(f"`{argument}` is {others!r}; give networks or pipelines by name, other names than {FULL!r}.")
+    networks = {}
+    for name, other in others.items():
+        what = f"{argument}[{name!r}]"
+        networks[name] = network = denoiser_in(other, what)
+        _agree(what, own, network, _OF_NETWORK)
+        if network is not other:
+            for part, keys in (("vae", _OF_VAE), ("scheduler", _OF_SCHEDULER)):
+                _agree(f"{what}.{part}", getattr(pipeline, part, None), getattr(other, part, None), keys)
+    return networks | {FULL: own}
 
 
 def denoiser_in(source: Any, argument: str) -> torch.nn.Module:

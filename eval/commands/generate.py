@@ -41,6 +41,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     guidance = "default: the pipeline's, else 1, none, of prompts 5"
     parser.add_argument("--guidance", "--guidance-scale", type=float, help=guidance)
     options.add_common(parser, "--schedule")
+    options.add_networks(parser)
     windows = (
         "of LEGO, above the training size: shifted (no seams), fixed, or tiled (pictures side by side); by default "
         "what is saved with the pipeline, else shifted for weights trained on crops, else fixed"
@@ -79,6 +80,11 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"`--keep-best` is {args.keep_best} of `--count` {args.count}; draw at least as many.")
     if args.compile and args.exported is not None:
         raise ValueError("`--compile` and `--exported` are two ways of running the network; give one of them.")
+    if options.networks_of(args) and not args.schedule.endswith(".json"):
+        raise ValueError(
+            f"`--schedule` is {args.schedule!r}, which says nothing of the networks of `--with`; give the file that "
+            "`brickwork search --with` wrote."
+        )
     if args.output.exists() and not args.output.is_dir():
         raise ValueError(f"`--output` is {str(args.output)!r}, which is a file; name a folder.")
     hub.check_argument("model")(args)
@@ -186,6 +192,8 @@ def _classes(args: argparse.Namespace, pipe) -> Wanted:
         if wrong and not lego:
             raise _out_of_place(args, name, "for a LEGO pipeline", pipe)
     call = {pipe.schedule_name: named_schedule(args.schedule, pipe.transformer)}
+    if others := _others(args):
+        call["networks"] = {name: other.transformer for name, other in others.items()}
     call |= {"windows": args.windows} if lego else {}
     pipe.check_call(args.height, args.width, args.steps, args.guidance)
     given = [int(name) if name.isdigit() else name for name in args.classes or []]
@@ -206,11 +214,25 @@ def _classes(args: argparse.Namespace, pipe) -> Wanted:
     return Wanted("class_labels", class_slugs(labels, names), call, asked)
 
 
+def _others(args: argparse.Namespace) -> dict:
+    """The pipelines of `--with`, by name."""
+    from brickwork.eval.sampling.pipelines import load_any_pipeline
+
+    return {name: load_any_pipeline(model, args.device) for name, model in options.networks_of(args).items()}
+
+
 def _prompts(args: argparse.Namespace, pipe) -> Wanted:
     """Prompts of a text-to-image pipeline; sizes are checked before it draws."""
     from brickwork.eval.sampling.sizes import size_rule
 
-    for name, given in (("schedule", args.schedule != "saved"), ("windows", args.windows), ("classes", args.classes)):
+    others = _others(args)
+    if others:
+        from brickwork.pipelines.schedule_files import schedule_from_file
+        from brickwork.pipelines.trajectory import stitch_trajectory
+
+        stitch_trajectory(pipe, others, schedule_from_file(args.schedule))
+    scheduled = args.schedule != "saved" and not others
+    for name, given in (("schedule", scheduled), ("windows", args.windows), ("classes", args.classes)):
         if given:
             raise _out_of_place(args, name, "for networks of ours", pipe)
     multiple, least, native = size_rule(pipe)

@@ -18,13 +18,15 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "examples:\n"
         "  brickwork search lego-avatars-64 runs/emoji-split/held-out -o runs/search\n"
         "  brickwork generate lego-avatars-64 --schedule runs/search/schedule-0.6.json\n"
-        "  brickwork search my-model held-out --budget 0.5 0.75 --reference train.safetensors -n 256 -o runs/search"
+        "  brickwork search my-model held-out --budget 0.5 0.75 --reference train.safetensors -n 256 -o runs/search\n"
+        "  brickwork search my-stable-diffusion captioned --with small=my-small-one --steps 25 -o runs/switch"
     )
     options.add_common(parser, "model")
-    parser.add_argument("data", help="held-out pictures with class numbers: a folder, .parquet, … (`data split`)")
+    parser.add_argument("data", help="held-out pictures, classes or captions with them: a folder, .parquet, …")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for schedules, table and plot")
     budget = "shares of the full schedule's operations (default: 0.6)"
     parser.add_argument("--budget", type=float, nargs="+", default=[0.6], metavar="SHARE", help=budget)
+    options.add_networks(parser)
     options.add_common(parser, "--height", "--width", "--steps")
     parser.add_argument("--weighting", default="sampler", help="of noise levels: sampler (default), training or even")
     parser.add_argument("--p-mean", type=float, default=-1.2, help="of an EDM run's noise (default: -1.2)")
@@ -38,12 +40,23 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="float32", help="of the samples: float32 (default), bfloat16 or float16")
     options.add_common(parser, "--device", "--overwrite")
     options.add_hub(parser)
-    parser.set_defaults(run=run, check=hub.check_argument("model"))
+    parser.set_defaults(run=run, check=check)
+
+
+def check(args: argparse.Namespace) -> None:
+    """What can be told before anything is imported or loaded."""
+    if options.networks_of(args) and args.reference is not None:
+        raise ValueError(
+            f"`--reference` is {args.reference!r}, and `--with` was given: samples are drawn of the model's own "
+            "subnets alone; leave it out, and measure what `brickwork generate --with … --schedule FILE` draws with "
+            "`evaluate calc`."
+        )
+    hub.check_argument("model")(args)
 
 
 def run(args: argparse.Namespace) -> None:
     """Search, write everything and print the table."""
-    from brickwork.eval.sampling.pipelines import load_class_pipeline
+    from brickwork.eval.sampling.pipelines import load_any_pipeline
     from brickwork.eval.search.schedule_search import SEARCH_FORMAT, check_share, search_brick_schedule
     from brickwork.files import check_results, write_file, write_json
     from brickwork.gen.parameterization import EDMObjective, objective_of
@@ -55,7 +68,8 @@ def run(args: argparse.Namespace) -> None:
     others = [args.output / "search.png", *files]
     check_results(args.output / "search.json", SEARCH_FORMAT, others, overwrite=args.overwrite)
     reference = _reference(args)
-    pipeline = load_class_pipeline(args.model, args.device, **options.of_hub(args))
+    pipeline = load_any_pipeline(args.model, args.device, **options.of_hub(args))
+    networks = {name: load_any_pipeline(model, args.device) for name, model in options.networks_of(args).items()}
     objective = objective_of(pipeline.scheduler)
     if isinstance(objective, EDMObjective):
         objective = EDMObjective(args.p_mean, args.p_std, objective.sigma_data)
@@ -66,6 +80,7 @@ def run(args: argparse.Namespace) -> None:
         num_inference_steps=args.steps,
         objective=objective,
         num_pairs=args.pairs,
+        networks=networks or None,
         **{name: getattr(args, name) for name in ("height", "width", "weighting", "batch_size", "seed")},
     )
     found = {f"searched {budget:g}": search.best(budget) for budget in budgets}

@@ -21,6 +21,7 @@ from brickwork.eval.sets.pictures import (
 from brickwork.files import digest
 from brickwork.gen.parameterization import OBJECTIVES
 from brickwork.pipelines.labels import resolve_class_labels
+from brickwork.pipelines.latents import encode
 
 ENCODED_AT_ONCE = 16
 
@@ -109,33 +110,61 @@ def held_out_pairs(model, data, num_pairs: int, seed: int = 0) -> tuple[PairedSe
     Raises:
         ValueError: for pictures below the training size, corrupt ones, and labels missing or out of range.
     """
-    if num_pairs < 1:
-        raise ValueError(f"num_pairs: got {num_pairs}, need at least 1")
     images = data if isinstance(data, ImageSet) else open_image_set(data)
     network = model if isinstance(model, torch.nn.Module) else denoiser_of(model)
+    classes = network.config.get("num_classes")
+    if classes is not None and images.labels is None:
+        raise ValueError(
+            f"data: {images.source} has no labels, but the network has {classes} classes; give them in a column or a "
+            "metadata.jsonl, called 'label', or write the run's own with `brickwork data split`"
+        )
+    samples, chosen = _chosen_samples(model, network, images, num_pairs)
+    labels, order = _labels(network, images), torch.arange(num_pairs) % len(chosen)
+    chosen_labels = None if labels is None else labels[chosen][order]
+    return PairedSet.from_images(samples[order], chosen_labels, num_levels=1, seed=seed), len(chosen)
+
+
+def captioned_pairs(pipeline, data, num_pairs: int, seed: int = 0) -> tuple[PairedSet, list[str]]:
+    """`held_out_pairs` for text to image.
+
+    Args:
+        pipeline: such as a `StableDiffusionPipeline`.
+        data, num_pairs, seed: as there; the pictures have captions.
+
+    Returns:
+        The frozen list, whose labels are numbers of captions, and the caption of each different picture in it.
+    """
+    images = data if isinstance(data, ImageSet) else open_image_set(data)
+    if images.texts is None:
+        raise ValueError(
+            f"data: {images.source} has no captions, but a {type(pipeline).__name__} draws from text; give every "
+            "picture one in a column or a metadata.jsonl, called 'text', or in a .txt of its name"
+        )
+    samples, chosen = _chosen_samples(pipeline, denoiser_of(pipeline), images, num_pairs)
+    order = torch.arange(num_pairs) % len(chosen)
+    pairs = PairedSet.from_images(samples[order], order, num_levels=1, seed=seed)
+    return pairs, [images.texts[number] for number in chosen]
+
+
+def _chosen_samples(model, network, images: ImageSet, count: int) -> tuple[torch.Tensor, list[int]]:
+    """What the network sees of an even selection of at most `count` pictures, and their numbers."""
+    if count < 1:
+        raise ValueError(f"num_pairs: got {count}, need at least 1")
     vae, channels = getattr(model, "vae", None), network.config.in_channels
     if vae is None and channels != 3:
         raise ValueError(
             f"data: {images.source} holds RGB pictures, but the network reads {channels} channels; pass the pipeline "
             "with its VAE, or a PairedSet of latents"
         )
-    if network.config.get("num_classes") is not None and images.labels is None:
-        raise ValueError(
-            f"data: {images.source} has no labels, but the network has {network.config.num_classes} classes; give "
-            "them in a column or a metadata.jsonl, called 'label', or write the run's own with `brickwork data split`"
-        )
     side = network.config.sample_size * getattr(model, "vae_scale_factor", 1)
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), num_pairs)).round().astype(int)).tolist()
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), count)).round().astype(int)).tolist()
     _refuse_small(images, chosen, side)
     preparation = Preparation(side, convert=True)
     inspect_images(images, preparation)
     batch = decode(images, chosen, preparation, (side, side))
     refuse_corrupt(batch.corrupt, images)
-    pixels, labels = batch.pixels / 127.5 - 1, _labels(network, images)
-    samples = _samples(model, pixels)
-    order = torch.arange(num_pairs) % len(chosen)
-    chosen_labels = None if labels is None else labels[chosen][order]
-    return PairedSet.from_images(samples[order], chosen_labels, num_levels=1, seed=seed), len(chosen)
+    parts = (batch.pixels / 127.5 - 1).split(ENCODED_AT_ONCE)
+    return torch.cat([encode(vae, part).cpu() for part in parts]), chosen
 
 
 def _refuse_small(images: ImageSet, chosen: list[int], side: int) -> None:

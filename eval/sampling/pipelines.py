@@ -117,6 +117,13 @@ def load_class_pipeline(name: str, device: str | None = None, **options):
     return to_device(_load(getattr(brickwork, kind), name, options), device)
 
 
+def load_any_pipeline(name: str, device: str | None = None, **options):
+    """A pipeline of text to image, or one for classes; see `load_pipeline` and `load_class_pipeline`."""
+    if any((pipeline_parts(name) or {}).get("text_encoder", ())):
+        return load_pipeline(name, device=device, **options)
+    return load_class_pipeline(name, device, **options)
+
+
 def load_pipeline(name: str, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None, **options):
     """A pipeline of any class by the name of weights that ship, a folder or a hub id, on `device`.
 

@@ -22,14 +22,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from brickwork.errors import one_of
-from brickwork.eval.held_out.paired_loss import PairedSet
-from brickwork.eval.held_out.pictures import held_out_pairs
 from brickwork.eval.held_out.subnet_losses import (
     Step,
     candidate_subnets,
@@ -41,10 +40,10 @@ from brickwork.eval.held_out.subnet_losses import (
 from brickwork.eval.report.blocks import Panels, Table
 from brickwork.eval.search.frontier import cost_loss_frontier
 from brickwork.eval.search.plot import plot_search
+from brickwork.eval.search.searched import Searched
 from brickwork.files import write_file, write_json
 from brickwork.gen.parameterization import EDMObjective, objective_of
 from brickwork.gen.subnets import family_of
-from brickwork.pipelines.sampling import sample_size
 from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
 from brickwork.pipelines.schedules import Schedule, schedule_kind, steps_text, subnet_costs
 
@@ -323,14 +322,16 @@ def search_brick_schedule(
     seed: int = 0,
     progress: bool = True,
     max_subsets: int | None = None,
+    networks: Mapping[str, Any] | None = None,
 ) -> ScheduleSearch:
     """Measure a network's subnets and find the schedule of least loss within a budget of operations.
 
     Args:
         model: a pipeline, or a network of pixels with `subnets`, or several networks of one objective by name, of
-            which the costliest is the full schedule's. Of LEGO, weights trained with brick dropout
-            (`trained_subsets="any"`) may leave out any bricks, others the last ones only.
-        data: pictures that the network was not trained on, with labels if it is conditional: whatever
+            which the costliest is the full schedule's; with `networks` also a `StableDiffusionPipeline`. Of LEGO,
+            weights trained with brick dropout (`trained_subsets="any"`) may leave out any bricks, others the last ones
+            only.
+        data: pictures that the network was not trained on, with labels or captions if it is conditional: whatever
             `open_image_set` opens, an `ImageSet`, or a `PairedSet` of what the network sees (its noise levels are not
             used), of the training size or of the size asked for.
         budget: share of the full schedule's operations, above 0 and up to 1, over every evaluation of the sampler.
@@ -349,33 +350,29 @@ def search_brick_schedule(
         seed: of the noise.
         progress: show a bar.
         max_subsets: the former name of `max_subnets`.
+        networks: further networks by name, or pipelines that have them, to share the steps of the pipeline `model`,
+            whose own is then `"full"` (see `stitch_trajectory`); its subnets are not searched.
 
     Raises:
         ValueError: for a budget outside (0, 1] or below the cheapest schedule, and for data of the wrong size,
             channels or classes, or without labels.
     """
-    several, network = isinstance(model, Mapping), getattr(model, "transformer", model)
-    if not all(hasattr(one, "subnets") for one in (network.values() if several else [network])):
-        raise ValueError(
-            f"`model` is a {type(model).__name__}; give a pipeline or a network with subnets, such as a LegoPipeline."
-        )
     one_of("weighting", weighting, WEIGHTINGS)
+    searched = Searched.of(model, networks)
     scheduler = _scheduler_of(model, scheduler)
     scheduler.set_timesteps(num_inference_steps)
     objective = objective or objective_of(scheduler)
-    factor, shown = getattr(model, "vae_scale_factor", 1), next(iter(network.values())) if several else network
-    patch = max([shown.config.get("patch_size") or 1, *(shown.config.get("patch_sizes") or [])])
-    size = sample_size(height, width, (shown.config.sample_size,) * 2, factor, patch)
+    network, size = searched.network, searched.size(height, width)
     costs = subnet_costs(network, *size)
     check_budget(budget, costs)
-    pairs, num_images = _pairs_of(shown if several else model, shown, data, size, num_pairs, seed)
+    pairs, num_images = searched.pairs(data, size, num_pairs, seed)
     levels = distinct_levels(sampler_steps(scheduler))
     weights = step_weights(sampler_steps(scheduler), objective, weighting)
 
     losses = _score_subnets(network, pairs, objective, levels, costs, max_subsets or max_subnets, batch_size, progress)
     settings = {
-        "height": size[0] * factor,
-        "width": size[1] * factor,
+        "height": size[0] * searched.factor,
+        "width": size[1] * searched.factor,
         "num_inference_steps": num_inference_steps,
         "scheduler": type(scheduler).__name__,
         "objective": {"class": type(objective).__name__, "sigma_data": getattr(objective, "sigma_data", None)},
@@ -418,21 +415,3 @@ def _scheduler_of(model, scheduler):
     scheduler = copy.deepcopy(scheduler or getattr(model, "scheduler", None)) or EDMHeunScheduler()
     objective_of(scheduler)  # which says what is wrong with others
     return scheduler
-
-
-def _pairs_of(model, network, data, size: tuple[int, int], num_pairs: int, seed: int) -> tuple[PairedSet, int]:
-    """The frozen list, and the number of distinct pictures in it."""
-    if not isinstance(data, PairedSet):
-        return held_out_pairs(model, data, num_pairs, seed)
-    config, shape = network.config, tuple(data.images.shape)
-    allowed = {(config.in_channels, config.sample_size, config.sample_size), (config.in_channels, *size)}
-    if len(shape) != 4 or shape[0] < 1 or shape[1:] not in allowed:
-        listed = " or ".join("(N, " + ", ".join(map(str, one)) + ")" for one in sorted(allowed))
-        raise ValueError(f"`data` has images of shape {shape}; this network is scored on {listed}. Resize them.")
-    labels, classes = data.labels, config.num_classes
-    if classes is not None and (labels is None or labels.min() < 0 or labels.max() > classes):
-        came = "no labels" if labels is None else f"labels from {labels.min()} to {labels.max()}"
-        raise ValueError(
-            f"`data` has {came}; give each image the number of its class, 0 to {classes - 1} ({classes}: no class)."
-        )
-    return data, shape[0]

@@ -76,6 +76,27 @@ def as_overrides(values: dict[str, Any]) -> list[str]:
     return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
 
 
+def add_networks(parser: argparse.ArgumentParser) -> None:
+    """Further networks that share a sampler's steps; see `networks_of`."""
+    how = "a further network, or a pipeline's, to share the steps of the model's own, which is then `full`"
+    parser.add_argument("--with", dest="networks", action="append", metavar="NAME=MODEL", help=how)
+
+
+def networks_of(args: argparse.Namespace) -> dict[str, str]:
+    """What `--with` was given as, by name.
+
+    Raises:
+        ValueError: for anything but names, each once, and models.
+    """
+    found: dict[str, str] = {}
+    for given in args.networks or []:
+        name, equals, model = given.partition("=")
+        if not (name and equals and model) or name in (*found, "full"):
+            raise ValueError(f"`--with` is {given!r}; give NAME=MODEL, each name once and none `full`.")
+        found[name] = model
+    return found
+
+
 def add_hub(parser: argparse.ArgumentParser, of: str = "models", beside_adapter: bool = False) -> None:
     """What a command that loads from the hub may be told of it.
 

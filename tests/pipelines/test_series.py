@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, EDMEulerScheduler
 
-from brickwork import SeriesDenoiser, TimeSeriesPipeline
+from brickwork import SeriesDenoiser, SubnetSchedule, TimeSeriesPipeline
 
 NETWORK = {"block_out_channels": [8], "layers_per_block": 1}
 
@@ -65,6 +65,28 @@ def test_forecasts_of_any_length(pipe, steps, horizon):
     assert (np.diff(found.quantiles, axis=0) >= 0).all() and np.isfinite(found.series).all()
     again = pipe.forecast(history, horizon, n=5, generator=seeded())
     assert (again.series == found.series).all()
+
+
+def test_several_networks_share_the_noise_levels(pipe):
+    torch.manual_seed(1)
+    small = SeriesDenoiser(in_channels=2, length=24, periods=[6], weights=[1], network=NETWORK).eval()
+    for parameter in small.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    alone = TimeSeriesPipeline(small, pipe.scheduler, **{key: pipe.config[key] for key in ("mean", "std", "names")})
+    alone.set_progress_bar_config(disable=True)
+    drawn = [
+        one(2, num_inference_steps=3, generator=seeded(), **further).series
+        for one, further in (
+            (pipe, {"networks": {"small": small}, "subnet_schedule": SubnetSchedule(("small",))}),
+            (alone, {}),
+            (pipe, {"networks": {"small": small}, "subnet_schedule": SubnetSchedule(("full", "small"), (1.0,))}),
+            (pipe, {}),
+        )
+    ]
+    assert (drawn[0] == drawn[1]).all()
+    assert not any(np.allclose(drawn[2], other) for other in (drawn[1], drawn[3]))
+    with pytest.raises(ValueError, match="`subnet` is 'small'; choose one of full"):
+        pipe(2, subnet_schedule=SubnetSchedule(("small",)))
 
 
 def test_a_saved_pipeline_is_the_same(pipe, tmp_path):

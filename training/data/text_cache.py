@@ -14,39 +14,9 @@ import torch
 from brickwork.eval.sets.tables import captions_in, find_column
 from brickwork.files import digest
 from brickwork.hub import without_variant
+from brickwork.pipelines.prompts import encode_captions, encode_no_caption, encoders_of, numbered_parts
 from brickwork.training.data.cache import FIX, TensorCache, build_cache, network_fingerprint
 from brickwork.training.data.images import LabelledImages
-
-# What `encode_prompt` returns, each followed by its negative, which stands for no caption; SD has the first alone.
-NAMES = ("prompt_embeds", "pooled_prompt_embeds")
-
-
-@torch.no_grad()
-def encode_captions(
-    pipeline, captions: list[str], dtype: torch.dtype | None = None, negative: bool = False
-) -> dict[str, torch.Tensor]:
-    """What the pipeline's text encoders make of captions, on the CPU.
-
-    Args:
-        pipeline: a `StableDiffusionPipeline`, a `StableDiffusionXLPipeline`, or one with such an `encode_prompt`.
-        captions: texts; the empty one is encoded like any other.
-        dtype: of the result; the encoders' own if `None`.
-        negative: give what stands for no caption instead.
-
-    Returns:
-        `prompt_embeds (N, tokens, width)` and, of SDXL, `pooled_prompt_embeds (N, width)`.
-    """
-    device = next(encoders_of(pipeline)[0].parameters()).device
-    encoded = pipeline.encode_prompt(
-        captions, device=device, num_images_per_prompt=1, do_classifier_free_guidance=negative
-    )
-    positive_and_negative = zip(NAMES, encoded[0::2], encoded[1::2])
-    return {name: pair[negative].to("cpu", dtype) for name, *pair in positive_and_negative}
-
-
-def encode_no_caption(pipeline, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-    """What the pipeline uses where there is no caption, `(1, …)`: the empty text's embedding, or SDXL's zeros."""
-    return encode_captions(pipeline, [""], dtype, negative=True)
 
 
 def load_text_encoders(source: str, **options: str):
@@ -83,24 +53,6 @@ def captions_of(images: LabelledImages, column: str) -> list[str]:
     return [caption or "" for caption in captions]
 
 
-def encoders_of(pipeline) -> list[torch.nn.Module]:
-    """The text encoders of a pipeline, in order.
-
-    Raises:
-        ValueError: for a pipeline without any.
-    """
-    encoders = _parts(pipeline, "text_encoder")
-    if not encoders:
-        raise ValueError(f"`pipeline` is a {type(pipeline).__name__} without a text encoder; captions need one.")
-    return encoders
-
-
-def _parts(pipeline, kind: str) -> list:
-    """`tokenizer` => the pipeline's `tokenizer`, `tokenizer_2`, …, as far as it has them."""
-    names = sorted(name for name in pipeline.components if name.startswith(kind))
-    return [pipeline.components[name] for name in names if pipeline.components[name] is not None]
-
-
 def text_fingerprint(pipeline, captions: Sequence[str], dtype: torch.dtype | None = None) -> dict[str, str]:
     """What cached embeddings depend on: the captions row by row, their tokens, the encoders' weights, the dtype.
 
@@ -112,7 +64,7 @@ def text_fingerprint(pipeline, captions: Sequence[str], dtype: torch.dtype | Non
             tokenizer(distinct, truncation=True, max_length=tokenizer.model_max_length).input_ids,
             tokenizer.model_max_length,
         )
-        for tokenizer in _parts(pipeline, "tokenizer")
+        for tokenizer in numbered_parts(pipeline, "tokenizer")
     ]
     encoders = encoders_of(pipeline)
     return {

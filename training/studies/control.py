@@ -39,10 +39,10 @@ from brickwork.eval.report.pictures import labelled_sheet
 from brickwork.eval.studies.core import Cell, Study, StudyFolder, compare_pairs, mean_and_spread, run_study, table_of
 from brickwork.files import write_file
 from brickwork.pipelines.latents import encode
+from brickwork.pipelines.prompts import encode_captions
 from brickwork.pipelines.stable_diffusion import PromptedUNet, load_pipeline, objective_of
 from brickwork.training.commands.train import run_script
 from brickwork.training.data.images import to_unit_range
-from brickwork.training.data.text_cache import encode_captions
 from brickwork.training.studies.scenes_proof import Scenes
 
 NONE = "no control"

@@ -62,10 +62,10 @@ from brickwork.eval.studies.core import (
 )
 from brickwork.files import digest, write_file
 from brickwork.pipelines.latents import encode
+from brickwork.pipelines.prompts import encode_captions
 from brickwork.pipelines.stable_diffusion import PromptedUNet, load_pipeline, objective_of
 from brickwork.training.commands.train import run_script
 from brickwork.training.data.images import crop_to, load_table, to_unit_range
-from brickwork.training.data.text_cache import encode_captions
 
 Shape = tuple[int, int]  # height, width
 GROUP = 4  # held-out scenes whose losses are averaged: the groups' spread is the error

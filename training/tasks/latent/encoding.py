@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 
 from brickwork.pipelines import latents
-from brickwork.training.data.text_cache import encode_captions, encode_no_caption, encoders_of
+from brickwork.pipelines.prompts import encode_captions, encode_no_caption, encoders_of
 
 HALF = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

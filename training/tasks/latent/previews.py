@@ -10,11 +10,11 @@ from PIL import Image
 from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
 from brickwork.eval.report.pictures import GAP, grid
 from brickwork.pipelines.latents import encode, pixels_per_latent
+from brickwork.pipelines.prompts import encode_captions, encode_no_caption
 from brickwork.pipelines.stable_diffusion import PromptedUNet
 from brickwork.training.config.samples import PromptSamplesConfig
 from brickwork.training.data.captioned import CaptionedStream, Shape
 from brickwork.training.data.images import BrokenImage
-from brickwork.training.data.text_cache import encode_captions, encode_no_caption
 from brickwork.training.engine.previews import show_sheet
 from brickwork.training.engine.runlog import RunLog
 from brickwork.training.tasks.denoising import DenoisingTask

@@ -8,10 +8,10 @@ import torch
 from accelerate import Accelerator
 from diffusers import DDIMScheduler
 
+from brickwork.pipelines.prompts import encoders_of
 from brickwork.pipelines.stable_diffusion import load_pipeline, objective_of, size_step, unet_arguments
 from brickwork.training.config.latent import LatentConfig
 from brickwork.training.data.captioned import CaptionedImages, CaptionedStream, LatentCache
-from brickwork.training.data.text_cache import encoders_of
 from brickwork.training.engine.schedule import course
 from brickwork.training.task import Step
 from brickwork.training.tasks.denoising import DenoisingTask

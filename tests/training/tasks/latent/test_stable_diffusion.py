@@ -10,7 +10,7 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLP
 from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
 from brickwork.pipelines import latents as latents_of
 from brickwork.pipelines import stable_diffusion as sd
-from brickwork.training.data.text_cache import encode_captions
+from brickwork.pipelines.prompts import encode_captions
 from brickwork.training.tasks.latent import encoding
 from brickwork.training.tasks.latent.task import LatentTask
 
