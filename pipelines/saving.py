@@ -98,8 +98,8 @@ def _check_local(class_names: list[str], path: str, index_name: str) -> None:
 
 def _holds_pickles(folder: Path) -> bool:
     """Whether some part of a saved pipeline has its weights as `torch.save` writes them, and not as safetensors."""
-    parts = [entry for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
-    return any(any(part.glob("*.bin")) and not any(part.glob("*.safetensors")) for part in parts)
+    parts = {file.parent for file in folder.glob("*/**/*.bin")}  # some networks have a folder for each of their own
+    return any(not any(part.glob("*.safetensors")) for part in parts)
 
 
 def _describe(folder: Path) -> str:

@@ -128,7 +128,7 @@ def test_commands_with_models_of_the_hub_are_found():
         for inner, parser in _parsers(name).items()
         if "--revision" in parser._option_string_actions
     ]
-    wanted = "benchmark distill export generate info judge merge search seams sweep".split()
+    wanted = "app benchmark distill export generate info judge merge search seams sweep".split()
     assert {*wanted, "convert resadapter", "evaluate gen", "evaluate calc", "data cache"} <= {*with_options}
 
 
@@ -239,3 +239,25 @@ def test_a_missing_extra_is_one_line_with_the_fix(monkeypatch, capsys, tmp_path)
     assert cli.main(["export", "lego-avatars-64", "-o", str(tmp_path / "graphs"), "--sizes", "64"]) == 2
     assert capsys.readouterr().err == "error: Exported networks need onnx; pip install 'brickwork[export]'.\n"
     assert not (tmp_path / "graphs").exists()
+
+
+@pytest.mark.parametrize("token", ["hf_x y", "hf_ü", "", "hf_a\x00"])
+def test_what_is_no_token_is_not_shown(token, capsys):
+    """Clients of HTTP do show it, in their error."""
+    with pytest.raises(SystemExit):
+        cli.main(["info", "lego-avatars-64", "--token", token])
+    error = capsys.readouterr().err
+    assert "no token of the hub" in error and not (token and token in error)
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (["distill", "a/b", "--token", "hf_x", "-o", "x"], ["distill", "a/b", "--token", "…", "-o", "x"]),
+        (["distill", "--token=hf_x"], ["distill", "--token=…"]),
+        (["distill", "--tok", "hf_x"], ["distill", "--tok", "…"]),
+        (["train", "x.yaml", "run.seed=1", "--teacher", "t"], ["train", "x.yaml", "run.seed=1", "--teacher", "t"]),
+    ],
+)
+def test_a_command_line_is_kept_without_the_token(words, kept):
+    assert options.without_token(words) == kept

@@ -171,3 +171,53 @@ def test_commands_hand_on_what_they_are_told_of_the_hub(hub, tmp_path):
         ]
         assert asked and set(asked) == {"Bearer hf_mine"}, command
     assert any(path.endswith("/transformer/diffusion_pytorch_model.fp16.safetensors") for path, _ in hub[1].asked)
+
+
+STUDIO = """
+import json
+import time
+from pathlib import Path
+from PIL import Image
+from brickwork import EDMHeunScheduler, LegoPipeline, LegoTransformer2DModel
+from brickwork.app.drawing import Settings
+from brickwork.app.roots import Roots
+from brickwork.app.studio import Studio
+from brickwork.app.sweeps import Sweep
+
+stack = {"window_sizes": (4, 8), "patch_sizes": (2, 2), "num_layers": (1, 1), "hidden_sizes": 16}
+model = LegoTransformer2DModel(sample_size=8, num_classes=2, num_attention_heads=2, **stack)
+LegoPipeline(model, EDMHeunScheduler()).push_to_hub("someone/bricks", variant="fp16")
+output = Path("studio")
+output.mkdir()
+studio = Studio(Roots(["."]), output, "cpu", "of-command", "fp16", token="hf_mine")
+
+
+def drawn(**given):
+    job = studio.start_draw(Settings(model="someone/bricks", steps=1, label="1", **given))
+    while job.state in ("waiting", "working"):
+        time.sleep(0.05)
+    return job
+
+
+done = drawn()
+assert done.state == "done", done.message
+kept = done.result["pictures"][0]
+assert (kept["settings"]["revision"], kept["settings"]["variant"]) == ("of-command", "fp16")
+assert drawn(revision="of-page").state == "done"
+assert drawn(variant="bf16").state == "failed"
+sweep = Sweep(name="one", model="someone/bricks", revision="of-sweep", sizes=[8], steps=1)
+studio.start_sweep(sweep)
+studio.sweeps._process.wait(120)
+assert studio.sweeps.state("one")["sheet"], studio.sweeps.state("one")["log"]
+assert b"hf_mine" not in b"".join(path.read_bytes() for path in output.rglob("*") if path.is_file())
+assert json.loads(Image.open(output / kept["picture"]).text["brickwork"])["revision"] == "of-command"
+studio.close()
+"""
+
+
+def test_the_studio_asks_the_hub_for_what_it_is_told_and_keeps_the_token_to_itself(hub, tmp_path):
+    pytest.importorskip("starlette")
+    run(STUDIO, hub[0], tmp_path)
+    for revision in ("of-command", "of-page", "of-sweep"):
+        asked = {who for path, who in hub[1].asked if f"/{revision}" in path}
+        assert asked == {"Bearer hf_mine"}, revision

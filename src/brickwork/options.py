@@ -2,15 +2,26 @@
 
 import argparse
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from brickwork.errors import whole_number
 
-_HUB: dict[str, dict[str, str]] = {
+
+def _token(text: str) -> str:
+    """A token as it may stand in a request; what is wrong with one is said without it."""
+    text = text.strip()
+    if not re.fullmatch(r"[!-~]+", text):
+        raise argparse.ArgumentTypeError("this is no token of the hub; give the one that its settings show (hf_…).")
+    return text
+
+
+_HUB: dict[str, dict[str, Any]] = {
     "revision": {"metavar": "NAME", "help": "branch, tag or commit on the hub"},
     "variant": {"metavar": "NAME", "help": "which of several sets of weights, such as fp16"},
-    "token": {"help": "of the hub, for private models (default: the one that `hf auth login` keeps)"},
+    "token": {"type": _token, "help": "of the hub, for private models (default: the one that `hf auth login` keeps)"},
 }
 _BASE = {  # of a base beside an adapter, whose own revision is `--revision`
     "base-revision": {"metavar": "NAME", "help": "branch, tag or commit of the base"},
@@ -108,6 +119,21 @@ def add_hub(parser: argparse.ArgumentParser, of: str = "models", beside_adapter:
     group = parser.add_argument_group(f"{of} of the hub")
     for name, how in (_BASE if beside_adapter else _HUB).items():
         group.add_argument(f"--{name}", **how)
+
+
+def without_token(words: Sequence[str]) -> list[str]:
+    """The words of a command line as they may be kept: without the token of the hub."""
+    kept: list[str] = []
+    for word in words:
+        name, equals, _ = word.partition("=")
+        behind = bool(kept) and _is_token(kept[-1])
+        kept.append("…" if behind else f"{name}=…" if equals and _is_token(name) else word)
+    return kept
+
+
+def _is_token(word: str) -> bool:
+    """Whether a word is the option, whole or as short as argparse takes it."""
+    return len(word) > 2 and "--token".startswith(word)
 
 
 def of_hub(args: argparse.Namespace, *names: str) -> dict[str, str]:

@@ -101,6 +101,10 @@ def test_an_adapter_goes_on_at_several_strengths_and_off(running):
         (LEGO | {"steps": 0}, "`steps` is"),
         (LEGO | {"guidance": "much"}, "`guidance` is"),
         (LEGO | {"colour": "red"}, "`colour` is"),
+        (LEGO | {"revision": "main"}, "on this machine, not on the hub"),
+        (LEGO | {"revision": "../main"}, "`revision` is"),
+        (LEGO | {"variant": "fp16"}, "fp16"),
+        ({"steps": 2}, "`model` is missing"),
     ],
 )
 def test_bad_input_is_one_line(running, values, words):

@@ -122,6 +122,16 @@ def test_a_folder_is_loaded_by_its_class_and_by_diffusers(pipe, case, tmp_path):
         assert abs(draw(loaded, case) - expected).max() < 1e-5
 
 
+def test_a_folder_without_safetensors_is_loaded(pipe, case, tmp_path):
+    expected = draw(pipe, case)
+    pipe.save_pretrained(tmp_path, safe_serialization=False)
+    assert list(tmp_path.rglob("*.bin")) and not list(tmp_path.rglob("diffusion_*.safetensors"))
+    for loader in (type(pipe), DiffusionPipeline):
+        loaded = loader.from_pretrained(tmp_path)
+        loaded.set_progress_bar_config(disable=True)
+        assert abs(draw(loaded, case) - expected).max() < 1e-5
+
+
 @pytest.mark.parametrize("low", [True, False])
 def test_a_variant_is_loaded_in_half_precision(pipe, case, tmp_path, low):
     pipe.save_pretrained(tmp_path, variant="fp16")

@@ -20,6 +20,7 @@ from accelerate.utils import broadcast_object_list
 
 from brickwork.eval.report.versions import library_versions
 from brickwork.files import write_file
+from brickwork.options import without_token
 from brickwork.training.engine.settings import EngineSettings
 
 try:
@@ -179,7 +180,7 @@ def note_start(folder: Path, record: str, images: int, accelerator: Accelerator,
         "distributed": accelerator.distributed_type.value,
         "model": model_type,
         "device": str(accelerator.device),
-        "command": sys.argv,
+        "command": without_token(sys.argv),
         "versions": versions(),
     }
     with (folder / STARTS).open("a", encoding="utf-8") as file:

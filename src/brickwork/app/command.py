@@ -8,6 +8,8 @@ import secrets
 import socket
 from pathlib import Path
 
+from brickwork import options
+
 EXTRA = ("starlette", "uvicorn")
 
 
@@ -34,7 +36,8 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         "shown (default: 127.0.0.1)",
     )
     parser.add_argument("--no-browser", action="store_true", help="show the address, open nothing")
-    parser.add_argument("--device", help="cpu, cuda, … (default: the best there is)")
+    options.add_common(parser, "--device")
+    options.add_hub(parser)
     parser.set_defaults(run=run, check=check)
 
 
@@ -64,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
     with listening:
         args.output.mkdir(parents=True, exist_ok=True)
-        studio = Studio(Roots([*args.root, args.output]), args.output.resolve(), args.device)
+        studio = Studio(Roots([*args.root, args.output]), args.output.resolve(), args.device, **options.of_hub(args))
         here = is_this_machine(args.host)
         key = None if here else secrets.token_urlsafe(16)
         hosts = {args.host, "127.0.0.1", "localhost", "::1"} if here else {"*"}

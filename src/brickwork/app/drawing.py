@@ -30,14 +30,30 @@ _STEPS = 25  # where a pipeline recommends nothing
 
 Side = Annotated[int, Field(ge=8, le=4096)]
 Text = Annotated[str, StringConstraints(max_length=1000)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 Strength = Annotated[float, Field(ge=-4, le=4, allow_inf_nan=False)]
 
 
-class Settings(BaseModel):
-    """Everything that makes a picture what it is; kept in each PNG as JSON.
+class Source(BaseModel):
+    """Which pipeline.
 
     Attributes:
         model: weights that ship, a folder, or a name on the hub.
+        revision: branch, tag or commit of a model on the hub; `None` for its main branch.
+        variant: which of several sets of weights, such as fp16; `None` for the plain ones.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    model: Name
+    revision: Annotated[str, StringConstraints(max_length=200, pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$")] | None = None
+    variant: Annotated[str, StringConstraints(max_length=60, pattern=r"^[\w-]+$")] | None = None
+
+
+class Settings(Source):
+    """Everything that makes a picture what it is; kept in each PNG as JSON.
+
+    Attributes:
+        model, revision, variant: see `Source`.
         label: class by name or number; `None` for none.
         prompt: of text-to-image pipelines.
         schedule: saved, full, fast (of LEGO), or the name of a subnet for all steps.
@@ -49,8 +65,6 @@ class Settings(BaseModel):
         adapters: strength by the name each was loaded by; 0 is off.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    model: Text
     label: Text | None = None
     prompt: Text = ""
     schedule: Text = "saved"
@@ -75,6 +89,8 @@ def checked(kind: type[BaseModel], values: Any) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"])) or "settings"
+        if first["type"] == "missing":
+            raise ValueError(f"`{name}` is missing; say which.") from None
         raise ValueError(f"`{name}` is {str(first['input'])[:80]!r}; {first['msg'].lower()}.") from None
 
 

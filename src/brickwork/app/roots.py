@@ -67,6 +67,11 @@ class Roots:
             raise ValueError(f"`model` is {shown(text)}, whose pipeline is a link that leaves {self}.")
         return str(path)
 
+    @staticmethod
+    def on_hub(found: str) -> bool:
+        """Whether what `model` answers is a name on the hub."""
+        return found not in hub.shipped_names() and not Path(found).is_absolute()
+
     def adapter(self, text: str) -> str:
         """An adapter as `load_adapter` takes it; `NAME/resadapter` is one beside weights that ship."""
         name, _, rest = text.partition("/")

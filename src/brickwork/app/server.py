@@ -16,12 +16,12 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from brickwork.app.compare import Comparison
-from brickwork.app.drawing import Settings, checked
+from brickwork.app.drawing import Settings, Source, checked
 from brickwork.app.gallery import listing, notes_of, picture_file
 from brickwork.app.guard import Guard
 from brickwork.app.jobs import one_line
 from brickwork.app.runs import run_folder, sample_file, watch
-from brickwork.app.studio import Studio
+from brickwork.app.studio import OfAdapter, Studio
 from brickwork.app.sweeps import Sweep
 
 LARGEST = 64_000  # bytes of a request
@@ -64,15 +64,6 @@ def _answers(studio: Studio) -> dict[str, tuple[str, Callable[[dict], Any]]]:
         job.stop()
         return job.json()
 
-    def sweep(values: dict) -> dict:
-        wanted = checked(Sweep, values)
-        adapter = roots.adapter(wanted.adapter) if wanted.adapter else None
-        return sweeps.start(wanted, roots.model(wanted.model), adapter, studio.device)
-
-    def adapter(values: dict) -> dict:
-        unload = values.get("unload") is True
-        return studio.start_adapter(_text(values, "model"), _text(values, "adapter"), unload).json()
-
     return {
         "lists": ("GET", lambda _: {"models": roots.models(), "adapters": roots.adapters(), "runs": _runs(studio)}),
         "job": ("GET", lambda values: jobs.find(values.get("job")).json()),
@@ -80,12 +71,12 @@ def _answers(studio: Studio) -> dict[str, tuple[str, Callable[[dict], Any]]]:
         "notes": ("GET", lambda values: notes_of(picture_file(studio.output, _text(values, "picture")))),
         "run": ("GET", lambda values: watch(run_folder(roots, _text(values, "run")))),
         "sweep/state": ("GET", lambda values: sweeps.state(_text(values, "name"))),
-        "load": ("POST", lambda values: studio.start_load(_text(values, "model")).json()),
-        "adapter": ("POST", adapter),
+        "load": ("POST", lambda values: studio.start_load(checked(Source, values)).json()),
+        "adapter": ("POST", lambda values: studio.start_adapter(checked(OfAdapter, values)).json()),
         "draw": ("POST", lambda values: studio.start_draw(checked(Settings, values)).json()),
         "compare": ("POST", lambda values: studio.start_compare(checked(Comparison, values)).json()),
         "stop": ("POST", stop),
-        "sweep": ("POST", sweep),
+        "sweep": ("POST", lambda values: studio.start_sweep(checked(Sweep, values))),
         "sweep/stop": ("POST", lambda _: sweeps.stop() or {}),
     }
 

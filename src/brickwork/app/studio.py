@@ -3,19 +3,28 @@
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from brickwork.adapters.base import load_adapter
+from brickwork.adapters.hub import local_adapter
 from brickwork.app.compare import Comparison, variants
-from brickwork.app.drawing import Drawing, Settings, describe, draw
+from brickwork.app.drawing import Drawing, Name, Settings, Source, describe, draw
 from brickwork.app.gallery import keep
 from brickwork.app.jobs import Job, Jobs
 from brickwork.app.roots import Roots
-from brickwork.app.sweeps import Sweeps
+from brickwork.app.sweeps import Sweep, Sweeps
 from brickwork.errors import shown
 from brickwork.eval.sampling.pipelines import load_pipeline
 
 _PIPELINES = 2  # held in memory at once
+Asked = TypeVar("Asked", bound=Source)
+
+
+class OfAdapter(Source):
+    """A pipeline, and an adapter that goes on it or comes off."""
+
+    adapter: Name
+    unload: bool = False
 
 
 @dataclass
@@ -25,9 +34,10 @@ class Loaded:
     pipe: Any
     adapters: dict[str, Any] = field(default_factory=dict)
 
-    def facts(self, model: str) -> dict:
+    def facts(self, source: Source) -> dict:
         """What the page shows of it."""
-        return {"model": model, **describe(self.pipe), "adapters": list(self.adapters)}
+        asked = {name: getattr(source, name) for name in Source.model_fields}
+        return {**asked, **describe(self.pipe), "adapters": list(self.adapters)}
 
 
 class Studio:
@@ -37,36 +47,55 @@ class Studio:
         roots: what may be read.
         output: folder for pictures and sweeps.
         device: where pipelines run; `None` for the best there is.
+        revision, variant: of models on the hub that are asked for without.
+        token: of the hub; it goes nowhere else.
     """
 
-    def __init__(self, roots: Roots, output: Path, device: str | None = None):
+    def __init__(
+        self,
+        roots: Roots,
+        output: Path,
+        device: str | None = None,
+        revision: str | None = None,
+        variant: str | None = None,
+        token: str | None = None,
+    ):
         self.roots, self.output, self.device = roots, output, device
-        self.jobs, self.sweeps = Jobs(), Sweeps(output / "sweeps")
-        self._loaded: OrderedDict[str, Loaded] = OrderedDict()
+        self.jobs, self.sweeps = Jobs(), Sweeps(output / "sweeps", token)
+        self._of_hub = {"revision": revision, "variant": variant}
+        self._token = {} if token is None else {"token": token}
+        self._loaded: OrderedDict[tuple, Loaded] = OrderedDict()
 
-    def start_load(self, model: str) -> Job:
+    def start_load(self, source: Source) -> Job:
         """A job that loads a pipeline and says what can be set for it."""
-        self.roots.model(model)
-        return self.jobs.start(lambda job: self._load(model).facts(model))
+        source = self._complete(source)
+        return self.jobs.start(lambda job: self._load(source).facts(source))
 
-    def start_adapter(self, model: str, adapter: str, unload: bool = False) -> Job:
+    def start_adapter(self, asked: OfAdapter) -> Job:
         """A job that puts an adapter on a pipeline, or takes it off."""
+        asked = self._complete(asked)
 
         def work(job: Job) -> dict:
-            loaded = self._load(model)
-            if not unload:
-                self._adapter(loaded, adapter)
-            elif adapter not in loaded.adapters:
-                raise ValueError(f"`adapter` is {shown(adapter)}, which is not loaded on {shown(model)}.")
+            loaded = self._load(asked)
+            if not asked.unload:
+                self._adapter(loaded, asked.adapter)
+            elif asked.adapter not in loaded.adapters:
+                raise ValueError(f"`adapter` is {shown(asked.adapter)}, which is not loaded on {shown(asked.model)}.")
             else:
-                loaded.adapters.pop(adapter).unload()
-            return loaded.facts(model)
+                loaded.adapters.pop(asked.adapter).unload()
+            return loaded.facts(asked)
 
         return self.jobs.start(work)
 
+    def start_sweep(self, asked: Sweep) -> dict:
+        """A sweep in a process of its own, and what it has said so far."""
+        adapter = self.roots.adapter(asked.adapter) if asked.adapter else None
+        asked = self._complete(asked)
+        return self.sweeps.start(asked, self.roots.model(asked.model), adapter, self.device)
+
     def start_draw(self, settings: Settings) -> Job:
         """A job that draws pictures into the gallery."""
-        self.roots.model(settings.model)
+        settings = self._complete(settings)
 
         def work(job: Job) -> dict:
             drawing = self._draw(settings, job)
@@ -79,8 +108,8 @@ class Studio:
 
         Two steps of the first come before, untimed, so that it does not pay for what is done for the first time.
         """
-        planned = variants(comparison)
-        self.roots.model(comparison.settings.model)
+        settings = self._complete(comparison.settings)
+        planned = variants(comparison.model_copy(update={"settings": settings}))
 
         def work(job: Job) -> dict:
             rows: list[dict] = []
@@ -100,7 +129,7 @@ class Studio:
         self.jobs.close()
 
     def _draw(self, settings: Settings, job: Job) -> Drawing:
-        loaded = self._load(settings.model)
+        loaded = self._load(settings)
         for adapter in settings.adapters:
             self._adapter(loaded, adapter)
         return draw(loaded.pipe, settings, loaded.adapters, job.watch)
@@ -114,20 +143,40 @@ class Studio:
             kept.append({"picture": name, "settings": own.model_dump()})
         return kept
 
-    def _load(self, model: str) -> Loaded:
-        path = self.roots.model(model)
-        if path not in self._loaded:
+    def _complete(self, asked: Asked) -> Asked:
+        """With the revision and the variant that are really taken, so that pictures note them.
+
+        Raises:
+            ValueError: where no such pipeline may be read, and for a revision of what is not on the hub.
+        """
+        if self.roots.on_hub(self.roots.model(asked.model)):
+            wanted = {name: getattr(asked, name) or value for name, value in self._of_hub.items()}
+            return asked.model_copy(update=wanted)
+        if asked.revision:
+            raise ValueError(
+                f"`revision` is {shown(asked.revision)}, but {shown(asked.model)} is on this machine, not on the hub; "
+                "leave it empty."
+            )
+        return asked
+
+    def _load(self, source: Source) -> Loaded:
+        path = self.roots.model(source.model)
+        options = {name: value for name in self._of_hub if (value := getattr(source, name))}
+        key = (path, *options.items())
+        if key not in self._loaded:
             while len(self._loaded) >= _PIPELINES:
                 self._loaded.popitem(last=False)
-            pipe = load_pipeline(path, device=self.device, use_safetensors=True)
+            options |= self._token if self.roots.on_hub(path) else {}
+            pipe = load_pipeline(path, device=self.device, use_safetensors=True, **options)
             pipe.set_progress_bar_config(disable=True)
-            self._loaded[path] = Loaded(pipe)
-        self._loaded.move_to_end(path)
-        return self._loaded[path]
+            self._loaded[key] = Loaded(pipe)
+        self._loaded.move_to_end(key)
+        return self._loaded[key]
 
     def _adapter(self, loaded: Loaded, adapter: str) -> None:
         if adapter not in loaded.adapters:
-            loaded.adapters[adapter] = load_adapter(loaded.pipe, self.roots.adapter(adapter))
+            found = local_adapter(self.roots.adapter(adapter), "adapter", **self._token)
+            loaded.adapters[adapter] = load_adapter(loaded.pipe, found)
 
 
 def _cost(drawing: Drawing) -> dict:

@@ -1,5 +1,6 @@
 """Sweeps over sizes and strengths: `brickwork sweep` in a process of its own, which can be stopped and goes on."""
 
+import os
 import re
 import subprocess
 import sys
@@ -8,20 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
-from brickwork.app.drawing import Side, Strength, Text
+from brickwork.app.drawing import Side, Source, Strength, Text
 
 _NAME = re.compile(r"[A-Za-z0-9][\w-]{0,39}")
 _TAIL = 4_000  # characters of the log that are shown
 
 
-class Sweep(BaseModel):
+class Sweep(Source):
     """What is swept; see `brickwork sweep --help`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     name: Text
-    model: Text
     sizes: Annotated[list[Side], Field(min_length=1, max_length=12)]
     ratios: Annotated[list[Annotated[str, StringConstraints(pattern=r"^\d{1,3}:\d{1,3}$")]], Field(max_length=8)] = []
     prompt: Text = ""
@@ -33,10 +32,16 @@ class Sweep(BaseModel):
 
 
 class Sweeps:
-    """Sweeps in a folder, one process at a time."""
+    """Sweeps in a folder, one process at a time.
 
-    def __init__(self, folder: Path):
+    Args:
+        folder: holds one folder for each.
+        token: of the hub; handed on in the environment, as other users of this machine see command lines.
+    """
+
+    def __init__(self, folder: Path, token: str | None = None):
         self.folder = folder
+        self._told = {} if token is None else {"HF_TOKEN": token}
         self._process: subprocess.Popen | None = None
         self._name, self._lock = "", threading.Lock()
 
@@ -59,7 +64,11 @@ class Sweeps:
             folder.mkdir(parents=True, exist_ok=True)
             with open(folder.with_suffix(".log"), "w", encoding="utf-8") as log:
                 self._process = subprocess.Popen(
-                    command(sweep, model, adapter, folder, device), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                    command(sweep, model, adapter, folder, device),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=os.environ | self._told,
                 )
             self._name = sweep.name
         return self.state(sweep.name)
@@ -101,6 +110,7 @@ class Sweeps:
 def command(sweep: Sweep, model: str, adapter: str | None, folder: Path, device: str | None) -> Sequence[str]:
     """The words of the command line; what a person typed stands behind `=`, so that none of it is an option."""
     words = [sys.executable, "-m", "brickwork", "sweep", model, f"--output={folder}"]
+    words += [f"--{name}={value}" for name in ("revision", "variant") if (value := getattr(sweep, name))]
     words += ["--sizes", *map(str, sweep.sizes)]
     words += ["--ratios", *sweep.ratios] if sweep.ratios else []
     words += [f"--prompt={sweep.prompt}"] if sweep.prompt else []

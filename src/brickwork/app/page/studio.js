@@ -3,6 +3,7 @@
 import { $, ask, cost, element, figure, follow, numbers, onPress, say, whenRedrawn } from "/page/common.js";
 import { showGallery, showRuns, showSweep, setSweeps } from "/page/watching.js";
 
+const SOURCE = ["model", "revision", "variant"];
 let facts = null; // what the studio says of the loaded pipeline
 const strengths = {}; // of adapters by name
 const shows = { runs: showRuns, gallery: showGallery, sweep: showSweep };
@@ -28,7 +29,7 @@ function range(id, low, high, step, value) {
 
 // Puts the settings' controls in line with a pipeline that was loaded.
 function apply(found) {
-  const other = facts?.model !== found.model;
+  const other = SOURCE.some((name) => facts?.[name] !== found[name]);
   facts = found;
   $("kind").textContent = `${found.kind}, trained at ${found.native} pixels`;
   $("prompt-row").hidden = !found.prompt;
@@ -61,15 +62,25 @@ function adapterRow(name) {
   slider.value = strengths[name];
   slider.oninput = () => { shown.value = strengths[name] = Number(slider.value); };
   const off = element("button", { type: "button", textContent: "Take off" });
-  onPress(off, async () => apply(await follow("adapter", { model: facts.model, adapter: name, unload: true })));
+  onPress(off, async () => apply(await follow("adapter", { ...source(facts), adapter: name, unload: true })));
   return element("div", {}, element("label", {}, shown, name, slider), off);
 }
 
+// Which pipeline is asked for; what is left empty, the studio fills in.
+const source = (found) => Object.fromEntries(SOURCE.map((name) => [name, found[name] || null]));
+const wanted = () => source(Object.fromEntries(SOURCE.map((name) => [name, $(name).value.trim()])));
+
+function setSource(found) {
+  for (const name of SOURCE) $(name).value = found[name] ?? "";
+  $("hub").open = Boolean(found.revision || found.variant);
+}
+
 async function load() {
-  if (facts?.model === $("model").value.trim()) return;
+  if (facts && SOURCE.every((name) => (facts[name] ?? "") === $(name).value.trim())) return;
   $("kind").textContent = "loading …";
   try {
-    apply(await follow("load", { model: $("model").value.trim() }));
+    apply(await follow("load", wanted()));
+    setSource(facts);
   } catch (error) {
     $("kind").textContent = "";
     facts = null;
@@ -78,7 +89,7 @@ async function load() {
 }
 
 function settings() {
-  const found = { model: facts.model, seed: Number($("seed").value), count: Number($("count").value) };
+  const found = { ...source(facts), seed: Number($("seed").value), count: Number($("count").value) };
   for (const side of ["height", "width"]) found[side] = Number($(side).value);
   if (facts.steps !== null) found.steps = Number($("steps").value);
   if (facts.guidance !== null) found.guidance = Number($("guidance").value);
@@ -114,10 +125,10 @@ async function compare() {
 // Every control shows what was drawn, and it is drawn again from the very same settings.
 async function redraw(wanted) {
   show("draw");
-  $("model").value = wanted.model;
+  setSource(wanted);
   await load();
   for (const name of Object.keys(wanted.adapters)) {
-    if (!facts.adapters.includes(name)) apply(await follow("adapter", { model: facts.model, adapter: name }));
+    if (!facts.adapters.includes(name)) apply(await follow("adapter", { ...source(facts), adapter: name }));
   }
   Object.assign(strengths, Object.fromEntries(facts.adapters.map((name) => [name, wanted.adapters[name] ?? 0])));
   apply(facts);
@@ -135,10 +146,11 @@ async function start() {
   for (const button of document.querySelectorAll("nav button")) button.onclick = () => { say(""); show(button.dataset.tab); };
   whenRedrawn(redraw);
   setSweeps(async () => { await load(); return settings(); });
+  $("model").addEventListener("change", () => setSource({ model: $("model").value.trim() }));
   onPress($("load"), load);
   onPress($("load-adapter"), async () => {
     await load();
-    apply(await follow("adapter", { model: facts.model, adapter: $("adapter").value.trim() }));
+    apply(await follow("adapter", { ...source(facts), adapter: $("adapter").value.trim() }));
   });
   onPress($("go-draw"), async () => { await load(); drawn(await follow("draw", settings(), $("draw"))); });
   onPress($("go-compare"), compare);

@@ -93,8 +93,8 @@ function showState(state) {
 }
 
 onPress($("go-sweep"), async () => {
-  const { model, prompt, steps, seed, count } = await settings();
-  const values = { name: $("sweep-name").value.trim(), model, steps, seed, count };
+  const { model, revision, variant, prompt, steps, seed, count } = await settings();
+  const values = { name: $("sweep-name").value.trim(), model, revision, variant, steps, seed, count };
   values.sizes = numbers($("sweep-sizes").value);
   values.ratios = $("sweep-ratios").value.trim().split(/\s+/).filter(Boolean);
   if (prompt) values.prompt = prompt;
@@ -119,7 +119,7 @@ export async function showGallery() {
   const place = $("gallery").querySelector(".pictures");
   place.replaceChildren(...pictures.map((picture) => {
     const s = picture.settings;
-    const words = [s.model, s.label, s.prompt, s.schedule !== "saved" && s.schedule, `${s.height} × ${s.width}`,
+    const words = [s.model, s.revision, s.variant, s.label, s.prompt, s.schedule !== "saved" && s.schedule, `${s.height} × ${s.width}`,
       s.steps && `${s.steps} steps`, s.guidance !== null && `guidance ${s.guidance}`,
       ...Object.entries(s.adapters).map(([name, strength]) => `${name} at ${strength}`),
       `${picture.seconds.toFixed(2)} s`];
