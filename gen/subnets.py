@@ -11,14 +11,14 @@ from itertools import combinations
 from brickwork.errors import advice, one_of
 
 FULL = "full"
-_FULL_NAMES = (None, FULL, "whole")
+FULL_NAMES = (None, FULL, "whole")
 
 
 class Subnets(dict[str, int]):
     """Operations of a forward pass of one image by subnet; `"full"` and `"whole"` find the last, the full network."""
 
     def __missing__(self, name: str) -> int:
-        if name in _FULL_NAMES and self:
+        if name in FULL_NAMES and self:
             return list(self.values())[-1]
         raise KeyError(name)
 
@@ -29,7 +29,7 @@ def find_subnet(name: str | None, known: Sequence[str]) -> str:
     Raises:
         ValueError: for an unknown name, with the one that comes near.
     """
-    return known[-1] if name in _FULL_NAMES else one_of("subnet", name, known)
+    return known[-1] if name in FULL_NAMES else one_of("subnet", name, known)
 
 
 def name_of(bricks: Iterable[int]) -> str:
@@ -47,7 +47,7 @@ def bricks_of(name: str | None, num_bricks: int | None = None) -> tuple[int, ...
     Raises:
         ValueError: for anything else.
     """
-    if name in _FULL_NAMES and num_bricks is not None:
+    if name in FULL_NAMES and num_bricks is not None:
         return tuple(range(num_bricks))
     try:
         return tuple(int(part) for part in name.split("+"))
