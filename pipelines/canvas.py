@@ -7,7 +7,7 @@ import torch
 
 from brickwork.errors import one_of
 from brickwork.gen.conditioning import coordinate_channels
-from brickwork.pipelines.hooks import Evaluation, Hook
+from brickwork.pipelines.sampling import Evaluation, Hook
 
 WINDOWS = ("shifted", "fixed", "tiled")
 # Steps through the unit square that leave no gaps: 1/g and 1/g² for the g of g³ = g + 1 (Roberts' R2 sequence).

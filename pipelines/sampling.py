@@ -8,6 +8,7 @@ any axes behind the batch and the channels.
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,9 +20,8 @@ from diffusers.video_processor import VideoProcessor
 
 from brickwork.adapters.modules import under_conditions
 from brickwork.errors import one_of, whole_number
-from brickwork.gen.blocks.windowed import check_maps
+from brickwork.gen.blocks.windows import check_maps
 from brickwork.gen.subnets import FULL
-from brickwork.pipelines.hooks import Evaluation, Hook
 from brickwork.pipelines.labels import resolve_class_labels
 from brickwork.pipelines.latents import decode, encode, pixels_per_latent, sample_size
 from brickwork.pipelines.saving import BrickworkPipeline
@@ -31,6 +31,44 @@ from brickwork.pipelines.seeds import Generators, checked_generator, first_noise
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 Conditions = Mapping[str, tuple[torch.Tensor | None, torch.Tensor | None]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of the network in a call of a pipeline.
+
+    Attributes:
+        number: counted from 0.
+        timestep: as the scheduler says it.
+        subnet: that runs; `None` for the network itself.
+    """
+
+    number: int
+    timestep: torch.Tensor
+    subnet: str | None = None
+
+
+class Hook:
+    """What a pipeline or an extension does round the network's calls; each method may be left as it is.
+
+    Hooks of a call come from its pipeline; those in `pipeline.hooks` are called besides, in every call.
+    """
+
+    def before(self, latents: torch.Tensor, evaluation: Evaluation) -> tuple[torch.Tensor, dict[str, Any]]:
+        """The latents `(B, C, …)` as the network is to see them, and further arguments of the network."""
+        return latents, {}
+
+    def at(self, network: Callable[..., torch.Tensor], sample: torch.Tensor, timestep: torch.Tensor, **arguments):
+        """Instead of the network's call, whose result is a tensor; with guidance the batch is twice as long."""
+        return network(sample, timestep, **arguments)
+
+    def after(self, output: torch.Tensor, evaluation: Evaluation) -> torch.Tensor:
+        """The guided output `(B, C, …)` as the scheduler is to see it; called in the reverse order of `before`."""
+        return output
+
+    def after_step(self, latents: torch.Tensor, evaluation: Evaluation) -> torch.Tensor:
+        """The latents to go on with, once the scheduler has used an evaluation."""
+        return latents
 
 
 class SamplingPipeline(BrickworkPipeline):

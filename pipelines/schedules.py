@@ -11,8 +11,10 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from pathlib import Path
 from typing import Any, Self
 
+from brickwork.files import read_json
 from brickwork.gen.subnets import FULL, BrickFamily, bricks_of, family_of, find_subnet, name_of
 
 # The noise levels that EDM samples by default (Karras et al., arXiv 2206.00364, table 1); within them a schedule must
@@ -555,3 +557,26 @@ def _points(ends: set[float]) -> list[float]:
     """EDM's lowest and highest noise level, the ends between them, and what lies halfway in logarithm."""
     ordered = sorted({SIGMA_MIN, SIGMA_MAX, *(end for end in ends if SIGMA_MIN <= end <= SIGMA_MAX)})
     return sorted([*ordered, *(math.sqrt(a * b) for a, b in pairwise(ordered))])
+
+
+def schedule_from_file(path: str | Path) -> BrickSchedule | SubnetSchedule:
+    """A schedule from a file that `brickwork search` wrote, or from `to_dict` as JSON.
+
+    Raises:
+        ValueError: for a file that is none.
+    """
+    values = read_json(path, "schedule of `brickwork search`")
+    return read_schedule(values["schedule"] if isinstance(values.get("schedule"), dict) else values)
+
+
+def named_schedule(name: str, model: Any) -> BrickSchedule | SubnetSchedule | None:
+    """The schedule that a command line names: `full`, `fast` (of LEGO), a JSON file, or `saved`, which is `None`."""
+    if name == "saved":
+        return None
+    if name == "full":
+        return schedule_kind(model).full(model)
+    if name == "fast":
+        return BrickSchedule.fast(model)
+    if Path(name).suffix != ".json" or not Path(name).is_file():
+        raise ValueError(f"`--schedule` is {name!r}; choose saved, full, fast, or an existing .json file.")
+    return schedule_from_file(name)

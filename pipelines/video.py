@@ -17,9 +17,8 @@ from brickwork.gen.networks.video import inflate
 from brickwork.pipelines.arguments import shared_call
 from brickwork.pipelines.class_to_image import ClassToImagePipeline
 from brickwork.pipelines.clip_files import write_clip
-from brickwork.pipelines.hooks import Evaluation, Hook
 from brickwork.pipelines.prompts import checked_prompts, encode_prompts
-from brickwork.pipelines.sampling import Conditions, SamplingPipeline
+from brickwork.pipelines.sampling import Conditions, Evaluation, Hook, SamplingPipeline
 from brickwork.pipelines.schedules import Schedule
 
 

@@ -30,8 +30,7 @@ from brickwork.eval.benchmark.timing import Case, MatmulProbe, Stopwatch, fit_ex
 from brickwork.eval.report.numbers import spread
 from brickwork.gen.blocks.registry import build_block
 from brickwork.gen.operations import count_operations
-from brickwork.pipelines.schedule_files import schedule_from_file
-from brickwork.pipelines.schedules import schedule_kind
+from brickwork.pipelines.schedules import schedule_from_file, schedule_kind
 
 HALF = "ours, bfloat16"
 SCALING_SIDES = (64, 128, 256, 512)

@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
 def searched_rows(weights: str, transformer, size: int, images: int) -> list[Row]:
     """The row of the schedule that `brickwork search` found, where it lies beside the weights."""
     import brickwork
-    from brickwork.pipelines.schedule_files import named_schedule
+    from brickwork.pipelines.schedules import named_schedule
 
     folder = Path(weights) if Path(weights).is_dir() else brickwork.pretrained(weights)
     if not (folder / SEARCHED).is_file():

@@ -200,7 +200,7 @@ def run_gen(args: argparse.Namespace) -> None:
     settings = SamplingSettings(args.count, args.seed, args.labels, args.num_classes, _prompts(args), _call(args))
     pipeline = load_pipeline(args.pipeline, dtypes[args.dtype], args.device, **options.of_hub(args))
     if args.schedule != "saved":
-        from brickwork.pipelines.schedule_files import named_schedule
+        from brickwork.pipelines.schedules import named_schedule
 
         if not hasattr(pipeline, "schedule_name"):
             raise ValueError(f"schedule: {type(pipeline).__name__} has no subnets; leave --schedule out")

@@ -185,7 +185,7 @@ def _out_of_place(args: argparse.Namespace, option: str, why: str, pipe) -> Valu
 def _classes(args: argparse.Namespace, pipe) -> Wanted:
     """Classes of a pipeline of ours, with its schedule, and of LEGO's how windows lie: others have no bricks."""
     from brickwork.pipelines.labels import resolve_class_labels
-    from brickwork.pipelines.schedule_files import named_schedule
+    from brickwork.pipelines.schedules import named_schedule
 
     config, lego = pipe.transformer.config, "windows" in pipe.config
     for name, wrong in (("schedule", args.schedule == "fast"), ("windows", args.windows is not None)):
@@ -223,7 +223,7 @@ def _others(args: argparse.Namespace) -> dict:
 
 def _prompts(args: argparse.Namespace, pipe) -> Wanted:
     """Prompts of a text-to-image pipeline; sizes are checked before it draws."""
-    from brickwork.eval.sampling.sizes import size_rule
+    from brickwork.eval.sampling.pipelines import size_rule
 
     others = _others(args)
     if others:

@@ -203,7 +203,7 @@ def plan_variants(
     Raises:
         ValueError: naming every size that the pipeline cannot take, and what comes near.
     """
-    from brickwork.eval.sampling.sizes import size_rule
+    from brickwork.eval.sampling.pipelines import size_rule
 
     multiple, smallest, native = size_rule(pipeline)
 

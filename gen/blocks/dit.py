@@ -8,7 +8,7 @@ from brickwork.gen.blocks.attention import WindowAttention, heads_of
 from brickwork.gen.blocks.modulation import Modulation, gated_residual, modulate, plain_layer_norm
 from brickwork.gen.blocks.recompute import not_kept, recomputed
 from brickwork.gen.blocks.registry import Block, register_block
-from brickwork.gen.blocks.windowed import Windowing
+from brickwork.gen.blocks.windows import Windowing
 
 
 class FeedForward(nn.Module):

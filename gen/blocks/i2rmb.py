@@ -8,7 +8,7 @@ from brickwork.gen.blocks.attention import Attention, heads_of, window_attn_mask
 from brickwork.gen.blocks.modulation import BlockModulation, gated_residual_map, modulate_map
 from brickwork.gen.blocks.norms import make_norm
 from brickwork.gen.blocks.registry import Block, register_block
-from brickwork.gen.blocks.windowed import Windowing
+from brickwork.gen.blocks.windows import Windowing
 
 
 class SpanningAttention(Attention):

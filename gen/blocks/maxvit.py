@@ -10,7 +10,7 @@ from brickwork.gen.blocks.dit import FeedForward
 from brickwork.gen.blocks.modulation import BlockModulation, gated_residual, gated_residual_map, modulate, modulate_map
 from brickwork.gen.blocks.norms import LayerNorm, make_norm
 from brickwork.gen.blocks.registry import Block, register_block
-from brickwork.gen.blocks.windowed import Windowing
+from brickwork.gen.blocks.windows import Windowing
 
 
 class MBConv(nn.Module):

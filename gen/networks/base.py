@@ -18,8 +18,7 @@ from brickwork import compat, hub
 from brickwork.errors import MissingFile, no_unknown
 from brickwork.files import follow_umask, read_json
 from brickwork.gen.blocks.registry import Block, find_block, list_blocks
-from brickwork.gen.blocks.windowed import check_maps
-from brickwork.gen.blocks.windows import static_size
+from brickwork.gen.blocks.windows import check_maps, static_size
 from brickwork.gen.compiling import compile_blocks
 from brickwork.gen.convbn import find_convbn_pairs, set_convbn_mode
 from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep

@@ -11,8 +11,7 @@ import torch
 
 from brickwork.files import read_json
 from brickwork.gen.conditioning import NUM_FREQUENCIES, sincos_position_table
-from brickwork.gen.original.files import load_original_file
-from brickwork.gen.original.tensors import check_position_table, check_shapes, our_layout, tensor_of
+from brickwork.gen.original.files import check_position_table, check_shapes, load_original_file, our_layout, tensor_of
 from brickwork.gen.presets import TRANSFORMER_PRESETS
 
 # Our layer in a block => the authors' layer in a block => diffusers' (several are put together along the outputs).

@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 
 from brickwork.gen.conditioning import NUM_FREQUENCIES
-from brickwork.gen.original.files import load_original_file
-from brickwork.gen.original.tensors import check_position_table, check_shapes, our_layout, tensor_of
+from brickwork.gen.original.files import check_position_table, check_shapes, load_original_file, our_layout, tensor_of
 from brickwork.gen.presets import LEGO_PRESETS
 
 # Reads the labels of augmented training images. Sampling gives none, and the authors' code then skips the layer.

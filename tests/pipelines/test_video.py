@@ -9,7 +9,7 @@ from brickwork import BrickSchedule, ClassToImagePipeline, VideoPipeline, inflat
 from brickwork.gen.networks import load_network_class
 from brickwork.gen.parameterization import OBJECTIVES
 from brickwork.pipelines.clip_files import write_clip
-from brickwork.pipelines.hooks import Evaluation
+from brickwork.pipelines.sampling import Evaluation
 from brickwork.pipelines.video import FrameWindows, KnownFrames
 
 

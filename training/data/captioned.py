@@ -18,10 +18,17 @@ from brickwork.pipelines.latents import moments, pixels_per_latent
 from brickwork.pipelines.stable_diffusion import is_xl, plain_time_ids
 from brickwork.training.config.data import CaptionedDataConfig, ResolutionConfig
 from brickwork.training.config.objective import LatentObjectiveConfig
-from brickwork.training.data.buckets import POSTERIOR, SAMPLE, SUBSTITUTE, random_numbers
+from brickwork.training.data.buckets import (
+    POSTERIOR,
+    SAMPLE,
+    SUBSTITUTE,
+    Resolutions,
+    enlargement,
+    random_numbers,
+    shapes_by_size,
+)
 from brickwork.training.data.cache import TensorCache, build_cache, network_fingerprint
 from brickwork.training.data.images import BrokenImage, LabelledImages, load_table, to_unit_range
-from brickwork.training.data.resolutions import Resolutions, enlargement, shapes_by_size
 from brickwork.training.data.stream import TrainingStream
 from brickwork.training.data.text_cache import CachedTexts, cache_texts
 

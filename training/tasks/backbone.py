@@ -11,7 +11,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from brickwork.eval.held_out.paired_loss import PairedSet, estimates
 from brickwork.eval.sampling.pipelines import load_pipeline, pipeline_folder
 from brickwork.eval.sampling.sample_set import denoiser_of
-from brickwork.gen.blocks.windowed import check_maps
+from brickwork.gen.blocks.windows import check_maps
 from brickwork.gen.conditioning import crop_coordinates
 from brickwork.gen.networks.stitched import StitchedDenoiser
 from brickwork.gen.parameterization import OBJECTIVES

@@ -15,13 +15,11 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from brickwork.eval.report.pictures import grid
-from brickwork.eval.sampling.pipelines import draws_from_text
+from brickwork.eval.sampling.pipelines import draws_from_text, size_rule
 from brickwork.eval.sampling.sample_set import denoiser_of
-from brickwork.eval.sampling.sizes import size_rule
 from brickwork.gen.operations import count_operations
 from brickwork.pipelines.latents import decode
-from brickwork.pipelines.schedule_files import named_schedule
-from brickwork.pipelines.schedules import BrickSchedule, SubnetSchedule, steps_text, subnet_names
+from brickwork.pipelines.schedules import BrickSchedule, SubnetSchedule, named_schedule, steps_text, subnet_names
 
 PREVIEW_SECONDS = 0.4  # from one preview to the next
 _SHOWN = 4  # pictures of a preview

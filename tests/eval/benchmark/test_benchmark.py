@@ -22,8 +22,7 @@ from brickwork.eval.commands import benchmark
 from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.operations import count_operations
 from brickwork.gen.presets import LEGO_PRESETS, UNET_PRESETS
-from brickwork.pipelines.schedule_files import schedule_from_file
-from brickwork.pipelines.schedules import BrickSchedule
+from brickwork.pipelines.schedules import BrickSchedule, schedule_from_file
 
 TINY = {
     "sample_size": 16, "window_sizes": (4, 16), "patch_sizes": (2, 4), "num_layers": (1, 2), "hidden_sizes": 16,

@@ -33,9 +33,8 @@ from brickwork.gen.operations import count_operations
 from brickwork.gen.parameterization import EDMObjective, EpsilonObjective, FlowObjective, VObjective
 from brickwork.gen.subnets import BrickFamily, SubnetFamily, brick_subsets, bricks_of, name_of
 from brickwork.pipelines.class_to_image import ClassToImagePipeline
-from brickwork.pipelines.schedule_files import named_schedule
 from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
-from brickwork.pipelines.schedules import SubnetSchedule
+from brickwork.pipelines.schedules import SubnetSchedule, named_schedule
 
 
 def make_lego(seed=0, **config):

@@ -29,11 +29,11 @@ def test_any_size(any_network, inputs, batch, height, width):
 @pytest.mark.parametrize(("height", "width"), [(18, 22), (24, 17)])
 def test_padding_is_masked_out(any_network, inputs, monkeypatch, height, width):
     """What stands in the padding of windows must not matter."""
-    from brickwork.gen.blocks import windowed
+    from brickwork.gen.blocks import windows
 
     call = inputs(height=height, width=width)
     expected = any_network(**call).sample
-    real, padded_maps = windowed.pad_to_multiple, []
+    real, padded_maps = windows.pad_to_multiple, []
 
     def noisy_padding(hidden_states, multiple):
         padded = real(hidden_states, multiple).clone()
@@ -41,7 +41,7 @@ def test_padding_is_masked_out(any_network, inputs, monkeypatch, height, width):
         padded[real(torch.ones_like(hidden_states), multiple) == 0] = 100.0
         return padded
 
-    monkeypatch.setattr(windowed, "pad_to_multiple", noisy_padding)
+    monkeypatch.setattr(windows, "pad_to_multiple", noisy_padding)
     torch.testing.assert_close(any_network(**call).sample, expected, rtol=1e-4, atol=1e-5)
     assert any(padded_maps) == any(window > 1 for _, window in any_network.maps.values())
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from brickwork.training.config.config import load_config
 from brickwork.training.config.latent import ResAdapterConfig
+from brickwork.training.data.buckets import Resolutions, enlargement, shapes_by_size
 from brickwork.training.data.captioned import CaptionedImages, CaptionedStream
-from brickwork.training.data.resolutions import Resolutions, enlargement, shapes_by_size
 from brickwork.training.data.stream import PositionBatches
 
 # Of a pipeline, a stream needs the shape of its latents and whether it wants sizes.

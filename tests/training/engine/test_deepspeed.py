@@ -12,8 +12,7 @@ import yaml
 from accelerate.utils import DistributedType
 
 from brickwork.training.engine import loop
-from brickwork.training.engine.distribution import fit_distribution
-from brickwork.training.engine.loop import train
+from brickwork.training.engine.loop import fit_distribution, train
 
 # Not imported here: it would set up what GPUs there are, and these tests fork.
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import pytest
 from accelerate.utils import DistributedType
 
-from brickwork.training.engine.distribution import fit_distribution
-from brickwork.training.engine.loop import train
+from brickwork.training.engine.loop import fit_distribution, train
 
 
 def test_the_first_fsdp_is_refused(tiny_run, tmp_path, monkeypatch):
