@@ -10,9 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
-import yaml
 from pydantic import Field, model_validator
 
 from brickwork.errors import no_unknown, one_of, shown
@@ -20,15 +18,15 @@ from brickwork.eval.held_out.paired_loss import paired_loss
 from brickwork.eval.report.blocks import Plot, Report
 from brickwork.eval.sampling.pipelines import load_pipeline
 from brickwork.eval.sampling.sample_set import denoiser_of
-from brickwork.eval.studies.core import Cell, Study, StudyFolder, compare_pairs, mean_and_spread, run_study, table_of
+from brickwork.eval.studies.core import Cell, StudyFolder, compare_pairs, mean_and_spread, run_study, table_of
 from brickwork.gen.networks.composite import CompositeDenoiser
 from brickwork.training.config.config import DEFAULTS, TrainConfig, merge, nested
 from brickwork.training.config.library import CONFIGS
 from brickwork.training.config.section import Positive, Section, build, require
 from brickwork.training.engine.previews import PIPELINE
 from brickwork.training.studies.timed import timing_of
-from brickwork.training.studies.trained import FREE, RUN, training_cell
-from brickwork.training.tasks.backbone import build_held_out, build_images
+from brickwork.training.studies.trained import RUN, configured, paired_sets, training_cell
+from brickwork.training.tasks.backbone import build_images
 from brickwork.training.tasks.backbones import TrainedOn, build_model, build_objective
 
 STUDY = "ablation"
@@ -144,7 +142,7 @@ class Ablation:
     def pipeline(self, name: str, seed: int) -> Path:
         """What a run leaves."""
         seed = seed if seed in self.config.seeds(name) else self.config.ablation.seeds[0]
-        return self.output / _cell(name, seed) / RUN / PIPELINE
+        return self.output / cell_name(name, seed) / RUN / PIPELINE
 
     def run(self, name: str, seed: int, images: int | None = None) -> TrainConfig:
         """The training run of a variant, of so many images; its rate rises and falls in the same shares of it. A
@@ -193,7 +191,7 @@ class Ablation:
         names = [name for name in self.config.ways if (name in behind) == used]
         length = partial(self.length, results)
         return [
-            training_cell(_cell(name, seed), self.run(name, seed, length(name)), about={"variant": name})
+            training_cell(cell_name(name, seed), self.run(name, seed, length(name)), about={"variant": name})
             for seed in self.config.ablation.seeds
             for name in names
             if seed in self.config.seeds(name)
@@ -221,21 +219,15 @@ class Ablation:
             Cell(f"losses/{name}-seed{seed}", self.score, {"variant": name, "seed": seed})
             for name in self.config.compared
             for seed in self.config.seeds(name)
-            if results[_cell(name, seed)]["final_loss"] is not None
+            if results[cell_name(name, seed)]["final_loss"] is not None
         ]
 
     def score(self, folder: Path, *, variant: str, seed: int) -> dict[str, float]:
         """The paired losses of a finished run."""
-        data = self.config.data
-        images = build_images(data)
-        learned, held_out = images.split(data.held_out)
-        chosen = [learned[at] for at in np.linspace(0, len(learned) - 1, len(held_out)).astype(int)]
         network = denoiser_of(load_pipeline(str(self.pipeline(variant, seed)))).eval()
-        objective = build_objective(self.config.objective)
-        pairs = {"held_out": held_out, "learned": chosen}
-        return {
-            key: paired_loss(network, build_held_out(images, rows), objective)["loss"] for key, rows in pairs.items()
-        }
+        objective, sets = build_objective(self.config.objective), paired_sets(self.config.data)
+        losses = [paired_loss(network, pairs, objective)["loss"] for pairs in sets]
+        return dict(zip(("held_out", "learned"), losses))
 
     def rows(self, results: Mapping[str, Any]) -> list[dict[str, Any]]:
         """A row a variant: means over the seeds, and the differences to the baseline seed by seed."""
@@ -248,7 +240,7 @@ class Ablation:
         held_out = {name: {seed: loss["held_out"] for seed, loss in of.items()} for name, of in losses.items()}
         baseline, rows = held_out[next(iter(losses))], []
         for name, of in losses.items():
-            runs = [results[key] for seed in of if (key := _cell(name, seed)) in results]
+            runs = [results[key] for seed in of if (key := cell_name(name, seed)) in results]
             mean, spread = mean_and_spread(list(held_out[name].values())) if of else (None, None)
             below, above = compare_pairs(held_out[name], baseline), compare_pairs(baseline, held_out[name])
             rows.append({
@@ -293,7 +285,7 @@ class Ablation:
             f"{row['label']}, seed {seed}": tuple(zip(*course))
             for row in rows
             for seed in self.config.seeds(row["variant"])
-            if len(course := (results.get(_cell(row["variant"], seed)) or {}).get("curve", [])) > 1
+            if len(course := (results.get(cell_name(row["variant"], seed)) or {}).get("curve", [])) > 1
         }
         blocks = [text, table_of(rows, columns)]
         if curves:
@@ -301,7 +293,8 @@ class Ablation:
         return Report(f"Ablation: {', '.join(row['label'] for row in rows)}", blocks), {"rows": rows}
 
 
-def _cell(name: str, seed: int) -> str:
+def cell_name(name: str, seed: int) -> str:
+    """Of a run."""
     return f"cells/{name}-seed{seed}"
 
 
@@ -321,15 +314,13 @@ def run_ablation(config: AblationConfig, output_dir: str | Path, dry_run: bool =
     Raises:
         ValueError: for variants that cannot be trained, and a folder of another study.
     """
-    conditions = yaml.safe_load(config.to_yaml())
     ablation = Ablation(config, Path(output_dir))
-    StudyFolder(output_dir, STUDY, conditions, FREE, write=False)
+    stages = [partial(ablation.cells, True), ablation.timing, partial(ablation.cells, False), ablation.scores]
+    study = configured(STUDY, config, stages, ablation.report)
+    study.open(output_dir, write=False)
     runs = [(name, seed) for name in config.ways for seed in config.seeds(name)]
     images = build_images(config.data)
     for name in config.ways:
         ablation.check(name, TrainedOn(images.class_names, config.data.size, images.channels))
     print(f"{len(runs)} runs of {len(config.ways)} variants: {shown(list(config.ways))}.")
-    if dry_run:
-        return False
-    stages = [partial(ablation.cells, True), ablation.timing, partial(ablation.cells, False), ablation.scores]
-    return run_study(Study(STUDY, conditions, stages, ablation.report, FREE), output_dir, jobs)
+    return not dry_run and run_study(study, output_dir, jobs)

@@ -25,7 +25,7 @@ from brickwork.eval.extractors.protocols import get_protocol
 from brickwork.eval.metrics.distances import feature_statistics, frechet_distance
 from brickwork.eval.metrics.reference import Reference, make_reference
 from brickwork.eval.sampling.pipelines import to_device
-from brickwork.eval.studies.core import Cell, Study, StudyFolder, run_study, table_of
+from brickwork.eval.studies.core import Cell, run_study, table_of
 from brickwork.files import write_file
 from brickwork.gen.networks.wrapped import DENOISERS, brick_sizes, denoiser_class
 from brickwork.training.commands.data_split import write_split
@@ -39,7 +39,7 @@ from brickwork.training.config.section import Number, Positive, Section, require
 from brickwork.training.data.images import BrokenImage, LabelledImages, images_of
 from brickwork.training.studies.battle_report import STUDY, report
 from brickwork.training.studies.timed import cost_cells, count_work, trained_parameters
-from brickwork.training.studies.trained import FEATURES, FREE, training_cell
+from brickwork.training.studies.trained import FEATURES, configured, training_cell
 from brickwork.training.tasks.backbones import BACKBONES, TrainedOn, build_model
 
 CONFIG = Path(__file__).parents[1] / "configs" / "battle.yaml"
@@ -246,8 +246,7 @@ def battle(config: BattleConfig, output_dir: str | Path, jobs: int = 1, dry_run:
         ValueError: for networks that do not fit the data or are not of one size, missing packages, a folder of
             another battle or of something else, and cells that fail.
     """
-    conditions = yaml.safe_load(config.to_yaml())
-    StudyFolder(output_dir, STUDY, conditions, FREE, write=False)
+    configured(STUDY, config, [], None).open(output_dir, write=False)
     check_packages(config)
     images = images_of(config.data)
     print(plan(config, images, build_networks(config, images.class_names, images.channels)))
@@ -255,7 +254,7 @@ def battle(config: BattleConfig, output_dir: str | Path, jobs: int = 1, dry_run:
         return False
     cells = Cells(config, Path(output_dir), images)
     stages = [cells.pictures, cells.costs, cells.sweep, cells.seeds, cells.frechet]
-    return run_study(Study(STUDY, conditions, stages, report, FREE), output_dir, jobs)
+    return run_study(configured(STUDY, config, stages, report), output_dir, jobs)
 
 
 def check_packages(config: BattleConfig) -> None:

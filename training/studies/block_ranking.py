@@ -7,21 +7,18 @@ Beside `brickwork search-blocks`, which rates them without training any to the e
 operations, the loss early in training, one network whose members share weights, and how far the trained ones see.
 """
 
-import argparse
 import random
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import yaml
 from pydantic import Field
 
-from brickwork import options
 from brickwork.eval.held_out.paired_loss import paired_loss
 from brickwork.eval.report.blocks import Plot, Report
 from brickwork.eval.sampling.pipelines import load_pipeline
@@ -33,18 +30,16 @@ from brickwork.eval.studies.core import (
     folder_name,
     kendall_tau,
     mean_and_spread,
-    run_study,
     table_of,
 )
 from brickwork.eval.studies.receptive_field import effective_receptive_field
 from brickwork.gen.networks.unet import BlockUNet2DModel
-from brickwork.training.commands.train import run_script
-from brickwork.training.config.config import DEFAULTS, TrainConfig, load_config
+from brickwork.training.config.config import DEFAULTS, TrainConfig
 from brickwork.training.config.library import CONFIGS
 from brickwork.training.config.section import Positive, Section, Share, build
 from brickwork.training.engine.previews import PIPELINE
 from brickwork.training.studies.block_search import Member, Search, SearchSettings, Space, SpaceSettings
-from brickwork.training.studies.trained import FREE, RUN, train_cell, training_cell
+from brickwork.training.studies.trained import RUN, configured, study_script, train_cell, training_cell
 from brickwork.training.tasks.backbone import build_held_out, build_images
 from brickwork.training.tasks.backbones import build_objective
 
@@ -206,12 +201,12 @@ class Ranking:
         noise, spread = float(np.sqrt(np.mean(np.square(spreads)))), mean_and_spread(losses)[1]
         count = len(losses)
         chance = np.sqrt(2 * (2 * count + 5) / (9 * count * (count - 1)))
-        partial = self.at_equal_operations(predictors, losses)
+        given = self.at_equal_operations(predictors, losses)
         text = (
             f"{count} networks, trained alone on {self.config.run.total_images:,} images: held-out losses "
             f"{min(losses):.4f} to {max(losses):.4f}, standard deviation {spread:.4f}; over the seeds of "
             f"{len(spreads)} of them {noise:.4f}. By chance τ is 0 ± {chance:.2f}. At equal operations (their "
-            f"ranks taken out of both) seeing further agrees with a lower loss by ρ {partial:+.2f}."
+            f"ranks taken out of both) seeing further agrees with a lower loss by ρ {given:+.2f}."
         )
         order = np.argsort(losses)
         best = table_of(
@@ -289,30 +284,15 @@ def _cell(name: str, seed: int) -> str:
     return f"members/{folder_name(name)}-seed{seed}"
 
 
-def configure_parser(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("space", help="YAML file of the study, or the name of one that ships (block_ranking)")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the study")
-    options.add_common(parser, "overrides")
-    parser.set_defaults(run=run)
-
-
-def run(args: argparse.Namespace) -> int:
+def ranking(config: RankingConfig, output: Path) -> Study:
     """Train, rate, and write the report."""
-    config = load_config(args.space, args.overrides, RankingConfig)
-    ranking = Ranking(config, args.output)
-    ranking.search.space.check()
-    stages = [ranking.trained, ranking.fields, ranking.shared]
-    stages += [
-        lambda results, number=number: ranking.search.cells(number, results)
-        for number in range(len(ranking.search.space.stages))
-    ]
-    study = Study(STUDY, yaml.safe_load(config.to_yaml()), stages, ranking.report, FREE)
-    return 0 if run_study(study, args.output) else 1
+    study = Ranking(config, output)
+    study.search.space.check()
+    rated = [partial(study.search.cells, number) for number in range(len(study.search.space.stages))]
+    return configured(STUDY, config, [study.trained, study.fields, study.shared, *rated], study.report)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    return run_script("block_ranking", __doc__, configure_parser, arguments)
-
+main = study_script("block_ranking", __doc__, RankingConfig, ranking)
 
 if __name__ == "__main__":
     sys.exit(main())

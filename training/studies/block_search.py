@@ -23,7 +23,7 @@ from brickwork.errors import advice, no_unknown
 from brickwork.eval.held_out.paired_loss import PairedSet
 from brickwork.eval.report.blocks import Code, Plot, Report
 from brickwork.eval.report.numbers import in_units
-from brickwork.eval.studies.core import Cell, Study, StudyFolder, run_study, table_of
+from brickwork.eval.studies.core import Cell, StudyFolder, run_study, table_of
 from brickwork.files import write_file
 from brickwork.gen.networks.unet import BlockUNet2DModel
 from brickwork.gen.parameterization import EDMObjective
@@ -33,7 +33,7 @@ from brickwork.training.config.library import CONFIGS
 from brickwork.training.config.run import RunConfig
 from brickwork.training.config.section import Number, Positive, Section, Share, require
 from brickwork.training.data.images import LabelledImages, images_of
-from brickwork.training.studies.trained import FREE
+from brickwork.training.studies.trained import configured
 from brickwork.training.tasks.backbone import build_held_out
 from brickwork.training.tasks.block_supernet import Choice, Learning, StageSupernet, rate_choices, train_stage
 from brickwork.training.tasks.block_supernet import Path as StagePath
@@ -210,8 +210,7 @@ def search_blocks(config: SearchConfig, output_dir: str | Path, dry_run: bool = 
     Raises:
         ValueError: for a space that cannot be built or has no feasible member, and a folder of another search.
     """
-    conditions = yaml.safe_load(config.to_yaml())
-    StudyFolder(output_dir, STUDY, conditions, FREE, write=False)
+    configured(STUDY, config, [], None).open(output_dir, write=False)
     images = images_of(config.data)
     space = Space(config, images.channels)
     count, numbers = space.check(), [len(choices) for choices in space.stages]
@@ -220,7 +219,7 @@ def search_blocks(config: SearchConfig, output_dir: str | Path, dry_run: bool = 
         return False
     search = Search(space, Path(output_dir), images)
     stages = [partial(search.cells, number) for number in range(len(space.stages))]
-    return run_study(Study(STUDY, conditions, stages, search.report, FREE), output_dir)
+    return run_study(configured(STUDY, config, stages, search.report), output_dir)
 
 
 @dataclass

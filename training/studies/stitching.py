@@ -7,20 +7,16 @@ scored by the paired loss; samples of some are measured beside the two networks'
 the other for low, and beside the large one in fewer steps.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import yaml
 from pydantic import Field
 
-from brickwork import options
 from brickwork.eval.extractors.features import load_extractor
 from brickwork.eval.held_out.subnet_losses import subnet_losses
 from brickwork.eval.metrics.reference import make_reference
@@ -28,18 +24,17 @@ from brickwork.eval.report.blocks import Plot, Report
 from brickwork.eval.report.numbers import in_units
 from brickwork.eval.sampling.pipelines import load_pipeline
 from brickwork.eval.sampling.sample_set import denoiser_of
-from brickwork.eval.studies.core import Cell, Study, StudyFolder, compare_pairs, folder_name, run_study, table_of
+from brickwork.eval.studies.core import Cell, Study, StudyFolder, compare_pairs, folder_name, table_of
 from brickwork.gen.networks.stitched import StitchedDenoiser
 from brickwork.gen.subnets import evenly
 from brickwork.pipelines.schedules import SubnetSchedule, subnet_names
 from brickwork.training.commands.data_split import write_split
-from brickwork.training.commands.train import run_script
-from brickwork.training.config.config import DEFAULTS, TrainConfig, load_config
+from brickwork.training.config.config import DEFAULTS, TrainConfig
 from brickwork.training.config.library import CONFIGS
 from brickwork.training.config.section import Number, Positive, Section, Share
 from brickwork.training.engine.previews import PIPELINE
 from brickwork.training.studies.battle import ScoreSettings
-from brickwork.training.studies.trained import FREE, RUN, measure, sampling_call, training_cell
+from brickwork.training.studies.trained import RUN, configured, measure, sampling_call, study_script, training_cell
 from brickwork.training.tasks.backbone import build_held_out, build_images
 from brickwork.training.tasks.backbones import build_objective
 
@@ -273,23 +268,14 @@ def _distances(drawn: Mapping[str, Any]) -> Any:
     )
 
 
-def configure_parser(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", help="YAML file of the study, or the name of one that ships (stitching)")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the study")
-    options.add_common(parser, "overrides")
-    parser.set_defaults(run=run)
-
-
-def run(args: argparse.Namespace) -> int:
+def stitching(config: StitchingConfig, output: Path) -> Study:
     """Train, stitch, tune, score, and write the report."""
-    config = load_config(args.study, args.overrides, StitchingConfig)
-    study = Stitching(config, args.output)
+    study = Stitching(config, output)
     stages = [study.anchors, study.stitched, study.tuned, study.scored, study.references, study.drawn]
-    conditions = yaml.safe_load(config.to_yaml())
-    return 0 if run_study(Study(STUDY, conditions, stages, study.report, FREE), args.output) else 1
+    return configured(STUDY, config, stages, study.report)
 
 
-main = partial(run_script, STUDY, __doc__, configure_parser)
+main = study_script(STUDY, __doc__, StitchingConfig, stitching)
 
 if __name__ == "__main__":
     sys.exit(main())

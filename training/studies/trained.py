@@ -3,9 +3,11 @@
 A cell that was stopped goes on from its checkpoint. One that diverges is a result too: its last loss is `None`.
 """
 
+import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ import yaml
 from diffusers import EDMDPMSolverMultistepScheduler
 from safetensors.torch import save_file
 
+from brickwork import options
 from brickwork.eval.extractors.features import load_extractor
 from brickwork.eval.extractors.protocols import get_protocol
+from brickwork.eval.held_out.paired_loss import PairedSet
 from brickwork.eval.metrics.distances import kernel_distance
 from brickwork.eval.metrics.feature_sets import extract_features
 from brickwork.eval.metrics.reference import Reference
@@ -23,13 +27,15 @@ from brickwork.eval.report.pictures import grid, save_picture
 from brickwork.eval.sampling.pipelines import load_pipeline, to_device
 from brickwork.eval.sampling.sample_set import PipelineCall, SamplingSettings, denoiser_of
 from brickwork.eval.sets.pictures import from_arrays
-from brickwork.eval.studies.core import Cell, Stopped
+from brickwork.eval.studies.core import Cell, Stopped, Study, run_study
 from brickwork.files import write_file
-from brickwork.training.config.config import TrainConfig, load_config
+from brickwork.training.commands.train import run_script
+from brickwork.training.config.config import Configuration, TrainConfig, load_config
+from brickwork.training.config.data import DataConfig
 from brickwork.training.engine.loop import prepare, train
 from brickwork.training.engine.previews import PIPELINE
 from brickwork.training.engine.runlog import LOG, Diverged
-from brickwork.training.tasks.backbone import BackboneTask
+from brickwork.training.tasks.backbone import BackboneTask, build_held_out, build_images
 
 RUN, TRAIN, SAMPLES, FEATURES = "run", "train.yaml", "samples.png", "features.safetensors"
 GRID_ROWS, GRID_COLUMNS = 4, 9
@@ -38,6 +44,44 @@ KD_SUBSETS = 100
 # What changes nothing that is learned: where things lie, how pictures are loaded, what is kept on the way.
 FREE = ("data.source", "data.num_workers", "model.init_from", "run.output_dir", "run.checkpoint_images",
         "run.keep_checkpoints")  # fmt: skip
+
+
+def configured(name: str, config: Configuration, stages: Sequence[Callable], report: Callable | None) -> Study:
+    """A study whose conditions are a configuration; see `Study`."""
+    return Study(name, yaml.safe_load(config.to_yaml()), stages, report, FREE)
+
+
+def study_script(
+    name: str, description: str | None, kind: type[Configuration], made: Callable[[Any, Path], Study]
+) -> Callable[..., int]:
+    """The `main(arguments=None)` of a study that a file describes.
+
+    Args:
+        name: of the script.
+        description: its docstring.
+        kind: of the configuration.
+        made: gives the study, from that and its folder.
+    """
+
+    def run(args: argparse.Namespace) -> int:
+        study = made(load_config(args.study, args.overrides, kind), args.output)
+        return 0 if run_study(study, args.output) else 1
+
+    def configure(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("study", help="YAML file of the study, or the name of one that ships")
+        parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the study")
+        options.add_common(parser, "overrides")
+        parser.set_defaults(run=run)
+
+    return partial(run_script, name, description, configure)
+
+
+def paired_sets(data: DataConfig) -> tuple[PairedSet, PairedSet]:
+    """The held-out images, and as many of those that are learned from."""
+    images = build_images(data)
+    learned, held_out = images.split(data.held_out)
+    chosen = [learned[at] for at in np.linspace(0, len(learned) - 1, len(held_out)).astype(int)]
+    return build_held_out(images, held_out), build_held_out(images, chosen)
 
 
 def training_values(config: TrainConfig) -> tuple[dict, dict[str, Any]]:

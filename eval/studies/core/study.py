@@ -31,6 +31,10 @@ class Study:
     report: Callable[[StudyFolder], tuple[Any, Mapping[str, Any]]] | None
     free: Sequence[str] = ()
 
+    def open(self, folder: str | Path, write: bool = True) -> StudyFolder:
+        """Its folder, begun or continued, or only checked; a `ValueError` for one of other conditions."""
+        return StudyFolder(folder, self.name, self.conditions, self.free, write=write)
+
 
 def run_study(study: Study, folder: str | Path, jobs: int = 1) -> bool:
     """Compute the cells that are not there yet, and write the report.
@@ -48,7 +52,7 @@ def run_study(study: Study, folder: str | Path, jobs: int = 1) -> bool:
     """
     if jobs < 1:
         raise ValueError(f"`--jobs` is {jobs}; give at least 1.")
-    kept = StudyFolder(folder, study.name, study.conditions, study.free)
+    kept = study.open(folder)
     results: dict[str, Any] = {}
     for stage in study.stages:
         found = run_cells(kept, stage(results), jobs)

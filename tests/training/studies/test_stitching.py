@@ -10,6 +10,7 @@ import yaml
 from brickwork import StitchedDenoiser
 from brickwork.eval.sampling.pipelines import load_pipeline
 from brickwork.eval.sampling.sample_set import denoiser_of
+from brickwork.training.config.config import load_config
 from brickwork.training.studies import stitching
 
 SAMPLE = Path(__file__).parents[2] / "data" / "emoji" / "sample.parquet"
@@ -47,7 +48,7 @@ def test_the_study_goes_through(path, tmp_path, forked_cells):
     assert names[0] == "anchor-0" and names[-1] == "anchor-1" and costs == sorted(costs) and len(rows) > 2
     untuned = [(row["least squares, untuned"], row["random, untuned"]) for row in rows]
     assert untuned[0][0] == untuned[0][1] and untuned[-1][0] == untuned[-1][1]  # anchors do not depend on the start
-    study = stitching.Stitching(stitching.load_config(path, kind=stitching.StitchingConfig), out)
+    study = stitching.Stitching(load_config(path, kind=stitching.StitchingConfig), out)
     models = {name: denoiser_of(load_pipeline(str(folder))) for name, folder in study.networks().items()}
     assert all(isinstance(model, StitchedDenoiser) for model in models.values())
     starts = [models[f"{start}, untuned"] for start in stitching.STARTS]
