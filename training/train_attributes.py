@@ -7,6 +7,7 @@ Prints its accuracy on held-out renders, by attribute, on combinations that it h
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -34,6 +35,20 @@ def read(path: Path, limit: int | None = None) -> tuple[torch.Tensor, list[dict]
     return torch.stack(pictures), asked
 
 
+def values_of(asked: Sequence[dict]) -> dict[str, list[str]]:
+    """The values of each attribute that is told apart."""
+    values = {name: sorted({one[name] for one in asked if one[name]}) for name in ("style", *ATTRIBUTES)}
+    return {name: known for name, known in values.items() if len(known) > 1 and name not in LEFT_OUT}
+
+
+def targets_of(asked: Sequence[dict], values: Mapping[str, Sequence[str]]) -> dict[str, torch.Tensor]:
+    """The number of each picture's value of every attribute `(N,)`, -1 where it has none."""
+    return {
+        name: torch.tensor([known.index(one[name]) if one[name] in known else -1 for one in asked])
+        for name, known in values.items()
+    }
+
+
 def loss(outputs: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> torch.Tensor:
     """Cross-entropy summed over the attributes that a picture has."""
     return sum(
@@ -50,12 +65,8 @@ def train(data: Path, images: int, batch_size: int, learning_rate: float, mixed_
     """
     torch.manual_seed(0)
     pictures, asked = read(data / SPLITS["train"])
-    values = {name: sorted({one[name] for one in asked if one[name]}) for name in ("style", *ATTRIBUTES)}
-    values = {name: known for name, known in values.items() if len(known) > 1 and name not in LEFT_OUT}
-    targets = {
-        name: torch.tensor([known.index(one[name]) if one[name] else -1 for one in asked])
-        for name, known in values.items()
-    }
+    values = values_of(asked)
+    targets = targets_of(asked, values)
     judge = AttributeJudge(values).to(memory_format=torch.channels_last)
 
     def lost(rows: list[int]) -> dict:
