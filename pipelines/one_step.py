@@ -4,8 +4,7 @@ import torch
 from diffusers import ImagePipelineOutput, ModelMixin
 
 from brickwork.errors import one_of, whole_number
-from brickwork.pipelines.sampling import OUTPUT_TYPES, SamplingPipeline
-from brickwork.pipelines.seeds import checked_generator, first_noise
+from brickwork.pipelines.sampling import OUTPUT_TYPES, SamplingPipeline, checked_generator, first_noise
 
 
 class OneStepPipeline(SamplingPipeline):

@@ -11,9 +11,8 @@ from diffusers import ModelMixin, SchedulerMixin
 from diffusers.utils import BaseOutput
 
 from brickwork.errors import whole_number
-from brickwork.pipelines.sampling import SamplingPipeline
+from brickwork.pipelines.sampling import Generators, SamplingPipeline, checked_generator, first_noise
 from brickwork.pipelines.schedules import Schedule
-from brickwork.pipelines.seeds import Generators, checked_generator, first_noise
 
 QUANTILES = (0.1, 0.5, 0.9)
 

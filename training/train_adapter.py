@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
 
     model = (read_yaml(find_config(args.config)).get("model") or {}) if args.config else {}
     if "init_from" in model or "model.init_from" in given_values(args.overrides):
-        from brickwork.training.tasks.backbone_adapter import BackboneAdapterTask as Task
+        from brickwork.training.tasks.adapting import BackboneAdapterTask as Task
     else:
         from brickwork.training.tasks.latent.adapter import AdapterTask as Task
     return train_as_asked(args, Task)

@@ -12,10 +12,9 @@ from diffusers.configuration_utils import register_to_config
 from brickwork.gen.networks.transformer import BlockTransformer2DModel
 from brickwork.pipelines.class_to_image import ClassToImagePipeline
 from brickwork.pipelines.lego import LegoPipeline
-from brickwork.pipelines.sampling import Hook, SamplingPipeline, first_noise
+from brickwork.pipelines.sampling import Hook, SamplingPipeline, checked_generator, first_noise
 from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
 from brickwork.pipelines.schedules import BrickSchedule, SubnetSchedule
-from brickwork.pipelines.seeds import checked_generator
 
 
 def seeded(seed=0):

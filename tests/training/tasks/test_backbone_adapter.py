@@ -11,8 +11,8 @@ from transformers import Dinov2Config, Dinov2Model
 from brickwork import ClassToImagePipeline, load_adapter
 from brickwork.training.config.config import load_config
 from brickwork.training.engine.loop import prepare, train
+from brickwork.training.tasks.adapting import BackboneAdapterTask
 from brickwork.training.tasks.backbone import BackboneTask
-from brickwork.training.tasks.backbone_adapter import BackboneAdapterTask
 
 
 def prepared(kind, path, folder, *overrides):

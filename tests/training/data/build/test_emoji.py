@@ -17,8 +17,7 @@ from PIL import Image
 
 from brickwork.training.data.build import emoji
 from brickwork.training.data.build.codepoints import SKIN_TONES, base_codepoints
-from brickwork.training.data.build.emoji import GROUPS, SOURCES, STYLES, build_emoji
-from brickwork.training.data.build.npm import read_members
+from brickwork.training.data.build.emoji import GROUPS, SOURCES, STYLES, build_emoji, read_members
 from brickwork.training.data.build.svg import rasterise
 
 SAMPLE = Path(__file__).parents[3] / "data" / "emoji" / "sample.parquet"

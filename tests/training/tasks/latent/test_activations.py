@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from brickwork.training.tasks.latent.activations import kept_bytes
+from brickwork.training.tasks.latent.task import kept_bytes
 
 
 def really_kept(unet, batch, height, width) -> int:
