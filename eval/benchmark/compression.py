@@ -1,6 +1,7 @@
 """The benchmark suite `kv-compression`: what shorter keys and values save at each size."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -55,7 +56,9 @@ def bench_compression(settings: Settings, sides: Sequence[int] = SIDES) -> dict:
             forward = torch.no_grad()(lambda network=network, inputs=inputs: network(**inputs).sample)
             cases.append(counted(f"{side} px", _title(ratio), forward, probe))
     rows = time_cases(cases, settings, {f"{side} px": _title(1) for side in sides})
-    memory = {(side, ratio): _training_peak(ratio, side) for side in sides for ratio in networks}
+    memory = {
+        (side, ratio): derive_memory(partial(_training, ratio, side))["peak"] for side in sides for ratio in networks
+    }
     shown = [
         (f"{row['group']}: {row['case']}", spread(row["ratio"]), f"{peak / 2**20:.0f}")
         for row, peak in zip(rows, memory.values())
@@ -80,11 +83,7 @@ def _inputs(side: int, device: torch.device, dtype: torch.dtype) -> dict[str, to
     }  # fmt: skip
 
 
-def _training_peak(ratio: int | str, side: int) -> int:
-    """Bytes of all tensors of a training step at their peak, derived without computing."""
-
-    def make_step():
-        network, inputs = variant(ratio).train(), _inputs(side, torch.device("cpu"), torch.float32)
-        return network, lambda: network(**inputs).sample.square().mean().backward()
-
-    return derive_memory(make_step)["peak"]
+def _training(ratio: int | str, side: int) -> tuple[nn.Module, Callable[[], None]]:
+    """A network and its training step."""
+    network, inputs = variant(ratio).train(), _inputs(side, torch.device("cpu"), torch.float32)
+    return network, lambda: network(**inputs).sample.square().mean().backward()

@@ -5,8 +5,7 @@ import random
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from brickwork.eval.benchmark.suites import Settings, mark
-from brickwork.eval.benchmark.timing import Spread
+from brickwork.eval.benchmark.timing import Spread, inside
 from brickwork.eval.report.numbers import spread
 from brickwork.eval.sampling.pipelines import load_class_pipeline
 from brickwork.eval.sampling.sample_set import SamplingSettings, sample_set
@@ -23,25 +22,6 @@ from brickwork.eval.sampling.sample_set import SamplingSettings, sample_set
 EXTRACTOR = "efficientnet-lite0"  # whose weights need no network
 WITHIN = 0.05  # of the whole, beside what computes
 SHARD, DRAWN = 1000, 512  # pictures in a shard, and those read of all
-
-
-@contextmanager
-def inside(*networks: nn.Module) -> Iterator[list[float]]:
-    """Processor seconds within networks' calls, beginnings negative: their sum is what they took."""
-    clock: list[float] = []
-    handles = [
-        handle
-        for network in networks
-        for handle in (
-            network.register_forward_pre_hook(lambda *_: clock.append(-time.process_time())),
-            network.register_forward_hook(lambda *_: clock.append(time.process_time())),
-        )
-    ]
-    try:
-        yield clock
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def share_beside(networks: Sequence[nn.Module], function: Callable[[], object]) -> float:

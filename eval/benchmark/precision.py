@@ -105,8 +105,8 @@ def bench_precision(settings: Settings) -> dict:
         rows += time_cases(cases, settings, {name: FLOAT})
         del cases, made, runs, network
     return {
-        "kind": "precision", "rows": rows, "facts": _named(facts), "tables": [_table(rows, facts)],
-        "marks": _marks(settings.weights, facts),
+        "kind": "precision", "rows": rows, "facts": {": ".join(key): values for key, values in facts.items()},
+        "tables": [_table(rows, facts)], "marks": _marks(settings.weights, facts),
     }  # fmt: skip
 
 
@@ -164,10 +164,6 @@ def _marks(name: str, facts: Mapping[tuple[str, str], dict]) -> list[dict]:
                 mark(f"{name}: paired loss in {title}, above {FLOAT}", f"≤ {WITHIN}", change, change <= WITHIN)
             )
     return found
-
-
-def _named(facts: Mapping[tuple[str, str], dict]) -> dict[str, dict]:
-    return {f"{name}: {title}": values for (name, title), values in facts.items()}
 
 
 def _table(rows: list[dict], facts: Mapping[tuple[str, str], dict]) -> dict:

@@ -90,7 +90,9 @@ class PlainLego(nn.Module):
             PlainBrick(brick, channels + 2 if number == 0 else 2 * channels + 2, cond_dim)
             for number, brick in enumerate(model.bricks)
         )
-        self.load_state_dict({name: _plain_weight(self, name, value) for name, value in _plain_names(model).items()})
+        # A patch embedding is a convolution here, the same numbers in another shape.
+        named = _plain_names(model).items()
+        self.load_state_dict({name: value.view(self.get_parameter(name).shape) for name, value in named})
 
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor | None = None
@@ -112,8 +114,3 @@ def _plain_names(model: nn.Module) -> dict[str, torch.Tensor]:
             name = name.replace(ours, plain)
         renamed[name] = value
     return renamed
-
-
-def _plain_weight(reference: PlainLego, name: str, value: torch.Tensor) -> torch.Tensor:
-    """A patch embedding is a convolution there, the same numbers in another shape."""
-    return value.view(reference.get_parameter(name).shape)

@@ -26,7 +26,7 @@ from brickwork.eval.benchmark.networks import (
     step_of,
     subjects,
 )
-from brickwork.eval.benchmark.timing import Case, MatmulProbe, Stopwatch, fit_exponent, interleave
+from brickwork.eval.benchmark.timing import Case, MatmulProbe, Stopwatch, fit_exponent, inside, interleave
 from brickwork.eval.report.numbers import spread
 from brickwork.gen.blocks.registry import build_block
 from brickwork.gen.operations import count_operations
@@ -333,6 +333,11 @@ def bench_schedules(settings: Settings) -> dict:
     _compile(network, settings)
     rows = time_cases(cases, settings, {"sampling": "full"})
     shares = {row["case"]: row["operations"] / rows[0]["operations"] for row in rows}
+    shown = [
+        (title, f"{score['share']:.1%}", f"{score['loss']:.4f}", f"{score['change']:+.1%} ± {score['error']:.1%}")
+        for title, score in (losses or {}).items()
+    ]
+    columns = ("schedule", "operations", "paired loss", "against full")
     return {
         "kind": "schedules",
         "name": settings.weights,
@@ -340,7 +345,7 @@ def bench_schedules(settings: Settings) -> dict:
         "schedules": {name: schedule.to_dict() for name, schedule in schedules.items()},
         "losses": losses,
         "pairs": settings.pairs if losses else None,
-        "tables": [_losses_table(losses)] if losses else [],
+        "tables": [{"columns": columns, "rows": shown}] if shown else [],
         "marks": [
             mark(
                 f"{settings.weights}: operations, {title} to full", f"≤ {most}", shares[title],
@@ -350,14 +355,6 @@ def bench_schedules(settings: Settings) -> dict:
             if title in shares
         ],
     }  # fmt: skip
-
-
-def _losses_table(losses: Mapping[str, Mapping]) -> dict:
-    rows = [
-        (title, f"{score['share']:.1%}", f"{score['loss']:.4f}", f"{score['change']:+.1%} ± {score['error']:.1%}")
-        for title, score in losses.items()
-    ]
-    return {"columns": ("schedule", "operations", "paired loss", "against full"), "rows": rows}
 
 
 def bench_where(settings: Settings, name: str = "lego-s-pg-64") -> dict:
@@ -380,8 +377,12 @@ def bench_where(settings: Settings, name: str = "lego-s-pg-64") -> dict:
     parts["sampler, batch 1"] = draw
     parts["training step"] = step_of(subject, subject.build().to(device), settings.batch, device, dtype)
     shares = {title: _shares(function, device) for title, function in _over(parts.items(), "profiling")}
-    sampler = _sampler_overhead(network, subject, draw, device)
-    outside = 1 - sampler["seconds_in_network"] / sampler["seconds"]
+    with inside(network) as clock:
+        started = time.process_time()
+        draw()
+        seconds = time.process_time() - started
+    sampler = {"seconds": seconds, "seconds_in_network": sum(clock), "evaluations": len(clock) // 2}
+    outside = 1 - sum(clock) / seconds
     kinds = list(next(iter(shares.values())))
     table = [(title, *(f"{of[kind]:.1%}" for kind in kinds)) for title, of in shares.items()]
     note = f"sampler, batch 1: {outside:.1%} of its time outside the network's {sampler['evaluations']} runs"
@@ -403,18 +404,3 @@ def _shares(function: Callable[[], object], device: torch.device) -> dict[str, f
         spent[kind] += event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
     total = sum(spent.values())
     return {kind: value / total for kind, value in spent.items()}
-
-
-def _sampler_overhead(network: nn.Module, subject: Subject, draw: Callable, device: torch.device) -> dict:
-    """Seconds of the pipeline's call outside the network, by the processor's clock."""
-    inside = []
-    handles = [
-        network.register_forward_pre_hook(lambda *_: inside.append(-time.process_time())),
-        network.register_forward_hook(lambda *_: inside.append(time.process_time())),
-    ]
-    started = time.process_time()
-    draw()
-    seconds = time.process_time() - started
-    for handle in handles:
-        handle.remove()
-    return {"seconds": seconds, "seconds_in_network": sum(inside), "evaluations": len(inside) // 2}

@@ -119,14 +119,10 @@ def border_lines(length: int, window: int, step: int) -> dict[int, list[int]]:
         step: of the lines; those up to a quarter of a window away are taken, at least the next on either side.
     """
     reach = max(window // 4, step)
+    lines = [line for line in range(step, length, step) if line % window]
     return {
-        border: [line for line in range(border - reach, border + reach + 1) if _is_line(line, length, window, step)]
-        for border in range(window, length, window)
+        border: [line for line in lines if abs(line - border) <= reach] for border in range(window, length, window)
     }
-
-
-def _is_line(line: int, length: int, window: int, step: int) -> bool:
-    return 0 < line < length and line % step == 0 and line % window != 0
 
 
 def border_gradients(images: np.ndarray, window: int, step: int) -> np.ndarray:

@@ -130,15 +130,14 @@ def find_variants_of_parts() -> None:
         return {
             name: variant
             for name in names
-            if any(_is_variant(file, variant) for _, _, files in os.walk(os.path.join(folder, name)) for file in files)
+            if any(
+                file.partition(".")[2].startswith(variant)
+                for _, _, files in os.walk(os.path.join(folder, name))
+                for file in files
+            )
         }
 
     pipeline_utils._identify_model_variants = find
-
-
-def _is_variant(file: str, variant: str) -> bool:
-    """Whether the part of a file's name behind the first dot says so, as diffusers looks for it."""
-    return file.partition(".")[2].startswith(variant)
 
 
 def attributes_of_diffusers(names: set[str], find: Callable[[str], Any]) -> None:

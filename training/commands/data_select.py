@@ -65,7 +65,8 @@ def select_rows(source: str, output: Path, where: list[str], split: str = "train
         column, separator, listed = condition.partition("=")
         if not separator or column not in table.column_names:
             raise ValueError(f"`--where` is {condition!r}, not COLUMN=VALUE; {advice(column, table.column_names)}")
-        values = _texts(table, column)
+        names = getattr(table.features.get(column), "names", None)  # of class labels
+        values = [names[value] if names else str(value) for value in table[column]]
         wanted = set(listed.split(","))
         if missing := sorted(wanted - set(values)):
             fix = advice(missing[0], sorted(set(values)), limit=12)
@@ -91,9 +92,3 @@ def _is_ours(path: Path) -> bool:
     import pyarrow.parquet as pq
 
     return (pq.read_metadata(path).metadata or {}).get(MADE_BY) == MAKER
-
-
-def _texts(table, column: str) -> list[str]:
-    """The values of a column as text; class labels by name."""
-    names = getattr(table.features.get(column), "names", None)
-    return [names[value] if names else str(value) for value in table[column]]

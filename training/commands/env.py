@@ -39,7 +39,7 @@ def environment() -> dict[str, str]:
     facts["features"] = " ".join(processor_features()) or "unknown"
     facts["memory"] = _memory()
     count = torch.cuda.device_count()
-    facts["GPUs"] = "none" if not count else ", ".join(_gpu(number) for number in range(count))
+    facts["GPUs"] = "none" if not count else ", ".join(map(_gpu, range(count)))
     facts["attention"] = ", ".join(f"{name} {ms:.2f} ms" for name, ms in attention_backends().items())
     facts["bf16 on the processor"] = f"{bf16_speed():.2g} times as fast as float32"
     facts["mixed_precision: auto"] = "bf16" if device_has_bf16() else "no"

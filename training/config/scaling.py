@@ -92,9 +92,9 @@ def grow(
         ValueError: for a budget below the smallest such network.
     """
     start, _ = count(dict(config), size)
-    growth = budget / start
+    growth, stages = budget / start, len(config.get("block_out_channels") or [0, 0, 0])
     share = depth_share(epochs) if growth > 1 else 0.0  # of the few layers of a small network none can go
-    side = size if kind in FIXED_SIZE or largest is None else grown_size(size, growth, largest, 2 ** (_stages(config)))
+    side = size if kind in FIXED_SIZE or largest is None else grown_size(size, growth, largest, 2**stages)
     # Operations go about with depth, with the square of the width, and with the pixels.
     near = math.log(growth * (size / side) ** 2)
     low, high, best = near - math.log(4), near + math.log(2), None
@@ -130,10 +130,6 @@ def grow(
         f"Side {side} px: " + _why_size(kind, size, side, growth, largest),
     ]
     return Growth(grown, side, operations, parameters, reasons)
-
-
-def _stages(config: Mapping[str, Any]) -> int:
-    return len(config.get("block_out_channels") or [0, 0, 0])
 
 
 def _why_size(kind: str, size: int, side: int, growth: float, largest: int | None) -> str:

@@ -124,14 +124,10 @@ class Scenes:
 def outlined(picture: np.ndarray) -> list[tuple[slice, slice]]:
     """Rows and columns of what stands on a picture's ground, from left to right; uint8 `(H, W, 3)`."""
     marked, _ = ndimage.label(ndimage.binary_fill_holes(differs_from_ground(picture)), np.ones((3, 3)))
-    found = [
-        part for index, part in enumerate(ndimage.find_objects(marked), 1) if _large(marked[part] == index, picture)
-    ]
+    least = SMALLEST * picture.shape[0] * picture.shape[1]
+    parts = enumerate(ndimage.find_objects(marked), 1)
+    found = [part for index, part in parts if (marked[part] == index).sum() >= least]
     return sorted(found, key=lambda part: part[1].start)
-
-
-def _large(mask: np.ndarray, picture: np.ndarray) -> bool:
-    return mask.sum() >= SMALLEST * picture.shape[0] * picture.shape[1]
 
 
 def cut_out(picture: np.ndarray, part: tuple[slice, slice]) -> np.ndarray:

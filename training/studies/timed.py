@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from brickwork.eval.benchmark.memory import peak_during
-from brickwork.eval.benchmark.timing import Case, Stopwatch, Timings, describe_machine, interleave
+from brickwork.eval.benchmark.timing import Case, Stopwatch, describe_machine, interleave
 from brickwork.eval.studies.core import Cell
 from brickwork.gen.compiling import compile_blocks
 from brickwork.gen.operations import count_operations
@@ -146,8 +146,13 @@ def timing_cell(folder: Path, *, trains: dict, scores: dict, rounds: int, frees:
         | count_work(run.task.network, config.data.size, run.task.network.config.num_classes)
         for name, run in runs.items()
     }
-    timed = {name: Timed(run, scores) for name, run in runs.items()}
-    training, sampling = (_time(timed, kind, rounds, device) for kind in ("train", "sample"))
+    timed, watch = {name: Timed(run, scores) for name, run in runs.items()}, Stopwatch(device)
+    training, sampling = (
+        interleave(
+            [Case(kind, name, getattr(one, kind), 0, lambda: 1.0) for name, one in timed.items()], rounds, watch
+        )
+        for kind in ("train", "sample")
+    )
     images, samples = config.run.batch_size, scores["batch_size"]
     for number, name in enumerate(runs):
         step, drawn = training.seconds_of(number), sampling.seconds_of(number)
@@ -160,11 +165,6 @@ def timing_cell(folder: Path, *, trains: dict, scores: dict, rounds: int, frees:
     machine = describe_machine(device)
     unit = "GPU s" if device.type == "cuda" else "CPU s"
     return {"device": machine.get("gpu") or f"one core of {machine['cpu']}", "unit": unit, "networks": costs}
-
-
-def _time(timed: Mapping[str, Timed], kind: str, rounds: int, device: torch.device) -> Timings:
-    cases = [Case(kind, name, getattr(one, kind), 0, lambda: 1.0) for name, one in timed.items()]
-    return interleave(cases, rounds, Stopwatch(device))
 
 
 def _one_core() -> None:

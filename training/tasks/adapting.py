@@ -1,4 +1,4 @@
-"""Adapters on activations in training: the adapter on a frozen network, its conditions, and a network of ours below."""
+"""Adapters on activations in training: the adapter on a frozen network, of ours too, and its conditions."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack

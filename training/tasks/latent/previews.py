@@ -69,7 +69,10 @@ class SizePreviews:
         rows = held_out if len(held_out) else stream.row.rows
         prompts = self.settings.prompts or [captions[row] for row in rows[: max(1, self.settings.count)]]
         self.prompts = [prompts[n % len(prompts)] for n in range(self.settings.count)]
-        self.rows = {size: self._scored(held_out, size) for size in self.sizes}
+        self.rows = {
+            size: [int(row) for row in held_out if self.images.fits(int(row), size)][: settings.held_out]
+            for size in self.sizes
+        }
         every = sorted({row for rows in self.rows.values() for row in rows})
         self.number = {row: number for number, row in enumerate(every)}
         self.encode(pipeline)
@@ -83,10 +86,6 @@ class SizePreviews:
         self.nothing = encode_no_caption(pipeline)
         captions = [self.images.captions[row] for row in self.number]
         self.texts = encode_captions(pipeline, captions) if captions else {}
-
-    def _scored(self, held_out: np.ndarray, size: Shape) -> list[int]:
-        fitting = [int(row) for row in held_out if self.images.fits(int(row), size)]
-        return fitting[: self.settings.held_out]
 
     def show(self, task: DenoisingTask, unet: torch.nn.Module, images: int, log: RunLog) -> None:
         """Every process does the same, so that sharded networks can be run; the main process writes."""
