@@ -8,7 +8,7 @@ from diffusers import DiffusionPipeline
 
 from brickwork import hub
 from brickwork.compat import find_variants_of_parts
-from brickwork.errors import MissingFile
+from brickwork.errors import MissingFile, explained
 from brickwork.files import follow_umask, read_json
 
 _USAGE = """
@@ -61,12 +61,10 @@ class BrickworkPipeline(DiffusionPipeline):
         if not os.path.exists(path) and hub.check_name(path, "pretrained_model_name_or_path"):
             kwargs = {"local_files_only": True} | kwargs
         _check_local([base.__name__ for base in cls.__mro__], path, cls.config_name)
-        try:
+        with explained(f"No {cls.__name__} could be loaded from {str(path)!r}", kind=MissingFile):
             find_variants_of_parts()
             safe = None if _holds_pickles(Path(path)) else True
             return super().from_pretrained(path, **{"use_safetensors": safe} | kwargs)
-        except (OSError, ValueError) as error:
-            raise MissingFile(f"No {cls.__name__} could be loaded from {str(path)!r}: {error}") from error
 
     def _upload_folder(self, working_dir: str | os.PathLike, repo_id: str, **kwargs):
         """Tell the reader of the model card which package the pipeline needs, then upload."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
+from brickwork.errors import explained
 from brickwork.gen import parameterization
 from brickwork.gen.operations import count_operations
 from brickwork.gen.parameterization import EpsilonObjective, VObjective
@@ -38,7 +39,7 @@ def load_pipeline(source: str, revision: str | None = None, variant: str | None 
     place, options = located(source, "model.base")
     options |= {"revision": revision}
     weights = {"variant": variant} if variant else saved_variant(place)
-    try:
+    with explained(f"`model.base` is {source!r}, which cannot be loaded", OSError, ValueError, KeyError):
         name = DiffusionPipeline.load_config(place, **options)["_class_name"]
         if not name.startswith("StableDiffusion") or name.startswith("StableDiffusion3"):
             raise ValueError("it is no Stable Diffusion 1.x, 2.x or XL")
@@ -48,8 +49,6 @@ def load_pipeline(source: str, revision: str | None = None, variant: str | None 
         pipeline = kind.from_pretrained(
             place, dtype=torch.float32, use_safetensors=True, **weights, **options, **extra
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"`model.base` is {source!r}, which cannot be loaded: {error}.") from error
     if pipeline.unet.config.in_channels != pipeline.vae.config.latent_channels:
         raise ValueError(
             f"`model.base` is {source!r}, whose UNet takes {pipeline.unet.config.in_channels} channels (inpainting, "

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from brickwork.errors import count_and_name, near_names, no_unknown, one_of, whole_number
+from brickwork.errors import MissingFile, count_and_name, explained, near_names, no_unknown, one_of, whole_number
 
 
 def test_one_of_gives_the_value_or_what_it_stands_for():
@@ -50,3 +50,11 @@ def test_what_is_no_whole_number_is_told(value):
     assert whole_number("n", 3) == 3
     with pytest.raises(ValueError, match="`n` is 3; give a whole number from 4 up."):
         whole_number("n", 3, 4)
+
+
+def test_errors_within_a_block_are_explained():
+    with pytest.raises(MissingFile, match=r"^`base` is 'x', which cannot be loaded: it is not there$"):
+        with explained("`base` is 'x', which cannot be loaded", kind=MissingFile):
+            raise OSError("it is not there")
+    with pytest.raises(TypeError), explained("`base`", KeyError):
+        raise TypeError("another kind")

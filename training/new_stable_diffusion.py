@@ -17,6 +17,7 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusio
 from tokenizers import pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from brickwork.errors import explained
 from brickwork.eval.sets.tables import find_column
 from brickwork.files import check_folder, new_folder
 from brickwork.options import check_at_least
@@ -175,10 +176,8 @@ def _parts(args: argparse.Namespace, captions: list[str]) -> StableDiffusionPipe
         return load_pipeline(args.start_from)
     if args.config is None or args.vae is None:
         raise ValueError("A pipeline from scratch needs `--config` and `--vae`; or name one with `--start-from`.")
-    try:
+    with explained(f"`--config` is {str(args.config)!r}, in which something does not fit", TypeError):
         return build_pipeline(read_yaml(find_config(args.config)), load_vae(args.vae), captions, args.seed)
-    except TypeError as error:
-        raise ValueError(f"`--config` is {str(args.config)!r}, in which something does not fit: {error}.") from None
 
 
 main = script(__file__, __doc__, configure_parser)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from brickwork.errors import MissingFile, shown
+from brickwork.errors import MissingFile, explained, shown
 from brickwork.files import tensor_digest
 
 FAMILIES = ("dinov2", "dinov2_with_registers", "dinov3_vit", "vit")  # as their configurations say, `model_type`
@@ -32,11 +32,9 @@ def load_encoder(encoder: str | Path | nn.Module) -> nn.Module:
 
     if not isinstance(encoder, str | Path) or not str(encoder):
         raise ValueError(f"`encoder` is {shown(encoder)}; give a name on the hub, a folder, or a loaded transformer.")
-    try:
+    with explained(f"`encoder` is {str(encoder)!r}, which cannot be loaded", OSError, kind=MissingFile):
         check_family(AutoConfig.from_pretrained(encoder), encoder)
         return AutoModel.from_pretrained(encoder, use_safetensors=True).eval()
-    except OSError as error:
-        raise MissingFile(f"`encoder` is {str(encoder)!r}, which cannot be loaded: {error}") from error
 
 
 def check_family(config: Any, encoder: Any) -> None:

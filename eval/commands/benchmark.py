@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from brickwork import hub, options
+from brickwork.errors import explained
 
 # suite: (function, called with the settings; what it measures)
 SUITES = {
@@ -183,10 +184,8 @@ def make_settings(args: argparse.Namespace):
 
     options.check_at_least(args, 1, "batch", "rounds", "size", "threads", "pairs", "steps", "seconds", "pictures")
     one_of("--dtype", args.dtype, DTYPES)
-    try:
+    with explained(f"`--device` is {args.device!r}, which torch cannot use here", RuntimeError, AssertionError):
         torch.empty(1, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"`--device` is {args.device!r}, which torch cannot use here: {error}") from None
     for name in ("data", "schedule"):
         path = getattr(args, name)
         if path is not None and not Path(path).exists():

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from brickwork import hub, options
-from brickwork.errors import one_of
+from brickwork.errors import explained, one_of
 from brickwork.eval.commands.judge import add_detector, make_judge
 
 EXAMPLES = """examples:
@@ -224,10 +224,8 @@ def _call(args: argparse.Namespace) -> dict:
 def _prompts(args: argparse.Namespace) -> tuple[str, ...] | None:
     if args.prompts is None:
         return None
-    try:
+    with explained(f"prompts: {args.prompts} cannot be read", OSError):
         lines = Path(args.prompts).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ValueError(f"prompts: {args.prompts} cannot be read: {error}") from error
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
         raise ValueError(f"prompts: {args.prompts} is empty; need one prompt a line")

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from brickwork import options
-from brickwork.errors import near_names
+from brickwork.errors import explained, near_names
 from brickwork.hub import saved_variant
 
 
@@ -135,11 +135,9 @@ def _count_parameters(folder: Path) -> int:
 
     sizes = {}
     for file in folder.glob("*.safetensors"):
-        try:
+        with explained(f"`model` has {file}, which cannot be read as safetensors", SafetensorError):
             with safe_open(file, "pt") as tensors:
                 sizes |= {key: math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys()}
-        except SafetensorError as error:
-            raise ValueError(f"`model` has {file}, which cannot be read as safetensors: {error}.") from None
     return sum(sizes.values())
 
 

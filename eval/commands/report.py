@@ -14,6 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from brickwork import options
+from brickwork.errors import explained
 from brickwork.eval.report.blocks import Block, Code, Panels, Picture, Plot, Report, Table, Text, literal
 from brickwork.eval.report.numbers import number
 from brickwork.eval.report.results import compare, differences, picture_beside, read_result, shared_metrics
@@ -188,10 +189,8 @@ def _pictures_blocks(result: dict, source: str | Path, number: int) -> list[Bloc
 def _open(path: Path) -> Image.Image:
     from brickwork.eval.sets.decode import BrokenPicture, open_upright, to_rgb  # half a second of imports beside it
 
-    try:
+    with explained(f"result: the picture {str(path)!r} cannot be read", BrokenPicture):
         return to_rgb(open_upright(path))
-    except BrokenPicture as error:
-        raise ValueError(f"result: the picture {str(path)!r} cannot be read: {error}") from None
 
 
 def _details_blocks(results: Sequence[dict]) -> list[Block]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from brickwork.errors import one_of
+from brickwork.errors import explained, one_of
 from brickwork.eval.extractors.protocols import Protocol, to_uint8
 from brickwork.files import file_digest, tensor_digest
 
@@ -170,10 +170,8 @@ def load_state(network: nn.Module, path: Path) -> None:
     for name, buffer in network.state_dict().items():
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, torch.zeros((), dtype=buffer.dtype))
-    try:
+    with explained(f"weights: {path} does not fit {type(network).__name__}", RuntimeError):
         network.load_state_dict(state, assign=True)
-    except RuntimeError as error:
-        raise ValueError(f"weights: {path} does not fit {type(network).__name__}: {error}") from error
 
 
 # Loaders by name; one that takes a source is asked for as `NAME:SOURCE`.

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from brickwork.errors import explained
 from brickwork.eval.extractors.features import IMAGENET_MEAN, IMAGENET_STD, Extractor, from_module, register_extractor
 
 
@@ -28,11 +29,9 @@ def transformers_model(source: str) -> Extractor:
     from transformers import AutoModel
     from transformers.image_processing_base import ImageProcessingMixin
 
-    try:
+    with explained(f"extractor 'transformers:{source}' could not be loaded", OSError):
         model = AutoModel.from_pretrained(source)
         settings, _ = ImageProcessingMixin.get_image_processor_dict(source)
-    except OSError as error:
-        raise ValueError(f"extractor 'transformers:{source}' could not be loaded: {error}") from error
     if getattr(model, "vision_model", None) is not None:
         model = model.vision_model
     size = settings.get("crop_size") or settings.get("size") or getattr(model.config, "image_size", 224)
@@ -47,8 +46,6 @@ def load_clip(source: str) -> tuple:
     """A CLIP of transformers with its processor."""
     from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizerFast
 
-    try:
+    with explained(f"clip: {source!r} could not be loaded as a CLIP model"):
         pictures, words = CLIPImageProcessor.from_pretrained(source), CLIPTokenizerFast.from_pretrained(source)
         return CLIPModel.from_pretrained(source).eval(), CLIPProcessor(pictures, words)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"clip: {source!r} could not be loaded as a CLIP model: {error}") from error

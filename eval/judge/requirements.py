@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from brickwork.errors import no_unknown, one_of, shown
+from brickwork.errors import explained, no_unknown, one_of, shown
 from brickwork.eval.sets.scan import read_rows
 
 CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -90,10 +90,8 @@ class Requirements:
                 raise ValueError(f"{where}: `{part}` is {shown(clauses)}; give a list of objects in braces.")
             parts[part] = tuple(_clause(clause, f"{where}: `{part}`") for clause in clauses)
         prompt = row.get("prompt", "")
-        try:
+        with explained(where, ValueError):
             return cls(str(prompt), **parts, category=str(row.get("tag") or ""))
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
 
 
 def _clause(row: Mapping[str, Any], where: str) -> Clause:
@@ -156,10 +154,8 @@ def _rows(path: Path) -> Iterable[tuple[str, dict]]:
         return read_rows(path)
     import json
 
-    try:
+    with explained(f"{str(path)!r} is no JSON", ValueError, RecursionError):
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r} is no JSON: {error}.") from None
     rows = content if isinstance(content, list) else [content]
     for number, row in enumerate(rows):
         if not isinstance(row, dict):

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from brickwork.errors import advice
+from brickwork.errors import advice, explained
 from brickwork.eval.judge.detectors import detector_names, load_detector
 from brickwork.eval.judge.grammar import read_caption
 from brickwork.eval.judge.requirements import Clause, Requirements
@@ -44,11 +44,9 @@ def classifier_score(source: str, device: Any = None) -> Score:
 
     from brickwork.eval.sampling.pipelines import to_device
 
-    try:
+    with explained(f"`score` is 'classifier:{source}', which could not be loaded"):
         processor = AutoImageProcessor.from_pretrained(source)
         model = to_device(AutoModelForImageClassification.from_pretrained(source).eval(), device)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`score` is 'classifier:{source}', which could not be loaded: {error}") from error
     numbers = {name.casefold(): number for number, name in model.config.id2label.items()}
 
     def score(pictures: Sequence[np.ndarray], asked: str) -> list[float]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from brickwork.errors import explained
 from brickwork.eval.judge.detectors import Detection, Found, register_detector
 
 FLOOR = 0.02  # scores below are not handed on: OWLv2 says something of every patch
@@ -31,11 +32,9 @@ class _TransformersDetector(ABC):
         from brickwork.hub import without_variant
 
         self.name = f"{self.kind}:{source}"
-        try:
+        with explained(f"`detector` is {self.name!r}, which could not be loaded", OSError, ValueError, ImportError):
             self.processor = AutoProcessor.from_pretrained(source, **without_variant(options))
             model = AutoModelForZeroShotObjectDetection.from_pretrained(source, **options).eval()
-        except (OSError, ValueError, ImportError) as error:
-            raise ValueError(f"`detector` is {self.name!r}, which could not be loaded: {error}") from error
         if model.config.model_type not in self.model_types:
             known = " or ".join(self.model_types)
             raise ValueError(f"`detector` is {self.name!r}, which holds a {model.config.model_type}; give a {known}.")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from brickwork.errors import count_and_name
+from brickwork.errors import count_and_name, explained
 from brickwork.eval.judge.colours import ColourNamer, PixelColours
 from brickwork.eval.judge.detectors import Detection, Detector, kept
 from brickwork.eval.judge.grammar import read_caption
@@ -130,10 +130,8 @@ class Judge:
     def _read(self, name: str, caption: str | None) -> Requirements:
         if caption is None:
             raise ValueError(f"`captions`: {name!r} has none; give it one, or requirements for all pictures.")
-        try:
+        with explained(repr(name), ValueError):
             return read_caption(caption, self.detector.names)
-        except ValueError as error:
-            raise ValueError(f"{name!r}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """All that its verdicts depend on."""

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from brickwork.errors import explained
 from brickwork.eval.report.blocks import Table
 from brickwork.eval.report.numbers import number
 from brickwork.files import read_json
@@ -102,10 +103,8 @@ def read_result(path: str | Path) -> dict:
         ValueError: naming the file and, where it is damaged, the key.
     """
     what = "result of `brickwork evaluate calc`"
-    try:
+    with explained(f"result: {path} cannot be read", OSError):
         result = read_json(path, what)
-    except OSError as error:
-        raise ValueError(f"result: {path} cannot be read: {error}") from error
     if result.get("format") != RESULT_FORMAT:
         raise ValueError(f"result: {path} is no {what} (format {RESULT_FORMAT})")
     try:

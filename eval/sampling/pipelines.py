@@ -10,7 +10,7 @@ from diffusers.utils import logging
 
 from brickwork import hub
 from brickwork.compat import find_variants_of_parts
-from brickwork.errors import MissingFile
+from brickwork.errors import MissingFile, explained
 from brickwork.eval.sampling.sample_set import denoiser_of
 from brickwork.files import read_json
 from brickwork.gen.networks.base import Denoiser
@@ -139,10 +139,8 @@ def load_pipeline(name: str, dtype: torch.dtype = torch.float32, device: str | t
 
     import brickwork  # noqa: F401  our classes become attributes of diffusers
 
-    try:
+    with explained(f"`pipeline` is {name!r}, which could not be loaded", OSError, kind=MissingFile):
         pipeline = _load(DiffusionPipeline, name, {"dtype": dtype} | options)
-    except OSError as error:
-        raise MissingFile(f"`pipeline` is {name!r}, which could not be loaded: {error}") from error
     if any(getattr(part, "dtype", dtype) != dtype for part in pipeline.components.values()):
         pipeline = pipeline.to(dtype)  # diffusers 0.39 calls the argument `torch_dtype`, and ignores ours
     return to_device(pipeline, device)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from brickwork.errors import count_and_name, one_of
+from brickwork.errors import count_and_name, explained, one_of
 from brickwork.eval.extractors.protocols import to_uint8
 from brickwork.eval.sets.decode import to_rgb
 from brickwork.eval.sets.reader import open_pictures
@@ -89,12 +89,10 @@ def read_metadata(folder: Path) -> list[dict]:
 
 
 def _open_npz(path: Path) -> ImageSet:
-    try:
+    with explained(f"images: {path} cannot be read as an .npz file", OSError, ValueError, zipfile.BadZipFile):
         with np.load(path, allow_pickle=False) as archive:
             name = "arr_0" if "arr_0" in archive.files else archive.files[0]
             pixels = archive[name]
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"images: {path} cannot be read as an .npz file: {error}") from error
     if pixels.ndim != 4 or pixels.shape[3] != 3:
         raise ValueError(f"images: {path}:{name} has shape {pixels.shape}, need (count, height, width, 3)")
     return from_arrays(pixels, str(path))

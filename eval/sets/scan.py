@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from brickwork.errors import count_and_name, near_names
+from brickwork.errors import count_and_name, explained, near_names
 from brickwork.eval.sets.decode import SUFFIXES
 
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -184,10 +184,8 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
+        with explained(f"{str(path)!r}, line {number}, is no JSON", ValueError, RecursionError):
             row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{str(path)!r}, line {number}, is no JSON: {error}.") from None
         if not isinstance(row, dict):
             raise ValueError(f"{str(path)!r}, line {number}, is no object in braces, but {type(row).__name__}.")
         yield f"{str(path)!r}, line {number},", row

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from brickwork.errors import advice, count_and_name
+from brickwork.errors import advice, count_and_name, explained
 from brickwork.files import digest
 
 if TYPE_CHECKING:
@@ -86,10 +86,8 @@ def read_series(path: str | Path, time_column: str | None = None, columns: Seque
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES or not path.is_file():
         raise ValueError(f"{str(path)!r} is no {' or '.join(SUFFIXES)} file; give one with a row for each step.")
-    try:
+    with explained(f"{str(path)!r} cannot be read"):
         table = pd.read_csv(path) if path.suffix.lower() == ".csv" else pd.read_parquet(path).reset_index()
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read: {error}") from None
     table = table.drop(columns=[name for name in ("index", "Unnamed: 0") if name in table and name != time_column])
     times = _times(table, time_column, str(path))
     names = _variables(table, columns, times, str(path))

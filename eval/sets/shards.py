@@ -17,6 +17,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 
+from brickwork.errors import explained
 from brickwork.eval.sets.decode import SUFFIXES
 from brickwork.eval.sets.scan import Skipped
 
@@ -144,10 +145,8 @@ class ShardTable:
         """Everything of a row but its picture."""
         entry, values = self._samples[row][2], {}
         if "json" in entry:
-            try:
+            with explained(f"{self.names[row]!r} has a .json that cannot be read", ValueError, RecursionError):
                 values = json.loads(self._text(row, "json"))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{self.names[row]!r} has a .json that cannot be read: {error}.") from None
             if not isinstance(values, dict):
                 raise ValueError(f"{self.names[row]!r} has a .json that is no object in braces; write one.")
         if "cls" in entry:

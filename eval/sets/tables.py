@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from brickwork.errors import near_names
+from brickwork.errors import explained, near_names
 from brickwork.eval.sets.decode import SUFFIXES
 from brickwork.eval.sets.scan import FolderListing, Skipped, list_folder
 from brickwork.eval.sets.shards import ShardTable, shard_paths
@@ -150,10 +150,9 @@ def _open_hub(name: str, split: str, argument: str):
     check_data_set(name, argument)
     import datasets
 
-    try:
+    # The hub, the network and the cache each raise classes of their own.
+    with explained(f"`{argument}` is {name!r}, which is no local path, and the hub says", Exception):
         return _with_notes(datasets.load_dataset(name, split=split))
-    except Exception as error:  # the hub, the network and the cache each raise classes of their own
-        raise ValueError(f"`{argument}` is {name!r}, which is no local path, and the hub says: {error}") from error
 
 
 def _with_notes(table):

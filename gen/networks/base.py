@@ -15,7 +15,7 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from brickwork import compat, hub
-from brickwork.errors import MissingFile, no_unknown
+from brickwork.errors import MissingFile, explained, no_unknown
 from brickwork.files import follow_umask, read_json
 from brickwork.gen.blocks.registry import Block, find_block, list_blocks
 from brickwork.gen.blocks.windows import check_maps, static_size
@@ -151,10 +151,8 @@ class Denoiser(AttentionMixin):
         elif not os.path.exists(path) and hub.check_name(path, "pretrained_model_name_or_path", "network"):
             kwargs = {"local_files_only": True} | kwargs
         dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
-        try:
+        with explained(f"No {cls.__name__} could be loaded from {path!r}", OSError, kind=MissingFile):
             found = cls._load(path, **kwargs)
-        except OSError as error:
-            raise MissingFile(f"No {cls.__name__} could be loaded from {path!r}: {error}") from error
         if kwargs.get("low_cpu_mem_usage") is False and isinstance(dtype, torch.dtype):
             # diffusers builds the network under this default type, which tables made in float32 do not follow.
             for tensor in (found[0] if isinstance(found, tuple) else found).state_dict(keep_vars=True).values():

@@ -7,7 +7,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 
-from brickwork.errors import one_of
+from brickwork.errors import explained, one_of
 from brickwork.gen.delay_fold import DelayFold
 from brickwork.gen.networks.base import Adaptable, Denoiser, SampleOutput
 from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep
@@ -69,10 +69,8 @@ class SeriesDenoiser(Denoiser, ModelMixin, ConfigMixin, Adaptable):
         size = max(self.folding.periods) if delay is None else self.folding.rows
         kind = one_of("network_type", network_type, KINDS)
         channels = {"in_channels": SEEN * in_channels, "out_channels": in_channels}
-        try:
+        with explained(f"`network` has a value that {network_type} does not take", TypeError):
             self.denoiser = kind(**{"sample_size": size} | dict(network or {}) | channels)
-        except TypeError as error:
-            raise ValueError(f"`network` has a value that {network_type} does not take: {error}.") from None
         self._no_split_modules = self._repeated_blocks = self.denoiser._no_split_modules
 
     def example_inputs(self, batch: int, height: int, width: int = 1) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from brickwork.errors import explained
 from brickwork.files import read_json
 from brickwork.gen.conditioning import NUM_FREQUENCIES, sincos_position_table
 from brickwork.gen.original.files import check_position_table, check_shapes, load_original_file, our_layout, tensor_of
@@ -58,11 +59,9 @@ def load_original_dit(path: str | Path, attention_head_dim: int | None = None) -
         if stored.get("_class_name") != "DiTTransformer2DModel":
             raise ValueError(f"{str(described)!r} does not describe a DiTTransformer2DModel; give a folder with one.")
     tensors, _ = load_original_file(weights)
-    try:
+    with explained(f"{str(path)!r} is no DiT checkpoint", ValueError):
         head_dim = attention_head_dim or stored.get("attention_head_dim")
         return convert_original_dit(tensors, head_dim, stored.get("sample_size"))
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} is no DiT checkpoint: {error}") from None
 
 
 def convert_original_dit(

@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from brickwork.errors import explained
 from brickwork.files import read_tensors
 from brickwork.gen.conditioning import sincos_position_table
 from brickwork.gen.original.pickles import LEGACY_MAGIC, load_pickled_module
@@ -76,9 +77,7 @@ def load_original_file(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[
         head = file.read(16)
     if path.suffix != ".safetensors" and head.startswith(_TORCH_FILES):
         return read_tensors(path), {}
-    try:
+    with explained(f"{str(path)!r} cannot be read", SafetensorError, ValueError):
         if path.suffix == ".safetensors":
             return load_file(path), {}
         return load_pickled_module(path)
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read: {error}") from None

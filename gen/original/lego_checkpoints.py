@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from brickwork.errors import explained
 from brickwork.gen.conditioning import NUM_FREQUENCIES
 from brickwork.gen.original.files import check_position_table, check_shapes, load_original_file, our_layout, tensor_of
 from brickwork.gen.presets import LEGO_PRESETS
@@ -34,10 +35,8 @@ def load_original_lego(
         ValueError: naming the file and what is wrong with it.
     """
     tensors, attributes = load_original_file(path)
-    try:
+    with explained(f"{str(path)!r} is no LEGO checkpoint as the authors write it", ValueError):
         return convert_original_lego(tensors, attributes, num_attention_heads)
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} is no LEGO checkpoint as the authors write it: {error}") from None
 
 
 def convert_original_lego(

@@ -6,7 +6,8 @@ what to do. Imports nothing of ours.
 
 import difflib
 import reprlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 _BRIEF = reprlib.Repr()
@@ -87,6 +88,22 @@ def no_unknown(argument: str, given: Iterable[str], known: Iterable[str], owner:
         if key not in known:
             fix = advice(key, known, f"{owner} takes")
             raise ValueError(f"`{argument}` has {shown(key)}, which {owner} does not take; {fix}")
+
+
+@contextmanager
+def explained(text: str, *errors: type[Exception], kind: type[ValueError] = ValueError) -> Iterator[None]:
+    """A `with` block whose errors become a `ValueError` that says what is wrong: the text, a colon, the error.
+
+    Args:
+        text: such as "`model.wrap` is 'x'".
+        errors: which; by default those of files that are missing or hold something else, `OSError` and `ValueError`.
+        kind: of the error, such as `MissingFile`.
+    """
+    errors = errors or (OSError, ValueError)
+    try:
+        yield
+    except errors as error:
+        raise kind(f"{text}: {error}") from error
 
 
 def count_and_name(items: Sequence[str], limit: int = 5) -> str:

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from brickwork.errors import MissingFile, near_names
+from brickwork.errors import MissingFile, explained, near_names
 
 _PATIENCE = 5.0  # seconds for a connection to the hub
 _WEIGHTS = "diffusion_pytorch_model"
@@ -94,14 +94,13 @@ def local_copy(name: str, argument: str, what: str = "pipeline", **options: Any)
     from diffusers import DiffusionPipeline
 
     download = without_variant(options)
-    try:
+    # The hub's own errors are OSErrors.
+    with explained(f"`{argument}` is {name!r}, which cannot be had from the hub", kind=MissingFile):
         files = huggingface_hub.snapshot_download(name, allow_patterns=["*.json"], **download)
         if Path(files, "model_index.json").is_file():
             return Path(DiffusionPipeline.download(name, **options))
         ending = f".{options['variant']}.safetensors" if options.get("variant") else ".safetensors"
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", f"*{ending}"], **download))
-    except (OSError, ValueError) as error:  # the hub's own errors are OSErrors
-        raise MissingFile(f"`{argument}` is {name!r}, which cannot be had from the hub: {error}") from error
 
 
 def without_variant(options: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from brickwork.errors import whole_number
+from brickwork.errors import explained, whole_number
 
 
 def _token(text: str) -> str:
@@ -159,10 +159,8 @@ def json_object(option: str, text: str) -> dict[str, Any]:
     Raises:
         ValueError: naming the option, for anything else.
     """
-    try:
+    with explained(f"`{option}` is {text!r}; give a JSON object", ValueError):
         value = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"`{option}` is {text!r}; give a JSON object: {error}.") from None
     if not isinstance(value, dict):
         raise ValueError(f"`{option}` is {text!r}; give a JSON object such as '{{\"eta\": 0.5}}'.")
     return value

@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from brickwork.errors import explained
 from brickwork.files import new_folder, write_json
 from brickwork.pipelines import latents
 from brickwork.training.data.images import LabelledImages, to_unit_range
@@ -189,8 +190,6 @@ def load_vae(source: str, **options: str) -> torch.nn.Module:
     """An `AutoencoderKL` from a folder, a pipeline's folder or the hub; `options` are of `from_pretrained`."""
     from diffusers import AutoencoderKL
 
-    try:
+    with explained(f"`vae` is {source!r}, which holds no AutoencoderKL"):
         inside = Path(source) / "vae"
         return AutoencoderKL.from_pretrained(inside if inside.is_dir() else source, **options)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`vae` is {source!r}, which holds no AutoencoderKL: {error}") from error

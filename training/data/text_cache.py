@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from brickwork.errors import explained
 from brickwork.eval.sets.tables import captions_in, find_column
 from brickwork.files import digest
 from brickwork.hub import without_variant
@@ -31,7 +32,7 @@ def load_text_encoders(source: str, **options: str):
     """
     from diffusers import DiffusionPipeline
 
-    try:
+    with explained(f"`pipeline` is {source!r}, which holds no pipeline with text encoders"):
         names = DiffusionPipeline.load_config(source, **without_variant(options))
         others = {
             name: None
@@ -39,8 +40,6 @@ def load_text_encoders(source: str, **options: str):
             if isinstance(part, list) and not name.startswith(("tokenizer", "text_encoder"))
         }
         return DiffusionPipeline.from_pretrained(source, **others, **options)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`pipeline` is {source!r}, which holds no pipeline with text encoders: {error}") from error
 
 
 def captions_of(images: LabelledImages, column: str) -> list[str]:

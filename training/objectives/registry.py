@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from brickwork.errors import no_unknown, one_of
+from brickwork.errors import explained, no_unknown, one_of
 from brickwork.training.task import Step, Task
 
 REGISTRY: dict[str, type[Objective]] = {}
@@ -109,10 +109,8 @@ def objectives_from(entries: Iterable[Any], registry: Mapping[str, type[Objectiv
         key, options = f"objectives[{number}]", dict(entry)
         kind = one_of(f"{key}.type", options.pop("type", None), registry)
         no_unknown(key, options, _arguments(kind), kind.type)
-        try:
+        with explained(f"`{key}` ({kind.type})", TypeError, ValueError):
             made.append(kind(**options))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"`{key}` ({kind.type}): {error}") from None
     return made
 
 

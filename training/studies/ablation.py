@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field, model_validator
 
-from brickwork.errors import no_unknown, one_of, shown
+from brickwork.errors import explained, no_unknown, one_of, shown
 from brickwork.eval.held_out.paired_loss import paired_loss
 from brickwork.eval.report.blocks import Plot, Report
 from brickwork.eval.sampling.pipelines import load_pipeline
@@ -163,20 +163,16 @@ class Ablation:
             values["optimizer"][key] = round(values["optimizer"][key] * total / planned)
         values["run"] |= {"seed": seed, "total_images": total}
         values["run"]["sample_images"] = values["run"]["sample_images"] or total
-        try:
+        with explained(f"`variants.{name}`", ValueError):
             return build(TrainConfig, values)
-        except ValueError as error:
-            raise ValueError(f"`variants.{name}`: {error}") from None
 
     def check(self, name: str, data: TrainedOn) -> None:
         """Raise a `ValueError` for a variant whose configuration or whose network cannot be built."""
         run = self.run(name, self.config.ablation.seeds[0])
-        try:
+        with explained(f"`variants.{name}`", ValueError):
             if run.model.init_from is None:
                 with torch.device("meta"):
                     build_model(run.model, run.objective, data)
-        except ValueError as error:
-            raise ValueError(f"`variants.{name}`: {error}") from None
 
     def grown(self, name: str, seed: int) -> Path:
         """The folder of what a variant's start becomes, made once it is trained."""

@@ -19,7 +19,7 @@ from PIL import Image
 from pydantic import Field, model_validator
 from safetensors.torch import load_file
 
-from brickwork.errors import one_of
+from brickwork.errors import explained, one_of
 from brickwork.eval.extractors.features import load_extractor
 from brickwork.eval.extractors.protocols import get_protocol
 from brickwork.eval.metrics.distances import feature_statistics, frechet_distance
@@ -214,11 +214,9 @@ def build_networks(config: BattleConfig, class_names: list[str], channels: int =
     for name in config.fighters:
         entry = Entry(name, config.battle.seeds[0], config.rates[0], config.run.total_images, True)
         run = train_config(config, entry, config.data.source, len(class_names), channels)
-        try:
+        with explained(f"`networks.{name}` does not fit", ValueError):
             data = TrainedOn(class_names, config.data.size, channels)
             built[name] = build_model(run.model, run.objective, data, run.run.seed)
-        except ValueError as error:
-            raise ValueError(f"`networks.{name}` does not fit: {error}") from None
         count = trained_parameters(built[name])
         if abs(count - wanted) > share * wanted:
             lowest, highest = math.ceil((1 - share) * wanted), math.floor((1 + share) * wanted)

@@ -19,7 +19,7 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 
 from brickwork import compat
-from brickwork.errors import advice, no_unknown
+from brickwork.errors import advice, explained, no_unknown
 from brickwork.eval.held_out.paired_loss import PairedSet
 from brickwork.eval.report.blocks import Code, Plot, Report
 from brickwork.eval.report.numbers import in_units
@@ -251,10 +251,8 @@ class Search:
         """The fresh supernet of a stage; a `ValueError` names the stage whose blocks cannot be built."""
         torch.manual_seed(self.space.config.run.seed + number)
         in_dim = above[-1].channels if above else self.space.channels
-        try:
+        with explained(f"`space.stages[{number}]`", ValueError):
             return StageSupernet(self.space.stages[number], in_dim, 2 if above else 1, self.space.config.space.config)
-        except ValueError as error:
-            raise ValueError(f"`space.stages[{number}]`: {error}") from None
 
     def fixed(self, results: Mapping[str, Any], number: int) -> tuple[list[Choice], list[StagePath]]:
         """The best choices of the stages above, and their trained paths."""

@@ -20,7 +20,7 @@ from diffusers.utils import logging
 from torch import nn
 
 from brickwork import options
-from brickwork.errors import one_of
+from brickwork.errors import explained, one_of
 from brickwork.eval.benchmark.memory import derive_memory, measure_here, measure_in_child
 from brickwork.eval.benchmark.networks import DTYPES, OURS, training_step
 from brickwork.eval.benchmark.suites import Settings, counted, time_cases
@@ -162,10 +162,8 @@ def load_network(folder: Path) -> nn.Module:
         raise ValueError(
             f"`--pretrained` is {str(folder)!r}, and there is no such folder; name a pipeline or a model."
         )
-    try:
+    with explained(f"`--pretrained` is {str(folder)!r}, which holds no network"):
         network = AutoModel.from_pretrained(str(inside if inside.is_dir() else folder), torch_dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`--pretrained` is {str(folder)!r}, which holds no network: {error}") from None
     if not find_convbn_pairs(network):
         raise ValueError(
             f"`--pretrained` is {str(folder)!r}, a {type(network).__name__} without BatchNorm behind a convolution "

@@ -11,7 +11,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from brickwork.adapters.base import KINDS, adapter_class, kind_of, load_adapter
 from brickwork.adapters.hub import local_adapter
 from brickwork.adapters.modules import ModuleAdapter
-from brickwork.errors import no_unknown, one_of
+from brickwork.errors import explained, no_unknown, one_of
 from brickwork.eval.sets.decode import open_upright, to_rgb
 from brickwork.eval.sets.reader import undecoded
 from brickwork.eval.sets.tables import find_column
@@ -116,10 +116,8 @@ def put_on(pipeline: Any, settings: ModuleAdapterConfig) -> ModuleAdapter:
         raise ValueError(f"`adapter.type` is {settings.type!r}, which train_resadapter.py trains; choose another.")
     no_unknown("adapter.conditions", settings.conditions, kind.conditions, f"a {settings.type}")
     if settings.init_from is None:
-        try:
+        with explained(f"`adapter.config` does not fit a {settings.type}", TypeError):
             adapter = kind.create(pipeline, **settings.config)
-        except TypeError as error:
-            raise ValueError(f"`adapter.config` does not fit a {settings.type}: {error}.") from None
     else:
         source = local_adapter(settings.init_from)
         if kind_of(source) != settings.type:

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
+from brickwork.errors import explained
 from brickwork.eval.report.pictures import grid
 from brickwork.pipelines.latents import moments
 from brickwork.training.config.config import TrainConfig, require_task
@@ -41,13 +42,9 @@ class AutoencoderTask(Task):
         require_task(config, "AutoencoderKL", "reconstruction")
         task = cls()
         task.config, task.accelerator = config, accelerator
-        try:
+        with explained("`objective.options` or `model.config` has a value that does not fit", TypeError):
             task._set(**config.objective.options)
             task.network = AutoencoderKL(**config.model.config)
-        except TypeError as error:
-            raise ValueError(
-                f"`objective.options` or `model.config` has a value that does not fit: {error}."
-            ) from None
         if config.model.init_from:
             task.network = AutoencoderKL.from_pretrained(config.model.init_from).float()
         config.data.require_unset(

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
+from brickwork.errors import explained
 from brickwork.eval.held_out.paired_loss import PairedSet, estimates
 from brickwork.eval.sampling.pipelines import load_pipeline, pipeline_folder
 from brickwork.eval.sampling.sample_set import denoiser_of
@@ -159,10 +160,8 @@ class BackboneTask(LabelledTask):
         return estimates(network, step.sample, step.timestep, subnet=step.subnet, **conditions)
 
     def teacher(self, source: str) -> torch.nn.Module:
-        try:
+        with explained(f"`teacher` is {source!r}, which cannot be loaded", ValueError):
             pipeline = load_pipeline(source, device=self.accelerator.device)
-        except ValueError as error:
-            raise ValueError(f"`teacher` is {source!r}, which cannot be loaded: {error}") from None
         noted = saved_objective(pipeline_folder(source))
         if noted is None:
             raise ValueError(f"`teacher` is {source!r}, which does not say what it was trained for (objective.json).")

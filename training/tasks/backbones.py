@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from brickwork import compat
-from brickwork.errors import no_unknown, one_of
+from brickwork.errors import explained, no_unknown, one_of
 from brickwork.gen.networks.composite import CompositeDenoiser
 from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.networks.stitched import StitchedDenoiser
@@ -193,10 +193,8 @@ def _wrapping_model(settings: ModelConfig, values: dict, data: TrainedOn, sigma_
             f"`model.wrap` is {source!r}, which is for a LegoTransformer2DModel whose further bricks are those in "
             "`model.config`; leave out `model.preset` and `model.init_from`."
         )
-    try:
+    with explained(f"`model.wrap` is {source!r}", ValueError):
         denoiser, scheduler, names = load_denoiser(source)
-    except ValueError as error:
-        raise ValueError(f"`model.wrap` is {source!r}: {error}") from None
     values = {key: value for key, value in values.items() if key not in ("in_channels", "pretrained_brick")}
     if values.get("id2label") is None:
         values["id2label"] = names
@@ -246,10 +244,8 @@ def build_objective(settings: ObjectiveConfig) -> Any:
 
 def _saved_model(kind: type, source: str, data: TrainedOn, any_bricks: bool) -> torch.nn.Module:
     inside = Path(source) / "transformer"  # a pipeline's folder
-    try:
+    with explained(f"`model.init_from` is {source!r}, which holds no {kind.__name__}"):
         model = kind.from_pretrained(inside if inside.is_dir() else source, **saved_variant(source))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`model.init_from` is {source!r}, which holds no {kind.__name__}: {error}") from error
     model = _told_of_augmentation(_of_classes(model, data.class_names), data.augment_dim)
     check_fits_data(model, "model.init_from", source, data.class_names, data.channels)
     if hasattr(model, "num_bricks"):

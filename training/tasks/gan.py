@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
+from brickwork.errors import explained
 from brickwork.eval.report.pictures import grid
 from brickwork.gen.networks.gan import MaxViTGAN2DModel
 from brickwork.pipelines.one_step import OneStepPipeline
@@ -34,13 +35,9 @@ class GanTask(Task):
         config.data.require_unset(("augment", "progressive"), "a GAN learns from pictures as they are; leave it out")
         task, images = cls(), images_of(config.data)
         task.config, task.accelerator = config, accelerator
-        try:
+        with explained("`objective.options` or `model.config` has a value that does not fit", TypeError):
             task.adversarial = AdversarialObjective(**config.objective.options)
             model = MaxViTGAN2DModel(sample_size=config.data.size, in_channels=images.channels, **config.model.config)
-        except TypeError as error:
-            raise ValueError(
-                f"`objective.options` or `model.config` has a value that does not fit: {error}."
-            ) from None
         latent_dim, numbers = model.generator.config.latent_dim, images.channels * config.data.size**2
         if latent_dim > numbers:
             raise ValueError(f"`latent_dim` is {latent_dim}, more than the {numbers} numbers of an image; lower it.")

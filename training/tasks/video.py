@@ -5,6 +5,7 @@ from typing import Any, Self
 import torch
 from accelerate import Accelerator
 
+from brickwork.errors import explained
 from brickwork.gen.networks.parts import load_part, network_folder
 from brickwork.gen.networks.video import KINDS, VideoDenoiser, inflate
 from brickwork.pipelines.objective_file import saved_objective
@@ -68,7 +69,7 @@ def build_network(source: str, pattern: str, class_names: list[str]) -> VideoDen
     """
     if not source:
         raise ValueError("`model.image` is empty; name the folder of an image network, a pipeline or a training run.")
-    try:
+    with explained(f"`model.image` is {source!r}"):
         folder = network_folder(source)
         if (folder / "temporal").is_dir():
             return VideoDenoiser.from_pretrained(folder)
@@ -76,8 +77,6 @@ def build_network(source: str, pattern: str, class_names: list[str]) -> VideoDen
         if class_names and "id2label" in image.config and not image.config.id2label:
             image.register_to_config(id2label=dict(enumerate(class_names)))
         return inflate(image, pattern)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`model.image` is {source!r}: {error}") from None
 
 
 def check_fits(network: VideoDenoiser, source: str, objective: Any, clips: Clips) -> None:

@@ -25,6 +25,7 @@ from brickwork.adapters.resadapter.formats import to_differences, write_adapter
 from brickwork.adapters.resadapter.functions import family_of, load_resadapter, unload_resadapter
 from brickwork.adapters.resadapter.inject import adaptable_shapes
 from brickwork.adapters.resadapter.transaction import loaded_adapters
+from brickwork.errors import explained
 from brickwork.training.config.adapter import AdapterConfig
 from brickwork.training.config.data import ResolutionConfig
 from brickwork.training.config.latent import ResAdapterConfig
@@ -166,10 +167,8 @@ def starting_point(
     unet: torch.nn.Module, settings: AdapterConfig
 ) -> tuple[dict[str, LowRank], dict[str, torch.Tensor]]:
     """The LoRA by path and the absolute norms by name of the adapter to start from, checked by loading it."""
-    try:
+    with explained("`adapter.init_from` cannot be taken", ValueError):
         load_resadapter(unet, settings.init_from, NAME, norm_mode=settings.norm_mode, base_model=settings.base_model)
-    except ValueError as error:
-        raise ValueError(f"`adapter.init_from` cannot be taken: {error}") from error
     loaded = loaded_adapters(unet)[NAME]
     unload_resadapter(unet, NAME)
     norms = {key: (own_norm(unet, key).double() + delta).float() for key, delta in loaded.deltas.items()}
