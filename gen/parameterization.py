@@ -1,10 +1,15 @@
 """What a network is asked to predict, for training, scoring and sampling alike."""
 
+import inspect
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
+
+from brickwork.errors import explained, no_unknown, one_of
 
 SIGMA_DATA = 0.5  # standard deviation of pictures in [-1, 1], where an objective does not say
 
@@ -344,3 +349,11 @@ def objective_of(scheduler: SchedulerMixin, min_snr_gamma: float | None = None) 
 
 
 OBJECTIVES = {"edm": EDMObjective, "epsilon": EpsilonObjective, "v": VObjective, "flow": FlowObjective}
+
+
+def make_objective(name: str, options: Mapping[str, Any], key: str = "objective") -> Objective:
+    """An objective by its name and options; a `ValueError` says what does not fit."""
+    kind, path = one_of(key, name, OBJECTIVES), f"{key.removesuffix('.type')}.options"
+    no_unknown(path, options, inspect.signature(kind).parameters, name)
+    with explained(f"`{path}` is {options}; a value is of the wrong kind", TypeError):
+        return kind(**options)

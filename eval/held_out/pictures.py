@@ -1,11 +1,9 @@
 """Held-out pictures as networks are scored on them, and their paired loss as an entry of a result."""
 
-import inspect
-
 import numpy as np
 import torch
 
-from brickwork.errors import count_and_name, no_unknown, one_of
+from brickwork.errors import count_and_name
 from brickwork.eval.extractors.features import weights_digest
 from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
 from brickwork.eval.report.results import Score
@@ -19,7 +17,7 @@ from brickwork.eval.sets.pictures import (
     refuse_corrupt,
 )
 from brickwork.files import digest
-from brickwork.gen.parameterization import OBJECTIVES
+from brickwork.gen.parameterization import make_objective
 from brickwork.pipelines.labels import resolve_class_labels
 from brickwork.pipelines.latents import encode
 
@@ -50,7 +48,7 @@ def measure_paired_loss(
     Returns:
         The loss; its settings carry the hash of the pictures, so that losses on other pictures are not compared.
     """
-    trained_for = _objective(objective, options or {})
+    trained_for = make_objective(objective, options or {})
     network = denoiser_of(pipeline)
     batch = decode(images, range(len(images)), preparation, inspect_images(images, preparation).size)
     refuse_corrupt(batch.corrupt, images)
@@ -64,15 +62,6 @@ def measure_paired_loss(
     if getattr(pipeline, "vae", None) is not None:
         settings["vae"] = weights_digest(pipeline.vae)
     return Score(scores.pop("loss"), settings=settings, details=scores)
-
-
-def _objective(name: str, options: dict):
-    objective = one_of("objective", name, OBJECTIVES)
-    no_unknown("objective options", options, inspect.signature(objective).parameters, f"the objective {name}")
-    try:
-        return objective(**options)
-    except TypeError as error:
-        raise ValueError(f"objective: {name} with {options}: a value is of the wrong kind ({error})") from None
 
 
 @torch.no_grad()

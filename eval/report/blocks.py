@@ -6,7 +6,6 @@ Every room writes its results with these: `Report(title, [Text(…), Table(…),
 import base64
 import dataclasses
 import io
-import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -20,7 +19,7 @@ from PIL import Image
 
 from brickwork.eval.report.numbers import number
 from brickwork.eval.report.plots import NoMatplotlib, draw
-from brickwork.files import write_file, write_json
+from brickwork.files import plain, write_file, write_json
 
 _MARKS = r"\\`*_<\[\]#|"
 _SPAN = re.compile(rf"\\([{_MARKS}])|\*\*((?:\\.|[^\\])+?)\*\*|`(.+?)`")
@@ -312,19 +311,10 @@ def _spans(text: str) -> list[tuple[str, str]]:
     return [span for span in (*spans, ("", text[at:])) if span[1]]
 
 
-def _plain(value: Any, file: str | None = None) -> Any:
-    """A block, or a value in it, as JSON takes it: numbers that are not finite are `None`, pictures are left out."""
-    if dataclasses.is_dataclass(value):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        fields.pop("image", None)
-        named = {"type": type(value).__name__.lower()} | ({} if file is None else {"file": file})
-        return named | {key: _plain(entry) for key, entry in fields.items() if entry not in (None, "", ())}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+def _plain(block: Block, file: str | None = None) -> dict:
+    """A block as JSON takes it: numbers that are not finite are `None`, pictures are left out."""
+    fields = {field.name: getattr(block, field.name) for field in dataclasses.fields(block) if field.name != "image"}
+    if isinstance(block, Panels):
+        fields["plots"] = [_plain(plot) for plot in block.plots]
+    named = {"type": type(block).__name__.lower()} | ({} if file is None else {"file": file})
+    return named | plain({key: entry for key, entry in fields.items() if entry not in (None, "", ())})

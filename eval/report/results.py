@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from brickwork.errors import explained
+from brickwork.errors import explained, shown
 from brickwork.eval.report.blocks import Table
 from brickwork.eval.report.numbers import number
 from brickwork.files import read_json
@@ -64,7 +64,7 @@ def generation_of(samples: str | Path) -> dict | None:
         return None
     record = read_json(path, "record of `brickwork evaluate gen`")
     if not isinstance(record.get("call", {}), dict):
-        raise ValueError(f"{str(path)!r} is damaged: `call` is {short(record['call'])}; sample the set anew.")
+        raise ValueError(f"{str(path)!r} is damaged: `call` is {shown(record['call'])}; sample the set anew.")
     return record
 
 
@@ -113,7 +113,7 @@ def read_result(path: str | Path) -> dict:
         first = error.errors(include_url=False, include_context=False)[0]
         key = ".".join(map(str, first["loc"]))
         raise ValueError(
-            f"result: {path} is damaged: `{key[:80]}` is {short(first['input'])}: {first['msg']}; measure anew."
+            f"result: {path} is damaged: `{key[:80]}` is {shown(first['input'])}: {first['msg']}; measure anew."
         ) from None
 
 
@@ -127,12 +127,6 @@ def picture_beside(result_file: str | Path, name: str) -> Path | None:
     if len(name.encode()) > 255 or not re.fullmatch(r"[^/\\\0]+", name) or name in (".", "..") or path.is_symlink():
         raise ValueError(f"result: {result_file} names the picture {name[:80]!r}; only files beside it are read.")
     return path if path.is_file() else None
-
-
-def short(value: Any) -> str:
-    """A value in at most 58 characters, for errors."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def differences(results: Sequence[dict]) -> list[str]:

@@ -22,10 +22,10 @@ from accelerate import PartialState
 from PIL import Image
 from tqdm.auto import tqdm
 
-from brickwork.errors import no_unknown, one_of
+from brickwork.errors import no_unknown, one_of, shown
 from brickwork.eval.extractors.features import weights_digest
 from brickwork.eval.extractors.protocols import to_uint8
-from brickwork.eval.report.results import generation_file, short
+from brickwork.eval.report.results import generation_file
 from brickwork.eval.report.versions import library_versions
 from brickwork.eval.sets.pictures import batches, read_metadata
 from brickwork.files import write_file, write_json
@@ -264,7 +264,7 @@ def _is_finished(output: Path, record: dict, folder: Path, format: str) -> bool:
     ignored = ("source", "versions", "gflops", "class_names")
     changed = [key for key in record if key not in ignored and found.get(key) != record[key]]
     if changed:
-        listed = "; ".join(f"{key}: {short(found.get(key))} there, {short(record[key])} now" for key in changed)
+        listed = "; ".join(f"{key}: {shown(found.get(key))} there, {shown(record[key])} now" for key in changed)
         raise ValueError(f"output: {output} holds a set with other settings ({listed}); choose another folder")
     return format != "png" and stored == generation_file(output)
 

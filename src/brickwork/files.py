@@ -9,11 +9,12 @@ import errno
 import glob
 import hashlib
 import json
+import math
 import os
 import shutil
 import socket
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,19 @@ def write_file(path: str | Path, content: bytes | str | Callable[[Path], Any]) -
         else:
             part.write_text(content, encoding="utf-8")
     return Path(path)
+
+
+def plain(value: Any) -> Any:
+    """What JSON makes of a value; numbers that are not finite become `None`, what JSON does not know its text."""
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if hasattr(value, "tolist"):  # an array
+        return plain(value.tolist())
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [plain(entry) for entry in value]
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def write_json(path: str | Path, value: Any, indent: int | None = 2) -> Path:

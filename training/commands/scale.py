@@ -69,6 +69,7 @@ def propose(args: argparse.Namespace) -> tuple[str, str]:
 
     from brickwork.eval.report.blocks import Table
     from brickwork.eval.report.numbers import in_units
+    from brickwork.files import plain
     from brickwork.gen.presets import PRESETS
     from brickwork.training.config.config import load_config
     from brickwork.training.config.recipes import recipe
@@ -122,13 +123,7 @@ def propose(args: argparse.Namespace) -> tuple[str, str]:
     }
     command = " ".join(["scale", args.preset, "--budget", args.budget])
     heading = f"{HEADING} {command.removeprefix('scale ')}`: over the defaults, as the recipe of {args.preset} is."
-    return f"{heading}\n{yaml.safe_dump(_plain(merged), sort_keys=False)}", "\n".join(told)
-
-
-def _plain(value):
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+    return f"{heading}\n{yaml.safe_dump(plain(merged), sort_keys=False)}", "\n".join(told)
 
 
 def count_network(kind: str, config: dict, side: int, classes: int | None) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 A further one is a line in `BACKBONES`.
 """
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from brickwork.gen.networks.stitched import StitchedDenoiser
 from brickwork.gen.networks.transformer import BlockTransformer2DModel
 from brickwork.gen.networks.unet import BlockUNet2DModel
 from brickwork.gen.networks.wrapped import load_denoiser
-from brickwork.gen.parameterization import OBJECTIVES
+from brickwork.gen.parameterization import make_objective
 from brickwork.hub import saved_variant
 from brickwork.pipelines.class_to_image import ClassToImagePipeline
 from brickwork.pipelines.lego import LegoPipeline
@@ -233,13 +232,7 @@ def build_objective(settings: ObjectiveConfig) -> Any:
     Raises:
         ValueError: for options that it does not take.
     """
-    name, options = settings.type, settings.options
-    kind = one_of("objective.type", name, OBJECTIVES)
-    no_unknown("objective.options", options, inspect.signature(kind).parameters, name)
-    try:
-        return kind(**options)
-    except TypeError as error:
-        raise ValueError(f"`objective.options` is {options}; a value is of the wrong kind ({error}).") from None
+    return make_objective(settings.type, settings.options, "objective.type")
 
 
 def _saved_model(kind: type, source: str, data: TrainedOn, any_bricks: bool) -> torch.nn.Module:

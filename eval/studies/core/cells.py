@@ -5,14 +5,13 @@ digest of that and of the conditions, and the result.
 """
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from brickwork.files import digest, read_json, write_json
+from brickwork.files import digest, plain, read_json, write_json
 
 STUDY, TASK, RESULT = "study.json", "task.json", "cell.json"
 STOPPED = 3  # exit status of a cell that was asked to stop
@@ -165,17 +164,6 @@ def keep(folder: Path, head: Mapping[str, Any], compute: Callable[[], Any]) -> A
 def folder_name(name: str) -> str:
     """A name as part of a cell's: whatever is no letter or digit becomes a hyphen."""
     return "".join(letter if letter.isalnum() else "-" for letter in name)
-
-
-def plain(value: Any) -> Any:
-    """What JSON makes of a value; numbers that are not finite become `None`, what JSON does not know its text."""
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def leaves(values: Any, path: str = "") -> dict[str, Any]:

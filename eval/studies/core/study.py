@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from brickwork.eval.studies.core.cells import Cell, StudyFolder, plain
+from brickwork.eval.studies.core.cells import Cell, StudyFolder
 from brickwork.eval.studies.core.processes import run_cells
-from brickwork.files import write_json
+from brickwork.files import plain, write_json
 
 Columns = Mapping[str, Callable[[Any], Any]]
 
