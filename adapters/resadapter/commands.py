@@ -7,9 +7,11 @@ from brickwork import options
 
 
 def configure_merge(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `brickwork merge`."""
-    parser.description = "Bake a ResAdapter into a checkpoint, for programs that load no adapters."
-    parser.epilog = "example:\n  brickwork merge model.safetensors resadapter_v2_sd1.5 merged.safetensors --scale 0.7"
+    """Bake a ResAdapter into a checkpoint, for programs that load no adapters.
+
+    example:
+      brickwork merge model.safetensors resadapter_v2_sd1.5 merged.safetensors --scale 0.7
+    """
     parser.add_argument("base", help="a checkpoint, the folder of a pipeline or a UNet, or a name on the Hub")
     parser.add_argument("adapter", help="the adapter: a file, an authors' folder, or owner/name/folder on the Hub")
     options.add_target(parser, "dst", "where to write the result: a file or a folder, as the base is; must not exist")
@@ -36,12 +38,12 @@ def merge(args: argparse.Namespace) -> None:
 
 
 def configure_convert(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `brickwork convert resadapter`."""
-    parser.description = "Convert a ResAdapter between the authors' folder, a diffusers LoRA and one ComfyUI file."
-    parser.epilog = (
-        "example:\n  brickwork convert resadapter resadapter_v2_sd1.5 resadapter.safetensors --to comfyui \\\n"
-        "      --base-model stable-diffusion-v1-5/stable-diffusion-v1-5"
-    )
+    """Convert a ResAdapter between the authors' folder, a diffusers LoRA and one ComfyUI file.
+
+    example:
+      brickwork convert resadapter resadapter_v2_sd1.5 resadapter.safetensors --to comfyui \\
+          --base-model stable-diffusion-v1-5/stable-diffusion-v1-5
+    """
     parser.add_argument("src", help="the adapter: a file, an authors' folder, or owner/name/folder on the Hub")
     options.add_target(parser, "dst", "a folder for --to official, else a .safetensors path")
     parser.add_argument("--to", required=True, help="the form to write: official, diffusers or comfyui")

@@ -11,23 +11,21 @@ from brickwork.files import check_folder, new_folder
 
 
 def configure_lego(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `brickwork convert lego`."""
-    parser.description = (
-        "Write a checkpoint of the LEGO authors as a model folder that LegoTransformer2DModel.from_pretrained loads. "
-        "Nothing in the checkpoint is run."
-    )
-    parser.epilog = "example: brickwork convert lego LEGO-L-PG-64.pkl lego-l-pg-64"
+    """Write a checkpoint of the LEGO authors as a model folder that LegoTransformer2DModel.from_pretrained loads.
+    Nothing in the checkpoint is run.
+
+    example: brickwork convert lego LEGO-L-PG-64.pkl lego-l-pg-64
+    """
     _add_folders(parser, "the authors' .pkl, or its state dict as .safetensors or .pt")
     parser.set_defaults(run=run_lego)
 
 
 def configure_dit(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `brickwork convert dit`."""
-    parser.description = (
-        "Write a DiT checkpoint, of its authors or of diffusers, as a model folder that "
-        "BlockTransformer2DModel.from_pretrained loads. Nothing in the checkpoint is run."
-    )
-    parser.epilog = "example: brickwork convert dit DiT-XL-2-256x256.pt dit-xl-2-256"
+    """Write a DiT checkpoint, of its authors or of diffusers, as a model folder that
+    BlockTransformer2DModel.from_pretrained loads. Nothing in the checkpoint is run.
+
+    example: brickwork convert dit DiT-XL-2-256x256.pt dit-xl-2-256
+    """
     _add_folders(parser, "the authors' .pt, a .safetensors file, or a folder of diffusers' DiT")
     parser.add_argument(
         "--attention-head-dim", type=int, help="channels of a head, where the width is not the paper's"

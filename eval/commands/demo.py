@@ -1,4 +1,10 @@
-"""`brickwork demo`: one picture that shows what the weights that ship can do."""
+"""Draw one picture with the weights that ship, every class in turn: the same seeds with every brick and with bricks
+skipped, and wide images beyond the training size; then avatars by text. Prints seconds, counted operations and the
+bricks that ran.
+
+example:
+  brickwork demo --output demo.png --seed 3
+"""
 
 import argparse
 import time
@@ -35,12 +41,6 @@ class Row:
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Draw one picture with the weights that ship, every class in turn: the same seeds with every brick and with "
-        "bricks skipped, and wide images beyond the training size; then avatars by text. Prints seconds, counted "
-        "operations and the bricks that ran."
-    )
-    parser.epilog = "example:\n  brickwork demo --output demo.png --seed 3"
     parser.add_argument("-o", "--output", type=Path, default=Path("demo.png"), help="picture to write (demo.png)")
     parser.add_argument("--weights", default="lego-avatars-64", help="weights that ship, or a pipeline folder")
     parser.add_argument(

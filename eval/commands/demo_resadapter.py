@@ -1,4 +1,9 @@
-"""`brickwork demo resadapter`: one picture of Stable Diffusion in miniature, before and after its ResAdapter."""
+"""Draw one picture with the miniature Stable Diffusion that ships, which was trained at 64 x 64 pixels alone: the same
+prompts and seeds at several sizes, without its ResAdapter and with it.
+
+example:
+  brickwork demo resadapter --output both.png --prompts 'a sad bottts robot' 'a happy micah person'
+"""
 
 import argparse
 import time
@@ -12,13 +17,6 @@ SIZES = ((64, 64), (48, 48), (80, 80), (48, 96), (96, 96))
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Draw one picture with the miniature Stable Diffusion that ships, which was trained at 64 x 64 pixels alone: "
-        "the same prompts and seeds at several sizes, without its ResAdapter and with it."
-    )
-    parser.epilog = (
-        "example:\n  brickwork demo resadapter --output both.png --prompts 'a sad bottts robot' 'a happy micah person'"
-    )
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("demo-resadapter.png"), help="picture to write (demo-resadapter.png)"
     )

@@ -1,4 +1,7 @@
-"""`brickwork evaluate ref | gen | calc | compare`."""
+"""`brickwork evaluate ref | gen | calc | compare`.
+
+Sample at scale, measure and compare, by protocols that are stored with every number.
+"""
 
 import argparse
 import json
@@ -20,7 +23,6 @@ EXAMPLES = """examples:
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the four sub-commands."""
-    parser.description = "Sample at scale, measure and compare, by protocols that are stored with every number."
     parser.epilog = EXAMPLES
     commands = parser.add_subparsers(dest="evaluate_command", required=True, metavar="ref|gen|calc|compare")
     _configure_ref(_command(commands, "ref", "measure real pictures once: statistics, features, hashes"))

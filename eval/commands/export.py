@@ -1,4 +1,11 @@
-"""`brickwork export`: a network as ONNX graphs."""
+"""Write the network of a pipeline as ONNX graphs, one for each subnet (of LEGO: each set of bricks) and size, with any
+batch, each compared with the network before it is kept; then time both on this processor. Draw with them: `brickwork
+generate MODEL --exported FOLDER`.
+
+examples:
+  brickwork export lego-avatars-64 -o lego-avatars-64-onnx
+  brickwork export runs/tiny-lego --sizes 64 64x192 --subnets full -o onnx
+"""
 
 import argparse
 import re
@@ -10,16 +17,6 @@ from brickwork import options
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Write the network of a pipeline as ONNX graphs, one for each subnet (of LEGO: each set of bricks) and size, "
-        "with any batch, each compared with the network before it is kept; then time both on this processor. Draw "
-        "with them: `brickwork generate MODEL --exported FOLDER`."
-    )
-    parser.epilog = (
-        "examples:\n"
-        "  brickwork export lego-avatars-64 -o lego-avatars-64-onnx\n"
-        "  brickwork export runs/tiny-lego --sizes 64 64x192 --subnets full -o onnx"
-    )
     options.add_common(parser, "model")
     options.add_target(parser, "folder", "folder to write")
     parser.add_argument(

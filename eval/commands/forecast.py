@@ -1,4 +1,10 @@
-"""`brickwork forecast`: go on with the series of a CSV or Parquet file, or fill in their gaps."""
+"""Draw many ways in which the series of a file may go on, and write their mean and quantiles for each later step and
+variable, as CSV. With --fill, do that for the gaps of the file instead.
+
+examples:
+  brickwork forecast power.csv --model runs/series/pipeline --horizon 48
+  brickwork forecast power.csv --model runs/series/pipeline --fill -o filled.csv
+"""
 
 import argparse
 from pathlib import Path
@@ -10,15 +16,6 @@ COLUMNS = ("time", "variable", "mean")  # of what it writes, and behind them the
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Arguments of `brickwork forecast`."""
-    parser.description = (
-        "Draw many ways in which the series of a file may go on, and write their mean and quantiles for each later "
-        "step and variable, as CSV. With --fill, do that for the gaps of the file instead."
-    )
-    parser.epilog = (
-        "examples:\n"
-        "  brickwork forecast power.csv --model runs/series/pipeline --horizon 48\n"
-        "  brickwork forecast power.csv --model runs/series/pipeline --fill -o filled.csv"
-    )
     parser.add_argument("data", help="a .csv or .parquet file, a row for each step; gaps are empty cells")
     parser.add_argument("--model", required=True, help="folder of a TimeSeriesPipeline, or its name on the hub")
     parser.add_argument("--horizon", type=int, default=24, help="steps to go on for (default: 24)")

@@ -1,4 +1,14 @@
-"""`brickwork generate`: pictures from a pipeline, one file each."""
+"""Draw pictures (or clips) with a pipeline, of classes or (text-to-image) of prompts: one PNG (or GIF) each, named by
+class or prompt and by seed. Run again, it goes on with the next seeds; a picture that is there is never replaced but
+with --overwrite: one more of the same class and seed ends in -2.
+
+examples:
+  brickwork generate lego-avatars-64 --count 16 --output faces
+  brickwork generate lego-avatars-64 --width 192 --schedule fast --guidance 1.5
+  brickwork generate runs/tiny-maxvit/pipeline --steps 25
+  brickwork generate my-stable-diffusion --prompt 'a red apple' 'a green apple'
+  brickwork generate lego-avatars-64 --count 16 --keep-best 4 --score avatar-attributes
+"""
 
 import argparse
 import hashlib
@@ -17,19 +27,6 @@ SLUG = 60  # letters of a prompt in the name of a file
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Draw pictures (or clips) with a pipeline, of classes or (text-to-image) of prompts: one PNG (or GIF) each, "
-        "named by class or prompt and by seed. Run again, it goes on with the next seeds; a picture that is there is "
-        "never replaced but with --overwrite: one more of the same class and seed ends in -2."
-    )
-    parser.epilog = (
-        "examples:\n"
-        "  brickwork generate lego-avatars-64 --count 16 --output faces\n"
-        "  brickwork generate lego-avatars-64 --width 192 --schedule fast --guidance 1.5\n"
-        "  brickwork generate runs/tiny-maxvit/pipeline --steps 25\n"
-        "  brickwork generate my-stable-diffusion --prompt 'a red apple' 'a green apple'\n"
-        "  brickwork generate lego-avatars-64 --count 16 --keep-best 4 --score avatar-attributes"
-    )
     options.add_common(parser, "model")
     parser.add_argument("--classes", nargs="+", metavar="CLASS", help="names or numbers (default: every class)")
     parser.add_argument("-n", "--count", type=int, default=4, help="images of each class or prompt (default: 4)")

@@ -1,4 +1,10 @@
-"""`brickwork info`: what a checkpoint is."""
+"""What a checkpoint is: classes, parameters, counted operations at a size, every subnet, and the schedule saved with
+it; of LEGO every brick, of other networks their maps and windows; of any other pipeline its components.
+
+examples:
+  brickwork info lego-avatars-64 --height 64 --width 192
+  brickwork info lego-xl-u-64
+"""
 
 import argparse
 import math
@@ -11,14 +17,6 @@ from brickwork.hub import saved_variant
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "What a checkpoint is: classes, parameters, counted operations at a size, every subnet, and the schedule "
-        "saved with it; of LEGO every brick, of other networks their maps and windows; of any other pipeline its "
-        "components."
-    )
-    parser.epilog = (
-        "examples:\n  brickwork info lego-avatars-64 --height 64 --width 192\n  brickwork info lego-xl-u-64"
-    )
     parser.add_argument(
         "model", help="weights that ship, a preset, a pipeline or model folder, or an authors' .pkl file"
     )

@@ -1,4 +1,12 @@
-"""`brickwork judge`: whether pictures show what their prompts ask for, by GenEval's rules."""
+"""Find the objects of pictures and compare them with what the prompts ask for: which, how many, in which colours and
+positions, by the published rules of GenEval. Prompts are captions, or requirements in GenEval's form. Writes
+judgement.json and a page with the pictures that are wrong.
+
+examples:
+  brickwork judge samples --detector owlv2:google/owlv2-base-patch16-ensemble -o judgement
+  brickwork judge samples --detector shapes --requirements evaluation_metadata.jsonl -o judgement
+  brickwork judge samples --detector shapes --prompt 'two red circles above a blue square' -o judgement
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -12,17 +20,6 @@ SHOWN = 24  # wrong pictures in the report
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `brickwork judge`."""
-    parser.description = (
-        "Find the objects of pictures and compare them with what the prompts ask for: which, how many, in which "
-        "colours and positions, by the published rules of GenEval. Prompts are captions, or requirements in GenEval's "
-        "form. Writes judgement.json and a page with the pictures that are wrong."
-    )
-    parser.epilog = (
-        "examples:\n"
-        "  brickwork judge samples --detector owlv2:google/owlv2-base-patch16-ensemble -o judgement\n"
-        "  brickwork judge samples --detector shapes --requirements evaluation_metadata.jsonl -o judgement\n"
-        "  brickwork judge samples --detector shapes --prompt 'two red circles above a blue square' -o judgement"
-    )
     parser.add_argument("pictures", help="folder, .parquet, .tar or a data set on the hub, with captions")
     parser.add_argument("-o", "--output", type=Path, default=Path("judgement"), help="folder to write (judgement)")
     add_detector(parser, "--detector", required=True)

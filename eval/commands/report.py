@@ -1,8 +1,11 @@
-"""`brickwork report`: results on one page, with everything a reader needs to judge them by.
-
-The page is one HTML file with its pictures inside; the same pictures lie beside it as PNGs. It shows the metrics of
+"""The page is one HTML file with its pictures inside; the same pictures lie beside it as PNGs. It shows the metrics of
 every result, what they depend on, curves over whatever the results' tags say (training images, sizes, operations),
 fixed-seed grids and samples beside their nearest training pictures.
+
+Put results of `brickwork evaluate calc` on one self-contained HTML page, with PNGs beside it.
+
+example:
+  brickwork report result-*.json -o report
 """
 
 import argparse
@@ -28,10 +31,6 @@ CAPTIONS = {
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `brickwork report`."""
-    parser.description = (
-        "Put results of `brickwork evaluate calc` on one self-contained HTML page, with PNGs beside it."
-    )
-    parser.epilog = "example:\n  brickwork report result-*.json -o report"
     parser.add_argument("results", nargs="+", help="results of `brickwork evaluate calc` (.json)")
     parser.add_argument("-o", "--output", default="report", help="folder for index.html and PNGs (default: report)")
     parser.add_argument("--title", default="Evaluation", help="heading of the page (default: Evaluation)")

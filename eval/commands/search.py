@@ -1,4 +1,13 @@
-"""`brickwork search`: the best schedules of subnets within budgets of operations, and their quality against cost."""
+"""Score the subnets of a pipeline's network on held-out pictures at every noise level of its sampler, and write the
+schedule of least loss within each budget of operations, beside the table, JSON and plot that it was chosen from. With
+a reference, also sample with each schedule and measure the kernel distance.
+
+examples:
+  brickwork search lego-avatars-64 runs/emoji-split/held-out -o runs/search
+  brickwork generate lego-avatars-64 --schedule runs/search/schedule-0.6.json
+  brickwork search my-model held-out --budget 0.5 0.75 --reference train.safetensors -n 256 -o runs/search
+  brickwork search my-stable-diffusion captioned --with small=my-small-one --steps 25 -o runs/switch
+"""
 
 import argparse
 from collections.abc import Mapping
@@ -9,18 +18,6 @@ from brickwork import hub, options
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Arguments of `brickwork search`."""
-    parser.description = (
-        "Score the subnets of a pipeline's network on held-out pictures at every noise level of its sampler, and "
-        "write the schedule of least loss within each budget of operations, beside the table, JSON and plot that it "
-        "was chosen from. With a reference, also sample with each schedule and measure the kernel distance."
-    )
-    parser.epilog = (
-        "examples:\n"
-        "  brickwork search lego-avatars-64 runs/emoji-split/held-out -o runs/search\n"
-        "  brickwork generate lego-avatars-64 --schedule runs/search/schedule-0.6.json\n"
-        "  brickwork search my-model held-out --budget 0.5 0.75 --reference train.safetensors -n 256 -o runs/search\n"
-        "  brickwork search my-stable-diffusion captioned --with small=my-small-one --steps 25 -o runs/switch"
-    )
     options.add_common(parser, "model")
     parser.add_argument("data", help="held-out pictures, classes or captions with them: a folder, .parquet, …")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for schedules, table and plot")

@@ -1,4 +1,11 @@
-"""`brickwork seams`: edges at the borders of windows against edges elsewhere, above the training size."""
+"""Draw pictures above the training size and compare the gradient across the borders of the largest windows with the
+gradient across the lines around them. 1 means no seam; the same seeds are drawn with windows that stay and with
+windows that shift, and operations are counted for both. Writes seams.json, seams.png and the pictures, and prints the
+table.
+
+example:
+  brickwork seams lego-avatars-64 --sizes 64x192 128x128 --count 16 -o runs/seams
+"""
 
 import argparse
 import re
@@ -22,13 +29,6 @@ RESAMPLES = 2000
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Arguments of `brickwork seams`."""
-    parser.description = (
-        "Draw pictures above the training size and compare the gradient across the borders of the largest windows "
-        "with the gradient across the lines around them. 1 means no seam; the same seeds are drawn with windows that "
-        "stay and with windows that shift, and operations are counted for both. Writes seams.json, seams.png and the "
-        "pictures, and prints the table."
-    )
-    parser.epilog = "example:\n  brickwork seams lego-avatars-64 --sizes 64x192 128x128 --count 16 -o runs/seams"
     options.add_common(parser, "model")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for table, plot and pictures")
     parser.add_argument(

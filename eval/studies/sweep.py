@@ -1,4 +1,12 @@
-"""`brickwork sweep`: one pipeline over sizes, aspect ratios and adapter strengths, as a contact sheet and a table."""
+"""Draw with a pipeline at every size, aspect ratio and adapter strength, from the same seeds. Writes sheet.png (a row
+for each strength and picture, a column for each size), sweep.json and the pictures, and prints seconds, peak memory
+and, with a reference, the kernel distance of every cell. Run again, it goes on.
+
+examples:
+  brickwork sweep lego-avatars-64 --sizes 32 64 96 --ratios 1:1 2:1 -n 4 -o sweep
+  brickwork sweep my-sd --prompt 'a red apple' --sizes 256 512 768 --ratios 1:1 16:9 \\
+      --adapter resadapter_v2_sd1.5 --strengths 0 0.5 1 auto -o sweep
+"""
 
 import argparse
 import contextlib
@@ -41,17 +49,6 @@ class Variant:
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     """Arguments of `brickwork sweep`."""
-    parser.description = (
-        "Draw with a pipeline at every size, aspect ratio and adapter strength, from the same seeds. Writes sheet.png "
-        "(a row for each strength and picture, a column for each size), sweep.json and the pictures, and prints "
-        "seconds, peak memory and, with a reference, the kernel distance of every cell. Run again, it goes on."
-    )
-    parser.epilog = (
-        "examples:\n"
-        "  brickwork sweep lego-avatars-64 --sizes 32 64 96 --ratios 1:1 2:1 -n 4 -o sweep\n"
-        "  brickwork sweep my-sd --prompt 'a red apple' --sizes 256 512 768 --ratios 1:1 16:9 \\\n"
-        "      --adapter resadapter_v2_sd1.5 --strengths 0 0.5 1 auto -o sweep"
-    )
     options.add_common(parser, "pipeline")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for sheet, table and pictures")
     parser.add_argument(

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import inspect
 import os
 import re
 import sys
@@ -130,10 +131,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser_of(name: str) -> Parser:
-    """The parser of one of the `COMMANDS`."""
-    module, _, function = COMMANDS[name][0].partition(":")
-    configure = getattr(importlib.import_module(f"brickwork.{module}"), function or "configure_parser")
-    parser = Parser(prog=f"brickwork {name}", description=COMMANDS[name][1])
+    """The parser of one of the `COMMANDS`, which is described by its module, or its function behind a colon."""
+    path, _, function = COMMANDS[name][0].partition(":")
+    module = importlib.import_module(f"brickwork.{path}")
+    configure = getattr(module, function or "configure_parser")
+    described = inspect.getdoc(configure if function else module) or COMMANDS[name][1]  # python -OO leaves none
+    text, examples, rest = described.partition("\n\nexample")
+    parser = Parser(prog=f"brickwork {name}", description=text, epilog=examples.strip() + rest)
     configure(parser)
     return parser
 

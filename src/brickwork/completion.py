@@ -1,4 +1,9 @@
-"""`brickwork completion bash | zsh | fish`: a script that completes commands and options, to be read by the shell."""
+"""Print a script by which a shell completes the commands and options of `brickwork`.
+
+examples:
+  eval "$(brickwork completion bash)"       # in ~/.bashrc; likewise zsh in ~/.zshrc
+  brickwork completion fish | source         # in ~/.config/fish/config.fish
+"""
 
 import argparse
 
@@ -18,12 +23,6 @@ _ZSH = "autoload -U +X bashcompinit && bashcompinit\n"
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Print a script by which a shell completes the commands and options of `brickwork`."
-    parser.epilog = (
-        "examples:\n"
-        '  eval "$(brickwork completion bash)"       # in ~/.bashrc; likewise zsh in ~/.zshrc\n'
-        "  brickwork completion fish | source         # in ~/.config/fish/config.fish"
-    )
     parser.add_argument("shell", help="bash, zsh or fish")
     parser.set_defaults(run=run)
 

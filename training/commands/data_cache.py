@@ -1,4 +1,9 @@
-"""`brickwork data cache`: what frozen networks make of a data set, written once."""
+"""Encode a run's data set once: its pictures with a VAE (set data.latents to the result), or its captions with the
+text encoders of a pipeline. A cache is refused where data or networks are no longer those that it was made of.
+
+example: brickwork data cache --output latents --vae stabilityai/sd-vae-ft-mse --config run.yaml
+         brickwork data cache --output texts --captions text --pipeline my-sd --config run.yaml
+"""
 
 import argparse
 from pathlib import Path
@@ -7,15 +12,6 @@ from brickwork import options
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Encode a run's data set once: its pictures with a VAE (set data.latents to the result), or its captions\n"
-        "with the text encoders of a pipeline. A cache is refused where data or networks are no longer those that it\n"
-        "was made of."
-    )
-    parser.epilog = (
-        "example: brickwork data cache --output latents --vae stabilityai/sd-vae-ft-mse --config run.yaml\n"
-        "         brickwork data cache --output texts --captions text --pipeline my-sd --config run.yaml"
-    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the cache")
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--vae", help="encode the pictures with this AutoencoderKL: a folder or a hub name")

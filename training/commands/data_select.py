@@ -1,4 +1,9 @@
-"""`brickwork data select`: some rows of a data set as a Parquet file of its own."""
+"""Write the rows of a data set whose columns have the given values as a Parquet file.
+
+example:
+  brickwork data select data/emoji/train.parquet --output fluent.parquet --where style=fluent \\
+      --where 'label=Smileys & Emotion,Animals & Nature,Food & Drink'
+"""
 
 import argparse
 from pathlib import Path
@@ -14,11 +19,6 @@ ROWS_PER_GROUP = 500
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Write the rows of a data set whose columns have the given values as a Parquet file."
-    parser.epilog = (
-        "example:\n  brickwork data select data/emoji/train.parquet --output fluent.parquet --where style=fluent "
-        "--where 'label=Smileys & Emotion,Animals & Nature,Food & Drink'"
-    )
     parser.add_argument("source", help="image folder, Parquet file, or the name of a data set on the hub")
     parser.add_argument("--split", default="train", help="split of a data set from the hub (default: train)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="Parquet file to write")

@@ -1,7 +1,12 @@
-"""`brickwork data split`: the pictures that a run trains on and those that it holds out, as two image folders.
-
-Scores on held-out pictures (`brickwork search`, `brickwork evaluate calc --paired`) and references of the training
+"""Scores on held-out pictures (`brickwork search`, `brickwork evaluate calc --paired`) and references of the training
 pictures alone (`brickwork evaluate ref`) read them like any other folder.
+
+Write the pictures that a run trains on and those that it holds out as two image folders, train and held-out, at the
+run's size and with labels numbered as the network's.
+
+example:
+  brickwork data split --config lego_emoji_64 --output runs/emoji-split
+  brickwork evaluate calc samples --paired my-model runs/emoji-split/held-out …
 """
 
 import argparse
@@ -21,14 +26,6 @@ PARTS = ("train", "held-out")
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Write the pictures that a run trains on and those that it holds out as two image folders, train and "
-        "held-out, at the run's size and with labels numbered as the network's."
-    )
-    parser.epilog = (
-        "example:\n  brickwork data split --config lego_emoji_64 --output runs/emoji-split\n"
-        "  brickwork evaluate calc samples --paired my-model runs/emoji-split/held-out …"
-    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write")
     options.add_common(parser, "--config", "--overwrite", "overrides")
     parser.set_defaults(run=run)

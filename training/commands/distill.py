@@ -1,7 +1,14 @@
-"""`brickwork distill TEACHER`: a copy that draws in few calls, or a smaller student, of a trained pipeline.
+"""What is chosen is a list of `section.key=value`, as for `brickwork train PICTURES`: the run's configuration says all
+of it, and values on the command line go over it.
 
-What is chosen is a list of `section.key=value`, as for `brickwork train PICTURES`: the run's configuration says all of
-it, and values on the command line go over it.
+Train a student of a pipeline, class-conditional (of pixels or latents) or Stable Diffusion: with --steps a copy that
+draws in so few calls of the network, guidance included; with --student a smaller network. The same command again goes
+on from the newest checkpoint. The run leaves pipeline/, which knows its steps.
+
+examples:
+  brickwork distill lego-avatars-64 --steps 4 --data avatars
+  brickwork distill runs/large --student tiny-resnet --data my-pictures run.total_images=50000
+  brickwork distill my-stable-diffusion --steps 4 --data captioned-pictures resolution.max_size=512
 """
 
 import argparse
@@ -19,16 +26,6 @@ SD_GUIDANCE = 5.0  # of a Stable Diffusion base, whose pipeline says none
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Train a student of a pipeline, class-conditional (of pixels or latents) or Stable Diffusion: with --steps\n"
-        "a copy that draws in so few calls of the network, guidance included; with --student a smaller network.\n"
-        "The same command again goes on from the newest checkpoint. The run leaves pipeline/, which knows its steps."
-    )
-    parser.epilog = (
-        "examples:\n  brickwork distill lego-avatars-64 --steps 4 --data avatars\n"
-        "  brickwork distill runs/large --student tiny-resnet --data my-pictures run.total_images=50000\n"
-        "  brickwork distill my-stable-diffusion --steps 4 --data captioned-pictures resolution.max_size=512"
-    )
     parser.add_argument(
         "teacher", metavar="TEACHER", help="weights that ship, a pipeline's or run's folder, or a hub id"
     )

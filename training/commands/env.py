@@ -1,4 +1,8 @@
-"""`brickwork env`: what a bug report needs of a machine, and what is fast on it."""
+"""Versions, processor, GPUs, attention backends that work here, and what is fast: for bug reports, and to see what
+`run.mixed_precision: auto` stands for on this machine.
+
+example: brickwork env
+"""
 
 import argparse
 import os
@@ -7,11 +11,6 @@ import time
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Versions, processor, GPUs, attention backends that work here, and what is fast: for bug reports, and to see\n"
-        "what `run.mixed_precision: auto` stands for on this machine."
-    )
-    parser.epilog = "example: brickwork env"
     parser.set_defaults(run=run)
 
 

@@ -1,4 +1,10 @@
-"""`brickwork new-config`: every value of a training run with its comment, as a file to change."""
+"""Write a configuration with every value and what it means: the defaults, or those of a preset or of a configuration
+that ships. Train with it: brickwork train --config FILE.
+
+examples:
+  brickwork new-config -o my-run.yaml data.source=my-pictures
+  brickwork new-config d-emo-s-2 -o my-run.yaml
+"""
 
 import argparse
 import re
@@ -10,14 +16,6 @@ HEADING = "# Written by `brickwork new-config"
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Write a configuration with every value and what it means: the defaults, or those of a preset or of a\n"
-        "configuration that ships. Train with it: brickwork train --config FILE."
-    )
-    parser.epilog = (
-        "examples:\n  brickwork new-config -o my-run.yaml data.source=my-pictures\n"
-        "  brickwork new-config d-emo-s-2 -o my-run.yaml"
-    )
     parser.add_argument("words", nargs="*", metavar="[PRESET] [section.key=value …]", help="what differs")
     options.add_yaml_output(parser, " (default: print it)")
     parser.set_defaults(run=run)

@@ -1,4 +1,10 @@
-"""`brickwork plan`: what a run would need on many GPUs, computed from its configuration."""
+"""Compute what a training run would need on many GPUs, from its configuration alone: memory of each under FSDP2,
+traffic of a step, checkpoints, and the rate at which pictures must come. Nothing is trained.
+
+examples:
+  brickwork plan lego-xl-pg-64 --gpus 256 --classes 1000 --channels 4 run.batch_size=2048
+  brickwork plan training/configs/lego_avatars_64.yaml --gpus 8
+"""
 
 import argparse
 
@@ -6,15 +12,6 @@ from brickwork import options
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Compute what a training run would need on many GPUs, from its configuration alone: memory of each under\n"
-        "FSDP2, traffic of a step, checkpoints, and the rate at which pictures must come. Nothing is trained."
-    )
-    parser.epilog = (
-        "examples:\n"
-        "  brickwork plan lego-xl-pg-64 --gpus 256 --classes 1000 --channels 4 run.batch_size=2048\n"
-        "  brickwork plan training/configs/lego_avatars_64.yaml --gpus 8"
-    )
     parser.add_argument("run_config", metavar="run", help="a preset (brickwork info), or the run's YAML file")
     options.add_common(parser, "overrides")
     parser.add_argument("--gpus", type=int, default=8, help="how many (default: 8)")

@@ -1,4 +1,10 @@
-"""`brickwork publish`: a run as a folder to share, with a card that says what the weights are and remember."""
+"""Write the averaged weights of a run's newest checkpoint as a pipeline folder with a model card: data and licences,
+images and hours of training, held-out loss, samples from fixed seeds beside their nearest training images. The run may
+still be going.
+
+example:
+  brickwork publish runs/lego-avatars-64 pipelines/pretrained/lego-avatars-64 --attribution data/avatars/README.md
+"""
 
 import argparse
 from pathlib import Path
@@ -13,15 +19,6 @@ SHOWN_NEIGHBOURS = 12
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Write the averaged weights of a run's newest checkpoint as a pipeline folder with a model card: data and "
-        "licences, images and hours of training, held-out loss, samples from fixed seeds beside their nearest "
-        "training images. The run may still be going."
-    )
-    parser.epilog = (
-        "example:\n  brickwork publish runs/lego-avatars-64 pipelines/pretrained/lego-avatars-64 "
-        "--attribution data/avatars/README.md"
-    )
     parser.add_argument("run_folder", type=Path, help="folder of a run of training/train_backbone.py")
     options.add_target(parser, "output", "folder to write")
     parser.add_argument("--data", help="where the run's data lie now (default: data.source of its configuration)")

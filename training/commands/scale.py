@@ -1,4 +1,12 @@
-"""`brickwork scale`: depth, width and size of a network for a budget of operations, and how to train it."""
+"""Propose depth, width and size of a network for a budget of operations, and stochastic depth, weight decay and
+averages for its run, after ResNet-RS (arXiv 2103.07579): depth where a run is long enough to overfit, width otherwise,
+resolution slowly, more regularisation for larger networks and longer runs. Says why, and writes a configuration for
+`brickwork train --config`.
+
+examples:
+  brickwork scale resnet-s --budget 2x
+  brickwork scale tiny-resnet --budget 1.5G --images 500000 --pictures 24000 --max-size 96 -o grown.yaml
+"""
 
 import argparse
 import re
@@ -11,17 +19,6 @@ _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Propose depth, width and size of a network for a budget of operations, and stochastic depth, weight decay\n"
-        "and averages for its run, after ResNet-RS (arXiv 2103.07579): depth where a run is long enough to overfit,\n"
-        "width otherwise, resolution slowly, more regularisation for larger networks and longer runs. Says why, and\n"
-        "writes a configuration for `brickwork train --config`."
-    )
-    parser.epilog = (
-        "examples:\n"
-        "  brickwork scale resnet-s --budget 2x\n"
-        "  brickwork scale tiny-resnet --budget 1.5G --images 500000 --pictures 24000 --max-size 96 -o grown.yaml"
-    )
     parser.add_argument("preset", help="the network to start from, as `brickwork train --preset` takes it")
     parser.add_argument(
         "--budget",

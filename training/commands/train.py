@@ -1,4 +1,17 @@
-"""The arguments of a training run, for `brickwork train` and the entry scripts; light, so that `--help` is quick."""
+"""The arguments of a training run, for `brickwork train` and the entry scripts; light, so that `--help` is quick.
+
+Train a backbone in one process. With PICTURES alone (a folder of pictures, with a sub-folder for each class or
+without; a Parquet file) network, size, batch and length are chosen for this machine, and said. Pictures with captions
+and no classes, or with model.base=…, go to a Stable Diffusion (text to image).
+
+examples:
+  brickwork train my-pictures
+  brickwork train my-pictures run.total_images=100000 data.size=64
+  brickwork train my-pictures --preset d-emo-s-2
+  brickwork train my-captioned-pictures model.base=stable-diffusion-v1-5/stable-diffusion-v1-5
+  brickwork train --preset tiny-lego run.total_images=40000
+  brickwork train --config lego_emoji_64_eight_groups
+"""
 
 import argparse
 import os
@@ -38,19 +51,6 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
         help="in place of --config, a network's preset (dit-s-2, d-emo-b-2, maxvit-s, lego-l-pg-64 …) with its "
         "family's recipe, or one for a CPU: tiny-lego, tiny-dit, tiny-d-emo, tiny-u-emo, tiny-maxvit, "
         "tiny-resnet, tiny-pvt-u, tiny-osa-u, tiny-resnet-rs-u, tiny-ffnet, tiny-giraffe, tiny-mixed",
-    )
-    parser.description = (
-        "Train a backbone in one process. With PICTURES alone (a folder of pictures, with a sub-folder for each\n"
-        "class or without; a Parquet file) network, size, batch and length are chosen for this machine, and said.\n"
-        "Pictures with captions and no classes, or with model.base=…, go to a Stable Diffusion (text to image)."
-    )
-    parser.epilog = (
-        "examples:\n  brickwork train my-pictures\n"
-        "  brickwork train my-pictures run.total_images=100000 data.size=64\n"
-        "  brickwork train my-pictures --preset d-emo-s-2\n"
-        "  brickwork train my-captioned-pictures model.base=stable-diffusion-v1-5/stable-diffusion-v1-5\n"
-        "  brickwork train --preset tiny-lego run.total_images=40000\n"
-        "  brickwork train --config lego_emoji_64_eight_groups"
     )
     parser.set_defaults(run=run)
 

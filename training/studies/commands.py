@@ -16,16 +16,13 @@ CONVBN_RATES = {
 
 
 def configure_ablation(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `brickwork ablation`."""
-    parser.description = (
-        "Train one configuration with a few keys changed at a time, over several seeds, at equal images or seconds,\n"
-        "and tell by the held-out loss which changes exceed the spread. The same command goes on where it was stopped."
-    )
-    parser.epilog = (
-        "examples:\n"
-        "  brickwork ablation ablation_growth -o runs/growth --dry-run\n"
-        "  brickwork ablation my-study.yaml -o runs/mine ablation.seeds='[0, 1]' run.total_images=4000"
-    )
+    """Train one configuration with a few keys changed at a time, over several seeds, at equal images or seconds, and
+    tell by the held-out loss which changes exceed the spread. The same command goes on where it was stopped.
+
+    examples:
+      brickwork ablation ablation_growth -o runs/growth --dry-run
+      brickwork ablation my-study.yaml -o runs/mine ablation.seeds='[0, 1]' run.total_images=4000
+    """
     parser.add_argument("study", help="YAML file with `variants`, or the name of one that ships")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the study")
     options.add_common(parser, "--jobs", "--dry-run", "overrides")
@@ -43,18 +40,15 @@ def run_ablation(args: argparse.Namespace) -> int:
 
 
 def configure_battle(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `brickwork battle`."""
-    parser.description = (
-        "Train networks of equal size on the same pictures with the same objective, a few learning rates and several "
-        "seeds, and write tables at equal images, operations and time. The same command goes on where it was stopped."
-    )
-    parser.epilog = (
-        "examples:\n"
-        "  brickwork battle -o runs/battle --dry-run\n"
-        "  brickwork battle -o runs/battle --jobs 2\n"
-        "  brickwork battle -o runs/small --jobs 2 run.total_images=4000 battle.networks='[lego, dit]'\n"
-        "  brickwork battle --report-only runs/battle"
-    )
+    """Train networks of equal size on the same pictures with the same objective, a few learning rates and several
+    seeds, and write tables at equal images, operations and time. The same command goes on where it was stopped.
+
+    examples:
+      brickwork battle -o runs/battle --dry-run
+      brickwork battle -o runs/battle --jobs 2
+      brickwork battle -o runs/small --jobs 2 run.total_images=4000 battle.networks='[lego, dit]'
+      brickwork battle --report-only runs/battle
+    """
     folder = parser.add_mutually_exclusive_group()
     folder.add_argument("-o", "--output", type=Path, help="folder of the battle")
     parser.add_argument("--config", type=Path, help="YAML file (default: training/configs/battle.yaml)")
@@ -84,21 +78,18 @@ def run_battle(args: argparse.Namespace) -> int:
 
 
 def configure_convbn(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `brickwork convbn`."""
-    parser.description = (
-        "The four modes of `set_convbn_mode` (arXiv 2305.11624) in fine-tuning. First what a step costs in each:\n"
-        "peak memory and time, in turn, round by round. Then a small network is pretrained on one group of pictures,\n"
-        "or one of yours is taken, and fine-tuned on another group from the same weights with the same pictures and\n"
-        "noise, in each mode at several learning rates. The same command again goes on with what is missing."
-    )
-    parser.epilog = (
-        "examples (values of the pretraining come first):\n"
-        "  brickwork convbn -o runs/convbn\n"
-        "  brickwork convbn data.source=my-pictures data.classes='[cats]' --target dogs -o runs/convbn-dogs\n"
-        "  brickwork convbn --pretrained runs/tiny-u-emo/pipeline --rates sgd 0.1 1 --only curves -o runs/convbn-u\n"
-        "  brickwork convbn run.batch_size=32 run.mixed_precision=bf16 --curves d-emo-s-2 --steps 60 \\\n"
-        "      --device cuda --dtype bfloat16 --batch 64 -o runs/convbn-gpu"
-    )
+    """The four modes of `set_convbn_mode` (arXiv 2305.11624) in fine-tuning. First what a step costs in each: peak
+    memory and time, in turn, round by round. Then a small network is pretrained on one group of pictures, or one of
+    yours is taken, and fine-tuned on another group from the same weights with the same pictures and noise, in each
+    mode at several learning rates. The same command again goes on with what is missing.
+
+    examples (values of the pretraining come first):
+      brickwork convbn -o runs/convbn
+      brickwork convbn data.source=my-pictures data.classes='[cats]' --target dogs -o runs/convbn-dogs
+      brickwork convbn --pretrained runs/tiny-u-emo/pipeline --rates sgd 0.1 1 --only curves -o runs/convbn-u
+      brickwork convbn run.batch_size=32 run.mixed_precision=bf16 --curves d-emo-s-2 --steps 60 \\
+          --device cuda --dtype bfloat16 --batch 64 -o runs/convbn-gpu
+    """
     options.add_common(parser, "overrides", help="values over training/configs/convbn.yaml, for pretraining and data")
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("convbn"), help="folder for convbn.json, .md and .png (convbn)"
@@ -150,17 +141,14 @@ def run_convbn(args: argparse.Namespace) -> int:
 
 
 def configure_search_blocks(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `brickwork search-blocks`."""
-    parser.description = (
-        "Which blocks, widths and depths for a UNet: stage-wise supernets learn without labels (BossNAS, arXiv\n"
-        "2103.12424), their choices are rated, and the best network within a budget of operations is written as a\n"
-        "configuration for `brickwork train --config`. The same command goes on where it was stopped."
-    )
-    parser.epilog = (
-        "examples:\n"
-        "  brickwork search-blocks block_space -o runs/blocks --dry-run\n"
-        "  brickwork search-blocks my-space.yaml -o runs/blocks space.budget=5.0e+8 search.steps=2000"
-    )
+    """Which blocks, widths and depths for a UNet: stage-wise supernets learn without labels (BossNAS, arXiv
+    2103.12424), their choices are rated, and the best network within a budget of operations is written as a
+    configuration for `brickwork train --config`. The same command goes on where it was stopped.
+
+    examples:
+      brickwork search-blocks block_space -o runs/blocks --dry-run
+      brickwork search-blocks my-space.yaml -o runs/blocks space.budget=5.0e+8 search.steps=2000
+    """
     parser.add_argument("space", help="YAML file of the space, or the name of one that ships (block_space)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the search")
     options.add_common(parser, "--dry-run", "overrides")

@@ -2,6 +2,13 @@
 
 `brickwork data build avatars` writes three Parquet files: pictures to train on, pictures with combinations of
 attributes that no training picture has, and pictures of other seeds. With `--scenes` each picture has several avatars.
+
+Build avatars of known attributes with DiceBear's styles: about 5 ms a picture at 128 pixels. With --scenes, pictures
+of one to five avatars, in several shapes, with their boxes.
+
+example: brickwork data build avatars --output data/avatars --count 40000 --size 64
+         brickwork data build avatars --styles micah bottts --where mood=happy,sad
+         brickwork data build avatars --scenes 20000 --output data/scenes
 """
 
 from argparse import ArgumentParser, Namespace
@@ -79,15 +86,6 @@ def _write(path: Path, split: str, wanted: Wanted, hand, drawn: Counter) -> None
 
 
 def configure_parser(parser: ArgumentParser) -> None:
-    parser.description = (
-        "Build avatars of known attributes with DiceBear's styles: about 5 ms a picture at 128 pixels. With --scenes, "
-        "pictures of one to five avatars, in several shapes, with their boxes."
-    )
-    parser.epilog = (
-        "example: brickwork data build avatars --output data/avatars --count 40000 --size 64\n"
-        "         brickwork data build avatars --styles micah bottts --where mood=happy,sad\n"
-        "         brickwork data build avatars --scenes 20000 --output data/scenes"
-    )
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("data/avatars"), help="a folder (default: %(default)s)"
     )

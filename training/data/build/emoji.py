@@ -3,6 +3,9 @@
 `brickwork data build emoji` takes Twemoji's SVGs, Microsoft's Fluent Emoji 3D and the names of emoji-datasource, draws
 every emoji on white and writes one Parquet file in the Hugging Face image layout with its attribution beside it. The
 packages are pinned by version and digest, so everyone who builds the set has the same pictures.
+
+Build the emoji data set (7,013 captioned drawings in two styles, about 23 MB) from three npm packages, pinned by
+version and digest. Takes 42 MB of downloads and about two minutes.
 """
 
 import hashlib
@@ -391,10 +394,6 @@ def load_drawings(folder: Path, sources: Sources = SOURCES) -> list[Drawing]:
 
 def configure_parser(parser: ArgumentParser) -> None:
     specs = " ".join(package.spec for package in (SOURCES.twemoji, SOURCES.fluent, SOURCES.names))
-    parser.description = (
-        "Build the emoji data set (7,013 captioned drawings in two styles, about 23 MB) from three npm\n"
-        "packages, pinned by version and digest. Takes 42 MB of downloads and about two minutes."
-    )
     parser.epilog = (
         "examples:\n"
         "  brickwork data build emoji --output data/emoji\n"
