@@ -14,11 +14,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageSequence
+from torch import nn
+from tqdm.auto import tqdm
 
 from brickwork.eval.sets.decode import BrokenPicture, to_rgb
 from brickwork.files import digest
+from brickwork.pipelines.latents import encode, pixels_per_latent
 from brickwork.training.config.clips import ClipDataConfig
+from brickwork.training.data.cache import network_fingerprint
 from brickwork.training.data.images import crop_to, split_by_name, to_unit_range
 
 ANIMATIONS = (".gif", ".webp", ".png", ".apng")
@@ -162,6 +167,11 @@ class Clips:
     def __len__(self) -> int:
         return len(self.entries)
 
+    def number_classes(self, names: Sequence[str]) -> None:
+        """Number the classes as a network does that knows them all, and maybe others."""
+        self.labels = np.array([names.index(self.class_names[label]) for label in self.labels])
+        self.class_names = list(names)
+
     def _check_clips(self) -> float:
         """The one rate of all clips, or a `ValueError` for clips that do not go together."""
         data, needed, seen = self.data, (self.frames - 1) * self.data.stride + 1, {}
@@ -200,11 +210,19 @@ class Clips:
 
     def sample(self, row: int, random: np.random.Generator | None = None) -> tuple[np.ndarray, int]:
         """A window of a clip, float32 `(3, F, size, size)` in [-1, 1], and its label; without `random` the first."""
-        clip, _, _ = self._kept(row)
+        clip = self._clip(row)
         last = len(clip) - (self.frames - 1) * self.data.stride - 1
         start = 0 if random is None else int(random.integers(last + 1))
         window = clip[start :: self.data.stride][: self.frames]
-        return np.stack([to_unit_range(frame) for frame in window], axis=1), int(self.labels[row])
+        return np.stack([self._seen(frame) for frame in window], axis=1), int(self.labels[row])
+
+    def _clip(self, row: int) -> np.ndarray:
+        """All frames of a clip."""
+        return self._kept(row)[0]
+
+    def _seen(self, frame: np.ndarray) -> np.ndarray:
+        """A frame as the network sees it, float32 `(C, h, w)`."""
+        return to_unit_range(frame)
 
     def still(self, row: int) -> np.ndarray:
         """The first window, for held-out scores."""
@@ -219,6 +237,43 @@ class Clips:
     def split(self, held_out: float) -> tuple[np.ndarray, np.ndarray]:
         """Rows for training and held out, by the hash of each clip's name."""
         return split_by_name([entry.name for entry in self.entries], held_out)
+
+
+class LatentClips(Clips):
+    """Clips as a VAE codes their frames, by the means of its distributions; coded once, and kept in memory.
+
+    Args:
+        data: as of `Clips`; its size is that of the pictures.
+        vae: of the image network's pipeline.
+        progress: show a bar.
+    """
+
+    def __init__(self, data: ClipDataConfig, vae: nn.Module, progress: bool = True):
+        super().__init__(data)
+        if data.size % pixels_per_latent(vae) or data.horizontal_flip:
+            wrong = f"`data.size` is {data.size}; give a multiple of {pixels_per_latent(vae)}, the VAE's"
+            raise ValueError("`data.horizontal_flip` is true, and latents cannot be mirrored: set it to false"
+                             if data.horizontal_flip else wrong)  # fmt: skip
+        self.vae, self._latents = vae, {}
+        for row in tqdm(range(len(self)), unit="clip", desc="coding clips", disable=not progress):
+            try:
+                pixels = np.stack([to_unit_range(frame) for frame in super()._clip(row)])
+            except BrokenPicture:
+                continue  # as in `Clips`
+            self._latents[row] = encode(vae, torch.from_numpy(pixels)).cpu().numpy()
+        self._kept.cache_clear()
+        self.channels, *shape = next(iter(self._latents.values())).shape[1:]
+        self.shapes = [tuple(shape)]
+
+    def _clip(self, row: int) -> np.ndarray:
+        return self._latents[row] if row in self._latents else super()._clip(row)
+
+    def _seen(self, frame: np.ndarray) -> np.ndarray:
+        return frame
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(super().fingerprint, network_fingerprint(self.vae))
 
 
 def _names(labels: Sequence[str | None], order: Sequence[str]) -> list[str]:

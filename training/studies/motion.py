@@ -1,31 +1,44 @@
 """How well pipelines draw motion that is known: clips of avatars from a given first frame, against the truth.
 
     python -m brickwork.training.studies.motion runs/video/pipeline runs/image --data data/clips/held_out_seeds.parquet
+    python -m brickwork.training.studies.motion ABC=runs/abc-0,runs/abc-1 A=runs/a-0,runs/a-1 --data … --gif motion.gif
 
 Each pipeline of clips is measured frame by frame too, the same weights without neighbours in time, as a pipeline of
-pictures always is. Written as a table: the paired held-out loss; the error of the
-moving avatar's middle against the truth, in pixels (also of standing still, which knows nothing); flicker, the mean
-change of a pixel from frame to frame in 8-bit steps, beside that of the clips themselves.
+pictures always is. Written as a table, over several runs of one name as mean ± standard deviation: the paired held-out
+loss; the error of the moving avatar's middle against the truth, in pixels (also of standing still, which knows
+nothing); flicker, the mean change of a number from frame to frame in 8-bit steps, beside that of the clips themselves;
+and the kernel distance of all frames but the first, which is given, to those of the clips.
 """
 
 import argparse
 import io
 import json
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from pyarrow import parquet
 
+from brickwork import options
+from brickwork.eval.extractors.features import load_extractor
+from brickwork.eval.extractors.protocols import get_protocol
 from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
+from brickwork.eval.metrics.distances import kernel_distance
+from brickwork.eval.report.numbers import number
 from brickwork.eval.sampling.pipelines import load_class_pipeline, pipeline_class, pipeline_folder
+from brickwork.eval.studies.core import mean_and_spread
 from brickwork.gen.networks.video import inflate
 from brickwork.gen.parameterization import OBJECTIVES
+from brickwork.pipelines.clip_files import write_clip
 from brickwork.pipelines.objective_file import saved_objective
 from brickwork.pipelines.video import VideoPipeline
 from brickwork.training.data.clips import read_animation
 
 MOVING = ("nod", "walk")
+FEWEST = 4  # clips, of which a kernel distance can be told
 
 
 def middle(frames: np.ndarray) -> np.ndarray:
@@ -56,13 +69,45 @@ def motion_error(clips: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.sqrt(np.square(found - found[:, :1] - true)[:, 1:].sum(axis=2).mean(axis=1))
 
 
-def read_clips(path: Path, frames: int, stride: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Windows from the first frame on, uint8 `(N, F, H, W, 3)`; where the avatar is `(N, F, 2)`; the motions."""
+@dataclass(frozen=True)
+class Truth:
+    """Clips whose motion is known.
+
+    Attributes:
+        clips: uint8 `(N, F, H, W, 3)`.
+        ways: where the avatar is `(N, F, 2)`, in sides of the picture.
+        motions, styles: of each; no styles where the table has none.
+    """
+
+    clips: np.ndarray
+    ways: np.ndarray
+    motions: list[str]
+    styles: list[str]
+
+    @property
+    def moving(self) -> np.ndarray:
+        """Which of them go somewhere, bool `(N,)`."""
+        return np.array([motion in MOVING for motion in self.motions])
+
+    def labels(self, id2label: dict) -> torch.Tensor:
+        """Numbers by a network's classes, motions or styles."""
+        known = {name: int(number) for number, name in (id2label or {}).items()}
+        for names in (self.motions, self.styles):
+            if names and {*names} <= {*known}:
+                return torch.tensor([known[name] for name in names])
+        raise ValueError(
+            f"`data` has clips of the motions {', '.join(sorted({*self.motions}))} and the styles "
+            f"{', '.join(sorted({*self.styles})) or '(none)'}; the network knows {', '.join(known) or 'no classes'}."
+        )
+
+
+def read_clips(path: Path, frames: int, stride: int, count: int | None = None) -> Truth:
+    """Windows of the first clips, from their first frame on."""
     from datasets import Features
 
     table = parquet.read_table(path)
     names = Features.from_arrow_schema(table.schema)["label"].names
-    rows = table.to_pylist()
+    rows = table.to_pylist()[:count]
     window = slice(0, (frames - 1) * stride + 1, stride)
     clips = [
         read_animation(io.BytesIO(row["clip"]["bytes"]), row.get("fps"), row.get("frames"))[0][window] for row in rows
@@ -71,7 +116,8 @@ def read_clips(path: Path, frames: int, stride: int) -> tuple[np.ndarray, np.nda
     ways = np.array([np.stack([one["dx"], one["dy"]], axis=1)[window] for one in truth])
     full = [row for row, clip in enumerate(clips) if len(clip) == frames]  # the end of a clip may stand still
     clips = np.stack([np.stack([np.asarray(frame) for frame in clips[row]]) for row in full])
-    return clips, ways[full], [names[rows[row]["label"]] for row in full]
+    styles = [rows[row]["style"] for row in full if rows[row].get("style")]
+    return Truth(clips, ways[full], [names[rows[row]["label"]] for row in full], styles)
 
 
 def video_pipeline(name: str, frames: int) -> VideoPipeline:
@@ -99,63 +145,118 @@ class FrameByFrame(torch.nn.Module):
         return output
 
 
+@dataclass(frozen=True)
+class Figures:
+    """What a pipeline made of the clips.
+
+    Attributes:
+        loss, motion, flicker, kd: see the module's text; no `kd` for fewer than four clips.
+        drawn: uint8 `(N, F, H, W, 3)`.
+    """
+
+    loss: float
+    motion: float
+    flicker: float
+    kd: float | None
+    drawn: np.ndarray
+
+    def values(self) -> list[float | None]:
+        """In the order of the table."""
+        return [self.loss, self.motion, self.flicker, self.kd]
+
+
+@cache
+def extractor():
+    """What frames are compared by."""
+    return load_extractor("efficientnet-lite0")
+
+
+def frame_features(clips: np.ndarray) -> torch.Tensor:
+    """Of all frames but the first, `(N (F - 1), features)`."""
+    frames = torch.from_numpy(clips[:, 1:].reshape(-1, *clips.shape[2:])).permute(0, 3, 1, 2)
+    parts = frames.split(32)
+    return torch.cat([extractor()(part, get_protocol("clean"))["features"] for part in parts])
+
+
 @torch.no_grad()
-def measure(
-    name: str, clips: np.ndarray, truth: np.ndarray, motions: list[str], steps: int, guidance: float, alone: bool
-) -> dict[str, float]:
-    """The figures of one pipeline, `alone`: frame by frame, with the spread over clips where they have one."""
+def measure(name: str, truth: Truth, steps: int, guidance: float, alone: bool) -> Figures:
+    """The figures of one pipeline, `alone`: frame by frame."""
+    clips = truth.clips
     pipe = video_pipeline(name, clips.shape[1])
-    kind, options = saved_objective(pipeline_folder(name)) or ("edm", {})
+    kind, settings = saved_objective(pipeline_folder(name)) or ("edm", {})
     pixels = torch.from_numpy(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-    known = {label: int(number) for number, label in (pipe.transformer.config.id2label or {}).items()}
-    labels = torch.tensor([known[motion] for motion in motions])
-    held_out = PairedSet.from_images(pixels, labels, num_levels=4)
+    labels = truth.labels(pipe.transformer.config.id2label)
+    held_out = PairedSet.from_images(pipe.encode(pixels), labels, num_levels=4)
     network = FrameByFrame(pipe.transformer) if alone else pipe.transformer
-    loss = paired_loss(network, held_out, OBJECTIVES[kind](**options))["loss"]
-    drawn = pipe(
-        class_labels=labels.tolist(),
-        num_frames=clips.shape[1],
-        first_frames=pixels[:, :, :1],
-        **({"window": 1, "overlap": 0} if alone else {}),
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        generator=[torch.Generator().manual_seed(k) for k in range(len(labels))],
-        output_type="np",
-    ).frames
-    drawn = (drawn * 255).round().astype(np.uint8)
-    moving = np.array([motion in MOVING for motion in motions])
-    errors = motion_error(drawn[moving], truth[moving])
-    spread = errors.std(ddof=1) / len(errors) ** 0.5
-    return {"loss": loss, "motion": float(errors.mean()), "motion_se": float(spread), "flicker": flicker(drawn)}
+    loss = paired_loss(network, held_out, OBJECTIVES[kind](**settings), batch_size=8)["loss"]
+    drawn = np.concatenate([
+        pipe(
+            class_labels=labels[part].tolist(),
+            num_frames=clips.shape[1],
+            first_frames=pixels[part, :, :1],
+            **({"window": 1, "overlap": 0} if alone else {}),
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=[torch.Generator().manual_seed(int(number)) for number in part],
+            output_type="np",
+        ).frames
+        for part in torch.arange(len(labels)).split(16)
+    ])  # fmt: skip
+    drawn = (np.nan_to_num(drawn).clip(0, 1) * 255).round().astype(np.uint8)
+    errors, kd = motion_error(drawn[truth.moving], truth.ways[truth.moving]), None
+    if len(clips) >= FEWEST:
+        own, others = frame_features(clips), frame_features(drawn)
+        kd = float(kernel_distance(own, others, subset_size=len(own) // 2)[0])
+    return Figures(float(loss), float(errors.mean()), flicker(drawn), kd, drawn)
+
+
+def sheet(rows: list[np.ndarray], shown: int) -> list[Image.Image]:
+    """The frames of a picture that shows the first clips of each row, side by side."""
+    grids = [np.concatenate(list(row[:shown]), axis=2) for row in rows]  # (F, H, shown W, 3) each
+    return [Image.fromarray(frame) for frame in np.concatenate(grids, axis=1)]
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pipelines", nargs="+", help="pipeline folders, of clips or of pictures")
+    parser.add_argument("pipelines", nargs="+", metavar="[NAME=]FOLDER[,FOLDER]", help="of clips or of pictures")
     parser.add_argument("--data", type=Path, required=True, help="a file of `brickwork data build avatars --clips`")
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--stride", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=18)
-    parser.add_argument("--guidance", type=float, default=1.0)
+    options.add_common(parser, "--steps")
+    options.add_common(parser, "--guidance", default=1.0)
     parser.add_argument("--count", type=int, help="of the clips, from the first on (default: all)")
+    parser.add_argument("--gif", type=Path, help="write what the first clips are, and what is drawn of them")
+    parser.add_argument("--shown", type=int, default=8, help="clips in the GIF (default: 8)")
     args = parser.parse_args(arguments)
-    clips, truth, motions = (part[: args.count] for part in read_clips(args.data, args.frames, args.stride))
-    moving = np.array([motion in MOVING for motion in motions])
-    still = motion_error(np.repeat(clips[moving, :1], args.frames, axis=1), truth[moving]).mean()
-    own = motion_error(clips[moving], truth[moving]).mean()
+    truth = read_clips(args.data, args.frames, args.stride, args.count)
+    clips, moving = truth.clips, truth.moving
+    still = motion_error(np.repeat(clips[moving, :1], args.frames, axis=1), truth.ways[moving]).mean()
+    own = motion_error(clips[moving], truth.ways[moving]).mean()
     print(
         f"{len(clips)} clips, {moving.sum()} of them moving; standing still {still:.2f} px; the clips themselves "
         f"{own:.2f} px, flicker {flicker(clips):.2f}"
     )
-    print("| pipeline | held-out loss | motion error, px | flicker |\n| --- | --- | --- | --- |")
-    kinds = [(name, False) for name in args.pipelines]
-    kinds += [(name, True) for name in args.pipelines if pipeline_class(name) == "VideoPipeline"]
+    print(
+        "| pipeline | held-out loss | motion error, px | flicker | KD-EffNetLite0 |\n| --- | --- | --- | --- | --- |"
+    )
+    ways = {
+        name or folders: folders.split(",") for name, _, folders in (one.rpartition("=") for one in args.pipelines)
+    }
+    kinds = [(name, False) for name in ways]
+    kinds += [(name, True) for name, runs in ways.items() if pipeline_class(runs[0]) == "VideoPipeline"]
+    rows = [clips]
     for name, alone in kinds:
-        found = measure(name, clips, truth, motions, args.steps, args.guidance, alone)
-        name += ", frame by frame" * alone
-        print(f"| {name} | {found['loss']:.4f} | {found['motion']:.2f} ± {found['motion_se']:.2f} | "
-              f"{found['flicker']:.2f} |", flush=True)  # fmt: skip
+        found = [measure(run, truth, args.steps, args.guidance, alone) for run in ways[name]]
+        told = [_told(values) for values in zip(*(one.values() for one in found))]
+        print(" | ".join([f"| {name}{', frame by frame' * alone}", *told]) + " |", flush=True)
+        rows.append(found[0].drawn)
+    if args.gif is not None:
+        write_clip(sheet(rows, args.shown), args.gif, 4, "brickwork motion")
     return 0
+
+
+def _told(values: tuple[float | None, ...]) -> str:
+    return "–" if None in values else number(*mean_and_spread(list(values)))
 
 
 if __name__ == "__main__":

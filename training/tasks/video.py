@@ -1,17 +1,21 @@
 """The task of `train_video.py`: an image network becomes one of video, and learns motion from clips."""
 
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
 
 from brickwork.errors import explained
+from brickwork.eval.sampling.pipelines import pipeline_folder
 from brickwork.gen.networks.parts import load_part, network_folder
 from brickwork.gen.networks.video import KINDS, VideoDenoiser, inflate
+from brickwork.gen.parameterization import SIGMA_DATA
 from brickwork.pipelines.objective_file import saved_objective
 from brickwork.pipelines.video import VideoPipeline
 from brickwork.training.config.clips import VideoTrainConfig
-from brickwork.training.data.clips import Clips
+from brickwork.training.data.cache import load_vae
+from brickwork.training.data.clips import Clips, LatentClips
 from brickwork.training.data.stream import TrainingStream
 from brickwork.training.engine.schedule import course
 from brickwork.training.task import Step
@@ -25,20 +29,25 @@ class VideoTask(LabelledTask):
 
     Attributes:
         fps: frames a second of what it learns.
+        vae: of the image network's pipeline, where that draws latents.
     """
 
     configuration = VideoTrainConfig
     counted, columns = "clips", 1
     fps: float
+    vae: torch.nn.Module | None
 
     @classmethod
     def build(cls, config: VideoTrainConfig, accelerator: Accelerator, dry_run: bool = False) -> Self:
-        task, clips = cls(), Clips(config.data)
-        task.config, task.accelerator = config, accelerator
+        task, source = cls(), image_folder(config.model.image)
+        task.config, task.accelerator, task.vae = config, accelerator, None
+        if (source.parent / "vae").is_dir():
+            task.vae = load_vae(str(source.parent)).to(accelerator.device)
+        clips = Clips(config.data) if task.vae is None else LatentClips(config.data, task.vae)
         task.parameterization, task.fps = build_objective(config.objective), clips.fps
         torch.manual_seed(config.run.seed)
-        task.network = network = build_network(config.model.image, config.model.pattern, clips.class_names).train()
-        check_fits(network, config.model.image, config.objective, clips)
+        task.network = network = build_network(source, config.model.pattern, clips.class_names).train()
+        check_fits(network, config.model.image, source, config.objective, clips)
         if config.model.learns == "temporal":
             network.image.requires_grad_(False)
         if config.run.gradient_checkpointing:
@@ -58,19 +67,30 @@ class VideoTask(LabelledTask):
 
     def pipeline(self, network: torch.nn.Module) -> VideoPipeline:
         clip = {"num_frames": self.config.data.frames, "fps": self.fps}
-        return VideoPipeline.from_objective(network, self.parameterization, **clip)
+        return VideoPipeline.from_objective(network, self.parameterization, self.vae, **clip)
 
 
-def build_network(source: str, pattern: str, class_names: list[str]) -> VideoDenoiser:
-    """The image network of a folder, inflated; a video network there goes on as it is. Classes get names if need be.
+def image_folder(source: str) -> Path:
+    """The folder of the network of a pipeline that ships, of a folder, or of a training run.
 
     Raises:
         ValueError: where there is none.
     """
     if not source:
-        raise ValueError("`model.image` is empty; name the folder of an image network, a pipeline or a training run.")
+        raise ValueError(
+            "`model.image` is empty; name weights that ship, or the folder of an image network, a pipeline or a run."
+        )
     with explained(f"`model.image` is {source!r}"):
-        folder = network_folder(source)
+        return network_folder(pipeline_folder(source))
+
+
+def build_network(folder: Path, pattern: str, class_names: list[str]) -> VideoDenoiser:
+    """The image network of a folder, inflated; a video network there goes on as it is. Classes get names if need be.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    with explained(f"`model.image` is {str(folder)!r}"):
         if (folder / "temporal").is_dir():
             return VideoDenoiser.from_pretrained(folder)
         image = load_part("model.image", folder, KINDS, "cannot be inflated")
@@ -79,17 +99,28 @@ def build_network(source: str, pattern: str, class_names: list[str]) -> VideoDen
         return inflate(image, pattern)
 
 
-def check_fits(network: VideoDenoiser, source: str, objective: Any, clips: Clips) -> None:
-    """Raise a `ValueError` for a network of other classes, channels or another objective than the run has."""
-    check_fits_data(network, "model.image", source, clips.class_names, clips.channels)
+def check_fits(network: VideoDenoiser, source: str, folder: Path, objective: Any, clips: Clips) -> None:
+    """Raise a `ValueError` for a network of other classes, channels or another objective than the run has.
+
+    Clips of some of a network's classes alone are numbered as it numbers them.
+    """
     known = {int(number): name for number, name in (network.config.id2label or {}).items()}
+    if clips.data.classes is None and clips.class_names and {*clips.class_names} <= {*known.values()}:
+        clips.number_classes([known[number] for number in sorted(known)])
+    check_fits_data(network, "model.image", source, clips.class_names, clips.channels)
     if known and clips.class_names and known != dict(enumerate(clips.class_names)):
         raise ValueError(
             f"`model.image` is {source!r}, whose classes are {', '.join(known.values())}; the clips have "
             f"{', '.join(clips.class_names)}. Name them in `data.classes` in the network's order."
         )
-    noted = saved_objective(network_folder(source).parent)
+    noted = saved_objective(folder.parent)
     if noted is not None and noted[0] != objective.type:
         raise ValueError(
             f"`objective.type` is {objective.type!r}, but the network in {source!r} learned {noted[0]!r}; set it so."
+        )
+    scales = [options.get("sigma_data", SIGMA_DATA) for options in (objective.options, noted[1] if noted else {})]
+    if noted is not None and scales[0] != scales[1]:
+        raise ValueError(
+            f"`objective.options` has the sigma_data {scales[0]:g}, but the network in {source!r} learned "
+            f"{scales[1]:g}; set `objective.options.sigma_data={scales[1]:g}`."
         )

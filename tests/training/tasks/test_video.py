@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from diffusers import AutoencoderKL
 from PIL import Image
 
-from brickwork import BlockUNet2DModel, VideoPipeline
+from brickwork import BlockUNet2DModel, ClassToImagePipeline, VideoPipeline
+from brickwork.gen.parameterization import EDMObjective
 from brickwork.pipelines.clip_files import write_clip
+from brickwork.pipelines.latents import encode
+from brickwork.pipelines.objective_file import save_objective
 from brickwork.training.config.clips import ClipDataConfig
 from brickwork.training.config.config import load_config
 from brickwork.training.data.clips import Clips, find_clips
@@ -175,3 +179,38 @@ def test_a_network_that_does_not_fit_is_one_line(build, tmp_path, capsys):
     ):
         assert main([*config, *values]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_clips_as_latents_of_the_image_pipelines_vae(build, tmp_path, clips):
+    torch.manual_seed(0)
+    classes = {0: "right", 1: "up", 2: "left"}  # more than the clips have, in another order
+    image = BlockUNet2DModel(
+        in_channels=4, sample_size=4, num_classes=3, block_out_channels=(8,), layers_per_block=1, id2label=classes
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8), norm_num_groups=4, sample_size=8, scaling_factor=2.0,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    ClassToImagePipeline.from_objective(image, EDMObjective(sigma_data=1.0), vae).save_pretrained(tmp_path / "latent")
+    save_objective(tmp_path / "latent", "edm", {"sigma_data": 1.0})
+    told = [f"model.image={tmp_path / 'latent'}", "objective.options.sigma_data=1.0"]
+    run = build("latents", *told)
+    data = run.task.stream.images
+    assert data.channels == 4 and data.shapes == [(4, 4)] and data.class_names == ["right", "up", "left"]
+    row = next(n for n, entry in enumerate(data.entries) if entry.name == "right/0.webp")
+    sample, label = data.sample(row)
+    pixels, _ = open_clips(clips).sample(row)
+    expected = encode(vae, torch.from_numpy(pixels).transpose(0, 1)).transpose(0, 1)
+    assert label == 0 and {*data.labels} == {0, 2}
+    np.testing.assert_allclose(sample, expected.numpy(), atol=1e-5)
+    assert data.fingerprint != open_clips(clips).fingerprint
+    train(run)
+    pipe = VideoPipeline.from_pretrained(tmp_path / "latents" / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.vae is not None and pipe("left", num_inference_steps=2).frames[0][0].size == (8, 8)
+    with pytest.raises(ValueError, match="learned 1; set `objective.options.sigma_data=1`"):
+        build("other", told[0])
+    with pytest.raises(ValueError, match="`data.size` is 9; give a multiple of 2"):
+        build("other", *told, "data.size=9")
+    with pytest.raises(ValueError, match="`data.horizontal_flip` is true, and latents cannot be mirrored"):
+        build("other", *told, "data.horizontal_flip=true")
