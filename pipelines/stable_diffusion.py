@@ -10,7 +10,7 @@ from brickwork.gen import parameterization
 from brickwork.gen.operations import count_operations
 from brickwork.gen.parameterization import EpsilonObjective, VObjective
 from brickwork.gen.subnets import FULL, Subnets
-from brickwork.hub import located, saved_variant
+from brickwork.hub import located, saved_variant, without_bars
 from brickwork.pipelines.latents import pixels_per_latent
 
 PREDICTIONS = {"epsilon": EpsilonObjective, "v_prediction": VObjective}
@@ -38,6 +38,7 @@ def load_pipeline(source: str, revision: str | None = None, variant: str | None 
         raise ValueError(f"`model.base` is {source!r}, which holds no pipeline (no model_index.json).")
     place, options = located(source, "model.base")
     options |= {"revision": revision}
+    without_bars()
     weights = {"variant": variant} if variant else saved_variant(place)
     with explained(f"`model.base` is {source!r}, which cannot be loaded", OSError, ValueError, KeyError):
         name = DiffusionPipeline.load_config(place, **options)["_class_name"]

@@ -261,3 +261,15 @@ def test_what_is_no_token_is_not_shown(token, capsys):
 )
 def test_a_command_line_is_kept_without_the_token(words, kept):
     assert options.without_token(words) == kept
+
+
+@pytest.mark.parametrize("option", [None, "--verbose"])
+def test_which_image_processor_is_taken_is_told_with_verbose_alone(option, monkeypatch, capsys):
+    """transformers says so of two at each import of diffusers' pipelines, where there is no torchvision."""
+    import logging
+
+    logger = logging.getLogger("transformers.utils.import_utils")
+    monkeypatch.setattr(cli, "_run", lambda args: seen.append(logger.isEnabledFor(logging.WARNING)))
+    seen, level = [], logger.level
+    cli.main(["env", *([option] if option else [])])
+    assert seen == [option == "--verbose"] and logger.level == level

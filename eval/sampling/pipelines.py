@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils import logging
 
 from brickwork import hub
 from brickwork.compat import find_variants_of_parts
@@ -163,7 +162,7 @@ def _load(kind: type, name: str, options: dict):
         options = {"local_files_only": True} | options
     if Path(folder).is_dir():  # of a folder that has one variant alone, no one need be told
         options = hub.saved_variant(folder) | options
-    logging.disable_progress_bar()
+    hub.without_bars()
     find_variants_of_parts()
     return kind.from_pretrained(folder, **options)
 

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import inspect
+import logging
 import os
 import re
 import sys
@@ -218,9 +219,14 @@ def _told_to_libraries(args: argparse.Namespace) -> Iterator[None]:
         told |= {"DIFFUSERS_VERBOSITY": level, "TRANSFORMERS_VERBOSITY": level}
     former = {name: os.environ.get(name) for name in told}
     os.environ |= told
+    # Which of transformers' classes does without torchvision is of no interest to who draws or trains.
+    choices = logging.getLogger("transformers.utils.import_utils")
+    level = choices.level
+    choices.setLevel(level if hasattr(args, "verbose") else logging.ERROR)
     try:
         yield
     finally:
+        choices.setLevel(level)
         for name, value in former.items():
             if value is None:
                 del os.environ[name]

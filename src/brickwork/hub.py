@@ -72,6 +72,15 @@ def located(name: str, argument: str, what: str = "pipeline") -> tuple[str, dict
     return name, {"local_files_only": True} if check_name(name, argument, what) else {}
 
 
+def without_bars() -> None:
+    """Let libraries draw no bars of reading and writing files, which takes no time and tears other bars apart."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+
+
 def local_copy(name: str, argument: str, what: str = "pipeline", **options: Any) -> Path:
     """The folder of what a person typed: of weights that ship, the folder itself, or a copy of the hub's in its cache.
 

@@ -16,6 +16,7 @@ from brickwork.training.data.images import load_table
 LOOKED_AT = 200  # pictures whose sizes are read
 LEAST_TIMES, MOST_TIMES = 20, 400  # that each picture is shown, if that takes longer or shorter than MINUTES
 MINUTES = 15
+PAUSE = 20  # seconds of training, the least between pictures and between checkpoints, which take some themselves
 SMALL_SET = 100  # pictures, below which none is held out
 
 
@@ -101,11 +102,12 @@ def lengths(found: Pictures, rate: float, batch: int, total: int | None = None) 
     def share(part: float, least: int) -> int:
         return max(least, int(total * part) // batch * batch)
 
+    pause = max(batch, int(rate * PAUSE) // batch * batch)
     return {
         "run.total_images": total,
         "run.log_images": share(1 / 50, batch),
-        "run.sample_images": share(1 / 8, batch),
-        "run.checkpoint_images": share(1 / 4, batch),
+        "run.sample_images": share(1 / 8, pause),
+        "run.checkpoint_images": share(1 / 4, pause),
         "optimizer.warmup_images": share(1 / 20, 0),
         "optimizer.cooldown_images": share(1 / 4, 0),
         "ema.half_life_images": share(1 / 20, batch),

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from tqdm import tqdm
 
 from brickwork.eval.extractors.features import load_extractor
 from brickwork.eval.metrics.live import LiveMetrics
@@ -195,7 +196,7 @@ def export_pipeline(pipeline, folder: Path, objective: ObjectiveConfig | None = 
     if card:
         write_file(temporary / "README.md", card)
     put_in_place(temporary, target)
-    print(f"The pipeline with the averaged weights is in {target}.")
+    tqdm.write(f"The pipeline with the averaged weights is in {target}.")
     return target
 
 

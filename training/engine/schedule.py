@@ -40,12 +40,18 @@ def course(run: RunConfig, data: str, rows: int, held_out: int, processes: int) 
         processes: that share a step.
     """
     micro = run.batch_size // (run.gradient_accumulation_steps * processes)
+    data = data.replace("images", "image", 1) if rows == 1 else data
     return (
         f"{rows:,} {data} to train on, {held_out:,} held out; {run.total_images:,} images are "
         f"{run.total_images / rows:,.1f} epochs, {-(-run.total_images // run.batch_size):,} steps.\n"
-        f"{run.batch_size} images a step = {micro} × {run.gradient_accumulation_steps} accumulated × {processes} "
+        f"{batch_text(run.batch_size)} a step = {micro} × {run.gradient_accumulation_steps} accumulated × {processes} "
         f"process(es); precision {run.mixed_precision}."
     )
+
+
+def batch_text(images: int) -> str:
+    """`1` => `"1 image"`, `16` => `"16 images"`."""
+    return "1 image" if images == 1 else f"{images} images"
 
 
 def phase_at(phases: Sequence[Phase], images: int) -> Phase:

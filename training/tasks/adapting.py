@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from tqdm import tqdm
 
 from brickwork.adapters.base import KINDS, adapter_class, kind_of, load_adapter
 from brickwork.adapters.hub import local_adapter
@@ -171,7 +172,7 @@ class TrainsAdapter(Task):
         if self.accelerator.is_main_process:
             load_tensors(trained_tensors(self.network), weights)
             (file,) = self.adapter.save(folder / FILE, overwrite=True)
-            self.accelerator.print(f"The adapter with the averaged weights is in {file}; `load_adapter` takes it.")
+            tqdm.write(f"The adapter with the averaged weights is in {file}; `load_adapter` takes it.")
 
 
 class BackboneAdapterConfig(TrainConfig):

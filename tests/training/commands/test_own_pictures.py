@@ -49,6 +49,13 @@ def test_one_picture_trains_and_is_said_to_be_too_few(pictures, tmp_path):
     config, said = chosen("one")
     assert config.run.batch_size == 1
     assert "one: 1 picture, which will be learnt by heart (add more to draw others), no classes" in said
+    assert "1 image a step." in said
+
+
+def test_a_short_run_does_not_stop_for_pictures_all_the_time(pictures):
+    """They take seconds: at least twenty of training lie between them, and the last are drawn at the end anyway."""
+    assert chosen("my-pictures", "run.total_images=640")[0].run.sample_images == 2000
+    assert chosen("my-pictures", "run.total_images=64000")[0].run.sample_images == 8000
 
 
 def test_what_is_given_beats_what_was_chosen(pictures):

@@ -52,3 +52,12 @@ def test_8_bit_states_without_the_package_are_refused(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(ValueError, match="needs bitsandbytes"):
         build_optimizer(config_of("optimizer.type=adamw_8bit"), torch.nn.Linear(1, 1), torch.device("cpu"))
+
+
+def test_one_image_is_one_image():
+    run = load_config(None, ["run.batch_size=1", "run.total_images=3"]).run
+    assert schedule.course(run, "images of no classes", 1, 0, 1).startswith(
+        "1 image of no classes to train on, 0 held"
+    )
+    assert "\n1 image a step = 1 × 1 " in schedule.course(run, "images of no classes", 1, 0, 1)
+    assert schedule.course(run, "images of 2 classes", 1000, 5, 1).startswith("1,000 images of 2 classes to train on")

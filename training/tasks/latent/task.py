@@ -193,6 +193,8 @@ def drop_text_encoders(pipeline) -> None:
 def shapes_listed(shapes: list[tuple[int, int]]) -> str:
     """A line on the shapes of steps, `(height, width)` from the smallest to the largest."""
     height, width = max(shapes, key=lambda shape: shape[0] * shape[1])
+    if len(shapes) == 1:
+        return f"All pictures are {height}×{width}."
     listed = ", ".join(f"{h}×{w}" for h, w in shapes[:12])
     return (
         f"{len(shapes)} shapes from {shapes[0][0]}×{shapes[0][1]} to {height}×{width}, one a step: "

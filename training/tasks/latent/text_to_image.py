@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from tqdm import tqdm
 
 from brickwork.pipelines.stable_diffusion import is_xl
 from brickwork.training.config.latent import TextToImageConfig
@@ -132,7 +133,7 @@ class TextToImageTask(LatentTask):
         load_tensors(trained_tensors(self.network), weights)
         if self.config.parts.train == "lora":
             save_unet_lora(self.base, folder)
-            self.accelerator.print(f"The LoRA with the averaged weights is in {folder}.")
+            tqdm.write(f"The LoRA with the averaged weights is in {folder}.")
         else:
             shown = self.config.samples
             call = f"num_inference_steps={shown.steps}, guidance_scale={shown.guidance_scale:g}"

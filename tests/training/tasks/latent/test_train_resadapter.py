@@ -12,6 +12,7 @@ import yaml
 
 from brickwork.training.config.latent import ResAdapterConfig
 from brickwork.training.engine.loop import train
+from brickwork.training.tasks.latent.task import shapes_listed
 from brickwork.training.train_resadapter import main
 
 TRAINING = Path(__file__).parents[4] / "training"
@@ -104,3 +105,8 @@ def test_the_configurations_that_ship(file):
 
     config = load_config(file, None, ResAdapterConfig)
     assert config.resolution.min_size < config.resolution.max_size
+
+
+def test_one_shape_is_said_in_a_word():
+    assert shapes_listed([(64, 64)]) == "All pictures are 64×64."
+    assert shapes_listed([(8, 8), (16, 32)]) == "2 shapes from 8×8 to 16×32, one a step: 8×8, 16×32."
