@@ -124,7 +124,7 @@ def video_pipeline(name: str, frames: int) -> VideoPipeline:
     """A pipeline of clips; one of pictures draws frame by frame."""
     pipe = load_class_pipeline(name, "cpu")
     if not isinstance(pipe, VideoPipeline):
-        pipe = VideoPipeline(inflate(pipe.transformer), pipe.scheduler, num_frames=frames)
+        pipe = VideoPipeline(inflate(pipe.transformer), pipe.scheduler, pipe.vae, num_frames=frames)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from brickwork import BlockUNet2DModel, ClassToImagePipeline, VideoPipeline, inflate
@@ -55,3 +56,12 @@ def test_the_command_compares_clips_with_frames_alone(tmp_path, capsys):
     assert len(table) == 3 and "frame by frame" in table[2]
     assert table[0].split("|")[2:] == table[1].split("|")[2:] == table[2].split("|")[2:]
     assert isinstance(video_pipeline(str(tmp_path / "image"), 3), VideoPipeline)
+    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, sample_size=8, latent_channels=3)
+    ClassToImagePipeline.from_objective(image, EDMObjective(), vae).save_pretrained(tmp_path / "latents")
+    assert video_pipeline(str(tmp_path / "latents"), 3).vae is not None
+    gif = tmp_path / "motion.gif"
+    words = [f"two={tmp_path / 'image'},{tmp_path / 'latents'}", *words[2:], "--frames", "3", "--steps", "1"]
+    assert main([*words, "--gif", str(gif)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].count("±") == 3
+    with Image.open(gif) as shown:
+        assert shown.n_frames == 3 and shown.size == (2 * 8, 2 * 8)  # two clips, and below them what was drawn
