@@ -144,6 +144,15 @@ def write_file(path: str | Path, content: bytes | str | Callable[[Path], Any]) -
     return Path(path)
 
 
+def filled(template: Path, **values: Any) -> str:
+    """A text from a Jinja template, such as the card beside a data set; a value that it lacks is an error."""
+    import jinja2
+
+    options = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, **options)
+    return environment.from_string(template.read_text(encoding="utf-8")).render(values)
+
+
 def plain(value: Any) -> Any:
     """What JSON makes of a value; numbers that are not finite become `None`, what JSON does not know its text."""
     if isinstance(value, float):

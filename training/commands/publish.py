@@ -7,12 +7,13 @@ example:
 """
 
 import argparse
+import re
 from pathlib import Path
 
 from brickwork import options
-from brickwork.files import check_folder, new_folder, write_file
+from brickwork.files import check_folder, filled, new_folder, write_file
 
-MAKER = "brickwork publish"
+MAKER, CARD = "brickwork publish", Path(__file__).with_name("model_card.md.jinja")
 CARD_SAMPLES = 64
 STEPS = 18
 SHOWN_NEIGHBOURS = 12
@@ -148,51 +149,12 @@ def model_card(
     name: str, config, figures: dict, sampler: str, attribution: str | None, license: str | None = None
 ) -> str:
     """The card in Markdown, with the metadata that the hub reads."""
-    held_out, memory = figures["held_out"], figures["memory"]
-    epochs = figures["images"] / figures["train_images"]
-    distance = memory.get("held_out_distance")
-    baseline = "" if distance is None else f"; from a held-out image it is {distance:.3f}"
-    start = f", from the weights in `{_ending(config.model.init_from)}`" if config.model.init_from else ""
-    score = ""
-    if held_out is not None:
-        bricks = ", ".join(f"{loss:.4f}" for loss in held_out["per_estimate"])
-        score = f"\nPaired held-out denoising loss: {held_out['loss']:.4f} (after each brick: {bricks})."
+    start = config.model.init_from and _ending(config.model.init_from)
     # Headings of the attribution two levels down, below the card's own.
-    data = "\n".join(f"##{line}" if line.startswith("#") else line for line in (attribution or "").strip().split("\n"))
-    return f"""---
-{f"license: {license}{chr(10)}" if license else ""}library_name: brickwork
-pipeline_tag: unconditional-image-generation
-tags: [diffusion, diffusers, brickwork]
----
-
-# {name}
-
-A `{config.model.type}` of {figures["parameters"]:,} parameters, trained at {config.data.size} × {config.data.size} \
-pixels on {", ".join(figures["classes"]) or "unlabelled images"}.
-
-![samples](samples.png)
-
-The first seeds, not picked; averaged weights, {sampler}.
-
-## Training
-{figures["images"]:,} images seen in {_duration(figures["hours"])}, {epochs:,.0f} times each of the \
-{figures["train_images"]:,} training images{start}.{score}
-
-## What it remembers
-A network that saw each image {epochs:,.0f} times remembers many of them. The median distance (root mean square of \
-pixels in [0, 1]) from a sample to the nearest training image is {memory["sample_distance"]:.3f}{baseline}. \
-{memory["copied"]:.0%} of {CARD_SAMPLES} samples lie nearer to a training image than any other training image does: \
-call those copies.
-
-![nearest training images](neighbours.png)
-
-Samples on top, below each its three nearest training images.
-
-## Configuration
-```yaml
-{_portable(config).strip()}
-```
-""" + (f"\n## Data\n{data}\n" if attribution else "")
+    licences = re.sub("^#", "###", (attribution or "").strip(), flags=re.MULTILINE)
+    further = {"duration": _duration(figures["hours"]), "epochs": figures["images"] / figures["train_images"]}
+    further |= {"configuration": _portable(config).strip(), "start": start, "licences": licences, "license": license}
+    return filled(CARD, name=name, config=config, sampler=sampler, samples=CARD_SAMPLES, **figures, **further)
 
 
 def _portable(config) -> str:

@@ -14,13 +14,13 @@ import PIL.Image
 from tqdm import tqdm
 
 from brickwork.errors import one_of
-from brickwork.files import check_folder, new_folder
+from brickwork.files import check_folder, filled, new_folder
 from brickwork.training.data.build.attributes import ATTRIBUTES, Drawing, draw, table, values_of
 from brickwork.training.data.build.dicebear import Artist, artist, install, require_programs
 from brickwork.training.data.build.svg import rasterise
 
 SPLITS = {"train": "train.parquet", "combination": "held_out_combinations.parquet", "seed": "held_out_seeds.parquet"}
-CARD = "README.md"
+CARD, TEMPLATE = "README.md", Path(__file__).with_name("avatars.md.jinja")
 MAKER = "brickwork data build avatars"
 MIN_SIZE, MAX_SIZE = 32, 1024
 ROWS_PER_GROUP = 500
@@ -201,28 +201,8 @@ def write_rows(path: Path, features, rows: list, finish: Callable[[int, object],
 
 def _write_card(path: Path, title: str, told: Iterable[str], styles: dict[str, dict], drawn: Counter) -> None:
     """What the data are, their designers and licences, and the values of their attributes."""
-    lines = [
-        f"| {style} | {drawn[style]} | [{made['title']}]({made['source']}) by {made['creator']} | "
-        f"[{made['license']['name']}]({made['license']['url']}) |"
-        for style, made in styles.items()
-    ]
     values = {
         name: dict.fromkeys(value for style in styles for value in values_of(style, name)) for name in ATTRIBUTES
     }
-    card = [
-        f"# {title}",
-        "",
-        *told,
-        "",
-        "| style | pictures | design | licence |",
-        "| --- | --- | --- | --- |",
-        *lines,
-        "",
-        "**Changes**: parts and colours were drawn anew and the drawings rasterised. No endorsement is implied.",
-        "",
-        "| attribute | values (none: without; empty: not of this style, or hidden) |",
-        "| --- | --- |",
-        *(f"| {name} | {', '.join(known)} |" for name, known in values.items() if known),
-        "",
-    ]
-    path.write_text("\n".join(card), encoding="utf-8")
+    card = filled(TEMPLATE, title=title, told=told, styles=styles, drawn=drawn, attributes=values)
+    path.write_text(card, encoding="utf-8")

@@ -28,7 +28,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from brickwork import options
-from brickwork.files import check_file, new_files, write_file
+from brickwork.files import check_file, filled, new_files, write_file
 from brickwork.training.data.build.codepoints import SKIN_TONES, base_codepoints, plain_codepoints
 from brickwork.training.data.build.svg import rasterise, require_rasteriser
 
@@ -125,6 +125,7 @@ GROUPS = (
 STYLES = ("fluent", "twemoji")
 MIN_SIZE, MAX_SIZE = 16, 1024
 MAKER = "brickwork data build emoji"
+CARD = Path(__file__).with_name("emoji.md.jinja")
 ROWS_PER_GROUP = 500  # of the Parquet file: small enough that one picture can be read without the rest
 
 
@@ -284,49 +285,10 @@ def _is_ours(path: Path) -> bool:
     return f"made by `{MAKER}`." in path.read_text(encoding="utf-8")
 
 
-MIT_TERMS = """\
-Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
-documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
-rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
-persons to whom the Software is furnished to do so, subject to the following conditions:
-
-The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
-Software.
-
-THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
-WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
-COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
-OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
-"""
-
-
 def attribution(file_name: str, drawings: Sequence[Drawing], size: int, sources: Sources = SOURCES) -> str:
     """The licences and sources of a built file, as Markdown; whoever passes the pictures on passes this on too."""
     count = {style: sum(drawing.style == style for drawing in drawings) for style in STYLES}
-    return f"""\
-# Attribution of `{file_name}`
-
-{len(drawings)} pictures of {size}×{size} pixels, made by `{MAKER}`.
-
-| rows | work | author | licence | taken from |
-| --- | --- | --- | --- | --- |
-| {count["twemoji"]}, style `twemoji` | [Twemoji](https://github.com/jdecked/twemoji) graphics | Copyright 2020 \
-Twitter, Inc and other contributors | [CC-BY 4.0](https://creativecommons.org/licenses/by/4.0/) | npm \
-`{sources.twemoji.spec}` |
-| {count["fluent"]}, style `fluent` | [Fluent Emoji](https://github.com/microsoft/fluentui-emoji), 3D style | \
-Copyright (c) Microsoft Corporation | MIT | npm `{sources.fluent.spec}` |
-| names, groups | [emoji-data](https://github.com/iamcal/emoji-data) | Copyright (c) 2013 Cal Henderson | MIT | npm \
-`{sources.names.spec}` |
-
-**Changes**: the Twemoji graphics were rasterised, the Fluent pictures resized where their size differs; both were laid
-on white and encoded as lossy WebP. No endorsement by their authors is implied.
-
-The packages the graphics come in: Copyright (c) 2023 Samuel Kopp (`@twemoji/svg`, MIT), Copyright (c) 2023 LobeHub
-(`@lobehub/fluent-emoji-3d`, MIT).
-
-## The MIT licence, for the works marked so above
-
-{MIT_TERMS}"""
+    return filled(CARD, file=file_name, size=size, maker=MAKER, count=count, sources=sources)
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
