@@ -23,7 +23,7 @@ from torch import nn
 from brickwork import compat
 from brickwork.adapters.base import CONFIG_KEY, KIND_KEY, Adapter, checked_scale, network_in, network_of, read_metadata
 from brickwork.adapters.hub import local_adapter
-from brickwork.errors import no_unknown
+from brickwork.errors import explained, no_unknown
 from brickwork.files import check_file, write_file
 
 _ADAPTERS = "_brickwork_adapters"  # on a network: its `ModuleAdapter`s by name
@@ -145,10 +145,8 @@ class ModuleAdapter(Adapter):
         no_unknown("options", options, cls.options, f"a {cls.kind}")
         network = _hookable(pipe_or_model)
         config, tensors = read_module_adapter(local_adapter(source), cls.kind)
-        try:
+        with explained(f"{source}: its configuration is not a {cls.kind}'s", TypeError):
             parts, config = cls.build(network, **{**config, **options})
-        except TypeError as error:
-            raise ValueError(f"{source}: its configuration is not a {cls.kind}'s ({error})") from None
         adapter = cls(network, free_name(network, cls.kind, name), config, parts, scale)
         adapter._fill(tensors, str(source))
         adapter._put_on(pipe_or_model)

@@ -10,7 +10,7 @@ import torch
 from diffusers import ModelMixin, SchedulerMixin
 from diffusers.utils import BaseOutput
 
-from brickwork.errors import whole_number
+from brickwork.errors import explained, whole_number
 from brickwork.pipelines.sampling import Generators, SamplingPipeline, checked_generator, first_noise
 from brickwork.pipelines.schedules import Schedule
 
@@ -197,10 +197,8 @@ class TimeSeriesPipeline(SamplingPipeline):
 
     def _array(self, values: Any, name: str) -> torch.Tensor:
         """Numbers as float64 `(…, variables, length)` on the CPU."""
-        try:
+        with explained(f"`{name}` is no array (variables, length) of numbers", TypeError, ValueError):
             found = torch.as_tensor(values if isinstance(values, torch.Tensor) else np.asarray(values, np.float64))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"`{name}` is no array of numbers ({error}); give (variables, length).") from None
         found, count = found.detach().double().cpu(), self.transformer.config.in_channels
         if found.ndim == 1 and count == 1:
             found = found[None]

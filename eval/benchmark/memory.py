@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -100,10 +101,8 @@ def _highest_resident() -> int:
 
 def _reset_highest() -> None:
     """Forget what imports needed for a moment, where the system lets a process do so (Linux)."""
-    try:
+    with suppress(OSError):  # else the baseline is the imports' peak, and small steps come out too small
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # the baseline is then the imports' peak, and small steps come out too small
 
 
 def peak_during(function: Callable[[], object], device: torch.device) -> dict[str, int]:

@@ -7,7 +7,7 @@ at zero: before the first step of training the composite equals the single netwo
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from typing import Any
 
@@ -244,11 +244,8 @@ def _read_diffusers(
     ]
     inner = {} if residuals is None else {"down_intrablock_additional_residuals": residuals}
     estimate = None
-    with tapped(network, sites) as taps, _stopping_behind_the_encoder(network, not decode):
-        try:
-            estimate = network(sample, timestep, **conditions, **inner).sample
-        except _EncoderDone:
-            pass
+    with tapped(network, sites) as taps, _stopping_behind_the_encoder(network, not decode), suppress(_EncoderDone):
+        estimate = network(sample, timestep, **conditions, **inner).sample
     outputs = [taps[site] for site in sites]
     return [output if isinstance(output, torch.Tensor) else output[0] for output in outputs], estimate
 

@@ -14,7 +14,7 @@ import diffusers
 import torch
 from torch import nn
 
-from brickwork.errors import no_unknown, one_of
+from brickwork.errors import explained, no_unknown, one_of
 from brickwork.gen.operations import count_operations
 
 # The only classes that a configuration may name.
@@ -278,12 +278,8 @@ def load_denoiser(source: str, **kwargs) -> tuple[nn.Module, Any, dict[int, str]
     Raises:
         ValueError: for what is no such pipeline.
     """
-    try:
+    with explained(f"{source!r} is no pipeline of diffusers; give a folder or hub id with model_index.json"):
         index = diffusers.DiffusionPipeline.load_config(source, **kwargs)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{source!r} is no pipeline of diffusers; give a folder or hub id with model_index.json ({error})."
-        ) from None
     parts = {name: part[1] for name, part in index.items() if isinstance(part, (list, tuple)) and len(part) == 2}
     found = next((name for name in ("unet", "transformer") if parts.get(name)), None)
     if found is None:

@@ -7,11 +7,12 @@ import argparse
 import copy
 import gc
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -27,7 +28,7 @@ from brickwork.eval.benchmark.suites import Settings, counted, time_cases
 from brickwork.eval.benchmark.timing import MatmulProbe
 from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
 from brickwork.eval.sampling.pipelines import to_device
-from brickwork.eval.studies.core import Cell, StudyFolder, run_cells
+from brickwork.eval.studies.core import Cell, Study, run_study
 from brickwork.files import digest
 from brickwork.gen.convbn import CONVBN_MODES, find_convbn_pairs, set_convbn_mode
 from brickwork.gen.parameterization import EDMObjective
@@ -35,7 +36,7 @@ from brickwork.training.config.config import TrainConfig, load_config
 from brickwork.training.config.recipes import list_recipes, recipe
 from brickwork.training.data.images import LabelledImages
 from brickwork.training.engine.loop import prepare, train
-from brickwork.training.studies.convbn_report import BASE, COSTS, FINE_TUNING, write
+from brickwork.training.studies.convbn_report import BASE, STUDY, report_of
 from brickwork.training.tasks.backbone import BackboneTask, build_held_out, build_images
 from brickwork.training.tasks.backbones import build_objective
 
@@ -359,29 +360,15 @@ def _fine_tuning_step(network: nn.Module, forward_backward: Callable[[], None]) 
 def compare_modes(args: argparse.Namespace) -> str:
     """Measure and fine-tune what is not there yet, and write it after each network; returns the tables."""
     logging.set_verbosity_error()
-    settings, rates = check(args), read_rates(args.rates)
-    check_output(args.output)
-    work = []
-    if args.only != "cost":
-        identity, make_cells = fine_tuning(args, rates, settings["device"])
-        folder = StudyFolder(args.output / "curves", FINE_TUNING, identity)
-        work += [(folder, make_cells(name)) for name in names_of(args)]
+    settings, rates, stages = check(args), read_rates(args.rates), []
     if args.only != "curves":
-        folder = StudyFolder(args.output / "cost", COSTS, settings | {"rounds": args.rounds})
-        work[:0] = [(folder, cost_cells(name, settings, args.rounds)) for name in args.networks]
-    for folder, cells in work:
-        run_cells(folder, cells)
-        text = write(args.output, settings)
-    return text
-
-
-def check_output(folder: Path) -> None:
-    """Raise a `ValueError` for a folder that holds something else than an earlier study of this command."""
-    begun = any((folder / part / "study.json").is_file() for part in ("curves", "cost"))
-    if folder.is_dir() and any(folder.iterdir()) and not begun:
-        raise ValueError(
-            f"`--output` is {str(folder)!r}, which holds something else and no study of convbn; name another folder."
-        )
+        stages += [partial(cost_cells, name, settings, args.rounds) for name in args.networks]
+    if args.only != "cost":
+        fine_tuned = fine_tuning(args, rates, settings["device"])
+        stages += [partial(fine_tuned, name) for name in names_of(args)]
+    for number in range(1, len(stages) + 1):
+        run_study(Study(STUDY, {}, stages[:number], partial(report_of, settings)), args.output)
+    return (args.output / f"{STUDY}.md").read_text(encoding="utf-8")
 
 
 def names_of(args: argparse.Namespace) -> list[str]:
@@ -430,19 +417,23 @@ def read_rates(given: Sequence[Sequence]) -> dict[str, list[float]]:
     return rates
 
 
-def cost_cells(name: str, settings: dict, rounds: int) -> list:
+def cost_cells(name: str, settings: dict, rounds: int, results: Mapping[str, Any]) -> list[Cell]:
     """Memory of every mode of one network, and time of all in turn."""
     memory = [
-        Cell(f"{name}/memory-{mode}", lambda folder, mode=mode: memory_of(name, mode, settings))
+        Cell(
+            f"cost/{name}/memory-{mode}", lambda folder, mode, **_: memory_of(name, mode, settings),
+            settings | {"mode": mode},
+        )
         for mode in CONVBN_MODES
-    ]
-    return [*memory, Cell(f"{name}/time", lambda folder: time_modes(name, settings, rounds))]
+    ]  # fmt: skip
+    timed = settings | {"rounds": rounds}
+    return [*memory, Cell(f"cost/{name}/time", lambda folder, **_: time_modes(name, settings, rounds), timed)]
 
 
-def fine_tuning(args: argparse.Namespace, rates: dict[str, list[float]], device: str) -> tuple[dict, Callable]:
-    """What all fine-tuning has in common, and the cells of a network by its name; nothing is trained yet.
+def fine_tuning(args: argparse.Namespace, rates: dict[str, list[float]], device: str) -> Callable[..., list[Cell]]:
+    """The cells of a network by its name; nothing is trained yet.
 
-    The cells of a network: `NAME/about`, see `describe`, and `NAME/OPTIMISER/RATE/MODE`, see `fine_tune`.
+    These are `curves/NAME/about`, see `describe`, and `curves/NAME/OPTIMISER/RATE/MODE`, see `fine_tune`.
     """
     if args.pretrained:
         load_network(args.pretrained)  # what is wrong with it is said before anything is measured
@@ -453,22 +444,22 @@ def fine_tuning(args: argparse.Namespace, rates: dict[str, list[float]], device:
     identity |= {"--target": args.target, "pictures": images.fingerprint[:16], "--steps": args.steps}
     identity |= {"--device": device, "--pretrained": digest_of(args.pretrained) if args.pretrained else None}
 
-    def cells_of(name: str) -> list:
+    def cells_of(name: str, results: Mapping[str, Any]) -> list[Cell]:
         @cache
         def network():
             if args.pretrained:
                 return load_network(args.pretrained)
             return pretrain(name, args.overrides, args.output / "pretrained" / name)
 
-        def fine_tuned(folder: Path, optimizer: str, rate: float, mode: str) -> dict:
+        def fine_tuned(folder: Path, optimizer: str, rate: float, mode: str, **_) -> dict:
             return fine_tune(network(), mode, optimizer, rate, task, where)
 
         return [
-            Cell(f"{name}/about", lambda folder: describe(network(), task, where)),
+            Cell(f"curves/{name}/about", lambda folder, **_: describe(network(), task, where), identity),
             *(
                 Cell(
-                    f"{name}/{optimizer}/{rate:g}/{mode}", fine_tuned,
-                    {"optimizer": optimizer, "rate": rate, "mode": mode},
+                    f"curves/{name}/{optimizer}/{rate:g}/{mode}", fine_tuned,
+                    identity | {"optimizer": optimizer, "rate": rate, "mode": mode},
                 )
                 for optimizer, chosen in rates.items()
                 for rate in chosen
@@ -476,4 +467,4 @@ def fine_tuning(args: argparse.Namespace, rates: dict[str, list[float]], device:
             ),
         ]  # fmt: skip
 
-    return identity, cells_of
+    return cells_of

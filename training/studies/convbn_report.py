@@ -1,7 +1,6 @@
 """The report of `brickwork convbn`: tables and figures of what its cells have found so far."""
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -10,11 +9,10 @@ from brickwork.eval.report.blocks import Panels, Plot, Report, Table
 from brickwork.eval.report.numbers import between
 from brickwork.eval.report.versions import library_versions
 from brickwork.eval.studies.core import StudyFolder, table_of
-from brickwork.files import write_json
 from brickwork.gen.convbn import CONVBN_MODES
 
 BASE = "eval"  # the mode that the others are compared with
-COSTS, FINE_TUNING = "cost of convbn", "fine-tuning of convbn"
+STUDY = "convbn"
 MIB = 2**20
 COLOURS = {"train": "#8a6d1b", "eval": "#2b6a8f", "tune": "#5b7f2b", "deploy": "#b3431f", "untouched": "#888888"}
 HIGHEST = 6  # times the loss before fine-tuning, where curves leave the figure
@@ -22,44 +20,26 @@ SMOOTH = 9  # steps that a point of a curve is the mean of
 TAIL = 4  # the end of a run is its last quarter
 
 
-def write(folder: Path, settings: dict) -> str:
-    """Write `convbn.json`, `convbn.md`, page and figures from the cells in a folder; returns the tables."""
-    values = {"settings": settings, "cost": _costs(folder / "cost"), "curves": _curves(folder / "curves")}
-    told = report(values)
-    told.write(folder, "convbn")
-    made = {"format": "brickwork-convbn/1", "machine": describe_machine(torch.device(settings["device"]))}
-    write_json(folder / "convbn.json", made | {"versions": library_versions()} | values)
-    return told.markdown()
-
-
-def _costs(folder: Path) -> dict[str, dict]:
-    """By network and mode, what is measured of all modes."""
-    found = _found(folder, COSTS)
-    timed = {path.removesuffix("/time"): times for path, times in found.items() if path.endswith("/time")}
-    return {
-        name: {mode: found[f"{name}/memory-{mode}"] | times[mode] for mode in CONVBN_MODES}
-        for name, times in timed.items()
-    }
-
-
-def _curves(folder: Path) -> dict[str, dict]:
-    """By network, `about` and `runs`, by optimiser, rate (rising) and mode, where all modes are there."""
-    found = _found(folder, FINE_TUNING)
+def report_of(settings: dict, folder: StudyFolder) -> tuple[Report, dict]:
+    """Tables and figures of what the cells have found so far, and that by network, optimiser, rate (rising), mode."""
+    results = folder.results()
+    cost: dict[str, dict] = {}
     curves: dict[str, dict] = {}
-    for path in sorted(found, key=lambda path: path.count("/") == 3 and float(path.split("/")[2])):
-        name, *rest = path.split("/")
-        if rest == ["about"]:
-            curves[name] = {"about": found[path], "runs": {}}
-        elif rest[2] == BASE:
+    for path in sorted(results, key=lambda path: path.count("/") == 4 and float(path.split("/")[3])):
+        part, name, *rest = path.split("/")
+        if rest == ["time"]:
+            memory = {mode: results[f"{part}/{name}/memory-{mode}"] for mode in CONVBN_MODES}
+            cost[name] = {mode: memory[mode] | times for mode, times in results[path].items()}
+        elif rest == ["about"]:
+            curves[name] = {"about": results[path], "runs": {}}
+        elif rest[-1] == BASE:
             optimizer, rate, _ = rest
-            runs = {mode: found.get(f"{name}/{optimizer}/{rate}/{mode}") for mode in CONVBN_MODES}
+            runs = {mode: results.get(f"{part}/{name}/{optimizer}/{rate}/{mode}") for mode in CONVBN_MODES}
             if None not in runs.values():
                 curves[name]["runs"].setdefault(optimizer, {})[rate] = runs
-    return curves
-
-
-def _found(folder: Path, study: str) -> Mapping[str, dict]:
-    return StudyFolder.read(folder, study).results() if folder.is_dir() else {}
+    values = {"settings": settings, "cost": cost, "curves": curves}
+    made = {"machine": describe_machine(torch.device(settings["device"])), "versions": library_versions()}
+    return report(values), made | values
 
 
 def ending(losses: Sequence[float | None]) -> float | None:

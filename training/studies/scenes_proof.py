@@ -416,9 +416,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    return run_script("scenes_proof.py", __doc__, configure_parser, arguments)
-
+main = partial(run_script, "scenes_proof.py", __doc__, configure_parser)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,5 +1,6 @@
 """The task of `train_series.py`: a network for pictures learns to denoise folded series."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -101,10 +102,8 @@ class SeriesTask(DenoisingTask):
         if self.accelerator.is_main_process:
             lines = {f"series {k}": (np.arange(drawn.shape[-1]), series[0]) for k, series in enumerate(drawn)}
             file = Path(self.config.run.output_dir) / SAMPLES / f"images-{images:012d}.png"
-            try:
+            with suppress(NoMatplotlib):
                 write_file(file, Plot(lines, "steps", self.table.names[0]).png())
-            except NoMatplotlib:
-                pass
 
     def _held_out_loss(self) -> float:
         generator = torch.Generator().manual_seed(0)

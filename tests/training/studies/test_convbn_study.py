@@ -181,7 +181,7 @@ def test_the_command_writes_and_goes_on(tmp_path, monkeypatch, capsys):
     assert main(command) == 0
     assert json.loads((tmp_path / "convbn.json").read_text())["curves"] == written["curves"]
     assert main([*command, "--steps", "3"]) == 2
-    assert "holds another fine-tuning of convbn: --steps was 2 and is 3" in capsys.readouterr().err
+    assert "was computed otherwise: --steps was 2 and is 3" in capsys.readouterr().err
     monkeypatch.undo()
     assert main([*plain, "--rates", "sgd", "0.02", "--rates", "sgd", "0.03"]) == 0
     joined = json.loads((tmp_path / "convbn.json").read_text())["curves"]["tiny-d-emo"]["runs"]
