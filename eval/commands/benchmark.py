@@ -9,56 +9,50 @@ from pathlib import Path
 from brickwork import hub, options
 from brickwork.errors import explained
 
-# suite: (function, called with the settings; what it measures)
+# suite: (file of `eval/benchmark`, or a module: function behind `bench_`, called with the settings; what it measures)
 SUITES = {
     "lego": (
-        "eval.benchmark.suites:bench_network",
+        "suites:network",
         "lego-s-pg-64: forward, training step, sampling and memory, beside the plain reference and diffusers' DiT "
         "and UNet of like size",
     ),
     "schedules": (
-        "eval.benchmark.suites:bench_schedules",
+        "suites:schedules",
         "complete pictures of the weights that ship by each brick schedule; with --data, their paired losses",
     ),
-    "blocks": ("eval.benchmark.suites:bench_blocks", "the block networks' forward pass per operation, against DiT-S"),
-    "scaling": (
-        "eval.benchmark.suites:bench_scaling",
-        "time of window attention over pixels, and its exponent",
-    ),
-    "memory": ("eval.benchmark.suites:bench_memory", "peak training memory of every preset"),
+    "blocks": ("suites:blocks", "the block networks' forward pass per operation, against DiT-S"),
+    "scaling": ("suites:scaling", "time of window attention over pixels, and its exponent"),
+    "memory": ("suites:memory", "peak training memory of every preset"),
     "costs": (
-        "eval.benchmark.costs:bench_costs",
+        "costs:costs",
         "UNets of equal parameters: time, operations, bytes that they read and write, and memory",
     ),
     "kv-compression": (
-        "eval.benchmark.compression:bench_compression",
+        "compression:compression",
         "a small UNet with compressed keys and values, 256 to 1024 px: time and memory by ratio",
     ),
     "compiled": (
-        "eval.benchmark.compiled:bench_compiled",
+        "compiled:compiled",
         "lego-s-pg-64 compiled by blocks (with --compile whole as well) beside eager and the plain reference",
     ),
     "precision": (
-        "eval.benchmark.precision:bench_precision",
+        "precision:precision",
         "lego-s-pg-64 and the weights that ship in float32, bfloat16 and int8: time, memory, error",
     ),
-    "gpu": (
-        "eval.benchmark.compiled:bench_gpu",
-        "for a GPU: S, L and XL at batch 1, 64 and 256, compiled and eager, within --seconds",
-    ),
+    "gpu": ("compiled:gpu", "for a GPU: S, L and XL at batch 1, 64 and 256, compiled and eager, within --seconds"),
     "startup": (
-        "eval.benchmark.startup:bench_startup",
+        "startup:startup",
         "processor seconds of fresh processes: imports, --help, the first picture from the shell",
     ),
     "evaluation": (
-        "eval.benchmark.evaluation:bench_evaluation",
+        "evaluation:evaluation",
         "what evaluate takes beside network and extractor, and reading pictures of shards",
     ),
     "loader": (
-        "training.studies.loading:bench_loader",
+        "training.studies.loading:loader",
         "--pictures in shards, read as training does: opening, first batch, shuffled rows, memory",
     ),
-    "where": ("eval.benchmark.suites:bench_where", "where the time goes: in bricks, at batch 1, in the sampler"),
+    "where": ("suites:where", "where the time goes: in bricks, at batch 1, in the sampler"),
 }
 ON_DEMAND = ("gpu", "loader")  # measured only when named
 FORMAT = "brickwork-benchmark/1"
@@ -215,4 +209,5 @@ def run_suite(name: str, settings) -> dict:
 
         return bench_network(settings, name)
     module, _, function = SUITES[name][0].partition(":")
-    return getattr(importlib.import_module(f"brickwork.{module}"), function)(settings)
+    path = f"brickwork.{module}" if "." in module else f"brickwork.eval.benchmark.{module}"
+    return getattr(importlib.import_module(path), f"bench_{function}")(settings)

@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext
 import brickwork
 from brickwork.errors import near_names
 
-# command: (module of this package with `configure_parser(parser)`, or another name behind a colon; what it does)
+# command: (module of this package with `configure_parser(parser)`, or `configure_NAME` behind a colon; what it does)
 COMMANDS = {
     "demo": ("eval.commands.demo", "draw one picture with the weights that ship: full, fast and wide"),
     "demo resadapter": ("eval.commands.demo_resadapter", "the miniature Stable Diffusion at sizes it never saw"),
@@ -32,35 +32,29 @@ COMMANDS = {
     "plan": ("training.commands.plan", "what a run would need on many GPUs: memory, traffic, checkpoints, data"),
     "publish": ("training.commands.publish", "a run as a folder to share, with a model card"),
     "ablation": (
-        "training.studies.commands:configure_ablation",
+        "training.studies.commands:ablation",
         "one training run, changed one thing at a time, over several seeds",
     ),
-    "battle": (
-        "training.studies.commands:configure_battle",
-        "backbones of one size under equal conditions: tables and a plot",
-    ),
+    "battle": ("training.studies.commands:battle", "backbones of one size under equal conditions: tables and a plot"),
     "evaluate": ("eval.commands.evaluate", "reference statistics, samples, metrics, comparisons"),
     "judge": ("eval.commands.judge", "objects, numbers, colours and positions in pictures, against their prompts"),
     "sweep": ("eval.studies.sweep", "a pipeline over sizes, ratios and adapter strengths: contact sheet and table"),
     "search": ("eval.commands.search", "the best brick schedules within budgets of operations"),
     "search-blocks": (
-        "training.studies.commands:configure_search_blocks",
+        "training.studies.commands:search_blocks",
         "blocks, widths and depths for a UNet, within a budget",
     ),
-    "convbn": (
-        "training.studies.commands:configure_convbn",
-        "a convolution and its BatchNorm: memory, time, stability by mode",
-    ),
+    "convbn": ("training.studies.commands:convbn", "a convolution and its BatchNorm: memory, time, stability by mode"),
     "report": ("eval.commands.report", "results as one page: samples, neighbours, tables, curves"),
     "seams": ("eval.studies.seams", "edges at window borders against edges elsewhere, above the training size"),
-    "convert lego": ("eval.commands.convert:configure_lego", "the LEGO authors' checkpoint => a model folder"),
-    "convert dit": ("eval.commands.convert:configure_dit", "the DiT authors' checkpoint => a model folder"),
+    "convert lego": ("eval.commands.convert:lego", "the LEGO authors' checkpoint => a model folder"),
+    "convert dit": ("eval.commands.convert:dit", "the DiT authors' checkpoint => a model folder"),
     "convert resadapter": (
-        "adapters.resadapter.commands:configure_convert",
+        "adapters.resadapter.commands:convert",
         "between the authors' folder, diffusers and ComfyUI",
     ),
     "export": ("eval.commands.export", "a network as ONNX graphs, which run faster on a CPU"),
-    "merge": ("adapters.resadapter.commands:configure_merge", "bake a ResAdapter into a checkpoint"),
+    "merge": ("adapters.resadapter.commands:merge", "bake a ResAdapter into a checkpoint"),
     "data build emoji": ("training.data.build.emoji", "build the emoji data set from its public packages"),
     "data build avatars": ("training.data.build.avatars", "build avatars of known attributes with DiceBear"),
     "data select": ("training.commands.data_select", "some rows of a data set as a Parquet file"),
@@ -135,7 +129,7 @@ def parser_of(name: str) -> Parser:
     """The parser of one of the `COMMANDS`, which is described by its module, or its function behind a colon."""
     path, _, function = COMMANDS[name][0].partition(":")
     module = importlib.import_module(f"brickwork.{path}")
-    configure = getattr(module, function or "configure_parser")
+    configure = getattr(module, f"configure_{function or 'parser'}")
     described = inspect.getdoc(configure if function else module) or COMMANDS[name][1]  # python -OO leaves none
     text, examples, rest = described.partition("\n\nexample")
     parser = Parser(prog=f"brickwork {name}", description=text, epilog=examples.strip() + rest)
