@@ -197,7 +197,7 @@ class TimeSeriesPipeline(SamplingPipeline):
 
     def _array(self, values: Any, name: str) -> torch.Tensor:
         """Numbers as float64 `(…, variables, length)` on the CPU."""
-        with explained(f"`{name}` is no array (variables, length) of numbers", TypeError, ValueError):
+        with explained(f"`{name}` is no array of numbers (variables, length)", TypeError, ValueError):
             found = torch.as_tensor(values if isinstance(values, torch.Tensor) else np.asarray(values, np.float64))
         found, count = found.detach().double().cpu(), self.transformer.config.in_channels
         if found.ndim == 1 and count == 1:

@@ -1,19 +1,17 @@
 """`ControlAdapter`: a condition image, such as edges, masks or depth, that a trained UNet follows."""
 
-from collections.abc import Sequence
 from typing import Any, Self
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from brickwork.adapters.control.assistant import COMPOSITIONS, Composite, ControlNet, stage_widths
 from brickwork.adapters.modules import AddResiduals, ModuleAdapter, for_batch
+from brickwork.adapters.pictures import pixels_of
 from brickwork.errors import one_of, whole_number
 
 VARIANTS = ("composite", "controlnet")
-MODES = {1: "L", 3: "RGB"}
+CHANNELS = (1, 3)
 
 
 class ControlAdapter(ModuleAdapter):
@@ -59,7 +57,7 @@ class ControlAdapter(ModuleAdapter):
         """
         one_of("variant", variant, VARIANTS)
         one_of("composition", composition, COMPOSITIONS)
-        if image_channels not in MODES:
+        if image_channels not in CHANNELS:
             raise ValueError(f"`image_channels` is {image_channels!r}; give 3, or 1 for grey images.")
         stage_widths(network)
         if pixels is None:
@@ -85,11 +83,7 @@ class ControlAdapter(ModuleAdapter):
 
     def prepare(self, image: Any = None) -> torch.Tensor:
         """The images as a tensor `(B, C, H, W)` in [0, 1]."""
-        channels = self.config["image_channels"]
-        images = image if isinstance(image, (list, tuple)) else [image]
-        if not images:
-            raise ValueError("`image` is an empty list; give an image, or one for each picture.")
-        tensors = [_tensor(one, channels) for one in images]
+        tensors = pixels_of("image", image, self.config["image_channels"])
         if len({tensor.shape[-2:] for tensor in tensors}) > 1:
             raise ValueError("`image` has images of several sizes; give them in one.")
         return torch.cat(tensors)
@@ -102,22 +96,3 @@ class ControlAdapter(ModuleAdapter):
         if list(image.shape[-2:]) != size:
             image = nn.functional.interpolate(image, size=size, mode="bilinear", antialias=True)
         return self.parts(image, given | {"sample": sample.to(weight.dtype)})
-
-
-def _tensor(image: Any, channels: int) -> torch.Tensor:
-    """One image, or a tensor of several, as `(B, C, H, W)` in [0, 1]."""
-    if isinstance(image, Image.Image):
-        image = np.asarray(image.convert(MODES[channels]))
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
-        rows = image[..., None] if image.ndim == 2 else image
-        image = torch.from_numpy(rows.copy()).permute(2, 0, 1).float() / 255
-    if not isinstance(image, torch.Tensor) or not image.is_floating_point() or image.ndim not in (3, 4):
-        shape: Sequence[int] = tuple(getattr(image, "shape", ()))
-        raise ValueError(
-            f"`image` is a {type(image).__name__} {shape or ''}; give a PIL image, an array (H, W, {channels}) of "
-            f"uint8, or a tensor ({channels}, H, W) in [0, 1]."
-        )
-    image = image if image.ndim == 4 else image[None]
-    if image.shape[1] != channels:
-        raise ValueError(f"`image` has {image.shape[1]} channels; this adapter reads {channels} (`image_channels`).")
-    return image.float()

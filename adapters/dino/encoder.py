@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from brickwork.adapters.pictures import pixels_of
 from brickwork.errors import MissingFile, explained, shown
 from brickwork.files import tensor_digest
 
@@ -81,21 +80,9 @@ def usual_layers(encoder: nn.Module, count: int = 4) -> list[int]:
 
 
 def reference_pixels(images: Any, size: int) -> torch.Tensor:
-    """Pictures as `(R, 3, size, size)` in [0, 1]; their shape is not kept.
-
-    Args:
-        images: one or a list: PIL images (transparency becomes white), uint8 arrays `(H, W, 3)`, or tensors
-            `(3, H, W)` or `(R, 3, H, W)` in [0, 1].
-        size: in pixels.
-
-    Raises:
-        ValueError: for none, and for anything else.
-    """
-    entries = list(images) if isinstance(images, list | tuple) else [images]
-    if not entries:
-        raise ValueError("`reference_image` is empty; give a picture, or one for each picture that is drawn.")
+    """Pictures (see `pixels_of`) as `(R, 3, size, size)` in [0, 1], `size` in pixels; their shape is not kept."""
     how = {"size": (size, size), "mode": "bicubic", "antialias": True, "align_corners": False}
-    return torch.cat([F.interpolate(_as_pixels(entry), **how).clamp(0, 1) for entry in entries])
+    return torch.cat([F.interpolate(one, **how).clamp(0, 1) for one in pixels_of("reference_image", images)])
 
 
 @torch.no_grad()
@@ -117,22 +104,3 @@ def dense_features(encoder: nn.Module, pixels: torch.Tensor, layers: Sequence[in
         tokens = norm(output.hidden_states[layer + 1])[:, -rows * columns :]  # behind class token and registers
         found.append(tokens.float().transpose(1, 2).unflatten(2, (rows, columns)))
     return found
-
-
-def _as_pixels(image: Any) -> torch.Tensor:
-    """One picture, or a tensor of several, as `(R, 3, H, W)` in [0, 1]."""
-    if isinstance(image, PIL.Image.Image):
-        rgba = image.convert("RGBA")
-        white = PIL.Image.new("RGBA", rgba.size, "white")
-        image = np.array(PIL.Image.alpha_composite(white, rgba).convert("RGB"))
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
-        return torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
-    if isinstance(image, torch.Tensor) and image.ndim in (3, 4) and image.shape[-3] == 3 and image.numel():
-        pixels = image.detach().float().reshape(-1, *image.shape[-3:])
-        if not (pixels.min() >= -0.01 and pixels.max() <= 1.01):  # NaN is refused too
-            raise ValueError("`reference_image` is a tensor with values outside [0, 1]; scale it.")
-        return pixels.clamp(0, 1)
-    what = f"{type(image).__name__} of shape {tuple(image.shape)}" if hasattr(image, "shape") else type(image).__name__
-    raise ValueError(
-        f"`reference_image` has a {what}; give PIL images, uint8 arrays (H, W, 3), or tensors (3, H, W) in [0, 1]."
-    )

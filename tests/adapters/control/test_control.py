@@ -161,9 +161,9 @@ def test_bad_input(make):
         ControlAdapter.create(nn.Linear(1, 1))
     adapter = ControlAdapter.create(network)
     for image, message in (
-        (None, "`image` is a NoneType"),
-        ([], "an empty list"),
-        (torch.zeros(1, 1, 8, 8), "has 1 channels; this adapter reads 3"),
+        (None, "`image` has a NoneType"),
+        ([], "`image` is empty"),
+        (torch.zeros(1, 1, 8, 8), r"has a Tensor of shape \(1, 1, 8, 8\); give .* tensors \(3, H, W\)"),
         ([torch.zeros(3, 8, 8), torch.zeros(3, 8, 9)], "images of several sizes"),
     ):
         with pytest.raises(ValueError, match=message), adapter.condition(image=image):

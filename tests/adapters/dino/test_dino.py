@@ -233,8 +233,8 @@ def test_what_a_reference_may_be():
         ([], "is empty"),
         ("robot.png", "has a str; give PIL images"),
         (np.zeros((4, 4, 4), dtype=np.uint8), r"of shape \(4, 4, 4\)"),
-        (torch.full((3, 4, 4), -1.0), r"outside \[0, 1\]"),
-        (torch.full((3, 4, 4), torch.nan), r"outside \[0, 1\]"),
+        (torch.full((3, 4, 4), -1.0), r"values in \[0, 1\]"),
+        (torch.full((3, 4, 4), torch.nan), r"values in \[0, 1\]"),
     ):
         with pytest.raises(ValueError, match=message):
             reference_pixels(image, 14)
