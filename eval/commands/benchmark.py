@@ -27,6 +27,10 @@ SUITES = {
         "costs:costs",
         "UNets of equal parameters: time, operations, bytes that they read and write, and memory",
     ),
+    "convolutions": (
+        "eval.benchmark.convolutions:bench_convolutions",
+        "residual, one-shot and dense aggregation at equal parameters; networks with channels last, and compiled",
+    ),
     "kv-compression": (
         "compression:compression",
         "a small UNet with compressed keys and values, 256 to 1024 px: time and memory by ratio",

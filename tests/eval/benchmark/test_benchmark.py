@@ -11,6 +11,7 @@ from brickwork.eval.benchmark import startup
 from brickwork.eval.benchmark import suites as benchmark_suites
 from brickwork.eval.benchmark import timing as benchmark_timing
 from brickwork.eval.benchmark.compression import bench_compression
+from brickwork.eval.benchmark.convolutions import DenseBlock, bench_convolutions, of_equal_size
 from brickwork.eval.benchmark.costs import MovedBytes, bench_costs
 from brickwork.eval.benchmark.memory import TensorBytes, derive_memory
 from brickwork.eval.benchmark.networks import DIT, OURS, PLAIN, UNET, forward_of, step_of, subjects
@@ -19,6 +20,7 @@ from brickwork.eval.benchmark.suites import Settings
 from brickwork.eval.benchmark.tables import marks, memory_table, suite_text
 from brickwork.eval.benchmark.timing import Case, Spread, fit_exponent, interleave
 from brickwork.eval.commands import benchmark
+from brickwork.gen.blocks.osa import OSABlock
 from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.operations import count_operations
 from brickwork.gen.presets import LEGO_PRESETS, UNET_PRESETS
@@ -249,6 +251,34 @@ def test_costs_of_networks_beside_the_first(monkeypatch):
     for name, parameters in suite["parameters"].items():
         assert suite["traffic"][name]["moved"] > 4 * parameters and suite["traffic"][name]["peak"] > 0
     assert "GB moved" in suite_text("costs", suite)
+
+
+def test_aggregations_of_equal_size_and_layouts(monkeypatch):
+    tiny = {"block_types": "resnet", "block_out_channels": (32, 32), "layers_per_block": 1, "time_embed_dim": 16}
+    monkeypatch.setitem(UNET_PRESETS, "tiny-a", tiny)
+    suite = bench_convolutions(Settings(batch=2, rounds=1, size=16), ("tiny-a",), channels=64, side=8)
+    assert [(row["group"], row["case"]) for row in suite["rows"]] == [
+        ("aggregation", "residual"), ("aggregation", "one-shot"), ("aggregation", "dense"), ("tiny-a", "as it is"),
+        ("tiny-a", "channels last"),
+    ]  # fmt: skip
+    operations = {row["case"]: row["operations"] for row in suite["rows"][:3]}
+    assert max(operations.values()) < 1.25 * min(operations.values())
+    assert suite["moved"]["dense"][0] > suite["moved"]["one-shot"][0] > suite["moved"]["residual"][0]
+    blocks = of_equal_size(64)
+    sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks.values()]
+    assert max(sizes) < 1.05 * min(sizes)
+    # With the weights of maps that it reads besides at zero, a dense block is one-shot aggregation.
+    one, dense = OSABlock(8, 4, mid_ratio=0.5, num_convs=3), DenseBlock(8, 4, mid_ratio=0.5, num_convs=3)
+    for parameter in one.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    state = one.state_dict()
+    for number, conv in enumerate(dense.convs):
+        key, weight = f"convs.{number}.conv.weight", torch.zeros_like(conv.conv.weight)
+        weight[:, -state[key].shape[1] :] = state[key]
+        state[key] = weight
+    dense.load_state_dict(state)
+    maps, condition = torch.randn(2, 8, 5, 6), torch.randn(2, 4)
+    torch.testing.assert_close(dense(maps, condition), one(maps, condition))
 
 
 def test_compressed_keys_and_values_are_compared_within_a_size():
