@@ -11,6 +11,7 @@ from brickwork.compat import find_variants_of_parts
 from brickwork.errors import MissingFile, explained
 from brickwork.files import follow_umask, read_json
 
+_INDEX = DiffusionPipeline.config_name
 _USAGE = """
 ## How to use it
 This is a `{pipeline}` of brickwork, an extension of 🤗 diffusers.
@@ -107,6 +108,11 @@ def _describe(folder: Path) -> str:
         return (
             f"it holds a {model} alone; load that with {model}.from_pretrained and build the pipeline around it "
             "with a scheduler such as EDMHeunScheduler()."
+        )
+    pipelines = sorted({found.parent for inside in ("*", "*/pipeline") for found in folder.glob(f"{inside}/{_INDEX}")})
+    if pipelines:
+        return (
+            f"name one of the pipelines below it, {', '.join(map(str, pipelines[:4]))}{' …' * (len(pipelines) > 4)}."
         )
     entries = sorted(entry.name for entry in folder.iterdir())
     inside = ", ".join(entries[:8]) + (" …" if len(entries) > 8 else "") if entries else "nothing"

@@ -263,6 +263,12 @@ def test_a_command_line_is_kept_without_the_token(words, kept):
     assert options.without_token(words) == kept
 
 
+def test_a_shell_does_not_wait_for_torch_when_it_starts():
+    code = "import sys; sys.argv = ['brickwork']; from brickwork import cli; cli.main(['completion', 'bash']); "
+    command = [sys.executable, "-c", code + "assert 'torch' not in sys.modules"]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+
+
 @pytest.mark.parametrize("option", [None, "--verbose"])
 def test_which_image_processor_is_taken_is_told_with_verbose_alone(option, monkeypatch, capsys):
     """transformers says so of two at each import of diffusers' pipelines, where there is no torchvision."""

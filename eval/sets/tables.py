@@ -180,12 +180,13 @@ def _holds_pictures(feature: Any) -> bool:
     return is_binary or type(feature).__name__ == "Image" or (isinstance(feature, dict) and "bytes" in feature)
 
 
-def find_column(table, column: str, argument: str) -> str:
-    """The column itself, or a `ValueError` with what comes near."""
+def find_column(table, column: str, argument: str, otherwise: str = "") -> str:
+    """The column itself, or a `ValueError` with what comes near, else all there are and `otherwise`, a further way."""
     if column in table.column_names:
         return column
-    near = near_names(column, table.column_names) or table.column_names
-    raise ValueError(f"`{argument}` is {column!r}; did you mean {', '.join(near)}?")
+    near = near_names(column, table.column_names)
+    fix = f"did you mean {', '.join(near)}?" if near else f"there is only {', '.join(table.column_names)}{otherwise}."
+    raise ValueError(f"`{argument}` is {column!r}; {fix}")
 
 
 def guessed_column(table, known: Sequence[str], argument: str) -> str | None:

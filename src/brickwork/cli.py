@@ -171,7 +171,8 @@ def _run(args: argparse.Namespace) -> int:
     try:
         if hasattr(args, "check"):  # what can be told before anything is imported
             args.check(args)
-        brickwork.register()
+        if getattr(args, "registers", True):
+            brickwork.register()
         return args.run(args) or 0
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -24,7 +24,7 @@ _ZSH = "autoload -U +X bashcompinit && bashcompinit\n"
 
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", help="bash, zsh or fish")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, registers=False)  # a shell waits for it when it starts
 
 
 def run(args: argparse.Namespace) -> int:

@@ -226,6 +226,12 @@ def other_pipeline(path):
     return path
 
 
+def runs(path):
+    (path / "one" / "pipeline").mkdir(parents=True)
+    (path / "one" / "pipeline" / "model_index.json").write_text("{}")
+    return path
+
+
 def broken_index(path):
     (path / "model_index.json").write_text('{"_class_name": ')
     return path
@@ -249,6 +255,7 @@ def index_that_is_a_list(path):
         (picture, "is a file; LegoPipeline loads folders"),
         (authors_checkpoint, "LegoTransformer2DModel.from_original reads"),
         (other_pipeline, "holds a StableDiffusionPipeline, not a LegoPipeline"),
+        (runs, "name one of the pipelines below it, .*/one/pipeline"),
         (broken_index, "is no JSON object"),
         (index_that_is_a_list, "no JSON object"),
     ],

@@ -100,7 +100,9 @@ class LabelledImages:
     ):
         for argument, column in (("image", image_column), ("label", label_column), ("group", group_column)):
             if column is not None:
-                find_column(table, column, f"data.{argument}_column")
+                name = f"data.{argument}_column"
+                otherwise = "" if argument == "image" else f"; {name}=null goes without"
+                find_column(table, column, name, otherwise)
         self.size, self.channels, self.image_column = size, 3, image_column
         labels, names = _labels(table, label_column)
         if classes is not None:

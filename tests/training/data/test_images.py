@@ -72,7 +72,7 @@ def test_names_as_labels(table):
     [
         ({"image_column": "imag"}, "`data.image_column` is 'imag'; did you mean image"),
         ({"label_column": "lable"}, "`data.label_column` is 'lable'; did you mean label"),
-        ({"group_column": "zzz"}, "`data.group_column` is 'zzz'"),
+        ({"group_column": "zzz"}, "'zzz'; there is only .*image.*; data.group_column=null goes without"),
         ({"classes": ["Smileys"]}, r"`data.classes` has \['Smileys'\]; the data set has Smileys & Emotion"),
         ({"classes": []}, "no image of the wanted classes"),
         ({"label_column": None, "classes": ["x"]}, "the data set has no classes"),
