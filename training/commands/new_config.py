@@ -38,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     check_text(args.output, HEADING, overwrite=args.overwrite, argument="--output")
     write_file(args.output, text)
-    print(f"wrote {args.output}; train with it: brickwork train --config {args.output}")
+    pictures = " data.source=my-pictures" if "\n  source: ''" in text else ""
+    print(f"wrote {args.output}; train with it: brickwork train --config {args.output}{pictures}")
     return 0
 
 

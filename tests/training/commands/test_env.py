@@ -35,6 +35,7 @@ def test_a_new_configuration_is_the_whole_of_it_with_comments(name, tmp_path, ca
     path = tmp_path / "run.yaml"
     words = ["new-config", *([name] if name else []), "-o", str(path), "data.source=my pictures", "run.seed=3"]
     assert main(words) == 0
+    assert capsys.readouterr().out.endswith(f"train with it: brickwork train --config {path}\n")
     values = yaml.safe_load(path.read_text())
     assert (values["data"]["source"], values["run"]["seed"]) == ("my pictures", 3)
     assert values["run"]["mixed_precision"] == "auto"
@@ -48,6 +49,11 @@ def test_a_new_configuration_is_the_whole_of_it_with_comments(name, tmp_path, ca
     path.write_text("run: {seed: 1}")
     assert main([*words, "--overwrite"]) == 2
     assert path.read_text() == "run: {seed: 1}"
+
+
+def test_a_new_configuration_without_pictures_says_where_they_are_named(tmp_path, capsys):
+    assert main(["new-config", "-o", str(tmp_path / "run.yaml")]) == 0
+    assert capsys.readouterr().out.endswith("run.yaml data.source=my-pictures\n")
 
 
 def test_mistakes_in_new_configurations_are_named(capsys):
