@@ -69,7 +69,8 @@ def look_at(source: str, given: Mapping[str, Any] = MappingProxyType({})) -> Pic
         numbers, names = numbered(labels_in(table, label), getattr(table.features.get(label), "names", None))
         counted = Counter(numbers)
         classes = {name: counted[number] for number, name in enumerate(names) if counted[number]}
-        if len(classes) > len(table) / 2:  # a name for each picture is no class
+        alone = len(classes) == 1 and "data.label_column" not in given
+        if alone or len(classes) > len(table) / 2:  # neither one name for all is a class, nor a name for each picture
             label, classes = None, {}
     sides, table = [], undecoded(table, column)
     for row in range(0, len(table), max(1, len(table) // LOOKED_AT)):

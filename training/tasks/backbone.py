@@ -122,7 +122,8 @@ class BackboneTask(LabelledTask):
         task.metrics = build_metrics(config.metrics, config.data.size, network.config.num_classes, accelerator)
         parameters, learning = task.sizes()
         # Weights, gradients, two moments and the average, in float32; activations come on top.
-        memory, data = 4 * (parameters + 4 * learning) / 2**30, f"images of {len(images.class_names) or 'no'} classes"
+        memory, classes = 4 * (parameters + 4 * learning) / 2**30, len(images.class_names)
+        data = f"images of {classes or 'no'} class{'es' * (classes != 1)}"
         task.plan = (
             f"{config.model.type}: {parameters:,} parameters, {learning:,} of them trained; about {memory:.2f} GiB of "
             "weights and optimiser state, before activations.\n"

@@ -52,6 +52,14 @@ def test_one_picture_trains_and_is_said_to_be_too_few(pictures, tmp_path):
     assert "1 image a step." in said
 
 
+def test_one_folder_within_the_folder_is_no_class(tmp_path, monkeypatch, pictures):
+    for number in range(6):
+        draw(tmp_path / "mine" / "all" / f"{number}.png", seed=number)
+    config, said = chosen("mine")
+    assert config.data.label_column is None and "6 pictures, no classes" in said
+    assert chosen("mine", "data.label_column=label")[0].data.label_column == "label"  # unless it is told
+
+
 def test_a_short_run_does_not_stop_for_pictures_all_the_time(pictures):
     """They take seconds: at least twenty of training lie between them, and the last are drawn at the end anyway."""
     assert chosen("my-pictures", "run.total_images=640")[0].run.sample_images == 2000
