@@ -10,7 +10,7 @@ import math
 import numbers
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from torch import nn
 
@@ -29,7 +29,7 @@ UNTOLD = "resadapter"  # the only kind whose files, the authors' own, do not say
 KIND_KEY, CONFIG_KEY = "brickwork.adapter", "brickwork.config"
 AUTO = "auto"
 
-_NETWORKS = ("unet", "transformer")  # a pipeline's components that adapters go on
+_DENOISERS = ("unet", "transformer")  # what pipelines call their network
 _SHOWN = 60  # characters of a strange kind
 
 
@@ -77,23 +77,28 @@ def read_metadata(file: str | Path) -> dict[str, str]:
         return found.metadata() or {}
 
 
-def network_of(pipe_or_model) -> nn.Module:
-    """The network that adapters go on: a pipeline's, or the module itself, out of compilers' and others' wrappers."""
-    network = network_in(pipe_or_model)
-    while isinstance(network, nn.Module) and any(hasattr(network, name) for name in ("_orig_mod", "module")):
-        network = getattr(network, "_orig_mod", None) or network.module
+def denoiser_of(source, argument: str = "pipeline") -> nn.Module:
+    """A network as it is, or the one of a pipeline that removes the noise.
+
+    Raises:
+        ValueError: naming the argument, where there is none.
+    """
+    found = [source] if isinstance(source, nn.Module) else [getattr(source, name, None) for name in _DENOISERS]
+    network = next((network for network in found if network is not None), None)
     if not isinstance(network, nn.Module):
         raise ValueError(
-            f"`pipe_or_model` is a {type(pipe_or_model).__name__}; give a network, or a pipeline that has a "
-            f"{' or a '.join(_NETWORKS)}."
+            f"`{argument}` is a {type(source).__name__}; give a network, or a pipeline with one "
+            f"({' or '.join(_DENOISERS)})."
         )
     return network
 
 
-def network_in(pipe_or_model) -> Any:
-    """A pipeline's network, or what was given, as it is."""
-    found = [] if isinstance(pipe_or_model, nn.Module) else [getattr(pipe_or_model, name, None) for name in _NETWORKS]
-    return next((network for network in found if network is not None), pipe_or_model)
+def network_of(pipe_or_model) -> nn.Module:
+    """The network that adapters go on: a pipeline's, or the module itself, out of compilers' and others' wrappers."""
+    network = denoiser_of(pipe_or_model, "pipe_or_model")
+    while any(hasattr(network, name) for name in ("_orig_mod", "module")):
+        network = getattr(network, "_orig_mod", None) or network.module
+    return network
 
 
 def checked_scale(name: str, value: float | str, auto: bool = False) -> float | str:

@@ -21,7 +21,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from brickwork import compat
-from brickwork.adapters.base import CONFIG_KEY, KIND_KEY, Adapter, checked_scale, network_in, network_of, read_metadata
+from brickwork.adapters.base import (
+    CONFIG_KEY,
+    KIND_KEY,
+    Adapter,
+    checked_scale,
+    denoiser_of,
+    network_of,
+    read_metadata,
+)
 from brickwork.adapters.hub import local_adapter
 from brickwork.errors import explained, no_unknown
 from brickwork.files import check_file, write_file
@@ -81,7 +89,7 @@ class AddResiduals(ModuleHook):
 
 def _hookable(pipe_or_model) -> nn.Module:
     """The network, unless it is compiled: a graph takes no notice of hooks that come later, and says nothing."""
-    network, outer = network_of(pipe_or_model), network_in(pipe_or_model)
+    network, outer = network_of(pipe_or_model), denoiser_of(pipe_or_model)
     if hasattr(outer, "_orig_mod") or any(compat.compiled_call(module) is not None for module in network.modules()):
         raise ValueError(
             "the network is compiled, and its graph would ignore the adapter: load it first, then compile"

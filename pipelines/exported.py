@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from brickwork.adapters.base import network_in
+from brickwork.adapters.base import denoiser_of
 from brickwork.files import new_folder, read_json, tensor_digest, write_json
 from brickwork.gen.networks.base import SampleOutput
 from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep, join_tokens
@@ -99,11 +99,7 @@ def use_exported(pipe_or_network: Any, folder: str | Path, threads: int | None =
     Raises:
         ValueError: no such folder, other weights, or the extra `export` missing.
     """
-    network = network_in(pipe_or_network)
-    if not isinstance(network, nn.Module):
-        raise ValueError(
-            f"`pipe_or_network` is a {type(pipe_or_network).__name__} without a network; give a pipeline."
-        )
+    network = denoiser_of(pipe_or_network, "pipe_or_network")
     handle = ExportedForward(network, Path(folder), threads)
     network.forward = handle
     return handle

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from brickwork.adapters.base import denoiser_of
 from brickwork.gen.subnets import FULL, find_subnet
 from brickwork.pipelines.schedules import SubnetSchedule, noise_level_at
 
@@ -114,28 +115,18 @@ def sharing_networks(pipeline: Any, others: Mapping[str, Any], argument: str = "
     Raises:
         ValueError: for networks or pipelines that are not of one objective, latents and text, and wrong names.
     """
-    own = denoiser_in(pipeline, "pipeline")
+    own = denoiser_of(pipeline, "pipeline")
     if not isinstance(others, Mapping) or not others or FULL in others:
         raise ValueError(f"`{argument}` is {others!r}; give networks or pipelines by name, other names than {FULL!r}.")
     networks = {}
     for name, other in others.items():
         what = f"{argument}[{name!r}]"
-        networks[name] = network = denoiser_in(other, what)
+        networks[name] = network = denoiser_of(other, what)
         _agree(what, own, network, _OF_NETWORK)
         if network is not other:
             for part, keys in (("vae", _OF_VAE), ("scheduler", _OF_SCHEDULER)):
                 _agree(f"{what}.{part}", getattr(pipeline, part, None), getattr(other, part, None), keys)
     return networks | {FULL: own}
-
-
-def denoiser_in(source: Any, argument: str) -> torch.nn.Module:
-    """A network, or the `unet` or `transformer` of a pipeline."""
-    if isinstance(source, torch.nn.Module):
-        return source
-    for name in ("unet", "transformer"):
-        if isinstance(getattr(source, name, None), torch.nn.Module):
-            return getattr(source, name)
-    raise ValueError(f"`{argument}` is a {type(source).__name__}; give a network, or a pipeline with one.")
 
 
 def _agree(what: str, ours: Any, theirs: Any, keys: tuple[str, ...]) -> None:

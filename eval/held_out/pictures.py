@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
+from brickwork.adapters.base import denoiser_of
 from brickwork.errors import count_and_name
 from brickwork.eval.extractors.features import weights_digest
 from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
 from brickwork.eval.report.results import Score
-from brickwork.eval.sampling.sample_set import denoiser_of
 from brickwork.eval.sets.pictures import (
     ImageSet,
     Preparation,
@@ -100,7 +100,7 @@ def held_out_pairs(model, data, num_pairs: int, seed: int = 0) -> tuple[PairedSe
         ValueError: for pictures below the training size, corrupt ones, and labels missing or out of range.
     """
     images = data if isinstance(data, ImageSet) else open_image_set(data)
-    network = model if isinstance(model, torch.nn.Module) else denoiser_of(model)
+    network = denoiser_of(model, "model")
     classes = network.config.get("num_classes")
     if classes is not None and images.labels is None:
         raise ValueError(

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from brickwork.adapters.base import denoiser_of
 from brickwork.errors import no_unknown
-from brickwork.eval.sampling.sample_set import denoiser_of
 from brickwork.gen.blocks.windows import window_reverse
 from brickwork.gen.parameterization import EDMObjective
 from brickwork.gen.taps import tapped

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from brickwork import hub
+from brickwork.adapters.base import denoiser_of
 from brickwork.compat import find_variants_of_parts
 from brickwork.errors import MissingFile, explained
-from brickwork.eval.sampling.sample_set import denoiser_of
 from brickwork.files import read_json
 from brickwork.gen.networks.base import Denoiser
 
@@ -149,10 +149,7 @@ def compile_pipeline(pipeline) -> bool:
     """Compile the blocks of a pipeline's denoiser, for `--compile`; see `brickwork.gen.compiling.compile_blocks`."""
     from brickwork.gen.compiling import compile_blocks
 
-    denoiser = getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)
-    if denoiser is None:
-        raise ValueError(f"`--compile`: a {type(pipeline).__name__} has no denoiser to compile; leave it out.")
-    return compile_blocks(denoiser)
+    return compile_blocks(denoiser_of(pipeline))
 
 
 def _load(kind: type, name: str, options: dict):

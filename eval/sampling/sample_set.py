@@ -22,6 +22,7 @@ from accelerate import PartialState
 from PIL import Image
 from tqdm.auto import tqdm
 
+from brickwork.adapters.base import denoiser_of
 from brickwork.errors import no_unknown, one_of, shown
 from brickwork.eval.extractors.features import weights_digest
 from brickwork.eval.extractors.protocols import to_uint8
@@ -206,15 +207,6 @@ class PipelineCall:
                 " need (count, height, width, 3)"
             )
         return np.repeat(images, 3, axis=3) if images.shape[3] == 1 else images
-
-
-def denoiser_of(pipeline) -> torch.nn.Module:
-    """The network of a pipeline that removes the noise."""
-    for name in ("transformer", "unet"):
-        network = getattr(pipeline, name, None)
-        if network is not None:
-            return network
-    raise ValueError(f"pipeline: {type(pipeline).__name__} has neither a transformer nor a unet")
 
 
 def _record(call: PipelineCall, source: str | None, format: str, gflops: float | None) -> dict:

@@ -154,7 +154,7 @@ def _labels(args: argparse.Namespace, pipeline) -> dict:
     """Labels where the pipeline takes them and no prompts were given."""
     import inspect
 
-    from brickwork.eval.sampling.sample_set import denoiser_of
+    from brickwork.adapters.base import denoiser_of
 
     if args.classes and (args.prompt or "class_labels" not in inspect.signature(pipeline.__call__).parameters):
         raise ValueError(f"`--classes` is {args.classes}, but {args.pipeline!r} takes none; leave --classes out.")
@@ -297,8 +297,8 @@ def sweep(
 
 def _conditions(pipeline, settings, classes, adapter, reference, source, batch_size: int) -> dict:
     """What all cells share."""
+    from brickwork.adapters.base import denoiser_of
     from brickwork.eval.extractors.features import weights_digest
-    from brickwork.eval.sampling.sample_set import denoiser_of
 
     return {
         "pipeline": type(pipeline).__name__,

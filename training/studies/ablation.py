@@ -13,11 +13,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field, model_validator
 
+from brickwork.adapters.base import denoiser_of
 from brickwork.errors import explained, no_unknown, one_of, shown
 from brickwork.eval.held_out.paired_loss import paired_loss
 from brickwork.eval.report.blocks import Plot, Report
 from brickwork.eval.sampling.pipelines import load_pipeline
-from brickwork.eval.sampling.sample_set import denoiser_of
 from brickwork.eval.studies.core import Cell, StudyFolder, compare_pairs, mean_and_spread, run_study, table_of
 from brickwork.gen.networks.composite import CompositeDenoiser
 from brickwork.training.config.config import DEFAULTS, TrainConfig, merge, nested

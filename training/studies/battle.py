@@ -5,7 +5,6 @@ After the idea of Battle of the Backbones (arXiv 2310.19909), for denoisers. Eac
 
 import importlib.util
 import inspect
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -380,24 +379,19 @@ def write_pictures(folder: Path, *, images: LabelledImages, config: BattleConfig
     from datasets import Image as ImageFeature
 
     label, group = config.data.label_column, config.data.group_column
-    groups = images.table[group] if group else []
-    columns: dict[str, list] = {config.data.image_column: []} | {name: [] for name in (label, group) if name}
-    for row in range(len(images)):
-        try:
-            picture = images.picture(row, (images.size, images.size))
-        except BrokenImage:
-            continue
-        file = io.BytesIO()
-        Image.fromarray(picture).save(file, format="PNG")
-        columns[config.data.image_column].append({"bytes": file.getvalue(), "path": None})
-        if label:
-            columns[label].append(int(images.labels[row]))
-        if group:
-            columns[group].append(str(groups[row]))
+    groups, rows = images.table[group] if group else [], []
     features = {config.data.image_column: ImageFeature()}
     features |= {label: ClassLabel(names=images.class_names)} if label else {}
     features |= {group: Value("string")} if group else {}
-    table = Dataset.from_dict(columns, features=Features(features))
+    for row in range(len(images)):
+        try:
+            picture = Image.fromarray(images.picture(row, (images.size, images.size)))
+        except BrokenImage:
+            continue
+        rows.append({config.data.image_column: ImageFeature().encode_example(picture)})
+        rows[-1] |= {label: int(images.labels[row])} if label else {}
+        rows[-1] |= {group: str(groups[row])} if group else {}
+    table = Dataset.from_list(rows, features=Features(features))
     write_file(folder / PICTURES, lambda path: table.to_parquet(str(path)))
     return len(table)
 

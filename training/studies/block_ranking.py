@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from brickwork.adapters.base import denoiser_of
 from brickwork.eval.held_out.paired_loss import paired_loss
 from brickwork.eval.report.blocks import Plot, Report
 from brickwork.eval.sampling.pipelines import load_pipeline
-from brickwork.eval.sampling.sample_set import denoiser_of
 from brickwork.eval.studies.core import (
     Cell,
     Study,

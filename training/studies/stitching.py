@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from brickwork.adapters.base import denoiser_of
 from brickwork.eval.extractors.features import load_extractor
 from brickwork.eval.held_out.subnet_losses import subnet_losses
 from brickwork.eval.metrics.reference import make_reference
 from brickwork.eval.report.blocks import Plot, Report
 from brickwork.eval.report.numbers import in_units
 from brickwork.eval.sampling.pipelines import load_pipeline
-from brickwork.eval.sampling.sample_set import denoiser_of
 from brickwork.eval.studies.core import Cell, Study, StudyFolder, compare_pairs, folder_name, table_of
 from brickwork.gen.networks.stitched import StitchedDenoiser
 from brickwork.gen.subnets import evenly

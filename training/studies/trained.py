@@ -17,6 +17,7 @@ from diffusers import EDMDPMSolverMultistepScheduler
 from safetensors.torch import save_file
 
 from brickwork import options
+from brickwork.adapters.base import denoiser_of
 from brickwork.eval.extractors.features import load_extractor
 from brickwork.eval.extractors.protocols import get_protocol
 from brickwork.eval.held_out.paired_loss import PairedSet
@@ -25,7 +26,7 @@ from brickwork.eval.metrics.feature_sets import extract_features
 from brickwork.eval.metrics.reference import Reference
 from brickwork.eval.report.pictures import grid, save_picture
 from brickwork.eval.sampling.pipelines import load_pipeline, to_device
-from brickwork.eval.sampling.sample_set import PipelineCall, SamplingSettings, denoiser_of
+from brickwork.eval.sampling.sample_set import PipelineCall, SamplingSettings
 from brickwork.eval.sets.pictures import from_arrays
 from brickwork.eval.studies.core import Cell, Stopped, Study, run_study
 from brickwork.files import write_file

@@ -8,10 +8,10 @@ from typing import Any, Self
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
+from brickwork.adapters.base import denoiser_of
 from brickwork.errors import explained
 from brickwork.eval.held_out.paired_loss import PairedSet, estimates
 from brickwork.eval.sampling.pipelines import load_pipeline, pipeline_folder
-from brickwork.eval.sampling.sample_set import denoiser_of
 from brickwork.gen.blocks.windows import check_maps
 from brickwork.gen.conditioning import crop_coordinates
 from brickwork.gen.networks.stitched import StitchedDenoiser

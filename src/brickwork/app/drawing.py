@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from brickwork.adapters.base import denoiser_of
 from brickwork.eval.report.pictures import grid
 from brickwork.eval.sampling.pipelines import draws_from_text, size_rule
-from brickwork.eval.sampling.sample_set import denoiser_of
 from brickwork.gen.operations import count_operations
 from brickwork.pipelines.latents import decode
 from brickwork.pipelines.schedules import BrickSchedule, SubnetSchedule, named_schedule, steps_text, subnet_names

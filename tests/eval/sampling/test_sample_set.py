@@ -16,9 +16,10 @@ from diffusers import (
 )
 from PIL import Image
 
+from brickwork.adapters.base import denoiser_of
 from brickwork.eval.report.results import generation_of
 from brickwork.eval.sampling.pipelines import load_pipeline
-from brickwork.eval.sampling.sample_set import SamplingSettings, denoiser_of, image_label, image_seed, sample_set
+from brickwork.eval.sampling.sample_set import SamplingSettings, image_label, image_seed, sample_set
 from brickwork.eval.sets.pictures import Preparation, decode, open_image_set
 from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.networks.transformer import BlockTransformer2DModel

@@ -8,8 +8,8 @@ import torch
 import yaml
 
 from brickwork import StitchedDenoiser
+from brickwork.adapters.base import denoiser_of
 from brickwork.eval.sampling.pipelines import load_pipeline
-from brickwork.eval.sampling.sample_set import denoiser_of
 from brickwork.training.config.config import load_config
 from brickwork.training.studies import stitching
 
