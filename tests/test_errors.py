@@ -2,7 +2,16 @@ import re
 
 import pytest
 
-from brickwork.errors import MissingFile, count_and_name, explained, near_names, no_unknown, one_of, whole_number
+from brickwork.errors import (
+    MissingFile,
+    count_and_name,
+    counted,
+    explained,
+    near_names,
+    no_unknown,
+    one_of,
+    whole_number,
+)
 
 
 def test_one_of_gives_the_value_or_what_it_stands_for():
@@ -58,3 +67,7 @@ def test_errors_within_a_block_are_explained():
             raise OSError("it is not there")
     with pytest.raises(TypeError), explained("`base`", KeyError):
         raise TypeError("another kind")
+
+
+def test_one_is_not_many():
+    assert (counted(1), counted(1600), counted(1, "clip")) == ("1 image", "1,600 images", "1 clip")

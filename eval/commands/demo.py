@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from brickwork import options
+from brickwork.errors import counted
 
 MARGIN, GAP, TEXT_HEIGHT = 12, 4, 18
 SEARCHED = "searched.json"  # a schedule beside the weights, of `brickwork search`
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
             )
             seconds = time.perf_counter() - started
             drawn.append((row.caption, output.images))
-            cost = f"{row.count} images in {seconds:.1f} s, {operations / row.count / 1e9:.1f} GFLOP an image"
+            cost = f"{counted(row.count)} in {seconds:.1f} s, {operations / row.count / 1e9:.1f} GFLOP an image"
             bar.write(f"{row.caption}\n    {cost}; steps by bricks {steps_text(map(name_of, output.bricks))}")
     if args.text_weights:
         drawn.append(draw_by_text(args))
@@ -139,7 +140,7 @@ def draw_by_text(args: argparse.Namespace) -> tuple[str, list]:
         generator=[torch.Generator().manual_seed(args.seed + index) for index in range(len(prompts))],
     ).images
     caption = f"by text: “{PROMPTS[0]}”, …"
-    print(f"{caption}\n    {len(pictures)} images in {time.perf_counter() - started:.1f} s")
+    print(f"{caption}\n    {counted(len(pictures))} in {time.perf_counter() - started:.1f} s")
     return caption, pictures
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from brickwork import hub, options
+from brickwork.errors import counted
 
 SLUG = 60  # letters of a prompt in the name of a file
 
@@ -120,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
             else:
                 save_picture(image, file, "brickwork generate", notes)
             written += 1
-    print(f"wrote {written} {'clips' if clips else 'images'} to {args.output}")
+    print(f"wrote {counted(written, 'clip' if clips else 'image')} to {args.output}")
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,11 @@ def one_of(argument: str, value: Any, choices: Collection[str] | Mapping[str, An
     raise ValueError(f"`{argument}` is {shown(value)}; {advice(value, choices)}")
 
 
+def counted(number: int, noun: str = "image") -> str:
+    """`1` => `"1 image"`, `1600` => `"1,600 images"`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def whole_number(argument: str, value: Any, least: int = 1, of: str = "", more: str = "") -> int:
     """`value`, or a `ValueError` unless it is a whole number from `least` up.
 

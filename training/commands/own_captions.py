@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from brickwork.errors import counted
 from brickwork.eval.sampling.pipelines import pipeline_class
 from brickwork.hub import shipped_names
 from brickwork.options import as_overrides
@@ -17,7 +18,6 @@ from brickwork.pipelines.stable_diffusion import is_xl, load_pipeline
 from brickwork.training.commands.looked_at import SMALL_SET, Pictures, lengths
 from brickwork.training.config.config import given_values, load_config
 from brickwork.training.config.latent import TextToImageConfig
-from brickwork.training.engine.schedule import batch_text
 
 BASE = "model.base"
 BATCH_ON_CPU, BATCH_ON_GPU = 16, 64
@@ -123,7 +123,7 @@ def _say(found: Pictures, config: TextToImageConfig, rate: float) -> list[str]:
         f"{found.source}: {found.count:,} pictures with captions ({config.data.caption_column}), no classes; shorter "
         f"side {found.side} pixels.",
         f"Chosen: text to image, from {base}: {trained} at {size} pixels, precision {run.mixed_precision}, "
-        f"{batch_text(run.batch_size)} a step.",
+        f"{counted(run.batch_size)} a step.",
         f"Length: {run.total_images:,} images, {run.total_images / found.count:,.1f} times each, about "
         f"{max(1, round(minutes))} min at {rate:,.0f} images/s.",
         f"The run is in {run.output_dir}; values behind the folder beat these, such as {BASE}=FOLDER_OR_HUB_NAME of a "

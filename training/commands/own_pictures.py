@@ -11,13 +11,12 @@ from pathlib import Path
 
 import torch
 
-from brickwork.errors import shown
+from brickwork.errors import counted, shown
 from brickwork.options import as_overrides
 from brickwork.training.commands import own_captions
 from brickwork.training.commands.looked_at import SMALL_SET, Pictures, lengths, look_at
 from brickwork.training.config.config import TrainConfig, given_values, load_config
 from brickwork.training.config.reading import read_yaml
-from brickwork.training.engine.schedule import batch_text
 from brickwork.training.tasks.backbones import TrainedOn, build_model
 
 OVERHEAD = 1.3  # of optimiser, averages and reading, over the network's two passes
@@ -131,7 +130,7 @@ def _say(found: Pictures, config: TrainConfig, preset: str, rate: float) -> list
     minutes = run.total_images / rate / 60
     lines = [
         f"{found.source}: {_counted(found.count)}{classes or ', no classes'}; shorter side {found.side} pixels.",
-        f"Chosen: {preset} at {size} pixels, precision {run.mixed_precision}, {batch_text(run.batch_size)} a step.",
+        f"Chosen: {preset} at {size} pixels, precision {run.mixed_precision}, {counted(run.batch_size)} a step.",
         f"Length: {run.total_images:,} images, {run.total_images / found.count:,.1f} times each, about "
         f"{max(1, round(minutes))} min at {rate:,.0f} images/s.",
         f"The run is in {run.output_dir}; values behind the folder beat these, such as data.size=64 or "

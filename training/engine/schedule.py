@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from brickwork.errors import counted
 from brickwork.training.config.optimizer import OptimizerConfig
 from brickwork.training.config.run import RunConfig
 from brickwork.training.task import Phase, Task
@@ -44,14 +45,9 @@ def course(run: RunConfig, data: str, rows: int, held_out: int, processes: int) 
     return (
         f"{rows:,} {data} to train on, {held_out:,} held out; {run.total_images:,} images are "
         f"{run.total_images / rows:,.1f} epochs, {-(-run.total_images // run.batch_size):,} steps.\n"
-        f"{batch_text(run.batch_size)} a step = {micro} × {run.gradient_accumulation_steps} accumulated × {processes} "
+        f"{counted(run.batch_size)} a step = {micro} × {run.gradient_accumulation_steps} accumulated × {processes} "
         f"process(es); precision {run.mixed_precision}."
     )
-
-
-def batch_text(images: int) -> str:
-    """`1` => `"1 image"`, `16` => `"16 images"`."""
-    return "1 image" if images == 1 else f"{images} images"
 
 
 def phase_at(phases: Sequence[Phase], images: int) -> Phase:
