@@ -182,6 +182,12 @@ def _read_file(file: Path, tensors: dict) -> dict[str, str]:
         The file's metadata.
     """
     with opened(file) as found:
+        kind = (found.metadata() or {}).get("brickwork.adapter", "resadapter")[:60]
+        if kind != "resadapter":
+            raise ValueError(
+                f"{file} is a {kind!r} adapter, no ResAdapter: it works by code of Brickwork's own, which neither a "
+                "file for ComfyUI nor a merged checkpoint can hold; load it in Python with brickwork.load_adapter"
+            )
         # Zeros by which InvokeAI tells the family are no part of the adapter.
         keys = [key for key in found.keys() if not (is_text_key(key) and not found.get_tensor(key).any())]
         parsed = {key: parse_key(key) for key in keys}

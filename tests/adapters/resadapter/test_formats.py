@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from brickwork import cli
+from brickwork.adapters.base import KIND_KEY, KINDS
 from brickwork.adapters.comfyui.names import FAMILIES, compvis_path, kohya_name, module_path, parse_key, unet_layout
 from brickwork.adapters.comfyui.reading import read_adapter
 from brickwork.adapters.resadapter.base_norms import read_base_norms, read_stream
@@ -394,3 +396,15 @@ def test_norms_in_a_lora_file_are_why_there_are_two(pipelines, official, unet, t
     (path,) = convert_resadapter(official, tmp_path / "one.safetensors", to="comfyui", base_model=unet)
     with pytest.raises(ValueError):
         StableDiffusionPipeline.lora_state_dict(str(path))
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"resadapter"}))
+def test_other_kinds_are_refused_by_name(kind, tmp_path, capsys):
+    """`docs/comfyui.md` says which adapters ComfyUI takes as files."""
+    file = tmp_path / "other.safetensors"
+    save_file({"weight": torch.ones(1)}, file, {KIND_KEY: kind})
+    words = ["convert", "resadapter", str(file), str(tmp_path / "o.safetensors"), "--to", "comfyui"]
+    assert cli.main([*words, "--base-model", "avatars-sd-64"]) == 2
+    assert f"is a {kind!r} adapter, no ResAdapter" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=f"is a '{kind}' adapter"):
+        read_adapter(file)
