@@ -5,6 +5,11 @@ import sys
 
 import pytest
 import torch
+from hypothesis import settings
+
+# How long an example takes says how busy the machine is, nothing of what is tested.
+settings.register_profile("brickwork", deadline=None)
+settings.load_profile("brickwork")
 
 
 @pytest.fixture(autouse=True, scope="session")

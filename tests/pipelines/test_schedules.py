@@ -43,7 +43,6 @@ def test_fast_leaves_the_last_brick_of_pr_out_at_high_noise(windows):
 
 
 @pytest.mark.parametrize("windows", [(4, 8), (8, 4)])
-@settings(deadline=None)
 @given(num_steps=st.integers(1, 60), left_out=st.integers(0, 60))
 def test_the_break_is_a_share_of_the_steps(windows, num_steps, left_out):
     left_out = min(left_out, num_steps)
@@ -144,7 +143,7 @@ def test_a_brick_can_run_in_several_ranges():
     assert "at noise 0 to 0.5 and at noise 3 to 7" in str(schedule)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from([(0,), (1,), (2,), (0, 2), (0, 1, 2)]), min_size=1, max_size=12))
 def test_bricks_chosen_level_by_level_come_back_level_by_level(chosen):
     """Whatever runs at each of the sampler's levels, the schedule made of it resolves to just that."""

@@ -67,7 +67,7 @@ def test_rules_that_do_not_tile_are_refused(rules, message):
         SubnetSchedule.from_rules(network(), rules)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from(NAMES), min_size=1, max_size=12))
 def test_subnets_chosen_level_by_level_come_back_level_by_level(chosen):
     scheduler = EDMHeunScheduler()

@@ -70,7 +70,7 @@ def test_round_trips_are_exact(unet, helpers, tmp_path, first, second, alpha):
     st.lists(st.tuples(st.floats(-2, 2, width=32), st.floats(-2, 2, width=32)), min_size=1, max_size=40),
     st.sampled_from([torch.float32, torch.float16]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_float64_differences_come_back_exactly(pairs, dtype):
     """For any float32 value whose size is not 2^27 times below the base's, or zero."""
     pairs = [(a, b) for a, b in pairs if a == 0 or abs(b) < abs(a) * 2**27]

@@ -67,7 +67,7 @@ def prepared(helpers, tmp_path_factory):
 
 
 @given(steps=st.lists(STEPS, min_size=1, max_size=12))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_order_comes_back_to_the_base(prepared, helpers, steps):
     unet, folders, state, base = prepared
     unet = copy.deepcopy(unet)  # what one example breaks does not reach the next
@@ -89,7 +89,7 @@ def test_any_order_comes_back_to_the_base(prepared, helpers, steps):
 
 @given(rank=st.integers(1, 5), alpha=st.one_of(st.none(), st.floats(0.25, 32, width=16)), seed=st.integers(0, 999),
        scale=SCALES)  # fmt: skip
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_fused_equals_unfused_for_any_adapter(prepared, helpers, tmp_path_factory, rank, alpha, seed, scale):
     unet, _, _, base = prepared
     tensors = helpers.random_adapter_tensors(unet, rank=rank, alpha=alpha, seed=seed, size=0.1)

@@ -77,7 +77,7 @@ def test_frechet_distance_of_a_set_to_itself_is_zero_and_it_is_symmetric():
 
 
 @given(st.integers(1, 5), st.integers(0, 10**6))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_statistics_do_not_depend_on_how_the_features_are_cut(pieces, seed):
     rows = features(seed, 100, 700 if seed % 5 == 0 else 5) + 50.0
     whole, parts = FeatureStatistics(rows.shape[1]), FeatureStatistics(rows.shape[1])

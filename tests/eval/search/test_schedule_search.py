@@ -113,7 +113,7 @@ def test_runs_cover_every_set_once(model):
     assert runs_of({"small": model, "large": model}, ["small", "large"]) == [("large",), ("small",)]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 5), st.integers(1, 4), st.data())
 def test_the_frontier_is_exact(steps, choices, data):
     costs = np.array(data.draw(st.lists(st.lists(st.integers(1, 30), min_size=choices, max_size=choices),
