@@ -135,6 +135,7 @@ def _say(found: Pictures, config: TrainConfig, preset: str, rate: float) -> list
         f"{max(1, round(minutes))} min at {rate:,.0f} images/s.",
         f"The run is in {run.output_dir}; values behind the folder beat these, such as data.size=64 or "
         f"run.total_images={2 * run.total_images}.",
+        f"Then: brickwork generate {run.output_dir}",
     ]
     if found.captions:
         to_text = f"brickwork train {found.source} {own_captions.BASE}={own_captions.shipped_base()}"

@@ -44,7 +44,7 @@ def course(run: RunConfig, data: str, rows: int, held_out: int, processes: int) 
     data = data.replace("images", "image", 1) if rows == 1 else data
     return (
         f"{rows:,} {data} to train on, {held_out:,} held out; {run.total_images:,} images are "
-        f"{run.total_images / rows:,.1f} epochs, {-(-run.total_images // run.batch_size):,} steps.\n"
+        f"{run.total_images / rows:,.1f} epochs, {counted(-(-run.total_images // run.batch_size), 'step')}.\n"
         f"{counted(run.batch_size)} a step = {micro} × {run.gradient_accumulation_steps} accumulated × {processes} "
         f"process(es); precision {run.mixed_precision}."
     )

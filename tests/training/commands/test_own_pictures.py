@@ -40,7 +40,12 @@ def test_a_folder_of_folders(pictures):
     assert (config.data.source, config.data.label_column, config.data.size) == ("my-pictures", "label", 32)
     assert (config.run.output_dir, config.run.batch_size, config.run.total_images) == ("runs/my-pictures", 16, 19200)
     assert config.data.held_out == 0
-    for part in ("48 pictures, 3 classes: birds 16, cats 16, dogs 16", "tiny-lego at 32 pixels", "about 3 min at 100"):
+    for part in (
+        "48 pictures, 3 classes: birds 16, cats 16, dogs 16",
+        "tiny-lego at 32 pixels",
+        "about 3 min at 100",
+        "Then: brickwork generate runs/my-pictures",
+    ):
         assert part in said
 
 
