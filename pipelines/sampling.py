@@ -28,6 +28,7 @@ from brickwork.pipelines.latents import decode, encode, pixels_per_latent, sampl
 from brickwork.pipelines.saving import BrickworkPipeline
 from brickwork.pipelines.schedulers.edm_heun import float_dtype_for
 from brickwork.pipelines.schedules import Schedule, read_schedule
+from brickwork.pipelines.trajectory import agree
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -409,12 +410,7 @@ class SamplingPipeline(BrickworkPipeline):
 
     def _check_networks(self, networks: Mapping[str, torch.nn.Module]) -> Mapping[str, torch.nn.Module]:
         for name, network in networks.items():
-            for key in ("in_channels", "num_classes"):
-                if network.config.get(key) != self.transformer.config.get(key):
-                    raise ValueError(
-                        f"`networks` has {name!r} with {key} {network.config.get(key)}, the pipeline's own network "
-                        f"has {self.transformer.config.get(key)}; give networks that were trained for the same."
-                    )
+            agree(f"networks[{name!r}]", self.transformer, network, ("in_channels", "num_classes"))
         return networks
 
     def _recommended(self, name: str, value: Any, default: Any) -> Any:

@@ -122,14 +122,15 @@ def sharing_networks(pipeline: Any, others: Mapping[str, Any], argument: str = "
     for name, other in others.items():
         what = f"{argument}[{name!r}]"
         networks[name] = network = denoiser_of(other, what)
-        _agree(what, own, network, _OF_NETWORK)
+        agree(what, own, network, _OF_NETWORK)
         if network is not other:
             for part, keys in (("vae", _OF_VAE), ("scheduler", _OF_SCHEDULER)):
-                _agree(f"{what}.{part}", getattr(pipeline, part, None), getattr(other, part, None), keys)
+                agree(f"{what}.{part}", getattr(pipeline, part, None), getattr(other, part, None), keys)
     return networks | {FULL: own}
 
 
-def _agree(what: str, ours: Any, theirs: Any, keys: tuple[str, ...]) -> None:
+def agree(what: str, ours: Any, theirs: Any, keys: tuple[str, ...]) -> None:
+    """Refuse a part that shares the steps where one of these settings is not that of the pipeline's own."""
     if ours is None or theirs is None:
         return
     for key in keys:

@@ -124,7 +124,7 @@ def test_several_networks_share_the_noise_levels(scheduler):
 
 def test_networks_that_do_not_fit_are_refused():
     pipe, small = make_pipe(), make_network(num_classes=None)
-    with pytest.raises(ValueError, match="`networks` has 'small' with num_classes None, the pipeline's own"):
+    with pytest.raises(ValueError, match=r"`networks\['small'\]` has num_classes None, and the pipeline's own"):
         draw(pipe, networks={"small": small})
     schedule = SubnetSchedule(("small",))
     with pytest.raises(ValueError, match="`subnet` is 'small'; choose one of full"):
