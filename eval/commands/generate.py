@@ -225,7 +225,7 @@ def _prompts(args: argparse.Namespace, pipe) -> Wanted:
 
     others = _others(args)
     if others:
-        from brickwork.pipelines.schedule_files import schedule_from_file
+        from brickwork.pipelines.schedules import schedule_from_file
         from brickwork.pipelines.trajectory import stitch_trajectory
 
         stitch_trajectory(pipe, others, schedule_from_file(args.schedule))

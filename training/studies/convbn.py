@@ -31,6 +31,7 @@ from brickwork.eval.sampling.pipelines import to_device
 from brickwork.eval.studies.core import Cell, Study, run_study
 from brickwork.files import digest
 from brickwork.gen.convbn import CONVBN_MODES, find_convbn_pairs, set_convbn_mode
+from brickwork.gen.networks.parts import network_folder
 from brickwork.gen.parameterization import EDMObjective
 from brickwork.training.config.config import TrainConfig, load_config
 from brickwork.training.config.recipes import list_recipes, recipe
@@ -158,13 +159,8 @@ def load_network(folder: Path) -> nn.Module:
     Raises:
         ValueError: where there is none, or none with BatchNorm behind a convolution.
     """
-    inside = folder / "transformer"
-    if not folder.is_dir():  # the hub is not asked for it
-        raise ValueError(
-            f"`--pretrained` is {str(folder)!r}, and there is no such folder; name a pipeline or a model."
-        )
-    with explained(f"`--pretrained` is {str(folder)!r}, which holds no network"):
-        network = AutoModel.from_pretrained(str(inside if inside.is_dir() else folder), torch_dtype=torch.float32)
+    with explained(f"`--pretrained` is {str(folder)!r}"):
+        network = AutoModel.from_pretrained(network_folder(folder), torch_dtype=torch.float32)
     if not find_convbn_pairs(network):
         raise ValueError(
             f"`--pretrained` is {str(folder)!r}, a {type(network).__name__} without BatchNorm behind a convolution "

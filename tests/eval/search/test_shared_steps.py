@@ -14,8 +14,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from brickwork import ClassToImagePipeline, LegoPipeline, LegoTransformer2DModel, cli
 from brickwork.eval.search.schedule_search import search_brick_schedule
 from brickwork.gen.networks.transformer import BlockTransformer2DModel
-from brickwork.pipelines.schedule_files import schedule_from_file
 from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
+from brickwork.pipelines.schedules import schedule_from_file
 from brickwork.pipelines.trajectory import stitch_trajectory
 
 

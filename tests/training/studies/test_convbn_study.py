@@ -206,7 +206,7 @@ def test_the_command_writes_and_goes_on(tmp_path, monkeypatch, capsys):
         (["--rates", "sgd"], "positive numbers behind the optimiser"),
         (["--rounds", "0"], "`--rounds` is 0"),
         (["--dtype", "float8"], "`--dtype` is 'float8'"),
-        (["--pretrained", "nothing"], "`--pretrained` is 'nothing', and there is no such folder"),
+        (["--pretrained", "nothing"], "`--pretrained` is 'nothing': 'nothing' holds no network"),
         (["--pretrained", str(brickwork.pretrained("lego-avatars-64"))], "a LegoTransformer2DModel without BatchNorm"),
         (["--target", "Animals"], "`--target` has ['Animals']"),
         (["--device", "gpu"], "`--device` is 'gpu'"),
