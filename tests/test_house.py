@@ -81,6 +81,20 @@ def test_imports_point_one_way(arrows):
     assert not wrong
 
 
+def test_what_is_imported_of_ours_is_there():
+    """Inside functions too, which a file that has moved may leave behind."""
+    known = modules()
+    texts = {name: path.read_text(encoding="utf-8") for name, path in known.items()}
+    missing = set()
+    for path in [*known.values(), *(ROOT / "tests").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("brickwork."):
+                module = node.module.removeprefix("brickwork.")
+                names = [alias.name for alias in node.names if f"{module}.{alias.name}" not in known]
+                missing |= {f"{path.name}: {module}.{name}" for name in names if name not in texts.get(module, "")}
+    assert not missing
+
+
 def test_no_two_files_import_each_other(arrows):
     assert not circles(arrows)
 
