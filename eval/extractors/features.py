@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from brickwork.errors import explained, one_of
+from brickwork.errors import explained, loader_of
 from brickwork.eval.extractors.protocols import Protocol, to_uint8
 from brickwork.files import file_digest, tensor_digest
+from brickwork.gen.registry import Registry
 
 FIXED_BATCH = 16  # small enough for a CPU's caches, where twice as many take longer per picture
 
@@ -174,26 +175,8 @@ def load_state(network: nn.Module, path: Path) -> None:
         network.load_state_dict(state, assign=True)
 
 
-# Loaders by name; one that takes a source is asked for as `NAME:SOURCE`.
-EXTRACTORS: dict[str, Callable[..., Extractor]] = {}
-_WITH_SOURCE: set[str] = set()
-
-
-def register_extractor(name: str, takes_source: bool = False):
-    """Register a function that loads an `Extractor`.
-
-    Args:
-        name: What the command line calls it.
-        takes_source: It is called with what follows `NAME:`, else with the keyword arguments of `load_extractor`.
-    """
-
-    def register(load: Callable[..., Extractor]) -> Callable[..., Extractor]:
-        EXTRACTORS[name] = load
-        if takes_source:
-            _WITH_SOURCE.add(name)
-        return load
-
-    return register
+EXTRACTORS = Registry("extractor")  # loaders; one that takes a source is registered as `NAME:`
+register_extractor = EXTRACTORS.register
 
 
 def load_extractor(name: str, weights: str | Path | None = None, digest: str | None = None) -> Extractor:
@@ -203,13 +186,8 @@ def load_extractor(name: str, weights: str | Path | None = None, digest: str | N
         name: `inception-v3`, `efficientnet-lite0` or `transformers:<folder or hub id>`.
         weights, digest: For `inception-v3`, see there.
     """
-    kind, _, source = name.partition(":")
-    if source and kind in _WITH_SOURCE:
-        load, arguments = EXTRACTORS[kind], (source,)
-    else:
-        known = {f"{e}:<folder or hub id>" if e in _WITH_SOURCE else e: load for e, load in EXTRACTORS.items()}
-        load, arguments = one_of("extractor", name, known), ()
+    load = loader_of("extractor", name, EXTRACTORS.classes)
     options = {key: value for key, value in (("weights", weights), ("digest", digest)) if value is not None}
     if options and "weights" not in signature(load).parameters:
         raise ValueError(f"weights: only inception-v3 takes a weights file, and the extractor is {name!r}")
-    return load(*arguments, **options)
+    return load(**options)

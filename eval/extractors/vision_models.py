@@ -20,7 +20,7 @@ class TransformersFeatures(nn.Module):
         return (output.last_hidden_state.mean(dim=1) if pooled is None else pooled).flatten(1)
 
 
-@register_extractor("transformers", takes_source=True)
+@register_extractor("transformers:")
 def transformers_model(source: str) -> Extractor:
     """A vision model of transformers (DINOv2, ViT, ConvNeXt, …) from a folder or the hub.
 

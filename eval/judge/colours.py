@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from brickwork.errors import loader_of
 from brickwork.eval.judge.detectors import Detection
 from brickwork.eval.judge.requirements import COLOURS
 
@@ -146,9 +147,5 @@ def _unit(vectors):
 
 def load_colours(name: str, device: Any = None) -> ColourNamer:
     """`"pixels"`, or `"clip:<folder or hub id>"`."""
-    kind, _, source = name.partition(":")
-    if kind == "clip" and source:
-        return ClipColours(source, device)
-    if name != "pixels":
-        raise ValueError(f"`colours` is {name!r}; write 'pixels' or 'clip:<folder or hub id>'.")
-    return PixelColours()
+    load = loader_of("colours", name, {"pixels": PixelColours, "clip:": ClipColours})
+    return load(device) if ":" in name else load()

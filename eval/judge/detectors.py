@@ -1,12 +1,13 @@
 """Detectors: from pictures and the names of objects to boxes with scores, behind one small protocol."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from brickwork.errors import one_of
+from brickwork.errors import loader_of
+from brickwork.gen.registry import Registry
 
 # Of one picture: detections by name, in any order.
 Found = Mapping[str, Sequence["Detection"]]
@@ -42,27 +43,8 @@ class Detector(Protocol):
         """What is in each picture, uint8 `(H, W, 3)`, of the names that are asked for in it."""
 
 
-_DETECTORS: dict[str, tuple[Callable[..., Detector], bool]] = {}
-
-
-def register_detector(name: str, takes_source: bool = False):
-    """Register a function that loads a detector.
-
-    Args:
-        name: what the command line calls it.
-        takes_source: it is called with what follows `NAME:`, a folder or hub id, with `device` and options of the hub.
-    """
-
-    def register(load: Callable[..., Detector]) -> Callable[..., Detector]:
-        _DETECTORS[name] = load, takes_source
-        return load
-
-    return register
-
-
-def detector_names() -> list[str]:
-    """The names of registered detectors."""
-    return list(_DETECTORS)
+DETECTORS = Registry("detector")  # loaders; one that takes a source, and what `load_detector` does, as `NAME:`
+register_detector = DETECTORS.register
 
 
 def load_detector(name: str, device: Any = None, **options: str) -> Detector:
@@ -76,12 +58,8 @@ def load_detector(name: str, device: Any = None, **options: str) -> Detector:
     Raises:
         ValueError: for an unknown name, or one without its source.
     """
-    kind, _, source = name.partition(":")
-    load, takes_source = one_of("detector", kind, _DETECTORS)
-    if takes_source != bool(source):
-        form = f"{kind}:<folder or hub id>" if takes_source else kind
-        raise ValueError(f"`detector` is {name!r}; write {form!r}.")
-    return load(source, device=device, **options) if takes_source else load()
+    load = loader_of("detector", name, DETECTORS.classes)
+    return load(device=device, **options) if ":" in name else load()
 
 
 def overlap(a: Sequence[float], b: Sequence[float]) -> float:

@@ -62,7 +62,7 @@ def _apart(boxes: torch.Tensor, scores: torch.Tensor) -> list[Detection]:
     return kept
 
 
-@register_detector("region-head", takes_source=True)
+@register_detector("region-head:")
 def load_region_detector(source: str, device: Any = None, **options: str) -> RegionDetector:
     """A detector from a folder that `training/train_region_head.py` wrote: the head, its pipeline and its teacher.
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from brickwork.errors import advice, explained
-from brickwork.eval.judge.detectors import detector_names, load_detector
+from brickwork.errors import advice, explained, loader_of
+from brickwork.eval.judge.detectors import DETECTORS, load_detector
 from brickwork.eval.judge.grammar import read_caption
 from brickwork.eval.judge.requirements import Clause, Requirements
 from brickwork.eval.judge.verdicts import Judge
@@ -78,14 +78,10 @@ def load_score(name: str, device: Any = None) -> Score:
     Raises:
         ValueError: for an unknown name.
     """
-    kind, _, source = name.partition(":")
-    if name == "avatar-attributes":
-        return attribute_score(device)
-    if kind == "classifier" and source:
-        return classifier_score(source, device)
-    if kind not in detector_names():
-        known = ["avatar-attributes", "classifier:<folder or hub id>", *detector_names()]
-        raise ValueError(f"`score` is {name!r}; {advice(name, known)}")
+    own = {"avatar-attributes": attribute_score, "classifier:": classifier_score}
+    load = loader_of("score", name, own | DETECTORS.classes)
+    if {name, f"{name.partition(':')[0]}:"} & {*own}:
+        return load(device=device)
     return judge_score(Judge(load_detector(name, device)))
 
 

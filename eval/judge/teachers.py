@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from brickwork.errors import advice
+from brickwork.errors import advice, loader_of
 
 
 class Teacher(Protocol):
@@ -108,13 +108,9 @@ def _check_known(name: str, teacher: Teacher) -> None:
 
 def load_teacher(name: str, device: Any = None) -> Teacher:
     """A teacher by name: `shapes`, `avatar-attributes` or `clip:<folder or hub id>`."""
-    kind, _, source = name.partition(":")
-    if kind == "clip" and source:
-        return ClipTeacher(source, device)
-    teachers = {"shapes": ShapeTeacher, "avatar-attributes": AttributeTeacher}
-    if name not in teachers:
-        raise ValueError(f"`teacher` is {name!r}; {advice(name, [*teachers, 'clip:<folder or hub id>'])}")
-    return teachers[name]()
+    teachers = {"shapes": ShapeTeacher, "avatar-attributes": AttributeTeacher, "clip:": ClipTeacher}
+    load = loader_of("teacher", name, teachers)
+    return load(device) if ":" in name else load()
 
 
 def embed_regions(teacher: Teacher, picture: torch.Tensor, boxes: torch.Tensor, side: int = 64) -> torch.Tensor:

@@ -104,5 +104,5 @@ class GroundingDinoDetector(_TransformersDetector):
         return torch.stack(scores, dim=1), outputs.pred_boxes[0].float().cpu()
 
 
-register_detector("owlv2", takes_source=True)(Owlv2Detector)
-register_detector("grounding-dino", takes_source=True)(GroundingDinoDetector)
+register_detector("owlv2:")(Owlv2Detector)
+register_detector("grounding-dino:")(GroundingDinoDetector)

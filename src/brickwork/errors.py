@@ -6,8 +6,9 @@ what to do. Imports nothing of ours.
 
 import difflib
 import reprlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 _BRIEF = reprlib.Repr()
@@ -60,6 +61,19 @@ def one_of(argument: str, value: Any, choices: Collection[str] | Mapping[str, An
 def counted(number: int, noun: str = "image") -> str:
     """`1` => `"1 image"`, `1600` => `"1,600 images"`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def loader_of(argument: str, value: str, loaders: Mapping[str, Callable]) -> Callable:
+    """What loads `value`: one of the names, or one that ends in a colon, bound to the folder or hub id behind it.
+
+    Raises:
+        ValueError: as `one_of` does.
+    """
+    kind, colon, source = value.partition(":")
+    if source and kind + colon in loaders:
+        return partial(loaders[kind + colon], source)
+    known = {f"{name}<folder or hub id>" if name.endswith(":") else name: load for name, load in loaders.items()}
+    return one_of(argument, value, known)
 
 
 def whole_number(argument: str, value: Any, least: int = 1, of: str = "", more: str = "") -> int:
