@@ -160,7 +160,7 @@ def load_network(folder: Path) -> nn.Module:
         ValueError: where there is none, or none with BatchNorm behind a convolution.
     """
     with explained(f"`--pretrained` is {str(folder)!r}"):
-        network = AutoModel.from_pretrained(network_folder(folder), torch_dtype=torch.float32)
+        network = AutoModel.from_pretrained(str(network_folder(folder)), torch_dtype=torch.float32)
     if not find_convbn_pairs(network):
         raise ValueError(
             f"`--pretrained` is {str(folder)!r}, a {type(network).__name__} without BatchNorm behind a convolution "
