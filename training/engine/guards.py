@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import IO, Self
+from typing import IO
 
 import torch
 import yaml
@@ -19,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from brickwork.eval.report.versions import library_versions
+from brickwork.eval.studies.core.processes import StopRequest
 from brickwork.files import write_file
 from brickwork.options import without_token
 from brickwork.training.engine.settings import EngineSettings
@@ -187,37 +187,8 @@ def note_start(folder: Path, record: str, images: int, accelerator: Accelerator,
         file.write(json.dumps(line) + "\n")
 
 
-class StopSignal:
-    """SIGTERM and SIGINT ask the loop to finish its step, save and leave.
-
-    Launchers pass on the signals that their workers have got already, so further ones are ignored; only a second
-    Ctrl-C after a few seconds, from someone who does not want to wait, ends the process at once.
-
-    Used as a context manager, which puts the former handlers back.
-
-    Args:
-        patience: seconds in which further signals are taken for copies of the first.
-    """
-
-    numbers = (signal.SIGTERM, signal.SIGINT)
-
-    def __init__(self, patience: float = 3.0):
-        self.requested, self.patience = False, patience
-        self._former, self._since = {}, 0.0
-
-    def __enter__(self) -> Self:
-        self._former = {number: signal.signal(number, self._request) for number in self.numbers}
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-
-    def _request(self, number, frame) -> None:
-        if self.requested and number == signal.SIGINT and time.monotonic() - self._since > self.patience:
-            raise KeyboardInterrupt
-        if not self.requested:
-            self.requested, self._since = True, time.monotonic()
+class StopSignal(StopRequest):
+    """To the processes of a run, of which any may get it: they finish their step, save and leave."""
 
     def agreed(self, accelerator: Accelerator) -> bool:
         """Whether any process was asked to stop; all processes get the same answer, at the same step."""

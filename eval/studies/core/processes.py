@@ -6,17 +6,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from subprocess import DEVNULL, Popen
-from typing import Any
+from typing import Any, Self
 
 from brickwork.errors import count_and_name
 from brickwork.eval.studies.core.cells import MISSING, STOPPED, TASK, Cell, StudyFolder
 from brickwork.files import write_json
 
 LOG = "log.txt"
-_PATIENCE = 3.0  # seconds in which a further Ctrl-C is a copy of the first, which launchers pass on
 
 
 def run_cells(folder: StudyFolder, cells: Sequence[Cell], jobs: int = 1, say: Callable = print) -> dict | None:
@@ -66,12 +64,12 @@ def _in_processes(folder: StudyFolder, waiting: list[Cell], jobs: int) -> Iterat
     running: list[tuple[Cell, Popen, float]] = []
     asked = False
     try:
-        with _stop_requested() as stop:
-            while running or (waiting and not stop.is_set()):
-                while waiting and not stop.is_set() and _may_start(waiting[0], running, jobs):
+        with StopRequest() as stop:
+            while running or (waiting and not stop.requested):
+                while waiting and not stop.requested and _may_start(waiting[0], running, jobs):
                     cell = waiting.pop(0)
                     running.append((cell, _start(folder, cell, jobs), time.monotonic()))
-                if stop.is_set() and not asked:
+                if stop.requested and not asked:
                     asked = True
                     _ask_to_stop(child for _, child, _ in running)
                 time.sleep(0.1)
@@ -80,7 +78,7 @@ def _in_processes(folder: StudyFolder, waiting: list[Cell], jobs: int) -> Iterat
                     cell, child, started = entry
                     if child.returncode == 0:
                         yield cell, started
-                    elif not (asked or stop.is_set()) or child.returncode not in (STOPPED, -signal.SIGTERM):
+                    elif not (asked or stop.requested) or child.returncode not in (STOPPED, -signal.SIGTERM):
                         words = last_words(folder.path / cell.name / LOG)
                         raise ValueError(
                             f"The cell {folder.path / cell.name} ended with status {child.returncode}: {words}"
@@ -118,27 +116,39 @@ def _ask_to_stop(children: Iterable[Any]) -> None:
             child.send_signal(signal.SIGTERM)
 
 
-@contextmanager
-def _stop_requested() -> Iterator[threading.Event]:
-    """Set by SIGTERM and SIGINT; a second Ctrl-C after a while ends this process at once."""
-    stop, since = threading.Event(), [0.0]
+class StopRequest:
+    """SIGTERM and SIGINT ask work to come to a good end.
 
-    def request(number: int, frame: Any) -> None:
-        if stop.is_set() and number == signal.SIGINT and time.monotonic() - since[0] > _PATIENCE:
-            raise KeyboardInterrupt
-        if not stop.is_set():
-            since[0] = time.monotonic()
-            stop.set()
+    Launchers pass on the signals that their workers have got already, so further ones are ignored; only a second
+    Ctrl-C after a few seconds, from someone who does not want to wait, ends the process at once.
 
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
-        yield stop
-        return
-    former = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in former.items():
+    Used as a context manager, which puts the former handlers back. Signals are the main thread's: in another, nothing
+    asks.
+
+    Args:
+        patience: seconds in which further signals are taken for copies of the first.
+    """
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self, patience: float = 3.0):
+        self.requested, self.patience = False, patience
+        self._former, self._since = {}, 0.0
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._former = {number: signal.signal(number, self._request) for number in self.numbers}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._former.items():
             signal.signal(number, handler)
+
+    def _request(self, number, frame) -> None:
+        if self.requested and number == signal.SIGINT and time.monotonic() - self._since > self.patience:
+            raise KeyboardInterrupt
+        if not self.requested:
+            self.requested, self._since = True, time.monotonic()
 
 
 def last_words(log: Path) -> str:
