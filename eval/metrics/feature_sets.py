@@ -2,14 +2,16 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import cache
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from brickwork.eval.extractors.features import FIXED_BATCH, Extractor, FeatureStream
-from brickwork.eval.extractors.protocols import Protocol
+from brickwork.eval.extractors.features import FIXED_BATCH, Extractor, FeatureStream, load_extractor
+from brickwork.eval.extractors.protocols import Protocol, get_protocol
 from brickwork.eval.metrics.distances import FeatureStatistics
 from brickwork.eval.sets.pictures import (
     ImageSet,
@@ -17,6 +19,7 @@ from brickwork.eval.sets.pictures import (
     Preparation,
     batches,
     decode_ahead,
+    from_arrays,
     inspect_images,
     refuse_corrupt,
 )
@@ -148,3 +151,12 @@ def _sum_over_processes(tensor: torch.Tensor, state: PartialState) -> torch.Tens
     tensor = tensor.to(state.device)
     torch.distributed.all_reduce(tensor)
     return tensor.cpu()
+
+
+_loaded = cache(load_extractor)
+
+
+def lite_features(pictures: np.ndarray) -> torch.Tensor:
+    """EfficientNet-Lite0's features `(N, 1280)` of pictures uint8 `(N, H, W, 3)`, by which studies compare them."""
+    extractor, protocol = _loaded("efficientnet-lite0"), get_protocol("clean")
+    return extract_features(from_arrays(pictures), extractor, protocol, progress=False).outputs["features"]

@@ -14,7 +14,6 @@ import argparse
 import io
 import json
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +22,9 @@ from PIL import Image
 from pyarrow import parquet
 
 from brickwork import options
-from brickwork.eval.extractors.features import load_extractor
-from brickwork.eval.extractors.protocols import get_protocol
 from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
 from brickwork.eval.metrics.distances import kernel_distance
+from brickwork.eval.metrics.feature_sets import lite_features
 from brickwork.eval.report.numbers import number
 from brickwork.eval.sampling.pipelines import load_class_pipeline, pipeline_class, pipeline_folder
 from brickwork.eval.studies.core import mean_and_spread
@@ -165,19 +163,6 @@ class Figures:
         return [self.loss, self.motion, self.flicker, self.kd]
 
 
-@cache
-def extractor():
-    """What frames are compared by."""
-    return load_extractor("efficientnet-lite0")
-
-
-def frame_features(clips: np.ndarray) -> torch.Tensor:
-    """Of all frames but the first, `(N (F - 1), features)`."""
-    frames = torch.from_numpy(clips[:, 1:].reshape(-1, *clips.shape[2:])).permute(0, 3, 1, 2)
-    parts = frames.split(32)
-    return torch.cat([extractor()(part, get_protocol("clean"))["features"] for part in parts])
-
-
 @torch.no_grad()
 def measure(name: str, truth: Truth, steps: int, guidance: float, alone: bool) -> Figures:
     """The figures of one pipeline, `alone`: frame by frame."""
@@ -205,7 +190,7 @@ def measure(name: str, truth: Truth, steps: int, guidance: float, alone: bool) -
     drawn = (np.nan_to_num(drawn).clip(0, 1) * 255).round().astype(np.uint8)
     errors, kd = motion_error(drawn[truth.moving], truth.ways[truth.moving]), None
     if len(clips) >= FEWEST:
-        own, others = frame_features(clips), frame_features(drawn)
+        own, others = (lite_features(part[:, 1:].reshape(-1, *part.shape[2:])) for part in (clips, drawn))
         kd = float(kernel_distance(own, others, subset_size=len(own) // 2)[0])
     return Figures(float(loss), float(errors.mean()), flicker(drawn), kd, drawn)
 

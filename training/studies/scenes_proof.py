@@ -38,18 +38,15 @@ from scipy import ndimage
 from brickwork import options
 from brickwork.adapters.resadapter.functions import use_resadapter
 from brickwork.eval.extractors.attributes import accuracy, load_judge
-from brickwork.eval.extractors.features import load_extractor
-from brickwork.eval.extractors.protocols import get_protocol
 from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
 from brickwork.eval.judge.flat_ground import differs_from_ground
 from brickwork.eval.metrics.attributes import asked_in
 from brickwork.eval.metrics.distances import kernel_distance
-from brickwork.eval.metrics.feature_sets import extract_features
+from brickwork.eval.metrics.feature_sets import lite_features
 from brickwork.eval.report.blocks import Picture, Report
 from brickwork.eval.report.numbers import number
 from brickwork.eval.report.pictures import labelled_sheet
 from brickwork.eval.sets.decode import open_upright
-from brickwork.eval.sets.pictures import from_arrays
 from brickwork.eval.sets.reader import undecoded
 from brickwork.eval.studies.core import (
     Cell,
@@ -169,17 +166,6 @@ def _judge():
     return load_judge()
 
 
-@cache
-def _extractor():
-    return load_extractor("efficientnet-lite0")
-
-
-def features(pictures: np.ndarray) -> torch.Tensor:
-    """EfficientNet-Lite0's features `(N, 1280)` of uint8 pictures."""
-    found = extract_features(from_arrays(pictures), _extractor(), get_protocol("clean"), progress=False)
-    return found.outputs["features"]
-
-
 @contextlib.contextmanager
 def adapted(pipeline: StableDiffusionPipeline, kind: str, source: str | None) -> Iterator[None]:
     """The pipeline as it is, or with an adapter of a kind of `KINDS`."""
@@ -296,12 +282,12 @@ class Proof:
         @cache
         def real(model: str, size: Shape) -> torch.Tensor:
             scenes = self.scenes(model, "train")
-            return features(scenes.pictures(scenes.rows(size, self.args.samples), size))
+            return lite_features(scenes.pictures(scenes.rows(size, self.args.samples), size))
 
         def judge(pictures: np.ndarray, model: str, size: Shape) -> dict[str, float | None]:
             scenes = self.scenes(model, "held_out_seeds")
             avatars = scenes.avatars(scenes.rows(size, self.args.samples))
-            distance = kernel_distance(real(model, size), features(pictures), subset_size=self.args.samples // 2)
+            distance = kernel_distance(real(model, size), lite_features(pictures), subset_size=self.args.samples // 2)
             return measured(pictures, avatars) | {"kd": distance[0]}
 
         def compute(folder: Path, model: str, kind: str, seed: int, size: Shape) -> dict:

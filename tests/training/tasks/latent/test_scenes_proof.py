@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from brickwork.eval.extractors.features import from_module
+from brickwork.eval.metrics import feature_sets
 from brickwork.pipelines.stable_diffusion import load_pipeline
 from brickwork.training.engine.checkpoints import load_tensors, trained_tensors
 from brickwork.training.engine.loop import train
@@ -57,7 +58,7 @@ def arguments(tiny_run, bases, folder, tmp_path, monkeypatch):
     load_tensors(trained_tensors(pipeline.unet), weights)
     save_unet_lora(pipeline, tmp_path / "lora")
     pixels = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
-    monkeypatch.setattr(scenes_proof, "_extractor", lambda: from_module(pixels, "pixels", 8))
+    monkeypatch.setattr(feature_sets, "_loaded", lambda name: from_module(pixels, "pixels", 8))
     model, adapter = str(bases["sd1"]), str(tmp_path / "res" / "adapter" / "official")
     return [
         "--general", model, "--general-data", str(folder), "--personal", model, "--personal-data", str(folder),
