@@ -73,6 +73,18 @@ def small(browser, steps: int = 2, count: int = 2) -> None:
         set_value(browser, f"#{name}", value)
 
 
+def test_a_revision_is_asked_of_the_hub_alone(page):
+    find(page, "#hub summary").click()
+    set_value(page, "#revision", "main")
+    find(page, "#load").click()
+    until(page, lambda: "is on this machine, not on the hub" in find(page, "#message").text)
+    set_value(page, "#model", "lego-avatars-64")
+    page.execute_script("arguments[0].dispatchEvent(new Event('change'))", find(page, "#model"))
+    assert find(page, "#revision").get_attribute("value") == ""  # it was another model's, perhaps
+    find(page, "#load").click()
+    until(page, lambda: "LegoPipeline" in find(page, "#kind").text)
+
+
 def test_a_click_draws_pictures_and_they_are_drawn_again(page, running):
     small(page, steps=40)
     find(page, "#go-draw").click()
