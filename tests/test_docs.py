@@ -8,6 +8,9 @@ What Python needs to run here stands before its block, in comments that no reade
     <!-- needs: modules of an extra, which `make test` installs; without them the rest of the page is skipped -->
 
 Blocks of a page are run in order, with the names of those before.
+
+`test_house.py` runs this file beside a copy of the pages for an installed wheel too, where there is no clone: scripts
+are then those in the package, and what is of the clone alone (`make`, `tests/`, the Dockerfile) is passed over.
 """
 
 import ast
@@ -33,6 +36,7 @@ from brickwork.training.config.config import load_config
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+CLONE = (ROOT / "Makefile").is_file()
 ONE_STEP = (brickwork.LegoPipeline, brickwork.ClassToImagePipeline, StableDiffusionPipeline)  # that draw in one here
 GIVEN_IN_PROSE = re.compile(r"`(brickwork [a-z][^`]*)`")
 
@@ -117,24 +121,31 @@ def check_brickwork(words: list[str]) -> None:
         load_config(args.config)
 
 
-def check_script(path: str, words: list[str], monkeypatch) -> None:
-    """A script of the tree is there and takes these words: it stops right after it has read them."""
-    assert (ROOT / path).is_file(), path
+def script_file(path: str) -> Path:
+    """Of a script of the tree; outside a clone, of the module that it is in the package."""
+    if CLONE:
+        return ROOT / path
+    return Path(importlib.util.find_spec(".".join(("brickwork", *Path(path).with_suffix("").parts))).origin)
+
+
+def check_script(file: Path, words: list[str], monkeypatch) -> None:
+    """A script is there and takes these words: it stops right after it has read them."""
+    assert file.is_file(), file
     read = []
 
     def stop(parser, arguments=None, namespace=None):
         read.append(cli.argparse.ArgumentParser.parse_known_args(parser, arguments, namespace))
-        assert not read[-1][1], f"{path} does not take {read[-1][1]}"
+        assert not read[-1][1], f"{file} does not take {read[-1][1]}"
         raise SystemExit
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(sys, "argv", [path, *words])
+        patch.setattr(sys, "argv", [str(file), *words])
         patch.setattr("argparse.ArgumentParser.parse_args", stop)
         patch.setattr("argparse.ArgumentParser.parse_intermixed_args", stop)
-        patch.syspath_prepend(str((ROOT / path).parent))
-        runpy.run_path(str(ROOT / path), run_name="__main__")
-    if Path(path).stem.startswith("train_") and hasattr(read[0][0], "overrides"):
-        check_run(read[0][0], task_of(path))
+        patch.syspath_prepend(str(file.parent))
+        runpy.run_path(str(file), run_name="__main__")
+    if file.stem.startswith("train_") and hasattr(read[0][0], "overrides"):
+        check_run(read[0][0], task_of(file.name))
 
 
 def check_pip(words: list[str]) -> None:
@@ -147,24 +158,28 @@ def check_pip(words: list[str]) -> None:
 def check(words: list[str], monkeypatch) -> None:
     """A command is one of ours, takes its options, and the files of the tree that it names are there."""
     program, *rest = words
+    of_clone = program in ("make", "pytest", "docker", "pip") or rest and rest[0].startswith(("tests/", "docs/"))
+    if of_clone and not CLONE:
+        return
     if program == "brickwork":
         check_brickwork(rest)
     elif words[:2] == ["accelerate", "launch"]:
         from accelerate.commands.launch import launch_command_parser
 
         args = launch_command_parser().parse_args(rest[1:])
-        check_script(args.training_script, args.training_script_args, monkeypatch)
+        script = args.training_script
+        file = Path(importlib.util.find_spec(script).origin) if args.module else script_file(script)
+        check_script(file, args.training_script_args, monkeypatch)
     elif program == "python" and rest[0] == "-m":
         assert importlib.util.find_spec(rest[1]), rest[1]
         if rest[1].startswith("brickwork."):
-            path = Path(importlib.util.find_spec(rest[1]).origin).relative_to(ROOT)
-            check_script(str(path), rest[2:], monkeypatch)
+            check_script(Path(importlib.util.find_spec(rest[1]).origin), rest[2:], monkeypatch)
     elif program == "python" and rest[0] == "-c":
         ast.parse(rest[1])
     elif program == "python":
-        assert (ROOT / rest[0]).is_file(), rest[0]
+        assert script_file(rest[0]).is_file(), rest[0]
         if not rest[0].startswith("tests/"):
-            check_script(rest[0], rest[1:], monkeypatch)
+            check_script(script_file(rest[0]), rest[1:], monkeypatch)
     elif program == "make":
         targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert set(rest) <= set(targets), words

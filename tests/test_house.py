@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -242,6 +243,24 @@ for words in (
     assert (tmp_path / "my-model" / "model_index.json").is_file()
     assert len([*tmp_path.glob("generated/**/*.png")]) == 4  # two of each class
     assert not [*tmp_path.rglob("*.tmp")]
+
+
+def test_the_pages_hold_for_the_wheel(installed, tmp_path):
+    """Every command of every page, and the README's Python; with BRICKWORK_LONG=1 that of all pages, which takes long.
+
+    `test_docs.py` runs all of it in the clone.
+    """
+    for name in ("README.md", "CONTRIBUTING.md", "pyproject.toml", "tests/conftest.py", "tests/test_docs.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    wanted = "commands or python_runs" if os.environ.get("BRICKWORK_LONG") else "commands or README"
+    code = f"""
+import sys, brickwork, pytest
+assert brickwork.__file__.startswith({str(installed)!r})
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "tests/test_docs.py", "-k", {wanted!r}]))
+"""
+    assert " passed" in run_installed(installed, tmp_path, code)
 
 
 def test_the_wheel_is_small_enough_to_publish(installed):
