@@ -270,7 +270,8 @@ def test_the_networks_of_the_shipped_battle_are_of_one_size():
     with torch.device("meta"):
         networks = build_networks(config, [str(number) for number in range(9)])
     assert list(networks) == [
-        "lego", "dit", "d-emo", "u-emo", "maxvit-u", "resnet-u", "diffusers-unet", "diffusers-dit",
+        "lego", "dit", "d-emo", "u-emo", "maxvit-u", "resnet-u", "osa-u", "resnet-rs-u", "pvt-u", "ffnet", "giraffe",
+        "diffusers-unet", "diffusers-dit",
     ]  # fmt: skip
     for name in ("diffusers-unet", "diffusers-dit"):
         brick = networks[name].bricks[0]
