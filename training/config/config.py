@@ -155,13 +155,14 @@ def changed_keys(saved: str, config: TrainConfig, bound: Collection[str] = ()) -
 
 
 def _begun_with(path: str | Path | None) -> str:
-    """Where a configuration is that of a run: which versions began the run and read it now, for an error."""
+    """Where a configuration is that of a run which another version began: both versions, for an error."""
     try:
         starts = (Path(path).parent / "starts.jsonl").read_text(encoding="utf-8").splitlines()
         began = json.loads(starts[0])["versions"]["brickwork"]
     except (OSError, ValueError, LookupError, TypeError):
         return ""
-    return f" The run was begun with brickwork {began}; this is {metadata.version('brickwork')}."
+    now = metadata.version("brickwork")
+    return "" if began == now else f" The run was begun with brickwork {began}; this is {now}."
 
 
 def _defaults(kind: type[Configuration]) -> dict:

@@ -38,7 +38,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-browser", action="store_true", help="show the address, open nothing")
     options.add_common(parser, "--device")
     options.add_hub(parser)
-    parser.set_defaults(run=run, check=check)
+    parser.set_defaults(run=run, check=check, registers=False)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -58,13 +58,15 @@ def check(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    listening = listen(args.host, args.port)
+    listening = listen(args.host, args.port)  # a port that is taken is said before anything large is imported
     import uvicorn
 
+    import brickwork
     from brickwork.app.roots import Roots
     from brickwork.app.server import build
     from brickwork.app.studio import Studio
 
+    brickwork.register()
     with listening:
         args.output.mkdir(parents=True, exist_ok=True)
         studio = Studio(Roots([*args.root, args.output]), args.output.resolve(), args.device, **options.of_hub(args))

@@ -1,6 +1,8 @@
 """Configurations: one file over the defaults, strict keys, and what may change when a run goes on."""
 
+import json
 import time
+from importlib import metadata
 
 import pytest
 import yaml
@@ -132,9 +134,11 @@ def test_the_configuration_of_an_older_run_names_its_version(tmp_path):
     (tmp_path / "starts.jsonl").write_text('{"versions": {"brickwork": "0.0.9"}}\n')
     with pytest.raises(ValueError, match=r"Unknown key `run.warp`.*begun with brickwork 0\.0\.9; this is \d"):
         load_config(tmp_path / "config.yaml")
-    (tmp_path / "starts.jsonl").write_text("{torn")
-    with pytest.raises(ValueError, match=r"model.wrap.\?$"):
-        load_config(tmp_path / "config.yaml")
+    same = json.dumps({"versions": {"brickwork": metadata.version("brickwork")}})
+    for text in ("{torn", same):
+        (tmp_path / "starts.jsonl").write_text(text)
+        with pytest.raises(ValueError, match=r"model.wrap.\?$"):
+            load_config(tmp_path / "config.yaml")
 
 
 def test_configurations_that_ship_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
