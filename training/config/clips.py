@@ -25,6 +25,7 @@ class ClipDataConfig(Section):
     stride: Positive
     fps: Number | None = Field(gt=0, description="frames a second, or null")
     horizontal_flip: bool
+    latents: str | None = Field(description="a .safetensors file, or null")
 
 
 class VideoModelConfig(Section):

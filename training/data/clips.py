@@ -4,6 +4,7 @@ Nothing is resampled in time: all clips have one rate and one size, and are at l
 Frames are brought to the training size as pictures are.
 """
 
+import contextlib
 import io
 import math
 import re
@@ -16,11 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageSequence
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 from torch import nn
 from tqdm.auto import tqdm
 
+from brickwork.errors import explained
 from brickwork.eval.sets.decode import BrokenPicture, to_rgb
-from brickwork.files import digest
+from brickwork.files import digest, write_file
 from brickwork.pipelines.latents import encode, pixels_per_latent
 from brickwork.training.config.clips import ClipDataConfig
 from brickwork.training.data.cache import network_fingerprint
@@ -31,6 +35,7 @@ VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 STILLS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SHORTEST = 10  # ms of a frame; frames whose times have no longer common part have no one rate
 KEPT = 4096  # clips in memory
+MADE_OF = "brickwork.made_of"  # in a file of latents, what they depend on
 
 
 @dataclass(frozen=True)
@@ -243,7 +248,7 @@ class LatentClips(Clips):
     """Clips as a VAE codes their frames, by the means of its distributions; coded once, and kept in memory.
 
     Args:
-        data: as of `Clips`; its size is that of the pictures.
+        data: as of `Clips`; its size is that of the pictures, and `latents` a file to keep what was coded in.
         vae: of the image network's pipeline.
         progress: show a bar.
     """
@@ -254,13 +259,21 @@ class LatentClips(Clips):
             wrong = f"`data.size` is {data.size}; give a multiple of {pixels_per_latent(vae)}, the VAE's"
             raise ValueError("`data.horizontal_flip` is true, and latents cannot be mirrored: set it to false"
                              if data.horizontal_flip else wrong)  # fmt: skip
-        self.vae, self._latents = vae, {}
-        for row in tqdm(range(len(self)), unit="clip", desc="coding clips", disable=not progress):
-            try:
-                pixels = np.stack([to_unit_range(frame) for frame in super()._clip(row)])
-            except BrokenPicture:
-                continue  # as in `Clips`
-            self._latents[row] = encode(vae, torch.from_numpy(pixels)).cpu().numpy()
+        self.vae = vae
+        clips: dict[int, np.ndarray] = {}
+        for row in range(len(self)):
+            with contextlib.suppress(BrokenPicture):  # as in `Clips`
+                clips[row] = super()._clip(row)
+        made_of = digest(network_fingerprint(vae), *(clip.tobytes() for clip in clips.values()))
+        self._latents = read_latents(data.latents, made_of)
+        if self._latents is None:
+            self._latents = {}
+            for row, clip in tqdm(clips.items(), unit="clip", desc="coding clips", disable=not progress):
+                pixels = np.stack([to_unit_range(frame) for frame in clip])
+                self._latents[row] = encode(vae, torch.from_numpy(pixels)).cpu().contiguous().numpy()
+            if data.latents is not None:
+                tensors = {str(row): latents for row, latents in self._latents.items()}
+                write_file(data.latents, lambda part: save_file(tensors, part, {MADE_OF: made_of}))
         self._kept.cache_clear()
         self.channels, *shape = next(iter(self._latents.values())).shape[1:]
         self.shapes = [tuple(shape)]
@@ -274,6 +287,21 @@ class LatentClips(Clips):
     @property
     def fingerprint(self) -> str:
         return digest(super().fingerprint, network_fingerprint(self.vae))
+
+
+def read_latents(file: str | None, made_of: str) -> dict[int, np.ndarray] | None:
+    """Latents `(F, C, h, w)` by row from a file that a run wrote; `None` where there is none.
+
+    Raises:
+        ValueError: for one of other clips, sizes or another VAE, and for another file.
+    """
+    if file is None or not Path(file).exists():
+        return None
+    with explained(f"`data.latents` is {file!r}, which cannot be read", OSError, ValueError, SafetensorError):
+        with safe_open(file, "np") as stored:
+            if (stored.metadata() or {}).get(MADE_OF) != made_of:
+                raise ValueError("it is of other clips or another size or VAE; name another file, or remove it")
+            return {int(row): stored.get_tensor(row) for row in stored.keys()}
 
 
 def _names(labels: Sequence[str | None], order: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ import torch
 import yaml
 from diffusers import AutoencoderKL
 from PIL import Image
+from safetensors import safe_open
 
 from brickwork import BlockUNet2DModel, ClassToImagePipeline, VideoPipeline
 from brickwork.gen.parameterization import EDMObjective
@@ -21,7 +22,7 @@ from brickwork.training.train_video import main
 
 DATA = {
     "clip_column": "clip", "label_column": "label", "classes": None, "held_out": 0.2, "max_broken_images": 5,
-    "num_workers": 0, "size": 8, "frames": 4, "stride": 1, "fps": None, "horizontal_flip": False,
+    "num_workers": 0, "size": 8, "frames": 4, "stride": 1, "fps": None, "horizontal_flip": False, "latents": None,
 }  # fmt: skip
 
 
@@ -205,6 +206,18 @@ def test_clips_as_latents_of_the_image_pipelines_vae(build, tmp_path, clips):
     np.testing.assert_allclose(sample, expected.numpy(), atol=1e-5)
     assert data.fingerprint != open_clips(clips).fingerprint
     train(run)
+    file = tmp_path / "clips.safetensors"
+    kept = [build(name, *told, f"data.latents={file}").task.stream.images for name in ("one", "two")]
+    np.testing.assert_array_equal(kept[0].sample(row)[0], kept[1].sample(row)[0])
+    np.testing.assert_array_equal(kept[1].sample(row)[0], sample)
+    with safe_open(file, "np") as stored:
+        assert sorted(map(int, stored.keys())) == list(range(12))
+    moving(way=2)[0].save(clips / "left" / "clip0" / "1.png")
+    with pytest.raises(ValueError, match="it is of other clips or another size or VAE; name another file"):
+        build("three", *told, f"data.latents={file}")
+    file.write_text("nothing")
+    with pytest.raises(ValueError, match="`data.latents` is .*which cannot be read"):
+        build("three", *told, f"data.latents={file}")
     pipe = VideoPipeline.from_pretrained(tmp_path / "latents" / "pipeline")
     pipe.set_progress_bar_config(disable=True)
     assert pipe.vae is not None and pipe("left", num_inference_steps=2).frames[0][0].size == (8, 8)
