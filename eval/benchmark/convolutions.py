@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from brickwork.eval.benchmark.costs import MovedBytes
-from brickwork.eval.benchmark.memory import TensorBytes
+from brickwork.eval.benchmark.costs import traffic
 from brickwork.eval.benchmark.networks import OURS, forward_of, subjects
 from brickwork.eval.benchmark.suites import Settings, counted, in_dtype, time_cases
 from brickwork.eval.benchmark.timing import MatmulProbe
@@ -73,7 +72,7 @@ def bench_convolutions(
         cases += [counted(name, way, function, probe) for way, function in _layouts(name, settings).items()]
         bases[name] = "as it is"
     rows = time_cases(cases, settings, bases, warm=not settings.compile)
-    moved = {name: _moved(block, maps, condition) for name, block in blocks.items()}
+    moved = {name: traffic(_forward(block, maps, condition)) for name, block in blocks.items()}
     aggregated = [
         (
             row["case"], f"{_size(blocks[row['case']]) / 1e6:.2f}", f"{row['operations'] / 1e9:.1f}",
@@ -121,15 +120,3 @@ def _layouts(name: str, settings: Settings) -> dict[str, Callable]:
             continue
         functions[way] = forward_of(subject, network, settings.batch, settings.torch_device, settings.torch_dtype)
     return functions
-
-
-def _moved(block: nn.Module, maps: torch.Tensor, condition: torch.Tensor) -> tuple[int, int]:
-    """Bytes that a forward pass reads and writes, and the most that is alive beside the weights and the input."""
-    forward = _forward(block, maps, condition)
-    with TensorBytes() as alive:
-        alive.peak = before = alive.now
-        forward()
-        peak = alive.peak - before
-    with MovedBytes() as moved:
-        forward()
-    return moved.total, peak

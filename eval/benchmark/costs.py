@@ -43,18 +43,23 @@ class MovedBytes(TorchDispatchMode):
         return result
 
 
-def traffic_of(name: str, settings: Settings) -> tuple[int, int]:
-    """Bytes that a forward pass moves, and the most that is alive beside the weights; nothing is computed."""
-    subject = subjects(name, settings.size, peers=False)[OURS]
-    with compat.fake_tensors()[0](), torch.no_grad(), TensorBytes() as alive:
-        network = in_dtype(subject.build(), settings.torch_dtype).eval()
-        forward: Callable = forward_of(subject, network, settings.batch, torch.device("cpu"), settings.torch_dtype)
+def traffic(forward: Callable) -> tuple[int, int]:
+    """Bytes that a forward pass reads and writes, and the most that is alive beside what was there before."""
+    with TensorBytes() as alive:
         alive.peak = before = alive.now
         forward()
         peak = alive.peak - before
-        with MovedBytes() as moved:
-            forward()
+    with MovedBytes() as moved:
+        forward()
     return moved.total, peak
+
+
+def traffic_of(name: str, settings: Settings) -> tuple[int, int]:
+    """`traffic` of a network; nothing is computed."""
+    subject = subjects(name, settings.size, peers=False)[OURS]
+    with compat.fake_tensors()[0](), torch.no_grad():
+        network = in_dtype(subject.build(), settings.torch_dtype).eval()
+        return traffic(forward_of(subject, network, settings.batch, torch.device("cpu"), settings.torch_dtype))
 
 
 def bench_costs(settings: Settings, names: Sequence[str] = PRESETS) -> dict:
