@@ -6,6 +6,7 @@
 """
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 
 import torch
 from torch import nn
@@ -72,7 +73,10 @@ def bench_convolutions(
         cases += [counted(name, way, function, probe) for way, function in _layouts(name, settings).items()]
         bases[name] = "as it is"
     rows = time_cases(cases, settings, bases, warm=not settings.compile)
-    moved = {name: traffic(_forward(block, maps, condition)) for name, block in blocks.items()}
+    moved = {
+        name: traffic(lambda block=block: _forward(deepcopy(block), maps.clone(), condition.clone()))
+        for name, block in blocks.items()
+    }
     aggregated = [
         (
             row["case"], f"{_size(blocks[row['case']]) / 1e6:.2f}", f"{row['operations'] / 1e9:.1f}",

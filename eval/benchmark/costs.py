@@ -43,23 +43,33 @@ class MovedBytes(TorchDispatchMode):
         return result
 
 
-def traffic(forward: Callable) -> tuple[int, int]:
-    """Bytes that a forward pass reads and writes, and the most that is alive beside what was there before."""
+@torch.no_grad()
+def traffic(prepare: Callable[[], Callable]) -> tuple[int, int]:
+    """Bytes that a forward pass reads and writes, and the most that is alive beside the weights and its input.
+
+    Args:
+        prepare: makes the network and its input, whose tensors have to be known, and returns its forward pass.
+    """
     with TensorBytes() as alive:
+        forward = prepare()
         alive.peak = before = alive.now
         forward()
         peak = alive.peak - before
-    with MovedBytes() as moved:
-        forward()
+        with MovedBytes() as moved:
+            forward()
     return moved.total, peak
 
 
 def traffic_of(name: str, settings: Settings) -> tuple[int, int]:
-    """`traffic` of a network; nothing is computed."""
-    subject = subjects(name, settings.size, peers=False)[OURS]
-    with compat.fake_tensors()[0](), torch.no_grad():
-        network = in_dtype(subject.build(), settings.torch_dtype).eval()
-        return traffic(forward_of(subject, network, settings.batch, torch.device("cpu"), settings.torch_dtype))
+    """`traffic` of a network of ours; nothing is computed."""
+    subject, dtype = subjects(name, settings.size, peers=False)[OURS], settings.torch_dtype
+
+    def prepare() -> Callable:
+        network = in_dtype(subject.build(), dtype).eval()
+        return forward_of(subject, network, settings.batch, torch.device("cpu"), dtype)
+
+    with compat.fake_tensors()[0]():
+        return traffic(prepare)
 
 
 def bench_costs(settings: Settings, names: Sequence[str] = PRESETS) -> dict:

@@ -12,7 +12,7 @@ from brickwork.eval.benchmark import suites as benchmark_suites
 from brickwork.eval.benchmark import timing as benchmark_timing
 from brickwork.eval.benchmark.compression import bench_compression
 from brickwork.eval.benchmark.convolutions import DenseBlock, bench_convolutions, of_equal_size
-from brickwork.eval.benchmark.costs import MovedBytes, bench_costs
+from brickwork.eval.benchmark.costs import MovedBytes, bench_costs, traffic
 from brickwork.eval.benchmark.memory import TensorBytes, derive_memory
 from brickwork.eval.benchmark.networks import DIT, OURS, PLAIN, UNET, forward_of, step_of, subjects
 from brickwork.eval.benchmark.reference import PlainLego
@@ -240,6 +240,15 @@ def test_what_moves_is_what_operations_read_and_write():
         assert moved.total == 4 * 1100
         product.add_(1.0)
     assert moved.total >= 4 * (1100 + 600)
+
+
+def test_weights_are_not_among_what_a_pass_keeps_alive():
+    def prepare():
+        layer, sample = torch.nn.Linear(100, 50), torch.zeros(2, 100)
+        return lambda: layer(sample)
+
+    moved, alive = traffic(prepare)
+    assert alive == 4 * 2 * 50 and moved >= 4 * (100 * 50 + 50 + 2 * 100 + 2 * 50)
 
 
 def test_costs_of_networks_beside_the_first(monkeypatch):
