@@ -169,7 +169,7 @@ def adapters() -> list[tuple[str, bytes]]:
         f"{name}.alpha": torch.tensor(2.0), "lora_unet_down_blocks_0_resnets_0_norm1.w_norm": torch.ones(4),
         "lora_unet_down_blocks_0_resnets_0_norm1.b_norm": torch.ones(4),
     }  # fmt: skip
-    return [(".safetensors", save(tensors, {"ss_network_dim": "2", "brickwork.adapter": '{"kind": "resadapter"}'}))]
+    return [(".safetensors", save(tensors, {"ss_network_dim": "2", "brickwork.adapter": "resadapter"}))]
 
 
 def read_adapter(path: Path) -> None:

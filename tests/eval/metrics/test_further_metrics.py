@@ -132,7 +132,7 @@ def test_paired_loss_knows_the_noise_levels_that_a_network_was_trained_for(lego,
     usual = measure_paired_loss(lego, images, Preparation(8), num_levels=2)
     assert list(found.details["per_level"]) != list(usual.details["per_level"]) and found.value != usual.value
     assert found.settings == usual.settings | {"options": {"p_mean": -0.4}}  # not comparable
-    with pytest.raises(ValueError, match="has 'pmean', which the objective edm does not take; did you mean 'p_mean'"):
+    with pytest.raises(ValueError, match="has 'pmean', which edm does not take; did you mean 'p_mean'"):
         measure_paired_loss(lego, images, Preparation(8), options={"pmean": 1})
     with pytest.raises(ValueError, match="a value is of the wrong kind"):
         measure_paired_loss(lego, images, Preparation(8), options={"p_std": "wide"})
