@@ -1,7 +1,7 @@
 """The benchmark suite `costs`: does memory traffic, rather than operations, decide what a network costs?
 
 VoVNet's claim (Lee et al., arXiv 1904.09730), asked of denoisers of equal parameters: time, operations, bytes that the
-operations read and write, and peak memory.
+operations read and write, peak memory, and on a GPU joules.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from brickwork import compat
+from brickwork.eval.benchmark.energy import joules_of
 from brickwork.eval.benchmark.memory import TensorBytes
 from brickwork.eval.benchmark.networks import OURS, forward_of, subjects
 from brickwork.eval.benchmark.suites import Settings, counted, in_dtype, memory_of, time_cases
@@ -82,24 +83,26 @@ def bench_costs(settings: Settings, names: Sequence[str] = PRESETS) -> dict:
         parameters[name] = sum(parameter.numel() for parameter in network.parameters())
         cases.append(counted("forward", name, forward_of(subject, network, settings.batch, device, dtype), probe))
     rows = time_cases(cases, settings, {"forward": names[0]})
-    traffic = {name: traffic_of(name, settings) for name in names}
+    energy = {case.name: joules_of(case.function, device) for case in cases}
+    traffics = {name: traffic_of(name, settings) for name in names}
     memory = [memory_of(name, subjects(name, settings.size, peers=False)[OURS], settings, False) for name in names]
     shown = []
     for row, trained in zip(rows, memory):
-        name, (moved, peak) = row["case"], traffic[row["case"]]
+        name, (moved, peak) = row["case"], traffics[row["case"]]
         shown.append(
             (
                 name, f"{parameters[name] / 1e6:.1f}", f"{row['operations'] / 1e9:.1f}", f"{moved / 1e9:.2f}",
                 f"{row['operations'] / moved:.0f}", spread(row["ratio"]), f"{peak / 2**20:.0f}",
                 f"{trained['derived']['peak'] / 2**20:.0f}",
+                "–" if energy[name] is None else f"{energy[name] / settings.batch:.3g}",
             )
         )  # fmt: skip
     columns = (
         "network", "parameters, M", "GFLOP", "GB moved", "FLOP a byte", "time, to the first's", "forward, MiB",
-        "training step, MiB",
+        "training step, MiB", "J a picture (GPU)",
     )  # fmt: skip
     return {
-        "kind": "costs", "rows": rows, "parameters": parameters, "memory": memory,
-        "traffic": {name: {"moved": moved, "peak": peak} for name, (moved, peak) in traffic.items()},
+        "kind": "costs", "rows": rows, "parameters": parameters, "memory": memory, "joules": energy,
+        "traffic": {name: {"moved": moved, "peak": peak} for name, (moved, peak) in traffics.items()},
         "tables": [{"columns": columns, "rows": shown}],
     }  # fmt: skip

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from brickwork.cli import main
+from brickwork.eval.benchmark import energy, startup
 from brickwork.eval.benchmark import networks as benchmark_networks
-from brickwork.eval.benchmark import startup
 from brickwork.eval.benchmark import suites as benchmark_suites
 from brickwork.eval.benchmark import timing as benchmark_timing
 from brickwork.eval.benchmark.compression import bench_compression
@@ -240,6 +240,25 @@ def test_what_moves_is_what_operations_read_and_write():
         assert moved.total == 4 * 1100
         product.add_(1.0)
     assert moved.total >= 4 * (1100 + 600)
+
+
+def test_energy_is_power_by_time_of_a_call(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(energy.time, "perf_counter", lambda: clock[0])
+
+    def call():
+        clock[0] += 0.25
+
+    assert energy.joules(call, lambda: 200.0, lambda: None) == pytest.approx(50)
+    assert energy.joules_of(lambda: None, torch.device("cpu")) is None
+    monkeypatch.setattr(torch.cuda, "power_draw", lambda device: 300_000)
+    assert energy.power_reader(torch.device("cuda"))() == 300
+
+    def no_meter(device):
+        raise ModuleNotFoundError("pynvml")
+
+    monkeypatch.setattr(torch.cuda, "power_draw", no_meter)
+    assert energy.power_reader(torch.device("cuda")) is None
 
 
 def test_weights_are_not_among_what_a_pass_keeps_alive():
