@@ -1,5 +1,6 @@
 """Who may ask the studio, and how it starts."""
 
+import asyncio
 import http.client
 import signal
 import socket
@@ -11,6 +12,7 @@ import pytest
 
 from brickwork import cli
 from brickwork.app import command
+from brickwork.app.guard import Guard
 
 JSON = {"Content_Type": "application/json"}
 
@@ -22,6 +24,23 @@ def test_pages_elsewhere_get_nothing(running):
     assert running.request("/api/draw", b"{}", **JSON, Origin="http://evil.example")[0] == 403
     assert running.request("/api/draw", b"{}", **JSON, Origin=running.url)[0] == 400  # ours, but without a model
     assert running.request("/api/draw")[0] == 405
+
+
+@pytest.mark.parametrize(("chunk", "chunks", "taken"), [(b"{}", 3, 3), (b"a" * 2**15, 9, 2)])
+def test_what_is_refused_is_read_before_it_is_answered(chunk, chunks, taken):
+    log = []
+    messages = [{"type": "http.request", "body": chunk, "more_body": number < chunks - 1} for number in range(chunks)]
+
+    async def receive():
+        log.append("read")
+        return messages.pop(0)
+
+    async def send(message):
+        log.append(message.get("status", "body"))
+
+    scope = {"type": "http", "method": "POST", "query_string": b"", "headers": [(b"host", b"evil.example")]}
+    asyncio.run(Guard(None, ["localhost"])(scope, receive, send))
+    assert log == ["read"] * taken + [403, "body"]
 
 
 def test_requests_are_bounded(running):
