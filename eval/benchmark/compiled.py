@@ -4,21 +4,15 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import torch
 
 from brickwork.eval.benchmark.memory import peak_during
-from brickwork.eval.benchmark.networks import (
-    OURS,
-    PLAIN,
-    forward_of,
-    sampling_of,
-    step_of,
-    subjects,
-)
-from brickwork.eval.benchmark.suites import SAMPLING_STEPS, Settings, counted, in_dtype, mark, time_cases
-from brickwork.eval.benchmark.timing import Case, MatmulProbe, Stopwatch
+from brickwork.eval.benchmark.networks import OURS, PLAIN, Settings, forward_of, ours, sampling_of, step_of, subjects
+from brickwork.eval.benchmark.suites import SAMPLING_STEPS, counted, mark, time_cases
+from brickwork.eval.benchmark.timing import Case, Stopwatch
 from brickwork.gen.compiling import compile_blocks
 
 EAGER, BLOCKS, WHOLE, GRAPH = "eager", "by blocks", "whole", "CUDA graph"
@@ -46,25 +40,20 @@ def bench_compiled(settings: Settings, name: str = "lego-s-pg-64") -> dict:
 
     Also the processor seconds of the first call, the C++ compiler's left out, with what the cache holds by then.
     """
-    device, dtype, batch = settings.torch_device, settings.torch_dtype, settings.batch
-    probe, found = MatmulProbe(device, dtype), subjects(name, settings.size)
-    network = in_dtype(found[OURS].build().to(device), dtype).eval()
-    trained = found[OURS].build().to(device)
-    forward = forward_of(found[OURS], network, batch, device, dtype)
-    step = step_of(found[OURS], trained, batch, device, dtype)
+    probe, found, device = settings.probe(), subjects(name, settings.size), settings.torch_device
+    network, trained = settings.ready(found[OURS].build()), found[OURS].build().to(device)
+    forward, step = forward_of(found[OURS], network, settings), step_of(found[OURS], trained, settings)
     if not (compile_blocks(network) and compile_blocks(trained, training=True)):
         return {"kind": "compiled", "name": name, "marks": [], "tables": []}
     cases = [*pair("forward", forward, probe), *pair("training step", step, probe)]
     if PLAIN in found:
-        plain, stepped = in_dtype(found[PLAIN].build().to(device), dtype).eval(), found[PLAIN].build().to(device)
-        cases.append(counted("forward", PLAIN, forward_of(found[PLAIN], plain, batch, device, dtype), probe))
-        cases.append(counted("training step", PLAIN, step_of(found[PLAIN], stepped, batch, device, dtype), probe))
+        plain, stepped = settings.ready(found[PLAIN].build()), found[PLAIN].build().to(device)
+        cases.append(counted("forward", PLAIN, forward_of(found[PLAIN], plain, settings), probe))
+        cases.append(counted("training step", PLAIN, step_of(found[PLAIN], stepped, settings), probe))
     if settings.compile:
-        whole = in_dtype(found[OURS].build().to(device), dtype).eval()
-        run = forward_of(found[OURS], whole, batch, device, dtype)
-        case = counted("forward", WHOLE, run, probe)
+        whole = settings.ready(found[OURS].build())
+        cases.append(counted("forward", WHOLE, forward_of(found[OURS], whole, settings), probe))
         whole.compile()
-        cases.append(case)
     first = {f"{case.group}: {case.name}": Stopwatch(device)(case.function) for case in cases}
     rows = []
     for group in ("forward", "training step"):
@@ -82,14 +71,12 @@ def compiled_marks(name: str, rows: Sequence[dict]) -> list[dict]:
 
     def share(case: str, least: float) -> None:
         if ("forward", case) in timed:
-            value = timed["forward", case]["fraction_of_machine"]["median"]
             what = f"{name}: forward {case}, share of the machine's rate"
-            marks.append(mark(what, f"≥ {least}", value, value >= least))
+            marks.append(mark(what, f"≥ {least}", timed["forward", case]["fraction_of_machine"]["median"]))
 
     def faster(group: str, least: float) -> None:
-        value = 1 / timed[group, BLOCKS]["ratio"]["median"]
         what = f"{name}: {group} {BLOCKS}, times as fast as {EAGER}"
-        marks.append(mark(what, f"≥ {least}", value, value >= least))
+        marks.append(mark(what, f"≥ {least}", 1 / timed[group, BLOCKS]["ratio"]["median"]))
 
     share(BLOCKS, 0.81)
     share(WHOLE, 0.84)
@@ -98,7 +85,7 @@ def compiled_marks(name: str, rows: Sequence[dict]) -> list[dict]:
     for group in ("forward", "training step"):
         if (group, PLAIN) in timed:
             value = timed[group, PLAIN]["ratio"]["median"]
-            marks.append(mark(f"{name}: {group} {EAGER}, times as fast as the {PLAIN}", "≥ 1", value, value >= 1))
+            marks.append(mark(f"{name}: {group} {EAGER}, times as fast as the {PLAIN}", "≥ 1", value))
     return marks
 
 
@@ -139,12 +126,10 @@ def bench_gpu(settings: Settings, cells: Sequence[tuple[str, int]] = CELLS) -> d
 
 def _cell(name: str, batch: int, settings: Settings) -> tuple[list[dict], int]:
     """One network at one batch: rows of times, and the bytes of a training step at their peak."""
-    device, dtype = settings.torch_device, settings.torch_dtype
-    probe, subject = MatmulProbe(device, dtype), subjects(name, settings.size, peers=False)[OURS]
-    title = f"{name}, batch {batch}, "
-    drawn = in_dtype(subject.build().to(device), dtype).eval()
-    forward = forward_of(subject, drawn, batch, device, dtype)
-    draw = sampling_of(subject, drawn, batch, SAMPLING_STEPS, device, dtype)
+    settings, title = replace(settings, batch=batch), f"{name}, batch {batch}, "
+    probe, subject, device = settings.probe(), ours(name, settings), settings.torch_device
+    drawn = settings.ready(subject.build())
+    forward, draw = forward_of(subject, drawn, settings), sampling_of(subject, drawn, settings, SAMPLING_STEPS)
     compile_blocks(drawn)
     cases = [*pair(f"{title}forward", forward, probe), *pair(f"{title}sampling", draw, probe)]
     if batch == 1 and device.type == "cuda":
@@ -154,7 +139,7 @@ def _cell(name: str, batch: int, settings: Settings) -> tuple[list[dict], int]:
     rows = _timed(cases, settings)
     del cases, drawn, forward, draw
     trained = subject.build().to(device)
-    step = step_of(subject, trained, batch, device, dtype)
+    step = step_of(subject, trained, settings)
     compile_blocks(trained, training=True)
     peak = peak_during(partial(eager, step), device)["peak"]
     return rows + _timed(pair(f"{title}training step", step, probe), settings), peak
@@ -195,14 +180,14 @@ def gpu_marks(rows: Sequence[dict], memory: Sequence[tuple[str, int, int]]) -> l
         row = timed.get((f"lego-s-pg-64, batch 64, {group}", BLOCKS))
         if row:
             value = 1000 * sorted(row["seconds"])[len(row["seconds"]) // 2]
-            marks.append(mark(f"lego-s-pg-64, batch 64: {group} {BLOCKS}, ms", f"< {most:g}", value, value < most))
+            marks.append(mark(f"lego-s-pg-64, batch 64: {group} {BLOCKS}, ms", f"< {most:g}", value))
     peaks = {(name, batch): peak / 2**30 for name, batch, peak in memory}
     if value := peaks.get(("lego-s-pg-64", 64)):
-        marks.append(mark("lego-s-pg-64, batch 64: training step, GiB", "≤ 5.35", value, value <= 5.35))
+        marks.append(mark("lego-s-pg-64, batch 64: training step, GiB", "≤ 5.35", value))
     if rows:
         value = float(("lego-s-pg-64", 256) in peaks)
         marks.append(mark("lego-s-pg-64: batch 256 trains", "= 1", value, bool(value)))
     if row := timed.get(("lego-xl-pg-32, batch 64, forward", BLOCKS)):
         value = row["fraction_of_machine"]["median"]
-        marks.append(mark("lego-xl-pg-32: forward, share of the chip's measured rate", "≥ 0.45", value, value >= 0.45))
+        marks.append(mark("lego-xl-pg-32: forward, share of the chip's measured rate", "≥ 0.45", value))
     return marks

@@ -9,8 +9,8 @@ from torch import nn
 
 from brickwork.adapters.kv_compression.handle import KVCompression
 from brickwork.eval.benchmark.memory import derive_memory
-from brickwork.eval.benchmark.suites import Settings, counted, in_dtype, time_cases
-from brickwork.eval.benchmark.timing import MatmulProbe
+from brickwork.eval.benchmark.networks import Settings
+from brickwork.eval.benchmark.suites import counted, time_cases
 from brickwork.eval.report.numbers import spread
 
 SIDES = (256, 512, 768, 1024)  # of pictures; the maps of the highest resolution have an eighth of it, as in SD 1.5
@@ -48,8 +48,8 @@ def variant(ratio: int | str) -> UNet2DConditionModel:
 def bench_compression(settings: Settings, sides: Sequence[int] = SIDES) -> dict:
     """Forward pass and training memory of a small UNet by ratio and size, all in turn."""
     device, dtype = settings.torch_device, settings.torch_dtype
-    probe, cases = MatmulProbe(device, dtype), []
-    networks = {ratio: in_dtype(variant(ratio).to(device), dtype).eval() for ratio in (*RATIOS, DROPPED)}
+    probe, cases = settings.probe(), []
+    networks = {ratio: settings.ready(variant(ratio)) for ratio in (*RATIOS, DROPPED)}
     for side in sides:
         inputs = _inputs(side, device, dtype)
         for ratio, network in networks.items():

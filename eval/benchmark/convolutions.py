@@ -12,9 +12,8 @@ import torch
 from torch import nn
 
 from brickwork.eval.benchmark.costs import traffic
-from brickwork.eval.benchmark.networks import OURS, forward_of, subjects
-from brickwork.eval.benchmark.suites import Settings, counted, in_dtype, time_cases
-from brickwork.eval.benchmark.timing import MatmulProbe
+from brickwork.eval.benchmark.networks import Settings, forward_of, ours
+from brickwork.eval.benchmark.suites import counted, time_cases
 from brickwork.eval.report.numbers import spread
 from brickwork.gen.blocks.conv_norm import ConvNorm
 from brickwork.gen.blocks.modulation import gated_residual_map, modulate_map
@@ -61,10 +60,8 @@ def bench_convolutions(
     settings: Settings, names: Sequence[str] = NETWORKS, channels: int = CHANNELS, side: int = SIDE
 ) -> dict:
     """Both tables, everything in turn."""
-    device, dtype = settings.torch_device, settings.torch_dtype
-    probe = MatmulProbe(device, dtype)
-    blocks = {name: in_dtype(block.to(device), dtype).eval() for name, block in of_equal_size(channels).items()}
-    like = {"device": device, "dtype": dtype}
+    probe, like = settings.probe(), {"device": settings.torch_device, "dtype": settings.torch_dtype}
+    blocks = {name: settings.ready(block) for name, block in of_equal_size(channels).items()}
     maps, condition = torch.randn(settings.batch, channels, side, side, **like), torch.randn(1, CONDITION, **like)
     condition = condition.expand(settings.batch, -1)
     cases = [counted("aggregation", name, _forward(block, maps, condition), probe) for name, block in blocks.items()]
@@ -115,12 +112,12 @@ def _forward(block: nn.Module, maps: torch.Tensor, condition: torch.Tensor) -> C
 
 def _layouts(name: str, settings: Settings) -> dict[str, Callable]:
     """A network's forward pass as it is, with channels last, and where asked for compiled by blocks."""
-    subject = subjects(name, settings.size, peers=False)[OURS]
+    subject = ours(name, settings)
     ways = {"as it is": {}, "channels last": {"memory_format": torch.channels_last}}
     functions = {}
     for way, layout in (ways | ({"compiled": {}} if settings.compile else {})).items():
-        network = in_dtype(subject.build().to(settings.torch_device, **layout), settings.torch_dtype).eval()
+        network = settings.ready(subject.build().to(**layout) if layout else subject.build())
         if way == "compiled" and not compile_blocks(network):
             continue
-        functions[way] = forward_of(subject, network, settings.batch, settings.torch_device, settings.torch_dtype)
+        functions[way] = forward_of(subject, network, settings)
     return functions

@@ -5,6 +5,7 @@ operations read and write, peak memory, and on a GPU joules.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,9 +14,8 @@ from torch.utils._pytree import tree_leaves
 from brickwork import compat
 from brickwork.eval.benchmark.energy import joules_of
 from brickwork.eval.benchmark.memory import TensorBytes
-from brickwork.eval.benchmark.networks import OURS, forward_of, subjects
-from brickwork.eval.benchmark.suites import Settings, counted, in_dtype, memory_of, time_cases
-from brickwork.eval.benchmark.timing import MatmulProbe
+from brickwork.eval.benchmark.networks import Settings, forward_of, ours
+from brickwork.eval.benchmark.suites import counted, memory_of, time_cases
 from brickwork.eval.report.numbers import spread
 
 PRESETS = ("resnet-s", "osa-u-s", "resnet-rs-u-s", "ffnet-s", "giraffe-s", "pvt-u-s")  # of equal parameters within 5%
@@ -63,11 +63,10 @@ def traffic(prepare: Callable[[], Callable]) -> tuple[int, int]:
 
 def traffic_of(name: str, settings: Settings) -> tuple[int, int]:
     """`traffic` of a network of ours; nothing is computed."""
-    subject, dtype = subjects(name, settings.size, peers=False)[OURS], settings.torch_dtype
+    subject, on_cpu = ours(name, settings), replace(settings, device="cpu")
 
     def prepare() -> Callable:
-        network = in_dtype(subject.build(), dtype).eval()
-        return forward_of(subject, network, settings.batch, torch.device("cpu"), dtype)
+        return forward_of(subject, on_cpu.ready(subject.build()), on_cpu)
 
     with compat.fake_tensors()[0]():
         return traffic(prepare)
@@ -75,17 +74,16 @@ def traffic_of(name: str, settings: Settings) -> tuple[int, int]:
 
 def bench_costs(settings: Settings, names: Sequence[str] = PRESETS) -> dict:
     """Time, operations, traffic and memory of networks beside the first."""
-    device, dtype = settings.torch_device, settings.torch_dtype
-    probe, cases, parameters = MatmulProbe(device, dtype), [], {}
+    probe, cases, parameters = settings.probe(), [], {}
     for name in names:
-        subject = subjects(name, settings.size, peers=False)[OURS]
-        network = in_dtype(subject.build().to(device), dtype).eval()
+        subject = ours(name, settings)
+        network = settings.ready(subject.build())
         parameters[name] = sum(parameter.numel() for parameter in network.parameters())
-        cases.append(counted("forward", name, forward_of(subject, network, settings.batch, device, dtype), probe))
+        cases.append(counted("forward", name, forward_of(subject, network, settings), probe))
     rows = time_cases(cases, settings, {"forward": names[0]})
-    energy = {case.name: joules_of(case.function, device) for case in cases}
+    energy = {case.name: joules_of(case.function, settings.torch_device) for case in cases}
     traffics = {name: traffic_of(name, settings) for name in names}
-    memory = [memory_of(name, subjects(name, settings.size, peers=False)[OURS], settings, False) for name in names]
+    memory = [memory_of(name, ours(name, settings), settings, False) for name in names]
     shown = []
     for row, trained in zip(rows, memory):
         name, (moved, peak) = row["case"], traffics[row["case"]]

@@ -108,10 +108,10 @@ def bench_evaluation(settings: Settings, sizes: tuple[int, ...] = (2_000, 20_000
 
 def _result(shares: dict[str, list[float]], read: dict[int, list[tuple[float, float]]]) -> dict:
     rows = [(what, spread(asdict(Spread.of(values)), ".1%")) for what, values in shares.items()]
-    marks = []
-    for what, values in shares.items():
-        found = Spread.of(values).median
-        marks.append(mark(f"evaluate {what}: beside what computes", f"≤ {WITHIN}", found, found <= WITHIN))
+    marks = [
+        mark(f"evaluate {what}: beside what computes", f"≤ {WITHIN}", Spread.of(values).median)
+        for what, values in shares.items()
+    ]
     loader = [
         (f"{count:,}", *(spread(asdict(Spread.of(values)), form) for values, form in zip(zip(*found), (".3f", ".0f"))))
         for count, found in read.items()

@@ -1,6 +1,6 @@
 """What is benchmarked: our networks by name, the plain reference, and networks of diffusers of like size."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import brickwork
 from brickwork import compat
 from brickwork.errors import advice
 from brickwork.eval.benchmark.reference import PlainLego
+from brickwork.eval.benchmark.timing import MatmulProbe
 from brickwork.gen.convbn import set_convbn_mode
 from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.networks.transformer import BlockTransformer2DModel
@@ -26,6 +27,69 @@ NUM_CLASSES = 10
 OURS, PLAIN, DIT, UNET = "ours", "plain reference", "DiTTransformer2DModel", "UNet2DModel"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PRESETS = {name: config for presets in PRESETS_BY_NETWORK.values() for name, config in presets.items()}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    Attributes:
+        batch: images at once.
+        rounds: how often everything is timed.
+        device, dtype: names as in torch; training uses autocast below float32.
+        threads: of torch on the CPU.
+        compile: compile ours, the reference and diffusers' networks.
+        size: side of the images, `None` for the training size.
+        data: pictures held out from training, for the schedules' losses; `None` to go without.
+        schedule: a file with the schedule that was searched; `None` to search, if there is `data`.
+        budget: of the search, in shares of the full schedule's operations.
+        pairs: pictures and noises the losses are measured on.
+        steps: of the sampler, for the schedules.
+        weights: whose schedules.
+        seconds: by the clock on the wall, within which the suite `gpu` ends.
+        pictures: in the shards that the suite `loader` reads.
+        output: the benchmark's folder, where those shards lie.
+        presets: whose precision is measured beside that of `weights`.
+    """
+
+    batch: int = 4
+    rounds: int = 5
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int = 1
+    compile: bool = False
+    size: int | None = None
+    data: str | None = None
+    schedule: str | None = None
+    budget: float = 0.6
+    pairs: int = 64
+    steps: int = 18
+    weights: str = "lego-avatars-64"
+    seconds: int = 450
+    pictures: int = 100_000
+    output: str = "benchmark"
+    presets: Sequence[str] = ("lego-s-pg-64",)
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device(self.device)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+    def probe(self, side: int | None = None) -> MatmulProbe:
+        """The machine's own rate in this number format."""
+        return MatmulProbe(self.torch_device, self.torch_dtype, side)
+
+    def ready(self, network: nn.Module) -> nn.Module:
+        """A network to draw with, on the device and in the number format."""
+        network = self.placed(network).eval()
+        return network if self.dtype == "float32" else network.to(self.torch_dtype)
+
+    def placed(self, network: nn.Module) -> nn.Module:
+        """A network on the device; tensors without numbers cannot be moved, not even to where they are."""
+        return network if self.device == "cpu" else network.to(self.torch_device)
 
 
 @dataclass(frozen=True)
@@ -46,10 +110,10 @@ class Subject:
     shape: tuple[int, int, int]
     num_classes: int
 
-    def inputs(self, batch: int, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    def inputs(self, settings: Settings, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         """Sample, timestep and class labels of a batch."""
-        generator = torch.Generator().manual_seed(0)
-        sample = torch.randn((batch, *self.shape), generator=generator)
+        batch, device = settings.batch, settings.torch_device
+        sample = torch.randn((batch, *self.shape), generator=torch.Generator().manual_seed(0))
         labels = torch.arange(batch) % self.num_classes
         return sample.to(device, dtype), torch.linspace(-1, 1, batch).to(device), labels.to(device)
 
@@ -67,15 +131,20 @@ def subjects(name: str, size: int | None = None, peers: bool = True) -> dict[str
     """
     if network_of_preset(name) in ("BlockTransformer2DModel", "BlockUNet2DModel"):
         return {OURS: _block_network(name, size)}
-    ours = _lego(name, size)
+    lego = _lego(name, size)
     if not peers:
-        return {OURS: ours}
+        return {OURS: lego}
     with torch.device("meta"):
-        network = ours.build()
-    found = [ours, _plain(ours), _dit(network, ours), _unet(network, ours)]
-    if any(ours.shape[1] % window for window in network.config.window_sizes):
+        network = lego.build()
+    found = [lego, _plain(lego), _dit(network, lego), _unet(network, lego)]
+    if any(lego.shape[1] % window for window in network.config.window_sizes):
         found.remove(found[1])
     return {subject.name: subject for subject in found}
+
+
+def ours(name: str, settings: Settings) -> Subject:
+    """The network of a name alone; see `subjects`."""
+    return subjects(name, settings.size, peers=False)[OURS]
 
 
 def _random(network: nn.Module) -> nn.Module:
@@ -194,11 +263,9 @@ def _block_network(name: str, size: int | None) -> Subject:
     return Subject(OURS, build, run, (channels, side, side), NUM_CLASSES)
 
 
-def forward_of(
-    subject: Subject, network: nn.Module, batch: int, device: torch.device, dtype: torch.dtype
-) -> Callable[[], list[torch.Tensor]]:
+def forward_of(subject: Subject, network: nn.Module, settings: Settings) -> Callable[[], list[torch.Tensor]]:
     """A function that runs the network once, without gradients."""
-    inputs = subject.inputs(batch, device, dtype)
+    inputs = subject.inputs(settings, settings.torch_dtype)
 
     @torch.no_grad()
     def forward() -> list[torch.Tensor]:
@@ -207,14 +274,13 @@ def forward_of(
     return forward
 
 
-def step_of(
-    subject: Subject, network: nn.Module, batch: int, device: torch.device, dtype: torch.dtype
-) -> Callable[[], None]:
+def step_of(subject: Subject, network: nn.Module, settings: Settings) -> Callable[[], None]:
     """A function that runs a training step's forward and backward pass, every estimate with its loss.
 
     The weights are float32, other formats come by autocast.
     """
-    inputs = subject.inputs(batch, device, torch.float32)
+    device, dtype = settings.torch_device, settings.torch_dtype
+    inputs = subject.inputs(settings, torch.float32)
     if device.type == "cpu" and dtype != torch.float32 and hasattr(network, "set_attention_backend"):
         # The backward pass of the CPU's fused attention is 20 times as slow as matrix products there.
         network.set_attention_backend("_native_math")
@@ -234,27 +300,25 @@ def training_step(specification: dict) -> tuple[nn.Module, Callable[[], None]]:
     """A network in training mode and its step, from JSON values.
 
     Args:
-        specification: `name` and `size` as for `subjects`, `subject`, `batch`, `device`, `dtype`; where it matters
-            `convbn_mode`, see `set_convbn_mode`.
+        specification: `name` as for `subjects`, `subject`, some of `Settings`; where it matters `convbn_mode`, see
+            `set_convbn_mode`.
     """
+    named = {"name", "subject", "convbn_mode"}
+    settings = Settings(**{key: value for key, value in specification.items() if key not in named})
     peers = specification["subject"] != OURS
-    subject = subjects(specification["name"], specification["size"], peers)[specification["subject"]]
-    device = torch.device(specification["device"])
-    network = subject.build().train()
-    if device.type != "cpu":  # tensors without numbers cannot be moved, not even to where they are
-        network.to(device)
+    subject = subjects(specification["name"], settings.size, peers)[specification["subject"]]
+    network = settings.placed(subject.build().train())
     if specification.get("convbn_mode"):
         set_convbn_mode(network, specification["convbn_mode"])
-    return network, step_of(subject, network, specification["batch"], device, DTYPES[specification["dtype"]])
+    return network, step_of(subject, network, settings)
 
 
-def sampling_of(
-    subject: Subject, network: nn.Module, batch: int, steps: int, device: torch.device, dtype: torch.dtype
-) -> Callable[..., object]:
+def sampling_of(subject: Subject, network: nn.Module, settings: Settings, steps: int) -> Callable[..., object]:
     """A function that draws a batch with EDM's Heun sampler.
 
     For ours it is the pipeline's own call and takes a `schedule`; for the others the bare loop.
     """
+    batch = settings.batch
     labels = [number % subject.num_classes for number in range(batch)]
     if hasattr(network, "subnets"):
         kind = LegoPipeline if isinstance(network, LegoTransformer2DModel) else ClassToImagePipeline
@@ -274,15 +338,15 @@ def sampling_of(
             )
 
         return draw
-    noise, _, classes = subject.inputs(batch, device, torch.float32)
+    noise, _, classes = subject.inputs(settings, torch.float32)
     scheduler = EDMHeunScheduler()
 
     @torch.no_grad()
     def loop() -> torch.Tensor:
-        scheduler.set_timesteps(steps, device=device)
+        scheduler.set_timesteps(steps, device=settings.torch_device)
         sample = noise * scheduler.init_noise_sigma
         for timestep in scheduler.timesteps:
-            scaled = scheduler.scale_model_input(sample, timestep).to(dtype)
+            scaled = scheduler.scale_model_input(sample, timestep).to(settings.torch_dtype)
             output = subject.run(network, scaled, timestep.expand(batch).float(), classes)[-1]
             sample = scheduler.step(output.float(), timestep, sample).prev_sample
         return sample

@@ -4,14 +4,15 @@ import copy
 import importlib.util
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from brickwork.eval.benchmark.networks import OURS, forward_of, subjects
-from brickwork.eval.benchmark.suites import Settings, counted, in_dtype, mark, time_cases
-from brickwork.eval.benchmark.timing import Case, MatmulProbe
+from brickwork.eval.benchmark.networks import Settings, forward_of, ours
+from brickwork.eval.benchmark.suites import counted, mark, time_cases
+from brickwork.eval.benchmark.timing import Case
 from brickwork.eval.report.numbers import spread
 
 FLOAT, HALF, INT8 = "float32", "bfloat16", "int8, torch"
@@ -48,7 +49,7 @@ def variants() -> dict[str, Callable[[nn.Module], nn.Module]]:
     """What makes a network of fewer bits of one in float32, by name; torchao's where it is installed."""
     found: dict[str, Callable[[nn.Module], nn.Module]] = {
         FLOAT: lambda network: network,
-        HALF: lambda network: in_dtype(copy.deepcopy(network), torch.bfloat16),
+        HALF: lambda network: copy.deepcopy(network).to(torch.bfloat16),
         INT8: quantized,
     }
     if importlib.util.find_spec("torchao"):
@@ -83,17 +84,14 @@ def bench_precision(settings: Settings) -> dict:
     Args:
         settings: `presets` with random weights, and `weights` that ship.
     """
-    device, rows, facts = torch.device("cpu"), [], {}
-    probe = MatmulProbe(device, torch.float32)
+    plain, rows, facts = replace(settings, device="cpu", dtype=FLOAT), [], {}
+    half, probe = replace(plain, dtype=HALF), plain.probe()
     for name in (*settings.presets, settings.weights):
-        subject = subjects(name, settings.size, peers=False)[OURS]
+        subject = ours(name, settings)
         network = _loaded(name) if name == settings.weights else subject.build()
         network = network.eval().requires_grad_(False)
         made = {title: make(network) for title, make in variants().items()}
-        runs = {
-            title: forward_of(subject, one, settings.batch, device, torch.bfloat16 if title == HALF else torch.float32)
-            for title, one in made.items()
-        }
+        runs = {title: forward_of(subject, one, half if title == HALF else plain) for title, one in made.items()}
         exact = runs[FLOAT]()[-1]
         operations = counted(name, FLOAT, runs[FLOAT], probe).operations
         losses = paired_losses(made, settings) if name == settings.weights and settings.data else {}
@@ -160,9 +158,7 @@ def _marks(name: str, facts: Mapping[tuple[str, str], dict]) -> list[dict]:
     for (owner, title), fact in facts.items():
         if owner == name and title != FLOAT and fact["losses"]:
             change = change_of(fact["losses"], exact)[0]
-            found.append(
-                mark(f"{name}: paired loss in {title}, above {FLOAT}", f"≤ {WITHIN}", change, change <= WITHIN)
-            )
+            found.append(mark(f"{name}: paired loss in {title}, above {FLOAT}", f"≤ {WITHIN}", change))
     return found
 
 

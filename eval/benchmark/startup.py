@@ -89,9 +89,8 @@ def bench_startup(settings: Settings, chosen: Mapping[str, Sequence[str]] | None
     marks = []
     for name, least, values in ((HELP, HELP_WITHIN, seconds), (PICTURE, WITHIN, beyond)):
         if name in started:
-            found = Spread.of(values[name]).median
             over = f" beyond `{BASE}`" if values is beyond else ""
-            marks.append(mark(f"{name}: processor seconds{over}", f"≤ {least}", found, found <= least))
+            marks.append(mark(f"{name}: processor seconds{over}", f"≤ {least}", Spread.of(values[name]).median))
     columns = ("a process of its own", "processor s", f"beyond `{BASE}`")
     return {
         "kind": "startup", "seconds": seconds, "beyond": beyond, "marks": marks,

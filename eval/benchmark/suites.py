@@ -4,9 +4,10 @@ A suite returns plain JSON values: `rows` of times (see `time_cases`), `memory` 
 (`columns` and `rows` of text), and `marks` that its figures can be held to (see `mark`); the rest goes into the file.
 """
 
+import operator
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from functools import partial
 
 import torch
@@ -16,17 +17,18 @@ from tqdm import tqdm
 
 from brickwork.eval.benchmark.memory import derive_memory, measure_in_child
 from brickwork.eval.benchmark.networks import (
-    DTYPES,
     OURS,
     PLAIN,
     PRESETS,
+    Settings,
     Subject,
     forward_of,
+    ours,
     sampling_of,
     step_of,
     subjects,
 )
-from brickwork.eval.benchmark.timing import Case, MatmulProbe, Stopwatch, fit_exponent, inside, interleave
+from brickwork.eval.benchmark.timing import Case, Stopwatch, fit_exponent, inside, interleave
 from brickwork.eval.report.numbers import spread
 from brickwork.gen.blocks.registry import build_block
 from brickwork.gen.operations import count_operations
@@ -52,62 +54,18 @@ KINDS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How to measure.
-
-    Attributes:
-        batch: images at once.
-        rounds: how often everything is timed.
-        device, dtype: names as in torch; training uses autocast below float32.
-        threads: of torch on the CPU.
-        compile: compile ours, the reference and diffusers' networks.
-        size: side of the images, `None` for the training size.
-        data: pictures held out from training, for the schedules' losses; `None` to go without.
-        schedule: a file with the schedule that was searched; `None` to search, if there is `data`.
-        budget: of the search, in shares of the full schedule's operations.
-        pairs: pictures and noises the losses are measured on.
-        steps: of the sampler, for the schedules.
-        weights: whose schedules.
-        seconds: by the clock on the wall, within which the suite `gpu` ends.
-        pictures: in the shards that the suite `loader` reads.
-        output: the benchmark's folder, where those shards lie.
-        presets: whose precision is measured beside that of `weights`.
-    """
-
-    batch: int = 4
-    rounds: int = 5
-    device: str = "cpu"
-    dtype: str = "float32"
-    threads: int = 1
-    compile: bool = False
-    size: int | None = None
-    data: str | None = None
-    schedule: str | None = None
-    budget: float = 0.6
-    pairs: int = 64
-    steps: int = 18
-    weights: str = "lego-avatars-64"
-    seconds: int = 450
-    pictures: int = 100_000
-    output: str = "benchmark"
-    presets: Sequence[str] = ("lego-s-pg-64",)
-
-    @property
-    def torch_device(self) -> torch.device:
-        return torch.device(self.device)
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        return DTYPES[self.dtype]
-
-
 def _over(items: Collection, title: str) -> Iterable:
     return tqdm(items, desc=title, leave=False, disable=None)
 
 
-def mark(what: str, wanted: str, measured: float, met: bool) -> dict:
-    """A mark that a result is held to."""
+_HOLDS = {"≥": operator.ge, "≤": operator.le, ">": operator.gt, "<": operator.lt}
+
+
+def mark(what: str, wanted: str, measured: float, met: bool | None = None) -> dict:
+    """A mark that a result is held to: by `wanted`, such as `"≤ 0.7"`, or as `met` says."""
+    if met is None:
+        relation, bound = wanted.split()
+        met = _HOLDS[relation](measured, float(bound))
     return {"what": what, "wanted": wanted, "measured": measured, "met": bool(met)}
 
 
@@ -152,10 +110,6 @@ def time_cases(
     return rows
 
 
-def in_dtype(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    return network if dtype == torch.float32 else network.to(dtype)
-
-
 def _compile(network: nn.Module, settings: Settings) -> None:
     if settings.compile:
         network.compile()
@@ -163,8 +117,7 @@ def _compile(network: nn.Module, settings: Settings) -> None:
 
 def bench_network(settings: Settings, name: str = "lego-s-pg-64") -> dict:
     """Forward pass, training step, sampling and memory of a network beside its plain reference and diffusers' own."""
-    probe = MatmulProbe(settings.torch_device, settings.torch_dtype)
-    found = subjects(name, settings.size)
+    probe, found = settings.probe(), subjects(name, settings.size)
     cases, parameters, rows = [], {}, []
     for subject in _over(found.values(), "counting"):
         network = subject.build().to(settings.torch_device)
@@ -189,34 +142,31 @@ def _network_marks(name: str, rows: Sequence[dict], memory: Sequence[dict]) -> l
     if ("forward", PLAIN) not in timed:
         return []
     share = timed["forward", OURS]["fraction_of_machine"]["median"]
-    found = [mark(f"{name}: forward, share of the machine's rate", "≥ 0.82", share, share >= 0.82)]
+    found = [mark(f"{name}: forward, share of the machine's rate", "≥ 0.82", share)]
     for group, least in (("forward", 1.1), ("training step", 1.05)):
-        ratio = timed[group, PLAIN]["ratio"]["median"]
         what = f"{name}: {group}, times as fast as the plain reference"
-        found.append(mark(what, f"≥ {least}", ratio, ratio >= least))
+        found.append(mark(what, f"≥ {least}", timed[group, PLAIN]["ratio"]["median"]))
     if ("forward", HALF) in timed:
         ratio = 1 / timed["forward", HALF]["ratio"]["median"]
-        found.append(mark(f"{name}: forward in bfloat16, times as fast as in float32", "> 1", ratio, ratio > 1))
+        found.append(mark(f"{name}: forward in bfloat16, times as fast as in float32", "> 1", ratio))
     of = {row["case"]: row for row in memory}
     for way, words in (("derived", "of tensors"), ("measured", "of the process")):
         if of[OURS][way] is not None and of[PLAIN][way] is not None:
             ratio = of[OURS][way]["peak"] / of[PLAIN][way]["peak"]
             what = f"{name}: peak training memory {words}, to the plain reference's"
-            found.append(mark(what, "≤ 0.7", ratio, ratio <= 0.7))
+            found.append(mark(what, "≤ 0.7", ratio))
     return found
 
 
 def _network_cases(subject: Subject, network: nn.Module, settings: Settings, probe) -> list[Case]:
-    device, dtype, batch = settings.torch_device, settings.torch_dtype, settings.batch
-    trained = network if dtype == torch.float32 else subject.build().to(device)
-    network = in_dtype(network, dtype).eval()
-    forward = forward_of(subject, network, batch, device, dtype)
-    cases = [counted("forward", subject.name, forward, probe)]
-    draw = sampling_of(subject, network, 1, SAMPLING_STEPS, device, dtype)
+    trained = network if settings.dtype == "float32" else subject.build().to(settings.torch_device)
+    network = settings.ready(network)
+    cases = [counted("forward", subject.name, forward_of(subject, network, settings), probe)]
+    draw = sampling_of(subject, network, replace(settings, batch=1), SAMPLING_STEPS)
     cases.append(counted("sampling", subject.name, draw, probe))
     for fast in schedule_kind(network).examples(network, FAST_BREAKS[:1]).values():
         cases.append(counted("sampling", "ours, fast schedule", partial(draw, schedule=fast), probe))
-    cases.append(counted("training step", subject.name, step_of(subject, trained, batch, device, dtype), probe))
+    cases.append(counted("training step", subject.name, step_of(subject, trained, settings), probe))
     _compile(network, settings)
     if trained is not network:
         _compile(trained, settings)
@@ -228,10 +178,8 @@ def _half_cases(subject: Subject, settings: Settings) -> list[Case]:
     capable = settings.device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if settings.dtype != "float32" or not capable:
         return []
-    device, dtype = settings.torch_device, torch.bfloat16
-    network, probe = in_dtype(subject.build().to(device), dtype).eval(), MatmulProbe(device, dtype)
-    forward = forward_of(subject, network, settings.batch, device, dtype)
-    return [counted("forward", HALF, forward, probe)]
+    half = replace(settings, dtype="bfloat16")
+    return [counted("forward", HALF, forward_of(subject, half.ready(subject.build()), half), half.probe())]
 
 
 def memory_of(name: str, subject: Subject, settings: Settings, measured: bool) -> dict:
@@ -239,16 +187,12 @@ def memory_of(name: str, subject: Subject, settings: Settings, measured: bool) -
 
     def make_step() -> tuple[nn.Module, Callable[[], None]]:
         network = subject.build().train()
-        return network, step_of(subject, network, settings.batch, torch.device("cpu"), settings.torch_dtype)
+        return network, step_of(subject, network, replace(settings, device="cpu"))
 
     row: dict = {"name": name, "case": subject.name, "batch": settings.batch, "size": subject.shape[1]}
     row["derived"], row["measured"] = derive_memory(make_step), None
     if measured:
-        specification = {
-            "name": name, "size": settings.size, "subject": subject.name, "batch": settings.batch,
-            "device": settings.device, "dtype": settings.dtype, "threads": settings.threads,
-        }  # fmt: skip
-        row["measured"] = measure_in_child(specification)
+        row["measured"] = measure_in_child({"name": name, "subject": subject.name, **asdict(settings)})
     return row
 
 
@@ -256,39 +200,36 @@ def bench_memory(settings: Settings, names: Sequence[str] = tuple(PRESETS)) -> d
     """Training memory of presets: derived for all, measured where a step is small enough."""
     rows = []
     for name in _over(names, "memory"):
-        subject = subjects(name, settings.size, peers=False)[OURS]
-        row = memory_of(name, subject, settings, measured=False)
+        row = memory_of(name, ours(name, settings), settings, measured=False)
         if row["derived"]["peak"] <= MEASURED_BELOW:
-            row = memory_of(name, subject, settings, measured=True)
+            row = memory_of(name, ours(name, settings), settings, measured=True)
         rows.append(row)
     return {"kind": "memory", "memory": rows, "measured_below": MEASURED_BELOW}
 
 
 def bench_blocks(settings: Settings) -> dict:
     """The forward pass of the block networks, per counted operation, against DiT-S."""
-    device, dtype = settings.torch_device, settings.torch_dtype
-    probe, cases, names = MatmulProbe(device, dtype), [], ("dit-s-2", "d-emo-s-2", "resnet-s", "u-emo-s", "maxvit-s")
+    probe, cases, names = settings.probe(), [], ("dit-s-2", "d-emo-s-2", "resnet-s", "u-emo-s", "maxvit-s")
     for name in _over(names, "counting"):
-        subject = subjects(name, settings.size)[OURS]
-        network = in_dtype(subject.build().to(device), dtype).eval()
-        cases.append(counted("forward", name, forward_of(subject, network, settings.batch, device, dtype), probe))
+        subject = ours(name, settings)
+        network = settings.ready(subject.build())
+        cases.append(counted("forward", name, forward_of(subject, network, settings), probe))
         _compile(network, settings)
     rows = time_cases(cases, settings, {"forward": "dit-s-2"})
     ratio = next(row for row in rows if row["case"] == "d-emo-s-2")["ratio_per_operation"]["median"]
-    marks = [mark("D-EMO-S to DiT-S: time per operation", "≤ 1.3", ratio, ratio <= 1.3)]
+    marks = [mark("D-EMO-S to DiT-S: time per operation", "≤ 1.3", ratio)]
     return {"kind": "blocks", "rows": rows, "marks": marks}
 
 
 def bench_scaling(settings: Settings, sides: Sequence[int] = SCALING_SIDES) -> dict:
     """Time of blocks with window attention over the number of pixels, and the exponent."""
-    device, dtype = settings.torch_device, settings.torch_dtype
-    probe, cases = MatmulProbe(device, dtype), []
+    like = {"device": settings.torch_device, "dtype": settings.torch_dtype}
+    probe, cases = settings.probe(), []
     for name, options in SCALING_BLOCKS.items():
         block = build_block(name, SCALING_WIDTH, SCALING_WIDTH, own={"attention_head_dim": 32, **options})
-        block = block.to(device, dtype).eval().requires_grad_(False)
+        block = settings.ready(block).requires_grad_(False)
         for side in sides:
-            sample = torch.randn(1, SCALING_WIDTH, side, side, device=device, dtype=dtype)
-            temb = torch.randn(1, SCALING_WIDTH, device=device, dtype=dtype)
+            sample, temb = torch.randn(1, SCALING_WIDTH, side, side, **like), torch.randn(1, SCALING_WIDTH, **like)
             cases.append(counted(name, f"{side} px", lambda b=block, s=sample, t=temb: b(s, t), probe))
     rows, exponents, marks = time_cases(cases, settings, {}, warm=False), {}, []
     for name in SCALING_BLOCKS:
@@ -308,7 +249,7 @@ def bench_schedules(settings: Settings) -> dict:
     from brickwork.eval.search.schedule_search import search_brick_schedule
 
     pipe = load_class_pipeline(settings.weights, settings.device)
-    network, device = pipe.transformer, settings.torch_device
+    network = pipe.transformer
     schedules = {"full": schedule_kind(network).full(network)}
     schedules |= schedule_kind(network).examples(network, FAST_BREAKS)
     if pipe.schedule is not None:
@@ -322,10 +263,8 @@ def bench_schedules(settings: Settings) -> dict:
         )
         schedules.setdefault("searched", search.schedule)
         losses = {name: search.score_of(schedule).to_dict() for name, schedule in schedules.items()}
-    in_dtype(network, settings.torch_dtype)
-    subject = subjects(settings.weights, settings.size, peers=False)[OURS]
-    draw = sampling_of(subject, network, settings.batch, settings.steps, device, settings.torch_dtype)
-    probe = MatmulProbe(device, settings.torch_dtype)
+    draw = sampling_of(ours(settings.weights, settings), settings.ready(network), settings, settings.steps)
+    probe = settings.probe()
     cases = [
         counted("sampling", title, lambda s=schedule: draw(schedule=s), probe)
         for title, schedule in _over(schedules.items(), "counting")
@@ -360,12 +299,10 @@ def bench_schedules(settings: Settings) -> dict:
 def bench_where(settings: Settings, name: str = "lego-s-pg-64") -> dict:
     """Where the time of a forward pass goes: in all, at batch 1, in each brick, in a training step, in the sampler."""
     device, dtype = settings.torch_device, settings.torch_dtype
-    subject = subjects(name, settings.size, peers=False)[OURS]
-    network = in_dtype(subject.build().to(device), dtype).eval()
-    parts = {
-        f"forward, batch {batch}": forward_of(subject, network, batch, device, dtype) for batch in (1, settings.batch)
-    }
-    draw = sampling_of(subject, network, 1, SAMPLING_STEPS, device, dtype)
+    subject, single = ours(name, settings), replace(settings, batch=1)
+    network = settings.ready(subject.build())
+    parts = {f"forward, batch {one.batch}": forward_of(subject, network, one) for one in (single, settings)}
+    draw = sampling_of(subject, network, single, SAMPLING_STEPS)
     for number, brick in enumerate(network.bricks):
         channels = brick.patch_embed.in_features // brick.patch_size**2
         inputs = torch.randn(settings.batch, channels, *subject.shape[1:]).to(device, dtype)
@@ -375,7 +312,7 @@ def bench_where(settings: Settings, name: str = "lego-s-pg-64") -> dict:
             lambda b=brick, i=inputs, t=temb: b(i, t)
         )
     parts["sampler, batch 1"] = draw
-    parts["training step"] = step_of(subject, subject.build().to(device), settings.batch, device, dtype)
+    parts["training step"] = step_of(subject, subject.build().to(device), settings)
     shares = {title: _shares(function, device) for title, function in _over(parts.items(), "profiling")}
     with inside(network) as clock:
         started = time.process_time()

@@ -23,9 +23,8 @@ from torch import nn
 from brickwork import options
 from brickwork.errors import explained, one_of
 from brickwork.eval.benchmark.memory import derive_memory, measure_here, measure_in_child
-from brickwork.eval.benchmark.networks import DTYPES, OURS, training_step
-from brickwork.eval.benchmark.suites import Settings, counted, time_cases
-from brickwork.eval.benchmark.timing import MatmulProbe
+from brickwork.eval.benchmark.networks import DTYPES, OURS, Settings, training_step
+from brickwork.eval.benchmark.suites import counted, time_cases
 from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
 from brickwork.eval.sampling.pipelines import to_device
 from brickwork.eval.studies.core import Cell, Study, run_study
@@ -334,7 +333,7 @@ def time_modes(name: str, settings: dict, rounds: int) -> dict[str, dict]:
     """
     measured = Settings(rounds=rounds, **settings)
     on_cpu = measured.torch_device.type == "cpu"
-    probe = MatmulProbe(measured.torch_device, measured.torch_dtype, side=1024 if on_cpu else None)
+    probe = measured.probe(side=1024 if on_cpu else None)
     cases = []
     for mode in CONVBN_MODES:
         torch.manual_seed(0)

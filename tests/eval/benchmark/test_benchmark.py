@@ -91,7 +91,7 @@ def test_peers_are_of_like_size(tiny):
     networks = {name: subject.build() for name, subject in found.items()}
     assert len(networks[DIT].transformer_blocks) == 3 and networks[DIT].config.patch_size == 2
     for name, subject in found.items():
-        estimates = forward_of(subject, networks[name], 2, torch.device("cpu"), torch.float32)()
+        estimates = forward_of(subject, networks[name], Settings(batch=2))()
         assert all(estimate.shape == (2, 3, 16, 16) and estimate.abs().max() > 0 for estimate in estimates), name
 
 
@@ -109,7 +109,7 @@ def test_reference_is_left_out_where_windows_do_not_divide(tiny):
 def test_step_gives_every_parameter_a_gradient(tiny):
     for name, subject in subjects(tiny).items():
         network = subject.build().train()
-        step_of(subject, network, 2, torch.device("cpu"), torch.float32)()
+        step_of(subject, network, Settings(batch=2))()
         without = [key for key, p in network.named_parameters() if p.grad is None and "embedding_table" not in key]
         assert not without, name
 
