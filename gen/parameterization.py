@@ -12,6 +12,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, EDMEulerScheduler, FlowMatch
 from brickwork.errors import explained, no_unknown, one_of
 
 SIGMA_DATA = 0.5  # standard deviation of pictures in [-1, 1], where an objective does not say
+CLEAN = 0.01  # σ of what is shown "without noise", within the levels that are trained
 
 
 def _per_image(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -60,6 +61,11 @@ class Objective(ABC):
     def level_of(self, sigma: torch.Tensor) -> torch.Tensor:
         """Undo `sigma_of`, as nearly as there are levels."""
         return sigma
+
+    def clean_inputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images next to without noise, scaled as the network reads them, and its timesteps `(B,)`."""
+        level = self.level_of(torch.full((len(images),), CLEAN, device=images.device))
+        return self.network_inputs(images, torch.zeros_like(images), level)
 
     @abstractmethod
     def displacement(self, sigma: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from brickwork.errors import whole_number
 from brickwork.gen.networks.video import inflate
+from brickwork.gen.parameterization import objective_of
 from brickwork.pipelines.arguments import shared_call
 from brickwork.pipelines.class_to_image import ClassToImagePipeline
 from brickwork.pipelines.clip_files import write_clip
@@ -46,10 +47,12 @@ class KnownFrames(Hook):
     Args:
         known: `(B or 1, C, K, h, w)`, as the network sees them without noise.
         scheduler: of the call, whose steps are set.
+        clean: the network is shown them without noise, as it learned to see them.
     """
 
-    def __init__(self, known: torch.Tensor, scheduler: SchedulerMixin):
+    def __init__(self, known: torch.Tensor, scheduler: SchedulerMixin, clean: bool = False):
         self.known, self.scheduler, self.noise = known, scheduler, None
+        self.clean = objective_of(scheduler).clean_inputs(known) if clean else None
 
     def before(self, latents: torch.Tensor, evaluation: Evaluation) -> tuple[torch.Tensor, dict[str, Any]]:
         timestep, scheduler = evaluation.timestep, self.scheduler
@@ -69,6 +72,15 @@ class KnownFrames(Hook):
         else:
             noisy = scheduler.add_noise(self.known, self.noise, timestep.reshape(1).to(self.known.device))
         return self._with(latents, noisy), {}
+
+    def at(self, network: Callable[..., torch.Tensor], sample: torch.Tensor, timestep: torch.Tensor, **arguments):
+        if self.clean is not None:
+            clean, level = (one.expand(len(self.known), *one.shape[1:]) for one in self.clean)
+            times = len(sample) // len(clean)  # twice with guidance
+            sample = self._with(sample, clean.repeat(times, 1, 1, 1, 1))
+            timestep = timestep[:, None].repeat(1, sample.shape[2])
+            timestep[:, : clean.shape[2]] = level.repeat(times).to(timestep)[:, None]
+        return network(sample, timestep, **arguments)
 
     def after_step(self, latents: torch.Tensor, evaluation: Evaluation) -> torch.Tensor:
         last = evaluation.number + 1 == len(self.scheduler.timesteps)
@@ -101,7 +113,8 @@ class FrameWindows(Hook):
         ramp = torch.arange(1, self.window + 1, device=sample.device)
         weight = torch.minimum(ramp, ramp.flip(0)).to(sample).view(-1, 1, 1)
         parts = [slice(start, start + self.window) for start in self.starts(frames)]
-        outputs = [network(sample[:, :, part], timestep, **arguments) * weight for part in parts]
+        levels = [timestep[:, part] if timestep.ndim == 2 else timestep for part in parts]
+        outputs = [network(sample[:, :, part], level, **arguments) * weight for part, level in zip(parts, levels)]
         total, weights = outputs[0].new_zeros(*outputs[0].shape[:2], *sample.shape[2:]), sample.new_zeros(frames, 1, 1)
         for part, output in zip(parts, outputs):
             total[:, :, part] += output
@@ -116,6 +129,7 @@ class VideoPipeline(ClassToImagePipeline):
         vae: decoder of a latent model, of pictures or of clips; `None` for a model of pixels.
         num_frames: of a clip unless a call says otherwise; also the frames that the network sees at once.
         fps: frames a second of what it learned from.
+        clean_first: the network learned to see given first frames without noise.
         tokenizer: of a network that reads texts, as in Stable Diffusion 1.x and 2.x, or `None`.
         text_encoder: likewise.
     """
@@ -136,10 +150,11 @@ class VideoPipeline(ClassToImagePipeline):
         fps: float = 8,
         tokenizer: CLIPTokenizer | None = None,
         text_encoder: CLIPTextModel | None = None,
+        clean_first: bool = False,
     ):
         super().__init__(transformer, scheduler, vae, subnet_schedule, guidance_scale, num_inference_steps)
         self.register_modules(tokenizer=tokenizer, text_encoder=text_encoder)
-        self.register_to_config(num_frames=num_frames, fps=fps)
+        self.register_to_config(num_frames=num_frames, fps=fps, clean_first=clean_first)
 
     @classmethod
     def from_stable_diffusion(cls, pipe: StableDiffusionPipeline, pattern: str = "ABC", **settings) -> Self:
@@ -198,8 +213,10 @@ class VideoPipeline(ClassToImagePipeline):
         windows = self._windows(window, overlap)
 
         def hooks_at(size: tuple[int, int]) -> list[Hook]:
-            known = None if first_frames is None else self._known(first_frames, frames, size)
-            return [windows] if known is None else [windows, KnownFrames(known, self.scheduler)]
+            if first_frames is None:
+                return [windows]
+            known = self._known(first_frames, frames, size)
+            return [windows, KnownFrames(known, self.scheduler, self.config.clean_first)]
 
         if prompt is not None or negative_prompt is not None or self.text_encoder is not None:
             shared, further = self._with_texts(prompt, negative_prompt, shared, further)

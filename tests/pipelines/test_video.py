@@ -90,6 +90,25 @@ def test_given_frames_come_in_the_noise_of_the_step_and_end_as_they_are(objectiv
     assert seen[:, :, 1:].abs().sum() == 0
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_given_frames_without_noise_where_the_network_learned_to_see_them_so(objective):
+    pipe, made, seen = make_pipeline(objective=objective), OBJECTIVES[objective](), []
+    pipe.register_to_config(clean_first=True)
+    run = pipe.transformer.forward
+    pipe.transformer.forward = lambda x, t, **more: seen.append((x[:, :, :2], t)) or run(x, t, **more)
+    picture = Image.effect_noise((16, 16), 60).convert("RGB")
+    clips = draw(pipe, first_frames=picture, output_type="latent", guidance_scale=1.5, num_frames=6)
+    known = pipe._known(picture, 4, (16, 16))
+    clean, level = made.clean_inputs(known)
+    assert torch.equal(clips[:, :, :1], known.expand(2, -1, -1, -1, -1))
+    firsts = [(sample, timestep) for sample, timestep in seen if torch.allclose(sample[:, :, :1], clean)]
+    assert len(firsts) == len(seen) / 2 and all(len(sample) == 4 for sample, _ in seen)  # one window of two begins so
+    for sample, timestep in firsts:
+        assert timestep.shape == (4, 4) and (timestep[:, 0] == level).all()
+        assert not torch.allclose(sample[:, :, 1:], clean)
+    assert all((timestep[:, 1:] != level).all() for _, timestep in firsts[:1])  # the last step may be as clean
+
+
 def test_bricks_of_a_stack_by_schedule():
     pipe = make_pipeline("LegoTransformer2DModel")
     whole, schedule = draw(pipe), BrickSchedule.from_rules(pipe.transformer.image, {0: (0, 1e9), 1: (0, 5)})

@@ -34,6 +34,7 @@ class VideoModelConfig(Section):
     image: str
     pattern: str
     learns: Literal["all", "temporal"]
+    first_frame_share: Number = Field(ge=0, le=1, description="a share from 0 to 1")
 
 
 class VideoTrainConfig(RunConfiguration):

@@ -63,10 +63,29 @@ class VideoTask(LabelledTask):
         return task
 
     def step(self, batch: dict[str, torch.Tensor], number: int) -> Step:
-        return self.noisy(batch["image"], batch, {"class_labels": self.labels(batch)})
+        step = self.noisy(batch["image"], batch, {"class_labels": self.labels(batch)})
+        share = self.config.model.first_frame_share
+        if share:
+            given = (batch["label_draw"] * 1024) % 1 < share  # the lower digits of a draw are another draw
+            clean, level = self.parameterization.clean_inputs(step.images[:, :, :1])
+            first = torch.where(given.view(-1, 1, 1, 1, 1), clean, step.sample[:, :, :1])
+            step.sample = torch.cat([first, step.sample[:, :, 1:]], dim=2)
+            step.timestep = step.timestep[:, None].repeat(1, step.images.shape[2])
+            step.timestep[:, 0] = torch.where(given, level.to(step.timestep), step.timestep[:, 0])
+        return step
+
+    def call(self, network: torch.nn.Module, step: Step) -> list[torch.Tensor]:
+        outputs = super().call(network, step)
+        if step.timestep.ndim == 1:
+            return outputs
+        # A frame that was given teaches nothing: its noise was not seen, so its target cannot be known.
+        given = (step.timestep != step.timestep[:, -1:])[:, None, :, None, None]
+        target = self.parameterization.target(step.images, step.noise, step.level)
+        return [torch.where(given, target.to(output), output) for output in outputs]
 
     def pipeline(self, network: torch.nn.Module) -> VideoPipeline:
         clip = {"num_frames": self.config.data.frames, "fps": self.fps}
+        clip["clean_first"] = self.config.model.first_frame_share > 0
         return VideoPipeline.from_objective(network, self.parameterization, self.vae, **clip)
 
 

@@ -78,6 +78,25 @@ def build(tmp_path, clips):
     return run
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_share_of_clips_shows_its_first_frame_without_noise(share, build, tmp_path):
+    task = build("given", f"model.first_frame_share={share}").task
+    batch = {name: torch.stack([task.stream[n][name] for n in range(256)]) for name in task.stream[0]}
+    step = task.step(batch, 0)
+    clean, level = task.parameterization.clean_inputs(step.images[:, :, :1])
+    given = (step.timestep[:, 0] == level) & (step.sample[:, :, :1] == clean).flatten(1).all(dim=1)
+    assert 0.4 < given.float().mean() < 0.6 if share == 0.5 else given.all()
+    assert torch.equal(step.timestep[~given], step.timestep[~given][:, -1:].expand(-1, 4))
+    dropped = batch["label_draw"] < 0.3  # the two draws have nothing to do with each other
+    assert share == 1 or 0.2 < given[dropped].float().mean() < 0.8
+    step.outputs = task.call(task.network, step)
+    loss, target = task.losses(step), task.parameterization.target(step.images, step.noise, step.level)
+    frames = (step.outputs[0] - target).square().mean(dim=(1, 3, 4))
+    assert (frames[given, 0] == 0).all() and (frames[~given] > 0).all() and (frames[:, 1:] > 0).all()
+    torch.testing.assert_close(loss, frames.mean(dim=1), rtol=1e-4, atol=1e-5)
+    assert task.pipeline(task.network).config.clean_first
+
+
 def test_going_on_equals_never_stopping_and_leaves_a_pipeline(build, tmp_path, final_tensors, equal_bits, capsys):
     train(build("whole"))
     assert "held-out paired loss" in capsys.readouterr().out
