@@ -41,8 +41,8 @@ class VideoTask(LabelledTask):
     def build(cls, config: VideoTrainConfig, accelerator: Accelerator, dry_run: bool = False) -> Self:
         task, source = cls(), image_folder(config.model.image)
         task.config, task.accelerator, task.vae = config, accelerator, None
-        if (source.parent / "vae").is_dir():
-            task.vae = load_vae(str(source.parent)).to(accelerator.device)
+        if (pipeline_of(source) / "vae").is_dir():
+            task.vae = load_vae(str(pipeline_of(source))).to(accelerator.device)
         clips = Clips(config.data) if task.vae is None else LatentClips(config.data, task.vae)
         task.parameterization, task.fps = build_objective(config.objective), clips.fps
         torch.manual_seed(config.run.seed)
@@ -103,6 +103,11 @@ def image_folder(source: str) -> Path:
         return network_folder(pipeline_folder(source))
 
 
+def pipeline_of(network: Path) -> Path:
+    """The folder of a network's pipeline; an image network may lie within the video network there."""
+    return network.parent.parent if network.name == "image" else network.parent
+
+
 def build_network(folder: Path, pattern: str, class_names: list[str]) -> VideoDenoiser:
     """The image network of a folder, inflated; a video network there goes on as it is. Classes get names if need be.
 
@@ -132,7 +137,7 @@ def check_fits(network: VideoDenoiser, source: str, folder: Path, objective: Any
             f"`model.image` is {source!r}, whose classes are {', '.join(known.values())}; the clips have "
             f"{', '.join(clips.class_names)}. Name them in `data.classes` in the network's order."
         )
-    noted = saved_objective(folder.parent)
+    noted = saved_objective(pipeline_of(folder))
     if noted is not None and noted[0] != objective.type:
         raise ValueError(
             f"`objective.type` is {objective.type!r}, but the network in {source!r} learned {noted[0]!r}; set it so."

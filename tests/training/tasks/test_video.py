@@ -240,8 +240,12 @@ def test_clips_as_latents_of_the_image_pipelines_vae(build, tmp_path, clips):
     pipe = VideoPipeline.from_pretrained(tmp_path / "latents" / "pipeline")
     pipe.set_progress_bar_config(disable=True)
     assert pipe.vae is not None and pipe("left", num_inference_steps=2).frames[0][0].size == (8, 8)
-    with pytest.raises(ValueError, match="learned 1; set `objective.options.sigma_data=1`"):
-        build("other", told[0])
+    image = f"model.image={tmp_path / 'latents' / 'pipeline' / 'transformer' / 'image'}"
+    again = build("again", image, told[1], "model.pattern=T").task
+    assert again.vae is not None and type(again.network.temporal.layers[0]).__name__ == "TemporalAttention"
+    for other in (told[0], image):
+        with pytest.raises(ValueError, match="learned 1; set `objective.options.sigma_data=1`"):
+            build("other", other)
     with pytest.raises(ValueError, match="`data.size` is 9; give a multiple of 2"):
         build("other", *told, "data.size=9")
     with pytest.raises(ValueError, match="`data.horizontal_flip` is true, and latents cannot be mirrored"):
