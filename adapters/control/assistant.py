@@ -119,8 +119,8 @@ class Composite(nn.Module):
         token = _PASS.set(call)
         try:
             if self.ours:
-                encoding = self.encoder.encode(given["sample"], given["timestep"], **conditions)
-                features = [outputs[-1] for outputs in encoding.stages]
+                passage = self.encoder.begin(given["sample"], given["timestep"], **conditions)
+                features = [outputs[-1] for outputs in self.encoder.encode(given["sample"], passage)]
             else:
                 self.encoder(given["sample"], given["timestep"], **conditions)
                 features = call.features

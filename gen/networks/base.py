@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import ModelMixin
@@ -21,7 +21,7 @@ from brickwork.gen.blocks.registry import Block, find_block, list_blocks
 from brickwork.gen.blocks.windows import check_maps, static_size
 from brickwork.gen.compiling import compile_blocks
 from brickwork.gen.convbn import find_convbn_pairs, set_convbn_mode
-from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep
+from brickwork.gen.networks.inputs import check_class_labels, check_sample, check_timestep, join_tokens
 from brickwork.gen.operations import count_operations
 from brickwork.gen.presets import find_preset
 from brickwork.gen.subnets import FULL, Subnets, find_subnet
@@ -58,6 +58,20 @@ class EstimatesOutput(SampleOutput):
         if not return_dict:
             return (estimates[-1], estimates) if keep else (estimates[-1],)
         return cls(sample=estimates[-1], intermediates=estimates if keep else None)
+
+
+class Passage(NamedTuple):
+    """What the layers and the head need to know of the inputs.
+
+    Attributes:
+        size: height and width of the sample.
+        temb: condition of time and class `(B, D)`.
+        context: tokens that the layers attend to `(B, length, cross_attention_dim)`, or `None`.
+    """
+
+    size: tuple[int, int]
+    temb: torch.Tensor
+    context: torch.Tensor | None
 
 
 def largest_window(blocks: Sequence[Block]) -> int:
@@ -105,6 +119,7 @@ class Denoiser(AttentionMixin):
         presets: configurations by name, for `from_preset`.
         smallest: constructor arguments of a tiny network with all that it has, for the tests of every network.
         maps: the feature maps that the blocks work on (see `check_maps`).
+        needs_text: whether a network with `cross_attention_dim` must get a text.
     """
 
     _supports_gradient_checkpointing = True
@@ -114,6 +129,7 @@ class Denoiser(AttentionMixin):
     presets: Mapping[str, dict] = {}
     smallest: Mapping[str, Any] = {}
     maps: Mapping[str, tuple[int, int]] = {}
+    needs_text = False
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
@@ -224,6 +240,25 @@ class Denoiser(AttentionMixin):
         check_maps(*size, self.maps, "`sample` has")
         timestep = check_timestep(timestep, batch, sample.device)
         return size, timestep, check_class_labels(class_labels, batch, self.config.num_classes)
+
+    def begin(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float,
+        class_labels: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        additional_context_tokens: torch.Tensor | None = None,
+        timestep_cond: torch.Tensor | None = None,
+        augment_labels: torch.Tensor | None = None,
+    ) -> Passage:
+        """Check the inputs of `forward`, and embed the conditions; of networks with a `condition`."""
+        config = self.config
+        if timestep_cond is not None and config.get("time_cond_proj_dim") is None:
+            raise ValueError("`timestep_cond` was given, but this network has no `time_cond_proj_dim`; leave it out.")
+        size, timestep, labels = self._read(sample, timestep, class_labels, config.get("patch_size", 1))
+        tokens, width = (encoder_hidden_states, additional_context_tokens), config.cross_attention_dim
+        context = join_tokens(*tokens, sample.shape[0], width, self.needs_text)
+        return Passage(size, self.condition(timestep, labels, self.dtype, timestep_cond, augment_labels), context)
 
     def _run(self, block: nn.Module, *inputs: torch.Tensor | None) -> torch.Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:

@@ -228,8 +228,9 @@ def _read_ours(
 ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
     """The features of each stage, and the estimate if the decoder is to run."""
     known = {name: conditions[name] for name in ("encoder_hidden_states", "class_labels", "timestep_cond")}
-    encoding = network.encode(sample, timestep, **known, down_intrablock_additional_residuals=residuals)
-    return [outputs[-1] for outputs in encoding.stages], network.decode(encoding) if decode else None
+    passage = network.begin(sample, timestep, **known)
+    stages = network.encode(sample, passage, residuals)
+    return [outputs[-1] for outputs in stages], network.decode(passage, stages) if decode else None
 
 
 def _read_diffusers(

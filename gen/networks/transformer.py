@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -14,28 +14,11 @@ from brickwork.gen.blocks.norms import LayerNorm, zeroed
 from brickwork.gen.blocks.stages import resolve_stages, set_drop_path
 from brickwork.gen.blocks.windows import pad_to_multiple, window_partition, window_reverse
 from brickwork.gen.conditioning import ClassTimeEmbedding, sincos_position_table
-from brickwork.gen.networks.base import Adaptable, Denoiser, SampleOutput, largest_window
+from brickwork.gen.networks.base import Adaptable, Denoiser, Passage, SampleOutput, largest_window
 from brickwork.gen.networks.cutting import Cuttable, Site
-from brickwork.gen.networks.inputs import join_tokens
 from brickwork.gen.original.dit_checkpoints import load_original_dit
 from brickwork.gen.ports import ResidualPorts
 from brickwork.gen.presets import TRANSFORMER_PRESETS
-
-
-class Passage(NamedTuple):
-    """What the layers and the head need to know of the inputs.
-
-    Attributes:
-        size: height and width of the sample.
-        grid: rows and columns of the map that the layers work on.
-        temb: condition of time and class `(B, hidden_size)`.
-        context: tokens that the layers attend to `(B, length, cross_attention_dim)`, or `None`.
-    """
-
-    size: tuple[int, int]
-    grid: tuple[int, int]
-    temb: torch.Tensor
-    context: torch.Tensor | None
 
 
 class BlockTransformer2DModel(Denoiser, ResidualPorts, Cuttable, ModelMixin, ConfigMixin, Adaptable):
@@ -180,33 +163,21 @@ class BlockTransformer2DModel(Denoiser, ResidualPorts, Cuttable, ModelMixin, Con
                 `(B, hidden_size, H / patch, W / patch)`, sides rounded up, or its tokens `(B, tokens, hidden_size)`.
         """
         self._find_subnet(subnet)
-        given = (encoder_hidden_states, additional_context_tokens, augment_labels)
-        passage = self.begin(sample, timestep, class_labels, *given)
+        tokens = (encoder_hidden_states, additional_context_tokens)
+        passage = self.begin(sample, timestep, class_labels, *tokens, augment_labels=augment_labels)
         residuals = self._residuals("block_additional_residuals", block_additional_residuals)
         hidden_states = self.run_layers(self.embed(sample, passage), passage, residuals=residuals)
         output = self.head(hidden_states, passage)
         return SampleOutput(sample=output) if return_dict else (output,)
 
-    def begin(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor | float,
-        class_labels: torch.Tensor | None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
-        additional_context_tokens: torch.Tensor | None = None,
-        augment_labels: torch.Tensor | None = None,
-    ) -> Passage:
-        """Check the inputs of `forward`, and embed the conditions."""
-        patch = self.config.patch_size
-        (height, width), timestep, labels = self._read(sample, timestep, class_labels, patch)
-        given = (encoder_hidden_states, additional_context_tokens)
-        context = join_tokens(*given, sample.shape[0], self.config.cross_attention_dim)
-        temb = self.condition(timestep, labels, self.dtype, augment_labels=augment_labels)
-        return Passage((height, width), (-(-height // patch), -(-width // patch)), temb, context)
+    def _grid(self, passage: Passage) -> tuple[int, int]:
+        """Rows and columns of the map that the layers work on."""
+        height, width = passage.size
+        return -(-height // self.config.patch_size), -(-width // self.config.patch_size)
 
     def embed(self, sample: torch.Tensor, passage: Passage) -> torch.Tensor:
         """What the first layer reads, `(B, hidden_size, rows, columns)`."""
-        patch, grid, dtype = self.config.patch_size, passage.grid, self.dtype
+        patch, grid, dtype = self.config.patch_size, self._grid(passage), self.dtype
         patches = window_partition(pad_to_multiple(sample.to(dtype), patch), grid, patch_size=patch)
         tokens = self.patch_embed(patches)[:, 0] + self.positions(*grid).to(dtype)  # (B, tokens, D)
         return tokens.transpose(1, 2).unflatten(2, grid)
@@ -244,10 +215,10 @@ class BlockTransformer2DModel(Denoiser, ResidualPorts, Cuttable, ModelMixin, Con
 
     def head(self, hidden_states: torch.Tensor, passage: Passage) -> torch.Tensor:
         """The estimate `(B, out_channels, H, W)` from the map behind the last layer."""
-        patch, (height, width) = self.config.patch_size, passage.size
-        padded = [side * patch for side in passage.grid]
+        patch, grid, (height, width) = self.config.patch_size, self._grid(passage), passage.size
+        padded = [side * patch for side in grid]
         shift, scale = self.final_modulation(passage.temb)
         tokens = self.norm_out(hidden_states.flatten(2).transpose(1, 2)[:, None])
         tokens = self.proj_out(modulate(tokens, shift, scale))
-        output = window_reverse(tokens, passage.grid, *padded, patch_size=patch)
+        output = window_reverse(tokens, grid, *padded, patch_size=patch)
         return output[..., :height, :width]

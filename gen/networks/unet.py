@@ -1,7 +1,7 @@
 """A U-shaped denoiser: a stem, an encoder whose stages are made of any of the blocks, and a neck that fuses them."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -15,9 +15,8 @@ from brickwork.gen.blocks.registry import Block, parse_block_types
 from brickwork.gen.blocks.stages import StageSpec, per_stage, resolve_stages, set_drop_path
 from brickwork.gen.conditioning import ClassTimeEmbedding
 from brickwork.gen.necks.registry import NECKS
-from brickwork.gen.networks.base import Adaptable, Denoiser, SampleOutput, largest_window
+from brickwork.gen.networks.base import Adaptable, Denoiser, Passage, SampleOutput, largest_window
 from brickwork.gen.networks.cutting import Cuttable, Site
-from brickwork.gen.networks.inputs import join_tokens
 from brickwork.gen.ports import ResidualPorts
 from brickwork.gen.presets import UNET_PRESETS
 from brickwork.gen.stems.registry import STEMS, stem_shape
@@ -32,22 +31,6 @@ class DownStage(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.downsample = downsample
-
-
-class Encoding(NamedTuple):
-    """What the encoder made of its inputs.
-
-    Attributes:
-        size: height and width of the sample.
-        stages: for each stage the outputs of its blocks, the last with what was added to it.
-        temb: condition of time and class `(B, time_embed_dim)`.
-        context: tokens that the blocks attend to `(B, length, cross_attention_dim)`, or `None`.
-    """
-
-    size: tuple[int, int]
-    stages: list[list[torch.Tensor]]
-    temb: torch.Tensor
-    context: torch.Tensor | None
 
 
 class BlockUNet2DModel(Denoiser, ResidualPorts, Cuttable, ModelMixin, ConfigMixin, Adaptable):
@@ -75,6 +58,7 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, Cuttable, ModelMixin, ConfigMixi
             kind that can change the shape.
     """
 
+    needs_text = True
     aligned = True  # a stage's map has a size of its own
     presets = UNET_PRESETS
     smallest = {
@@ -231,53 +215,42 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, Cuttable, ModelMixin, ConfigMixi
             if given:
                 raise ValueError(f"`{name}` has {sorted(given)}, which this network does not read; leave them out.")
         self._find_subnet(subnet)
-        conditions = (encoder_hidden_states, class_labels, timestep_cond)
-        further = (down_intrablock_additional_residuals, additional_context_tokens, augment_labels)
-        encoding = self.encode(sample, timestep, *conditions, *further)
-        output = self.decode(encoding, down_block_additional_residuals, mid_block_additional_residual)
+        tokens = (encoder_hidden_states, additional_context_tokens)
+        passage = self.begin(sample, timestep, class_labels, *tokens, timestep_cond, augment_labels)
+        stages = self.encode(sample, passage, down_intrablock_additional_residuals)
+        output = self.decode(passage, stages, down_block_additional_residuals, mid_block_additional_residual)
         return SampleOutput(sample=output) if return_dict else (output,)
 
     def encode(
         self,
         sample: torch.Tensor,
-        timestep: torch.Tensor | float,
-        encoder_hidden_states: torch.Tensor | None = None,
-        class_labels: torch.Tensor | None = None,
-        timestep_cond: torch.Tensor | None = None,
+        passage: Passage,
         down_intrablock_additional_residuals: Sequence[torch.Tensor | None] | None = None,
-        additional_context_tokens: torch.Tensor | None = None,
-        augment_labels: torch.Tensor | None = None,
         begun: Sequence[list[torch.Tensor]] = (),
         stop: int | None = None,
-    ) -> Encoding:
-        """The first half of `forward`, with its arguments.
+    ) -> list[list[torch.Tensor]]:
+        """The first half of `forward`: for each stage the outputs of its blocks, the last with what was added to it.
 
-        Args beside those:
+        Args beside those of `forward`:
+            passage: what `begin` made of its other inputs.
             begun: for each of the first stages, if any, what its blocks are taken to have computed.
             stop: how many stages run; `None` for all.
         """
-        if timestep_cond is not None and self.config.time_cond_proj_dim is None:
-            raise ValueError("`timestep_cond` was given, but this network has no `time_cond_proj_dim`; leave it out.")
-        size, timestep, labels = self._read(sample, timestep, class_labels)
-        width, dtype = self.config.cross_attention_dim, self.dtype
-        context = join_tokens(encoder_hidden_states, additional_context_tokens, sample.shape[0], width, required=True)
-        temb = self.condition(timestep, labels, dtype, timestep_cond, augment_labels)
         inner = self._residuals("down_intrablock_additional_residuals", down_intrablock_additional_residuals)
         maps: Any = []
         if not begun or self.stem_levels > 1:
-            maps = self.conv_in(sample.to(dtype, memory_format=torch.channels_last))
-        maps = [maps] if isinstance(maps, torch.Tensor) else list(maps)
-        encoding = Encoding(size, list(begun), temb, context)
+            maps = self.conv_in(sample.to(self.dtype, memory_format=torch.channels_last))
+        maps, stages = [maps] if isinstance(maps, torch.Tensor) else list(maps), list(begun)
         for number in range(len(begun), len(self.down_blocks) if stop is None else stop):
-            below = encoding.stages[-1][-1] if number and self.stem_levels == 1 else maps[number]
-            encoding.stages.append(self._run_stage(number, below, encoding, inner[number]))
-        return encoding
+            below = stages[-1][-1] if number and self.stem_levels == 1 else maps[number]
+            stages.append(self._run_stage(number, below, passage, inner[number]))
+        return stages
 
     def _run_stage(
-        self, number: int, hidden_states: torch.Tensor, encoding: Encoding, residual: torch.Tensor | None
+        self, number: int, hidden_states: torch.Tensor, passage: Passage, residual: torch.Tensor | None
     ) -> list[torch.Tensor]:
         """The outputs of a stage's blocks, from the stem's map or from what the stage above computed."""
-        temb, context, outputs = encoding.temb, encoding.context, []
+        temb, context, outputs = passage.temb, passage.context, []
         down = self.down_blocks[number - 1].downsample if number else None
         if isinstance(down, Block):
             hidden_states = self._run(down, hidden_states, temb, context)
@@ -294,16 +267,19 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, Cuttable, ModelMixin, ConfigMixi
         return [Site(site, group, self.widths[group]) for site, group in ((s, int(s.split(".")[1])) for s in sites)]
 
     def run_front(self, layers: int, sample: torch.Tensor, timestep: torch.Tensor, **conditions) -> list[torch.Tensor]:
-        stages = self.encode(sample, timestep, **conditions, stop=layers).stages
-        return [feature for outputs in stages for feature in outputs[0 if self.reads_every_block else -1 :]]
+        return self._features(self.encode(sample, self.begin(sample, timestep, **conditions), stop=layers))
 
     def run_end(
         self, start: int, maps: Sequence[torch.Tensor], sample: torch.Tensor, timestep: torch.Tensor, **conditions
     ) -> torch.Tensor:
-        begun = [[] for _ in range(start)]
+        passage, begun = self.begin(sample, timestep, **conditions), [[] for _ in range(start)]
         for site, given in zip(self.seam(start), maps):
             begun[site.group].append(given.contiguous(memory_format=torch.channels_last))
-        return self.decode(self.encode(sample, timestep, **conditions, begun=begun))
+        return self.decode(passage, self.encode(sample, passage, begun=begun))
+
+    def _features(self, stages: Sequence[list[torch.Tensor]]) -> list[torch.Tensor]:
+        """What the neck reads of the stages."""
+        return [feature for outputs in stages for feature in outputs[0 if self.reads_every_block else -1 :]]
 
     def family(self) -> dict[str, Any]:
         strides = [stride for stride, _ in self.maps.values()]
@@ -311,13 +287,13 @@ class BlockUNet2DModel(Denoiser, ResidualPorts, Cuttable, ModelMixin, ConfigMixi
 
     def decode(
         self,
-        encoding: Encoding,
+        passage: Passage,
+        stages: Sequence[list[torch.Tensor]],
         down_block_additional_residuals: Sequence[torch.Tensor | None] | None = None,
         mid_block_additional_residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The second half of `forward`: the estimate `(B, out_channels, H, W)`."""
-        size, stages, temb, context = encoding
-        features = [feature for outputs in stages for feature in outputs[0 if self.reads_every_block else -1 :]]
+        (size, temb, context), features = passage, self._features(stages)
         hidden_states = features[-1]
         for block in self.mid_block:
             hidden_states = self._run(block, hidden_states, temb, context)

@@ -89,7 +89,7 @@ def test_grown_it_is_the_single_network_until_trained(network, batch, compositio
 def test_every_higher_stage_is_linked():
     model = ours()
     call = inputs(model, height=9, width=13)
-    sizes = [outputs[-1].shape for outputs in model.encode(**call).stages]
+    sizes = [outputs[-1].shape for outputs in model.encode(call["sample"], model.begin(**call))]
     for composition, count in (("dhlc", 6), ("same_level", 3)):
         grown = CompositeDenoiser.grow(model, composition=composition)
         links = grown.links.links[0]
