@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -81,21 +82,18 @@ class Run:
     """Everything that a run works with.
 
     Attributes:
+        config: the resolved configuration, of which the engine reads its `settings` and the task its `sections` alone.
         task: what is trained, on what, and what is left of it.
         further: losses beside the task's own.
         settings: what of the configuration is the engine's.
         accept_changes: go on with a configuration or data that differ from the run's so far.
     """
 
+    config: Any
     task: Task
     further: FurtherLosses
     settings: EngineSettings
     accept_changes: bool = False
-
-    @property
-    def config(self) -> Any:
-        """The resolved configuration, of which the engine itself reads its `settings` alone."""
-        return self.task.config
 
     @property
     def accelerator(self) -> Accelerator:
@@ -110,20 +108,21 @@ def prepare(kind: type[Task], config: Any, accept_changes: bool = False, dry_run
         ValueError: for a configuration that describes something else, or things that do not fit together.
     """
     settings = EngineSettings.of(config)
+    sections = SimpleNamespace(**{name: getattr(config, name) for name in kind.sections})
     set_seed(settings.run.seed)
     objectives = build_objectives(config.objectives)
     accelerator = Accelerator(
         mixed_precision=settings.run.mixed_precision,
         gradient_accumulation_steps=settings.run.gradient_accumulation_steps,
-        kwargs_handlers=kind.handlers(config),
+        kwargs_handlers=kind.handlers(sections),
     )
-    task = kind.build(config, accelerator, dry_run)
+    task = kind.build(sections, accelerator, dry_run)
     task.phases()  # what does not add up is said now
     accelerator.print(task.plan)
     objectives = [*task.objectives, *objectives]
     check_names(objectives)
     further = FurtherLosses(objectives, task, settings.optimizer, settings.run.seed)
-    return Run(task, further, settings, accept_changes)
+    return Run(config, task, further, settings, accept_changes)
 
 
 def train(run: Run) -> int:

@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -200,18 +199,10 @@ def export_pipeline(pipeline, folder: Path, objective: ObjectiveConfig | None = 
     return target
 
 
-def leave_pipeline(
-    task: Task, weights: dict[str, torch.Tensor], folder: Path, shown: Any, objective: ObjectiveConfig
-) -> None:
-    """Leave `pipeline/`, with the averaged weights; whoever draws with it gets what the run's samples show.
-
-    Args:
-        task: what the pipeline is of.
-        weights: averaged, by name.
-        folder: the run's.
-        shown: `samples` of the configuration.
-        objective: what the network was trained for.
-    """
+def leave_pipeline(task: Task, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    """Leave `pipeline/` in the run's folder, with the averaged weights by name; whoever draws with it gets what the
+    run's samples show."""
+    shown = task.config.samples
     network = averaged_copy(task.network, weights)  # by all processes: what is frozen may be sharded too
     if not task.accelerator.is_main_process:
         return
@@ -221,4 +212,4 @@ def leave_pipeline(
         pipeline.register_to_config(
             num_inference_steps=shown.steps, guidance_scale=shown.guidance_scale if guided else None
         )
-    export_pipeline(pipeline, folder, objective)
+    export_pipeline(pipeline, folder, task.config.objective)

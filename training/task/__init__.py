@@ -74,7 +74,8 @@ class Task(ABC):
     """One kind of training.
 
     Attributes:
-        config: the run's resolved configuration.
+        sections: of a run's configuration that the task reads.
+        config: these, and no others.
         accelerator: devices, processes and precision.
         network: what learns; parameters that do not require gradients stay as they are, and are not saved.
         stream: samples by position, each a dictionary with `level` (a standard normal number, which becomes a noise
@@ -89,6 +90,7 @@ class Task(ABC):
         phase: the part of the run that is under way; the engine sets it.
     """
 
+    sections: ClassVar[tuple[str, ...]] = ("model", "data", "objective", "samples", "run")
     config: Any
     accelerator: Accelerator
     network: torch.nn.Module
@@ -110,7 +112,7 @@ class Task(ABC):
     @classmethod
     @abstractmethod
     def build(cls, config: Any, accelerator: Accelerator, dry_run: bool = False) -> Task:
-        """Everything that a run needs; a dry run leaves nothing behind.
+        """Everything that a run needs, from its `sections`; a dry run leaves nothing behind.
 
         Raises:
             ValueError: for a configuration that describes something else, or things that do not fit together.

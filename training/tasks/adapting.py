@@ -207,7 +207,7 @@ class PairedPictures(Paired, TrainingStream):
 class BackboneAdapterTask(TrainsAdapter, BackboneTask):
     """An adapter on activations learns; the network stays as it is."""
 
-    configuration = BackboneAdapterConfig
+    configuration, sections = BackboneAdapterConfig, (*BackboneTask.sections, "adapter")
 
     @classmethod
     def build(cls, config: BackboneAdapterConfig, accelerator: Accelerator, dry_run: bool = False) -> Self:

@@ -84,7 +84,7 @@ class BackboneTask(LabelledTask):
         scheduler: that pipelines draw with in place of the parameterization's own.
     """
 
-    configuration = TrainConfig
+    configuration, sections = TrainConfig, (*LabelledTask.sections, "metrics")
     vae: torch.nn.Module | None
     scheduler: Any = None
 

@@ -68,7 +68,7 @@ class DenoisingTask(Task):
             )
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
-        leave_pipeline(self, weights, folder, self.config.samples, self.config.objective)
+        leave_pipeline(self, weights, folder)
 
 
 class LabelledTask(DenoisingTask):

@@ -26,7 +26,7 @@ PENALISED_SHARE = 4  # R1 is measured on every fourth image: a quarter of its co
 class GanTask(Task):
     """A generator and its discriminator, as one network; the discriminator's losses are an objective."""
 
-    configuration = TrainConfig
+    configuration, sections = TrainConfig, (*Task.sections, "metrics")
     drawn_in_part = True
 
     @classmethod
@@ -78,4 +78,4 @@ class GanTask(Task):
         show_sheet(self, grid(np.stack([np.asarray(p) for p in pictures]), columns=min(8, count)), images, log)
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
-        leave_pipeline(self, weights, folder, self.config.samples, self.config.objective)
+        leave_pipeline(self, weights, folder)

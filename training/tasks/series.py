@@ -35,7 +35,7 @@ class SeriesTask(DenoisingTask):
         held_out: windows of the rest `(N, variables, length)`, scaled.
     """
 
-    configuration = SeriesConfig
+    configuration, sections = SeriesConfig, (*DenoisingTask.sections, "metrics")
     table: SeriesTable
     windows: SeriesWindows
     held_out: torch.Tensor

@@ -25,7 +25,7 @@ class PairedStream(Paired, CaptionedStream):
 class AdapterTask(TrainsAdapter, LatentTask):
     """An adapter on activations learns; the pipeline stays as it is."""
 
-    configuration = AdapterRunConfig
+    configuration, sections = AdapterRunConfig, (*LatentTask.sections, "adapter")
 
     @classmethod
     def build(cls, config: AdapterRunConfig, accelerator: Accelerator, dry_run: bool = False) -> Self:

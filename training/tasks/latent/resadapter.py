@@ -226,7 +226,7 @@ class ResAdapterTask(LatentTask):
         adapter: what is trained.
     """
 
-    configuration = ResAdapterConfig
+    configuration, sections = ResAdapterConfig, (*LatentTask.sections, "adapter")
     adapter: ResAdapterInTraining
 
     @staticmethod

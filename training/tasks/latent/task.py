@@ -96,6 +96,7 @@ class LatentTask(DenoisingTask):
         previews: what is shown on the way.
     """
 
+    sections = (*DenoisingTask.sections, "resolution", "optimizer")
     base: Any
     previews: SizePreviews
 

@@ -101,7 +101,7 @@ class TextToImageTask(LatentTask):
     It leaves `pipeline/`, or `pytorch_lora_weights.safetensors` that `load_lora_weights` takes.
     """
 
-    configuration = TextToImageConfig
+    configuration, sections = TextToImageConfig, (*LatentTask.sections, "parts")
 
     @classmethod
     def build(cls, config: TextToImageConfig, accelerator: Accelerator, dry_run: bool = False) -> Self:
