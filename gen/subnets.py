@@ -5,8 +5,9 @@ and `forward(…, subnet=name)`. One without cheaper versions has `"full"` alone
 Search, schedules and pipelines know nothing else of them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 from brickwork.errors import advice, one_of
 
@@ -54,6 +55,12 @@ def bricks_of(name: str | None, num_bricks: int | None = None) -> tuple[int, ...
     except (AttributeError, ValueError):
         hint = advice(name, [FULL], "a subnet of bricks is their numbers joined by '+', such as '0+2', or")
         raise ValueError(f"`subnet` is {name!r}; {hint}") from None
+
+
+def patch_of(config: Mapping[str, Any], subnet: str | None = None) -> int:
+    """The largest patch of a network of this configuration, or of a set of its bricks: no image may be smaller."""
+    sides = config.get("patch_sizes")
+    return max(sides[brick] for brick in bricks_of(subnet, len(sides))) if sides else config.get("patch_size") or 1
 
 
 def brick_subsets(num_bricks: int, kind: str) -> list[tuple[int, ...]]:

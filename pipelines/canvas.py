@@ -1,12 +1,15 @@
 """How windows lie on pictures above the training size, from one evaluation of the network to the next."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch.nn import Module
 
 from brickwork.errors import one_of
 from brickwork.gen.conditioning import coordinate_channels
+from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.pipelines.sampling import Evaluation, Hook
 
 WINDOWS = ("shifted", "fixed", "tiled")
@@ -33,10 +36,22 @@ class WindowPlan(Hook):
     patch_size: int
 
     @classmethod
-    def of(cls, kind: str | None, size: tuple[int, int], config, *others) -> "WindowPlan":
-        """The plan for a network's configuration, and those of others that share the steps; a `ValueError` for an
-        unknown kind."""
-        patches = [side for one in (config, *others) for side in one.patch_sizes]
+    def of(
+        cls, kind: str | None, size: tuple[int, int], network: LegoTransformer2DModel, others: Mapping[str, Module]
+    ) -> "WindowPlan":
+        """The plan for a network, and others by name that share the steps.
+
+        Raises:
+            ValueError: for an unknown kind, and for others that cannot be told how windows lie.
+        """
+        for name, other in others.items():
+            if not isinstance(other, LegoTransformer2DModel):
+                raise ValueError(
+                    f"`networks` has {name!r}, a {type(other).__name__}, and this pipeline tells networks how windows "
+                    "lie; give a LegoTransformer2DModel, or draw with ClassToImagePipeline, which takes any."
+                )
+        config = network.config
+        patches = [side for one in (network, *others.values()) for side in one.config.patch_sizes]
         kind = ("shifted" if config.trained_crops else "fixed") if kind is None else kind
         one_of("windows", kind, WINDOWS)
         return cls(kind, *size, config.sample_size, math.lcm(*patches))

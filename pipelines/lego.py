@@ -1,9 +1,8 @@
 """Images from a LEGO network, of any size and at any compute budget."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from diffusers import AutoencoderKL, ImagePipelineOutput, SchedulerMixin
 
 from brickwork.errors import one_of
@@ -13,6 +12,7 @@ from brickwork.pipelines.arguments import shared_call
 from brickwork.pipelines.canvas import WINDOWS, WindowPlan
 from brickwork.pipelines.class_to_image import ClassToImagePipeline
 from brickwork.pipelines.sampling import SamplingPipeline
+from brickwork.pipelines.schedulers.edm_heun import require_edm
 from brickwork.pipelines.schedules import BrickSchedule, SubnetSchedule
 
 
@@ -79,36 +79,13 @@ class LegoPipeline(ClassToImagePipeline):
             ValueError: for labels, sizes, schedules and other arguments that the network cannot take.
         """
         kind = self._recommended("windows", windows, None)
-        further["hooks_at"] = lambda size: [WindowPlan.of(kind, size, *self._configs())]
+        further["hooks_at"] = lambda size: [WindowPlan.of(kind, size, self.transformer, self._others)]
         return self._draw(*shared, schedule=brick_schedule, **further)
 
-    def _patch(self, subnets: Sequence[str | None]) -> int:
-        patches = self.transformer.config.patch_sizes
-        others = [max(self._others[name].config.patch_sizes) for name in {*subnets} & {*self._others}]
-        return max([*others, *(patches[brick] for bricks in self._bricks({*subnets}) for brick in bricks)])
-
     def _output(self, images, subnets: Sequence[str | None]) -> LegoPipelineOutput:
-        return LegoPipelineOutput(images=images, bricks=self._bricks(subnets))
-
-    def _configs(self) -> list:
-        return [network.config for network in (self.transformer, *self._others.values())]
-
-    def _bricks(self, subnets: Iterable[str | None]) -> list[tuple[int, ...]]:
         number = len(self.transformer.config.patch_sizes)
-        return [() if subnet in self._others else bricks_of(subnet, number) for subnet in subnets]
-
-    def _check_networks(self, networks: Mapping[str, torch.nn.Module]) -> Mapping[str, torch.nn.Module]:
-        for name, network in networks.items():
-            if not isinstance(network, LegoTransformer2DModel):
-                raise ValueError(
-                    f"`networks` has {name!r}, a {type(network).__name__}, and this pipeline tells networks how "
-                    "windows lie; give a LegoTransformer2DModel, or draw with ClassToImagePipeline, which takes any."
-                )
-        return super()._check_networks(networks)
+        bricks = [() if subnet in self._others else bricks_of(subnet, number) for subnet in subnets]
+        return LegoPipelineOutput(images=images, bricks=bricks)
 
     def _check_components(self) -> None:
-        if not hasattr(self.scheduler, "precondition_outputs"):
-            raise ValueError(
-                f"`scheduler` is a {type(self.scheduler).__name__}, which is not of the EDM family; use "
-                "EDMHeunScheduler, EDMEulerScheduler or EDMDPMSolverMultistepScheduler."
-            )
+        require_edm(self.scheduler)

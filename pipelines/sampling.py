@@ -22,7 +22,7 @@ from diffusers.video_processor import VideoProcessor
 from brickwork.adapters.modules import under_conditions
 from brickwork.errors import one_of, whole_number
 from brickwork.gen.blocks.windows import check_maps
-from brickwork.gen.subnets import FULL
+from brickwork.gen.subnets import FULL, patch_of
 from brickwork.pipelines.labels import resolve_class_labels
 from brickwork.pipelines.latents import decode, encode, pixels_per_latent, sample_size
 from brickwork.pipelines.saving import BrickworkPipeline
@@ -199,7 +199,9 @@ class SamplingPipeline(BrickworkPipeline):
         self._others = self._check_networks(networks or {})
         device, labels = self._execution_device, self._labels(class_labels, number)
         subnets = self._set_steps(steps, schedule)
-        size = self._sample_size(height, width, latents, self._patch(subnets))
+        ran = [(self._network(subnet)[0].config, subnet) for subnet in {*subnets}]
+        patch = max(patch_of(config, None if name in self._others else name) for config, name in ran)
+        size = self._sample_size(height, width, latents, patch)
         generator = checked_generator(generator, len(labels))
         shape = (len(labels), self.transformer.config.in_channels, *axes, *size)
         dtype = float_dtype_for(device) if self.in_float64 else torch.float32
@@ -216,11 +218,6 @@ class SamplingPipeline(BrickworkPipeline):
             )
         output = self._output(self._decode(latents, output_type), subnets[:ran])
         return output if return_dict else output.to_tuple()
-
-    def _patch(self, subnets: Sequence[str | None]) -> int:
-        """The smallest side that all of these subnets can see."""
-        config = self.transformer.config
-        return max([config.get("patch_size") or 1, *(config.get("patch_sizes") or [])])
 
     def _output(self, images: Any, subnets: Sequence[str | None]) -> BaseOutput:
         """What a call returns, from the images and the subnets of the steps that ran."""
@@ -376,8 +373,7 @@ class SamplingPipeline(BrickworkPipeline):
         config = self.transformer.config
         steps = self._recommended("num_inference_steps", num_inference_steps, self.default_steps)
         self._check_arguments(steps, self._recommended("guidance_scale", guidance_scale, 1.0), "pil", ())
-        patches = config.get("patch_sizes") or [config.get("patch_size") or 1]
-        self._sample_size(height, width, None, min(patches))
+        self._sample_size(height, width, None, min(config.get("patch_sizes") or [patch_of(config)]))
 
     def _set_steps(self, num_inference_steps: int, schedule: Schedule | None) -> list[str | None]:
         """Lay out the scheduler's steps; the subnet of each by a schedule, or by the one saved with the pipeline."""

@@ -8,7 +8,7 @@ from torch import nn
 
 from brickwork.eval.held_out.paired_loss import PairedSet
 from brickwork.eval.held_out.pictures import captioned_pairs, held_out_pairs
-from brickwork.gen.subnets import FULL
+from brickwork.gen.subnets import FULL, patch_of
 from brickwork.pipelines.latents import sample_size
 from brickwork.pipelines.prompts import encode_captions
 from brickwork.pipelines.stable_diffusion import PromptedUNet
@@ -57,8 +57,7 @@ class Searched:
     def size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width of what the network sees, from those of the picture in pixels."""
         config = self.shown.config
-        patch = max([config.get("patch_size") or 1, *(config.get("patch_sizes") or [])])
-        return sample_size(height, width, (config.sample_size,) * 2, self.factor, patch)
+        return sample_size(height, width, (config.sample_size,) * 2, self.factor, patch_of(config))
 
     def pairs(self, data: Any, size: tuple[int, int], count: int, seed: int) -> tuple[PairedSet, int]:
         """The frozen list, and the number of distinct pictures in it."""

@@ -25,6 +25,7 @@ from brickwork.gen.networks.parts import Parted, build_part, describe, load_part
 from brickwork.gen.networks.transformer import BlockTransformer2DModel
 from brickwork.gen.networks.unet import BlockUNet2DModel
 from brickwork.gen.parameterization import OBJECTIVES, EDMObjective
+from brickwork.gen.subnets import patch_of
 from brickwork.gen.taps import tapped
 
 KINDS: dict[str, type[Cuttable]] = {
@@ -106,12 +107,10 @@ class StitchedDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
             channels = [[front.channels, end.channels] for seam in seams for front, end in seam]
             self.stitching = StitchingLayers(channels=channels)
         last = self.networks[-1].config
-        configs = [anchor.config for anchor in self.networks]
-        patches = [patch for one in configs for patch in (one.get("patch_size") or 1, *(one.get("patch_sizes") or []))]
         self.maps = {
             f"{name} of anchor-{n}": map for n, one in enumerate(self.networks) for name, map in one.maps.items()
         }
-        self._tell(last, id2label, patch_size=max(patches))
+        self._tell(last, id2label, patch_size=max(patch_of(one.config) for one in self.networks))
         self._take_over(self.networks)
 
     def _seams(self, cut: Stitch) -> list[tuple[Site, Site]]:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from diffusers import EDMEulerScheduler
+from diffusers import EDMEulerScheduler, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_edm_euler import EDMEulerSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -225,3 +225,12 @@ class EDMHeunScheduler(EDMEulerScheduler):
 def float_dtype_for(device: torch.device) -> torch.dtype:
     """float64, or float32 on a device that lacks it."""
     return torch.float32 if device.type in _DEVICES_WITHOUT_FLOAT64 else torch.float64
+
+
+def require_edm(scheduler: SchedulerMixin) -> None:
+    """Raise a `ValueError` for a scheduler that is not of the EDM family."""
+    if not hasattr(scheduler, "precondition_outputs"):
+        raise ValueError(
+            f"`scheduler` is a {type(scheduler).__name__}, which is not of the EDM family; use EDMHeunScheduler, "
+            "EDMEulerScheduler or EDMDPMSolverMultistepScheduler."
+        )

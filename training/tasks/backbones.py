@@ -20,6 +20,7 @@ from brickwork.gen.networks.transformer import BlockTransformer2DModel
 from brickwork.gen.networks.unet import BlockUNet2DModel
 from brickwork.gen.networks.wrapped import load_denoiser
 from brickwork.gen.parameterization import make_objective
+from brickwork.gen.subnets import patch_of
 from brickwork.hub import saved_variant
 from brickwork.pipelines.class_to_image import ClassToImagePipeline
 from brickwork.pipelines.lego import LegoPipeline
@@ -116,7 +117,7 @@ def build_model(settings: ModelConfig, objective: ObjectiveConfig, data: Trained
 
 def check_patch(model: torch.nn.Module, size: int, key: str = "data.size") -> None:
     """Raise a `ValueError` for images (or latents) smaller than the network's largest patch."""
-    patch = max([model.config.get("patch_size") or 1, *(model.config.get("patch_sizes") or [])])
+    patch = patch_of(model.config)
     if size < patch:
         raise ValueError(
             f"`{key}` makes images (or latents) of {size}x{size}, less than one patch of {patch}x{patch}; raise "
