@@ -43,9 +43,19 @@ def transformers_model(source: str) -> Extractor:
 
 
 def load_clip(source: str) -> tuple:
-    """A CLIP of transformers with its processor."""
+    """A CLIP of transformers, whose feature methods return tensors, and its processor."""
     from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizerFast
+
+    class Projected(CLIPModel):
+        # transformers 5 returns an output class, which torchmetrics cannot take.
+        def get_image_features(self, *arguments, **named) -> torch.Tensor:
+            found = super().get_image_features(*arguments, **named)
+            return getattr(found, "pooler_output", found)
+
+        def get_text_features(self, *arguments, **named) -> torch.Tensor:
+            found = super().get_text_features(*arguments, **named)
+            return getattr(found, "pooler_output", found)
 
     with explained(f"clip: {source!r} could not be loaded as a CLIP model"):
         pictures, words = CLIPImageProcessor.from_pretrained(source), CLIPTokenizerFast.from_pretrained(source)
-        return CLIPModel.from_pretrained(source).eval(), CLIPProcessor(pictures, words)
+        return Projected.from_pretrained(source).eval(), CLIPProcessor(pictures, words)

@@ -119,7 +119,7 @@ class ClipColours:
 
         inputs = self.processor.tokenizer(texts, return_tensors="pt", padding=True, truncation=True)
         with torch.inference_mode():
-            return _unit(_tensor(self.model.get_text_features(**inputs.to(self.model.device))))
+            return _unit(self.model.get_text_features(**inputs.to(self.model.device)))
 
     def embed_pictures(self, pictures: Sequence):
         """Pictures => directions `(N, D)` of length one."""
@@ -127,7 +127,7 @@ class ClipColours:
 
         inputs = self.processor.image_processor(pictures, return_tensors="pt").to(self.model.device)
         with torch.inference_mode():
-            return _unit(_tensor(self.model.get_image_features(**inputs)))
+            return _unit(self.model.get_image_features(**inputs))
 
 
 def _crop(picture: np.ndarray, found: Detection) -> Image.Image:
@@ -135,10 +135,6 @@ def _crop(picture: np.ndarray, found: Detection) -> Image.Image:
         picture = np.where(found.mask[..., None], picture, np.array(_BACKGROUND, dtype=np.uint8))
     left, top, right, bottom = found.box
     return Image.fromarray(picture).crop((left, top, max(right, left + 1), max(bottom, top + 1)))
-
-
-def _tensor(output):
-    return getattr(output, "pooler_output", output)  # transformers 5 gives an output class
 
 
 def _unit(vectors):

@@ -1,35 +1,12 @@
 """CLIP score of pictures with their captions, through torchmetrics, with any local or hub CLIP."""
 
 import torch
-from torch import nn
 
 from brickwork.eval.extractors.features import FIXED_BATCH, weights_digest
 from brickwork.eval.extractors.vision_models import load_clip
 from brickwork.eval.metrics.registry import Given, register_metric, register_need
 from brickwork.eval.report.results import Score
 from brickwork.eval.sets.pictures import decoded_batches
-
-
-class _ProjectedFeatures(nn.Module):
-    """A CLIP whose feature methods return tensors: transformers 5 returns an output class torchmetrics cannot take."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    @property
-    def config(self):
-        return self.model.config
-
-    def get_image_features(self, *args) -> torch.Tensor:
-        return self._tensor(self.model.get_image_features(*args))
-
-    def get_text_features(self, *args) -> torch.Tensor:
-        return self._tensor(self.model.get_text_features(*args))
-
-    def _tensor(self, output) -> torch.Tensor:
-        return output if isinstance(output, torch.Tensor) else output.pooler_output
-
 
 register_need("clip", "there is no CLIP; pass --clip MODEL")
 
@@ -42,7 +19,7 @@ def measure_clip(given: Given) -> dict[str, Score]:
     images, preparation = given.images, given.preparation
     model, processor = load_clip(given.further["clip"])
     # One process measures; torchmetrics must not wait for others.
-    metric = CLIPScore(model_name_or_path=lambda: (_ProjectedFeatures(model), processor), sync_on_compute=False)
+    metric = CLIPScore(model_name_or_path=lambda: (model, processor), sync_on_compute=False)
     with torch.inference_mode():
         for batch in decoded_batches(images, preparation, FIXED_BATCH):
             metric.update(list(batch.pixels), [images.texts[i] for i in batch.indices])

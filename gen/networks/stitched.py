@@ -236,19 +236,16 @@ class StitchedDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
         encoder_hidden_states: torch.Tensor | None = None,
         return_dict: bool = True,
         subnet: str | None = None,
-        additional_context_tokens: torch.Tensor | None = None,
+        **conditions,
     ) -> SampleOutput | tuple:
         """Estimate what the anchors were trained for.
 
-        Arguments are those of `Denoiser`; a subnet is an anchor or a stitch, and the last anchor the network itself.
+        Arguments are those of `Denoiser` that the anchors take; a subnet is an anchor or a stitch, and the last anchor
+        the network itself.
         """
         name = self._find_subnet(subnet)
-        given = {
-            "class_labels": class_labels,
-            "encoder_hidden_states": encoder_hidden_states,
-            "additional_context_tokens": additional_context_tokens,
-        }
-        conditions = {key: value for key, value in given.items() if value is not None}
+        conditions |= {"class_labels": class_labels, "encoder_hidden_states": encoder_hidden_states}
+        conditions = {key: value for key, value in conditions.items() if value is not None}
         cut = next((number for number, cut in enumerate(self.cuts) if cut.name == name), None)
         if cut is None:
             anchor = self.networks[int(name.removeprefix("anchor-"))]

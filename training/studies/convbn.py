@@ -119,19 +119,6 @@ def make_task(images: LabelledImages, config: TrainConfig, steps: int) -> Task:
     return Task(learned.images, held_out, objective, run.batch_size, steps, run.seed)
 
 
-def target_images(overrides: list[str], classes: list[str]) -> tuple[TrainConfig, LabelledImages]:
-    """The configuration, and the pictures of the classes to fine-tune on.
-
-    Raises:
-        ValueError: for data that cannot be read, or classes that they do not have.
-    """
-    config = load_config(CONFIG, overrides)
-    try:
-        return config, build_images(config.data.replace(classes=classes))
-    except ValueError as error:
-        raise ValueError(str(error).replace("`data.classes`", "`--target`")) from None
-
-
 def pretrain(preset: str, overrides: list[str], folder: Path) -> nn.Module:
     """Train a preset in `folder` by the ordinary trainer, or go on with it, or load what it left.
 
@@ -337,19 +324,10 @@ def time_modes(name: str, settings: dict, rounds: int) -> dict[str, dict]:
     cases = []
     for mode in CONVBN_MODES:
         torch.manual_seed(0)
-        step = _fine_tuning_step(*training_step(_specification(name, mode, settings)))
-        cases.append(counted(name, mode, step, probe))
+        network, forward_backward = training_step(_specification(name, mode, settings))
+        update = torch.optim.AdamW(network.parameters(), lr=TIMED_RATE).step
+        cases.append(counted(name, mode, lambda one=forward_backward, two=update: (one(), two()), probe))
     return {row["case"]: row for row in time_cases(cases, measured, {name: BASE}, warm=on_cpu)}
-
-
-def _fine_tuning_step(network: nn.Module, forward_backward: Callable[[], None]) -> Callable[[], None]:
-    optimizer = torch.optim.AdamW(network.parameters(), lr=TIMED_RATE)
-
-    def step() -> None:
-        forward_backward()
-        optimizer.step()
-
-    return step
 
 
 def compare_modes(args: argparse.Namespace) -> str:
@@ -360,18 +338,14 @@ def compare_modes(args: argparse.Namespace) -> str:
         stages += [partial(cost_cells, name, settings, args.rounds) for name in args.networks]
     if args.only != "cost":
         fine_tuned = fine_tuning(args, rates, settings["device"])
-        stages += [partial(fine_tuned, name) for name in names_of(args)]
+        names = list(dict.fromkeys(args.curves))
+        if args.pretrained is not None:
+            folder = args.pretrained.resolve()
+            names = [folder.parent.name if folder.name in ("pipeline", "transformer") else folder.name]
+        stages += [partial(fine_tuned, name) for name in names]
     for number in range(1, len(stages) + 1):
         run_study(Study(STUDY, {}, stages[:number], partial(report_of, settings)), args.output)
     return (args.output / f"{STUDY}.md").read_text(encoding="utf-8")
-
-
-def names_of(args: argparse.Namespace) -> list[str]:
-    """What the networks that are fine-tuned are called."""
-    if args.pretrained is None:
-        return list(dict.fromkeys(args.curves))
-    folder = args.pretrained.resolve()
-    return [folder.parent.name if folder.name in ("pipeline", "transformer") else folder.name]
 
 
 def check(args: argparse.Namespace) -> dict:
@@ -432,7 +406,11 @@ def fine_tuning(args: argparse.Namespace, rates: dict[str, list[float]], device:
     """
     if args.pretrained:
         load_network(args.pretrained)  # what is wrong with it is said before anything is measured
-    config, images = target_images(args.overrides, args.target)
+    config = load_config(CONFIG, args.overrides)
+    try:
+        images = build_images(config.data.replace(classes=args.target))
+    except ValueError as error:
+        raise ValueError(str(error).replace("`data.classes`", "`--target`")) from None
     task, where = make_task(images, config, args.steps), torch.device(device)
     identity = yaml.safe_load(config.to_yaml())
     del identity["data"]["source"], identity["run"]["output_dir"]  # data may move; its pictures are looked at
