@@ -26,7 +26,7 @@ from brickwork.gen.taps import tapped
 
 KINDS = {"BlockUNet2DModel": BlockUNet2DModel, "UNet2DConditionModel": UNet2DConditionModel}
 COMPOSITIONS = ("dhlc", "same_level")
-ASSISTANT = "assistant"
+ASSISTANT, INNER = "assistant", "down_intrablock_additional_residuals"
 
 
 class Link(nn.Module):
@@ -166,69 +166,45 @@ class CompositeDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
         timestep: torch.Tensor | float,
         encoder_hidden_states: torch.Tensor | None = None,
         class_labels: torch.Tensor | None = None,
-        timestep_cond: torch.Tensor | None = None,
-        cross_attention_kwargs: dict[str, Any] | None = None,
-        added_cond_kwargs: dict[str, torch.Tensor] | None = None,
         return_dict: bool = True,
         subnet: str | None = None,
         return_intermediates: bool = False,
         assistant_sample: torch.Tensor | None = None,
-        **lead_residuals,
+        **further,
     ) -> EstimatesOutput | tuple:
         """Estimate what the network was trained for.
 
         Args beside those of `Denoiser`:
-            cross_attention_kwargs: handed on to every network, as are `added_cond_kwargs`.
             return_intermediates: also return the assistants' estimates, which are supervised in training.
             assistant_sample: what the assistants read in place of `sample`, such as a condition of its shape.
-            lead_residuals: `down_block_additional_residuals` and others that the network's ports take, for the lead.
+            further: what else the network takes: conditions such as `timestep_cond`, `cross_attention_kwargs` and
+                `added_cond_kwargs` for every network, `down_block_additional_residuals` and its like for the lead.
         """
-        name = self._find_subnet(subnet)
-        conditions = {
-            "encoder_hidden_states": encoder_hidden_states,
-            "class_labels": class_labels,
-            "timestep_cond": timestep_cond,
-            "cross_attention_kwargs": cross_attention_kwargs,
-            "added_cond_kwargs": added_cond_kwargs,
-        }
-        other = sample if assistant_sample is None else assistant_sample
+        name, other = self._find_subnet(subnet), sample if assistant_sample is None else assistant_sample
+        added = {key: further.pop(key) for key in list(further) if "additional_residual" in key}
+        conditions = {"encoder_hidden_states": encoder_hidden_states, "class_labels": class_labels} | further
         if name == ASSISTANT:
-            estimates = [self.networks[0](other, timestep, **conditions, **lead_residuals).sample]
-        else:
-            estimates = self._estimates(sample, other, timestep, conditions, lead_residuals, return_intermediates)
-        return EstimatesOutput.of(estimates, return_intermediates, return_dict)
-
-    def _estimates(
-        self,
-        sample: torch.Tensor,
-        assistant_sample: torch.Tensor,
-        timestep: torch.Tensor | float,
-        conditions: dict[str, Any],
-        lead_residuals: dict[str, Any],
-        every: bool,
-    ) -> list[torch.Tensor]:
-        """The lead's estimate, after those of the assistants where `every` one is wanted."""
+            estimates = [self.networks[0](other, timestep, **conditions, **added).sample]
+            return EstimatesOutput.of(estimates, return_intermediates, return_dict)
         estimates, residuals = [], None
         for number, network in enumerate(self.networks[:-1]):
             read = _read_diffusers if isinstance(network, UNet2DConditionModel) else _read_ours
-            features, estimate = read(network, assistant_sample, timestep, conditions, residuals, every)
+            features, estimate = read(network, other, timestep, conditions, residuals, return_intermediates)
             residuals = self.links(number, features)
             estimates += [] if estimate is None else [estimate]
-        further = dict(lead_residuals)
-        given = further.pop("down_intrablock_additional_residuals", None)
+        given = added.pop(INNER, None)
         if given is not None:
             residuals = [own if more is None else own + more for own, more in zip(residuals, given)]
-        inner = {"down_intrablock_additional_residuals": residuals}
-        estimates.append(self.networks[-1](sample, timestep, **conditions, **inner, **further).sample)
-        return estimates
+        estimates.append(self.networks[-1](sample, timestep, **conditions, **added, **{INNER: residuals}).sample)
+        return EstimatesOutput.of(estimates, return_intermediates, return_dict)
 
 
 def _read_ours(
     network: BlockUNet2DModel, sample, timestep, conditions: dict, residuals: list | None, decode: bool
 ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
     """The features of each stage, and the estimate if the decoder is to run."""
-    known = {name: conditions[name] for name in ("encoder_hidden_states", "class_labels", "timestep_cond")}
-    passage = network.begin(sample, timestep, **known)
+    known = ("encoder_hidden_states", "class_labels", "timestep_cond")
+    passage = network.begin(sample, timestep, **{name: conditions.get(name) for name in known})
     stages = network.encode(sample, passage, residuals)
     return [outputs[-1] for outputs in stages], network.decode(passage, stages) if decode else None
 
@@ -243,7 +219,7 @@ def _read_diffusers(
         else f"down_blocks.{number}"
         for number, stage in enumerate(network.down_blocks)
     ]
-    inner = {} if residuals is None else {"down_intrablock_additional_residuals": residuals}
+    inner = {} if residuals is None else {INNER: residuals}
     estimate = None
     with tapped(network, sites) as taps, _stopping_behind_the_encoder(network, not decode), suppress(_EncoderDone):
         estimate = network(sample, timestep, **conditions, **inner).sample

@@ -65,19 +65,19 @@ def test_shifting_costs_nothing(make_pipe, height, width, guidance):
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_offsets_keep_patches_and_go_everywhere(make_model, height, width):
-    config = make_model(patch_sizes=(1, 2, 4)).config
-    plan = WindowPlan.of("shifted", (height, width), config)
+    network = make_model(patch_sizes=(1, 2, 4))
+    plan = WindowPlan.of("shifted", (height, width), network, {})
     offsets = [plan.offset(evaluation) for evaluation in range(400)]
     assert offsets[0] == (0, 0)
     for side, places in zip((height, width), zip(*offsets)):
-        expected = set(range(0, side // 4 * 4, 4)) if side > config.sample_size else {0}
+        expected = set(range(0, side // 4 * 4, 4)) if side > network.config.sample_size else {0}
         assert set(places) == expected
-    assert offsets == [WindowPlan.of("shifted", (height, width), config).offset(n) for n in range(400)]
+    assert offsets == [WindowPlan.of("shifted", (height, width), network, {}).offset(n) for n in range(400)]
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_what_enters_leaves_in_its_place_and_knows_where_it_is(make_model, height, width):
-    plan = WindowPlan.of("shifted", (height, width), make_model().config)
+    plan = WindowPlan.of("shifted", (height, width), make_model(), {})
     places = coordinate_channels(height, width, torch.device("cpu"), torch.float32)
     for evaluation in range(7):
         rolled, told = plan.before(places, Evaluation(evaluation, torch.tensor(0.0)))
