@@ -1,14 +1,16 @@
 """The avatar data set: DiceBear's styles, every part drawn by us, so that all attributes of a picture are known.
 
 `brickwork data build avatars` writes three Parquet files: pictures to train on, pictures with combinations of
-attributes that no training picture has, and pictures of other seeds. With `--scenes` each picture has several avatars.
+attributes that no training picture has, and pictures of other seeds. With `--scenes` each picture has several avatars,
+with `--pairs` each has the same avatar in another style beside it.
 
 Build avatars of known attributes with DiceBear's styles: about 5 ms a picture at 128 pixels. With --scenes, pictures
-of one to five avatars, in several shapes, with their boxes.
+of one to five avatars, in several shapes, with their boxes. With --pairs, the same avatar in two styles.
 
 example: brickwork data build avatars --output data/avatars --count 40000 --size 64
          brickwork data build avatars --styles micah bottts --where mood=happy,sad
          brickwork data build avatars --scenes 20000 --output data/scenes
+         brickwork data build avatars --pairs 10000 --output data/pairs
 """
 
 from argparse import ArgumentParser, Namespace
@@ -31,6 +33,7 @@ from brickwork.training.data.build.avatar_files import (
 )
 from brickwork.training.data.build.captions import caption
 from brickwork.training.data.build.clips import build_clips
+from brickwork.training.data.build.pairs import build_pairs
 from brickwork.training.data.build.scenes import build_scenes
 
 
@@ -95,6 +98,7 @@ def configure_parser(parser: ArgumentParser) -> None:
         "--scenes", type=int, metavar="N", help="build N training pictures of several avatars instead"
     )
     pictures.add_argument("--clips", type=int, metavar="N", help="build N training clips of moving avatars instead")
+    pictures.add_argument("--pairs", type=int, metavar="N", help="build N training pairs of two styles instead")
     parser.add_argument("--held-out", type=int, default=1000, help="in each held-out file (default: %(default)s)")
     parser.add_argument(
         "--size",
@@ -120,8 +124,9 @@ def run(args: Namespace) -> int:
         if not equals or not values:
             raise ValueError(f"--where has {given!r}; write attribute=value, or attribute=value,value.")
         where[attribute] = values.split(",")
-    build, count = (build_avatars, args.count) if args.scenes is None else (build_scenes, args.scenes)
-    build, count = (build, count) if args.clips is None else (build_clips, args.clips)
+    several = {"scenes": build_scenes, "clips": build_clips, "pairs": build_pairs}
+    given = {name: getattr(args, name) for name in several if getattr(args, name) is not None}
+    build, count = next(((several[name], number) for name, number in given.items()), (build_avatars, args.count))
     if args.aspects and args.scenes is None:
         raise ValueError(f"--aspects is {args.aspects}, but other pictures than scenes are square; add --scenes.")
     asked = {name: getattr(args, name) for name in ("held_out", "size", "styles", "seed", "packages", "overwrite")}

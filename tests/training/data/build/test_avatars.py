@@ -20,6 +20,7 @@ from brickwork.training.data.build.attributes import ATTRIBUTES, draw, expand, t
 from brickwork.training.data.build.avatar_files import SPLITS, check_licences
 from brickwork.training.data.build.avatars import build_avatars
 from brickwork.training.data.build.captions import caption
+from brickwork.training.data.build.pairs import build_pairs
 from brickwork.training.data.build.scenes import ASPECTS, MOST, build_scenes, picture_sides, place, to_pixels
 
 DESCRIBED = json.loads((Path(__file__).parents[3] / "data" / "avatars" / "styles.json").read_text())
@@ -177,6 +178,31 @@ def test_scenes_of_one_shape_and_of_a_style_with_few_combinations(offline, tmp_p
     with pytest.raises(ValueError, match="where leaves fun-emoji no combination for the split 'combination'"):
         build_scenes(tmp_path / "t", count=10**6, held_out=40, styles=["fun-emoji"], where={"mood": ["happy"]})
     assert not (tmp_path / "t").exists()
+
+
+def test_pairs_are_one_avatar_in_two_styles(offline, tmp_path):
+    styles = ["micah", "avataaars", "bottts"]
+    for folder in ("one", "two"):
+        build_pairs(tmp_path / folder, count=60, held_out=12, size=32, styles=styles, where={"mood": ["happy", "sad"]})
+    files = {split: pq.read_table(tmp_path / "one" / name).to_pylist() for split, name in SPLITS.items()}
+    assert {split: len(rows) for split, rows in files.items()} == {"train": 60, "combination": 12, "seed": 12}
+    assert not {row["combination"] for row in files["train"]} & {row["combination"] for row in files["combination"]}
+    for row in files["train"]:
+        assert row["reference_style"] in styles and row["reference_style"] != styles[row["label"]]
+        alike = json.loads(row["shared"])
+        assert all(row[name] == value for name, value in alike.items()) and alike["ground"] == row["ground"]
+        both = {styles[row["label"]], row["reference_style"]}
+        if both == {"micah", "avataaars"}:  # people: all but what only one of the styles has
+            assert {"skin", "mood", "clothes_colour"} <= set(alike)
+        ground = PIL.ImageColor.getrgb("#" + table()["palettes"]["ground"][row["ground"]])
+        for column in ("image", "reference"):  # the hand of these tests draws the ground alone
+            assert PIL.Image.open(io.BytesIO(row[column]["bytes"])).getpixel((0, 0)) == ground
+    for name in (*SPLITS.values(), "README.md"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    with pytest.raises(ValueError, match="styles is micah; name two"):
+        build_pairs(tmp_path / "t", count=1, held_out=0, styles=["micah"])
+    assert main(["data", "build", "avatars", "--pairs", "2", "--held-out", "0", "-o", str(tmp_path / "p")]) == 0
+    assert "reference" in pq.read_table(tmp_path / "p" / SPLITS["train"]).column_names
 
 
 def test_scenes_from_the_command_line(offline, tmp_path, capsys):
