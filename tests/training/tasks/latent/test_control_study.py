@@ -52,8 +52,10 @@ def test_the_study_goes_through(bases, tmp_path):
     command += ["--seconds", "0.01", "--seeds", "1", "--steps", "1"]
     assert control.main(command) == 0
     scores = json.loads((out / "control.json").read_text())["scores"]
-    assert list(scores) == ["no control", "ControlAdapter", "ControlNet"]
-    assert all(len(one["edges"]) == 4 and len(one["losses"]) == 1 for seeds in scores.values() for one in seeds)
+    assert list(scores) == ["held-out pictures", "no control", "ControlAdapter", "ControlNet"]
+    assert all(len(one["edges"]) == 4 for seeds in scores.values() for one in seeds)
+    (truth,), *drawn = scores.values()
+    assert truth["edges"] == [1.0] * 4 and all(len(one["losses"]) == 1 for seeds in drawn for one in seeds)
     told = json.loads((out / "trained" / "ControlNet" / "0" / "cell.json").read_text())["result"]
     assert told["steps"] >= 1 and (out / "control.png").is_file()
-    assert "ControlNet − ControlAdapter" in (out / "control.md").read_text()
+    assert "Differences to ControlAdapter" in (out / "control.md").read_text()
