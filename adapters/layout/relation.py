@@ -15,8 +15,8 @@ class RelativePositionMap(nn.Module):
     """One logit a head for every relative position: a linear map of sines and cosines, looked up bilinearly.
 
     The paper tabulates the position features on a grid of `size + 1` by `size + 1`, with 256 numbers each. They are a
-    part for x beside a part for y, so that the linear map of the table is an outer sum of two short tables: the same
-    numbers without the 165 MB.
+    part for x beside a part for y, so that the map is an outer sum of two lines, and bilinear reading of it is the sum
+    of linear readings of both: the same numbers without the 165 MB, and without gradients of whole maps.
 
     Args:
         num_heads: heads of the attentions that read it.
@@ -39,35 +39,42 @@ class RelativePositionMap(nn.Module):
         nn.init.normal_(self.projection.weight, std=0.01)
         nn.init.ones_(self.projection.bias)  # so that the logarithm starts near zero
 
-    def table(self) -> torch.Tensor:
-        """The map `(1, heads, size + 1, size + 1)`, rows (y) first."""
+    def lines(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The map along x and along y, `(size + 1, heads)` each; it is their outer sum."""
         weight = self.projection.weight
         cells = torch.arange(-(self.size // 2), self.size // 2 + 1, device=weight.device, dtype=weight.dtype)
         numbers = torch.arange(self.dim // 4, device=weight.device, dtype=weight.dtype)
         waves = self.temperature ** (numbers * (4.0 / self.dim))
         angles = cells[:, None] / waves
         features = torch.cat([angles.sin(), angles.cos()], dim=1)  # (size + 1, dim / 2)
-        along_x, along_y = (
-            weight[:, half] @ features.T for half in (slice(0, self.dim // 2), slice(self.dim // 2, None))
-        )
-        return (along_x[:, None, :] + along_y[:, :, None] + self.projection.bias[:, None, None])[None]
+        along_x, along_y = (features @ half.T for half in weight.chunk(2, dim=1))
+        return along_x, along_y + self.projection.bias
 
-    def forward(self, offsets: torch.Tensor, table: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, offsets: torch.Tensor, lines: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> torch.Tensor:
         """Logits of relative positions.
 
         Args:
             offsets: `(B, queries, keys, 2)`, x then y of the key less the query, from -1 to 1 over the map; what lies
                 beyond takes the border's.
-            table: `table()`, where several look-ups share it.
+            lines: `lines()`, where several look-ups share it.
 
         Returns:
             `(B, heads, queries, keys)`.
         """
-        table = self.table() if table is None else table
-        logits = nn.functional.grid_sample(
-            table.expand(len(offsets), -1, -1, -1), offsets.to(table.dtype), padding_mode="border", align_corners=False
-        )
+        along = self.lines() if lines is None else lines
+        logits = sum(_read(line, offset) for line, offset in zip(along, offsets.unbind(-1))).movedim(-1, 1)
         return logits.clamp(min=_LEAST).log() if self.log_scale else logits
+
+
+def _read(line: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """A line `(cells, heads)` at offsets from -1 to 1 over it, linearly between middles of cells => `(…, heads)`."""
+    last = len(line) - 1
+    place = (((offsets + 1) * len(line) - 1) / 2).clamp(0, last)
+    before = place.floor().clamp(max=last - 1).long()
+    share = (place - before)[..., None].to(line)
+    return torch.lerp(nn.functional.embedding(before, line), nn.functional.embedding(before + 1, line), share)
 
 
 class KeyAttention(nn.Module):
@@ -142,10 +149,10 @@ class BridgedRelation(nn.Module):
             key_positions: `(kinds, B, keys, 2)` on the scale of `query_positions`.
             positions: the map that all share, `None` for attention by appearance alone.
         """
-        total, table = torch.zeros_like(queries), None if positions is None else positions.table()
+        total, lines = torch.zeros_like(queries), None if positions is None else positions.lines()
         for attention, key, position in zip(self.attentions, keys, key_positions, strict=True):
             logits = None
             if positions is not None:
-                logits = positions(position[:, None, :, :] - query_positions[None, :, None, :], table)
+                logits = positions(position[:, None, :, :] - query_positions[None, :, None, :], lines)
             total = total + attention(queries, key, logits, mask)
         return total

@@ -30,7 +30,7 @@ from brickwork.eval.report.pictures import labelled_sheet
 from brickwork.eval.studies.core import Cell, Study, StudyFolder, compare_pairs, mean_and_spread, run_study, table_of
 from brickwork.files import write_file
 from brickwork.pipelines.latents import encode
-from brickwork.pipelines.prompts import encode_captions
+from brickwork.pipelines.prompts import encode_captions, encode_no_caption
 from brickwork.pipelines.stable_diffusion import PromptedUNet, load_pipeline, objective_of
 from brickwork.training.data.images import to_unit_range
 
@@ -181,6 +181,7 @@ class SideBySide(ABC):
         data, pipeline = self.prepared("held_out_seeds"), self.pipeline()
         network = PromptedUNet(pipeline.unet, {"prompt_embeds": data["prompts"]})
         objective, numbers, losses, drawn = objective_of(pipeline.scheduler), data["prompt_of"], [], []
+        nothing = encode_no_caption(pipeline)["prompt_embeds"]
         with self.loaded(way, seed) as adapter:
 
             def under(rows: slice) -> contextlib.AbstractContextManager:
@@ -193,12 +194,12 @@ class SideBySide(ABC):
                     losses.append(paired_loss(network, pairs, objective)["loss"])
             for start in range(0, len(numbers), BATCH):
                 rows = slice(start, start + BATCH)
-                captions = data["captions"][rows]
+                prompts = data["prompts"][numbers[rows]]
                 with under(rows), self.autocast():
                     pictures = pipeline(
-                        captions, height=self.args.size, width=self.args.size, num_inference_steps=self.args.steps,
+                        prompt_embeds=prompts, negative_prompt_embeds=nothing.expand_as(prompts), height=self.args.size, width=self.args.size, num_inference_steps=self.args.steps,
                         guidance_scale=self.args.guidance, output_type="np",
-                        generator=[torch.Generator().manual_seed(start + row) for row in range(len(captions))],
+                        generator=[torch.Generator().manual_seed(start + row) for row in range(len(prompts))],
                     ).images  # fmt: skip
                 drawn.append((np.nan_to_num(pictures).clip(0, 1) * 255).round().astype(np.uint8))
         pictures = np.concatenate(drawn)

@@ -66,6 +66,18 @@ def test_equal_to_the_authors_module():
     torch.testing.assert_close((queries + change).relu().view(2, 5, 6, 16), arrays["output"], rtol=1e-9, atol=1e-9)
 
 
+def test_the_map_is_read_as_a_table_of_two_axes_would_be():
+    torch.manual_seed(0)
+    positions = RelativePositionMap(4, size=20, dim=16).double()
+    nn.init.normal_(positions.projection.weight)
+    along_x, along_y = positions.lines()
+    table = (along_x[None] + along_y[:, None]).permute(2, 0, 1)[None].expand(2, -1, -1, -1)
+    offsets = torch.empty(2, 30, 5, 2, dtype=torch.float64).uniform_(-1.3, 1.3)  # beyond the border too
+    offsets[0, 0, 0], offsets[0, 0, 1] = 1, -1
+    wanted = nn.functional.grid_sample(table, offsets, padding_mode="border", align_corners=False)
+    torch.testing.assert_close(positions(offsets), wanted.clamp(min=1e-6).log())
+
+
 @pytest.mark.parametrize("encoding", ["relative", "fourier"])
 def test_padding_says_nothing(encoding):
     torch.manual_seed(0)
