@@ -197,7 +197,8 @@ class SideBySide(ABC):
                 prompts = data["prompts"][numbers[rows]]
                 with under(rows), self.autocast():
                     pictures = pipeline(
-                        prompt_embeds=prompts, negative_prompt_embeds=nothing.expand_as(prompts), height=self.args.size, width=self.args.size, num_inference_steps=self.args.steps,
+                        prompt_embeds=prompts, negative_prompt_embeds=nothing.expand_as(prompts),
+                        height=self.args.size, width=self.args.size, num_inference_steps=self.args.steps,
                         guidance_scale=self.args.guidance, output_type="np",
                         generator=[torch.Generator().manual_seed(start + row) for row in range(len(prompts))],
                     ).images  # fmt: skip
