@@ -50,9 +50,7 @@ class RelativePositionMap(nn.Module):
         along_x, along_y = (features @ half.T for half in weight.chunk(2, dim=1))
         return along_x, along_y + self.projection.bias
 
-    def forward(
-        self, offsets: torch.Tensor, lines: tuple[torch.Tensor, torch.Tensor] | None = None
-    ) -> torch.Tensor:
+    def forward(self, offsets: torch.Tensor, lines: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
         """Logits of relative positions.
 
         Args:
