@@ -95,13 +95,6 @@ def test_completion_knows_every_command_and_option(shell, capsys, tmp_path):
             assert answer.stdout.split() == [found], answer.stderr
 
 
-def _parsers(name):
-    """A command's parser, or those of its sub-commands."""
-    parser = cli.parser_of(name)
-    inner = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
-    return inner[0] if inner else {"": parser}
-
-
 # `calc` loads the extractor again, by the name that the reference keeps.
 WITHOUT_HUB_OPTIONS = ["evaluate ref"]
 
@@ -109,25 +102,20 @@ WITHOUT_HUB_OPTIONS = ["evaluate ref"]
 @pytest.mark.parametrize("name", list(cli.COMMANDS))
 def test_what_loads_models_of_the_hub_takes_its_options(name):
     """A command whose help offers a model's name on the hub takes all of them, with the words of one table."""
-    for inner, parser in _parsers(name).items():
-        told = [action.help or "" for action in parser._actions]
-        models = [text for text in told if re.search(r"(hub id|name on the hub|hub name\b|on the Hub)", text)]
-        if not [text for text in models if "Parquet" not in text] or f"{name} {inner}" in WITHOUT_HUB_OPTIONS:
-            continue
-        actions = parser._option_string_actions
-        for option, how in options._HUB.items():
-            assert f"--{option}" in actions, models
-            assert actions[f"--{option}"].help in (how["help"], options._BASE[option]["help"])
+    parser = cli.parser_of(name)
+    told = [action.help or "" for action in parser._actions]
+    models = [text for text in told if re.search(r"(hub id|name on the hub|hub name\b|on the Hub)", text)]
+    if not [text for text in models if "Parquet" not in text] or name in WITHOUT_HUB_OPTIONS:
+        return
+    actions = parser._option_string_actions
+    for option, how in options._HUB.items():
+        assert f"--{option}" in actions, models
+        assert actions[f"--{option}"].help in (how["help"], options._BASE[option]["help"])
 
 
 def test_commands_with_models_of_the_hub_are_found():
     """As the test above finds them: it would pass if it found none."""
-    with_options = [
-        f"{name} {inner}".strip()
-        for name in cli.COMMANDS
-        for inner, parser in _parsers(name).items()
-        if "--revision" in parser._option_string_actions
-    ]
+    with_options = [name for name in cli.COMMANDS if "--revision" in cli.parser_of(name)._option_string_actions]
     wanted = "app benchmark distill export generate info judge merge search seams sweep".split()
     assert {*wanted, "convert resadapter", "evaluate gen", "evaluate calc", "data cache"} <= {*with_options}
 
@@ -151,14 +139,20 @@ def test_errors_speak_of_options(text, told):
     ("words", "message"),
     [
         (["generate", "x", "--guidence", "2"], "did you mean --guidance"),
-        (["evaluate", "gne"], "did you mean gen?"),
         (["info", "--heigt=3", "x"], "did you mean --height"),
+        (["convbn", "--only", "cots"], "did you mean cost?"),
     ],
 )
-def test_a_slip_in_an_option_or_a_sub_command(words, message, capsys):
+def test_a_slip_in_an_option_or_a_choice(words, message, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(words)
     assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_slip_in_the_second_word_of_a_group(capsys):
+    assert cli.main(["evaluate", "gne"]) == 2
+    told = capsys.readouterr().err
+    assert "evaluate compare" in told and "did you mean evaluate gen?" in told
 
 
 def loud(parser):

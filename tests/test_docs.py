@@ -217,10 +217,6 @@ def test_commands_in_the_text_exist(page):
         group = any(command.startswith(f"{words[0]} ") for command in cli.COMMANDS)
         assert name or group, f"{page.name}: no command in `{given}`"
         known = set(cli.parser_of(name).option_names()) if name else set()
-        if name == "evaluate":
-            actions = cli.parser_of(name)._actions
-            (parsers,) = [action.choices for action in actions if isinstance(action.choices, dict)]
-            known |= {option for parser in parsers.values() for option in parser._option_string_actions}
         options = {word.partition("=")[0] for word in words if word.startswith("--")}
         assert options <= known | {"--help"}, f"{page.name}: `{given}`: {options - known}"
 

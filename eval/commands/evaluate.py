@@ -1,7 +1,5 @@
-"""`brickwork evaluate ref | gen | calc | compare`.
-
-Sample at scale, measure and compare, by protocols that are stored with every number.
-"""
+"""`brickwork evaluate ref | gen | calc | compare`: sample at scale, measure and compare, by protocols that are stored
+with every number."""
 
 import argparse
 import json
@@ -11,34 +9,6 @@ from pathlib import Path
 from brickwork import hub, options
 from brickwork.errors import explained, one_of
 from brickwork.eval.commands.judge import add_detector, make_judge
-
-EXAMPLES = """examples:
-  brickwork evaluate ref data/emoji/train.parquet --resolution 64 -o emoji-64.safetensors
-  brickwork evaluate gen my-pipeline -n 7000 --seed 0 --labels balanced -o samples-0
-  brickwork evaluate calc samples-0 samples-1 --reference emoji-64.safetensors -o result.json
-  brickwork evaluate compare result.json other.json
-
-`accelerate launch -m brickwork.cli evaluate …` shares ref, gen and calc among several processes."""
-
-
-def configure_parser(parser: argparse.ArgumentParser) -> None:
-    """Add the four sub-commands."""
-    parser.epilog = EXAMPLES
-    commands = parser.add_subparsers(dest="evaluate_command", required=True, metavar="ref|gen|calc|compare")
-    _configure_ref(_command(commands, "ref", "measure real pictures once: statistics, features, hashes"))
-    _configure_gen(_command(commands, "gen", "sample many pictures from a pipeline, each with its own seed"))
-    _configure_calc(_command(commands, "calc", "measure samples against a reference"))
-    _configure_compare(_command(commands, "compare", "put results side by side"))
-
-
-def _command(commands, name: str, description: str) -> argparse.ArgumentParser:
-    examples = [line.strip() for line in EXAMPLES.splitlines() if f"evaluate {name} " in line]
-    return commands.add_parser(
-        name,
-        help=description,
-        description=description[0].upper() + description[1:] + ".",
-        epilog="example:\n  " + "\n  ".join(examples),
-    )
 
 
 def _add_extractor(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +29,13 @@ def _add_preparation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="take the first so many pictures only")
 
 
-def _configure_ref(parser: argparse.ArgumentParser) -> None:
+def configure_ref(parser: argparse.ArgumentParser) -> None:
+    """Measure real pictures once: statistics, features, hashes. `accelerate launch -m brickwork.cli evaluate ref …`
+    shares the work among several processes, as it does of gen and calc.
+
+    example:
+      brickwork evaluate ref data/emoji/train.parquet --resolution 64 -o emoji-64.safetensors
+    """
     parser.add_argument("data", help="folder, .npz, .parquet, .tar, or the id of a data set on the hub")
     parser.add_argument("-o", "--output", required=True, help="the reference file to write (.safetensors)")
     parser.add_argument("--protocol", default="clean", help="adm, clean (default), legacy-pytorch or torchmetrics")
@@ -74,7 +50,12 @@ def _configure_ref(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_ref)
 
 
-def _configure_gen(parser: argparse.ArgumentParser) -> None:
+def configure_gen(parser: argparse.ArgumentParser) -> None:
+    """Sample many pictures from a pipeline, each with its own seed.
+
+    example:
+      brickwork evaluate gen my-pipeline -n 7000 --seed 0 --labels balanced -o samples-0
+    """
     options.add_common(parser, "pipeline")
     parser.add_argument("-o", "--output", required=True, help="folder of the pictures (for npz: the file)")
     parser.add_argument("-n", "--count", type=int, required=True, help="how many pictures")
@@ -98,7 +79,12 @@ def _configure_gen(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_gen, check=hub.check_argument("pipeline"))
 
 
-def _configure_calc(parser: argparse.ArgumentParser) -> None:
+def configure_calc(parser: argparse.ArgumentParser) -> None:
+    """Measure samples against a reference.
+
+    example:
+      brickwork evaluate calc samples-0 samples-1 --reference emoji-64.safetensors -o result.json
+    """
     parser.add_argument("samples", nargs="+", help="one or more sets of samples, one for each seed")
     parser.add_argument("--reference", required=True, help="what `evaluate ref` wrote")
     parser.add_argument("-o", "--output", required=True, help="the result to write (.json); pictures go beside it")
@@ -128,7 +114,12 @@ def _configure_calc(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_calc)
 
 
-def _configure_compare(parser: argparse.ArgumentParser) -> None:
+def configure_compare(parser: argparse.ArgumentParser) -> None:
+    """Put results side by side.
+
+    example:
+      brickwork evaluate compare result.json other.json
+    """
     parser.add_argument("results", nargs="+", help="two or more results of `evaluate calc`")
     parser.add_argument("--force", action="store_true", help="show results side by side that cannot be compared")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")

@@ -36,7 +36,10 @@ COMMANDS = {
         "one training run, changed one thing at a time, over several seeds",
     ),
     "battle": ("training.studies.commands:battle", "backbones of one size under equal conditions: tables and a plot"),
-    "evaluate": ("eval.commands.evaluate", "reference statistics, samples, metrics, comparisons"),
+    "evaluate ref": ("eval.commands.evaluate:ref", "real pictures, measured once: statistics, features, hashes"),
+    "evaluate gen": ("eval.commands.evaluate:gen", "many pictures of a pipeline, each with its own seed"),
+    "evaluate calc": ("eval.commands.evaluate:calc", "metrics of samples against a reference"),
+    "evaluate compare": ("eval.commands.evaluate:compare", "results side by side"),
     "judge": ("eval.commands.judge", "objects, numbers, colours and positions in pictures, against their prompts"),
     "sweep": ("eval.studies.sweep", "a pipeline over sizes, ratios and adapter strengths: contact sheet and table"),
     "search": ("eval.commands.search", "the best brick schedules within budgets of operations"),
@@ -106,12 +109,6 @@ class Parser(argparse.ArgumentParser):
             "-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="what libraries note; tracebacks"
         )
 
-    def parse_known_args(self, args=None, namespace=None, **options):
-        found, rest = super().parse_known_args(args, namespace, **options)
-        if not hasattr(found, "parser"):  # the innermost of sub-commands is the first to end
-            found.parser = self
-        return found, rest
-
     def error(self, message: str):
         unknown = re.search(r"unrecognized arguments: .*?(--[\w-]+)", message)
         choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
@@ -137,17 +134,6 @@ def parser_of(name: str) -> Parser:
     return parser
 
 
-def _parse(parser: Parser, words: list[str]) -> argparse.Namespace:
-    """Options may stand before, between and behind the other words, but with sub-commands."""
-    try:
-        args = parser.parse_intermixed_args(words)
-    except TypeError:
-        args = parser.parse_args(words)
-    if not hasattr(args, "parser"):  # from Python 3.12.8 on, intermixed words go by another way through argparse
-        args.parser = parser
-    return args
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; bad input becomes one line and the exit status 2."""
     words = sys.argv[1:] if arguments is None else arguments
@@ -161,7 +147,9 @@ def main(arguments: list[str] | None = None) -> int:
             f"error: there is no command {f'{name} {rest[0]}'!r}; did you mean {' or '.join(near)}?", file=sys.stderr
         )
         return 2
-    args = _parse(parser_of(name), rest)
+    parser = parser_of(name)
+    args = parser.parse_intermixed_args(rest)  # options may stand before, between and behind the other words
+    args.parser = parser
     with warnings.catch_warnings(), _told_to_libraries(args), no_bars() if hasattr(args, "quiet") else nullcontext():
         _tell(args)
         return _run(args)
@@ -275,6 +263,8 @@ def _answer(words: list[str]) -> int:
         if any(name.startswith(f"{group} ") for name in COMMANDS):
             known = words == group.split() or words[len(group.split())] in ("-h", "--help")
             print(overview(group), file=sys.stdout if known else sys.stderr)
+            if near := [] if known else near_names(given, COMMANDS):
+                print(f"error: there is no command {given!r}; did you mean {near[0]}?", file=sys.stderr)
             return 0 if known else 2
     near = near_names(given, COMMANDS, 3) or near_names(words[0], COMMANDS, 3)
     fix = f"did you mean {' or '.join(near)}?" if near else "`brickwork --help` lists them."

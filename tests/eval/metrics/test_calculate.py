@@ -233,9 +233,9 @@ def test_comparison_needs_two_results_with_something_in_common(result, tmp_path)
         read_result(tmp_path / "x.json")
 
 
-def run(*words: str):
+def run(name: str, *words: str):
     parser = argparse.ArgumentParser()
-    evaluate.configure_parser(parser)
+    getattr(evaluate, f"configure_{name}")(parser)
     args = parser.parse_args([str(word) for word in words])
     return args.run(args)
 

@@ -164,8 +164,8 @@ def test_paired_loss_of_a_latent_network_is_that_of_its_latents(pixels):
 def test_calc_scores_a_pipeline_on_what_its_folder_says(lego, tmp_path):
     def trained_for(*words):
         parser = argparse.ArgumentParser()
-        evaluate.configure_parser(parser)
-        required = ["calc", "samples", "--reference", "r", "-o", "o.json", "--paired", str(tmp_path), "data"]
+        evaluate.configure_calc(parser)
+        required = ["samples", "--reference", "r", "-o", "o.json", "--paired", str(tmp_path), "data"]
         return evaluate._trained_for(parser.parse_args([*required, *words]), str(tmp_path))
 
     assert trained_for() == ("edm", {})  # folders of before
