@@ -114,7 +114,7 @@ def check_brickwork(words: list[str]) -> None:
     assert name or words in (["--version"], ["--help"]), f"no command {words}"
     if not name or "--help" in rest:
         return
-    args = cli._parse(cli.parser_of(name), rest)
+    args = cli.parser_of(name).parse_intermixed_args(rest)
     if name == "train":
         check_run(args, task_of("train_backbone"))
     if getattr(args, "config", None) and name.startswith("data "):

@@ -5,49 +5,36 @@ from collections.abc import Sequence
 from brickwork.eval.benchmark.networks import OURS
 from brickwork.eval.report.blocks import Panels, Plot, Table
 from brickwork.eval.report.numbers import spread
-
-GIB = 2**30
-
-
-def _gib(entry: dict | None, key: str = "peak") -> str:
-    return "–" if entry is None else f"{entry[key] / GIB:.2f}"
+from brickwork.eval.studies.core import table_of
 
 
 def timing_table(rows: Sequence[dict]) -> str:
     """Operations, share of the machine's rate and time against the base of each group, with quartiles."""
-    lines = []
-    for row in rows:
-        seconds = sorted(row["seconds"])[len(row["seconds"]) // 2]
-        lines.append(
-            (
-                f"{row['group']}: {row['case']}",
-                f"{row['operations'] / 1e9:.4g}",
-                f"{seconds:.3g}",
-                spread(row["fraction_of_machine"], ".0%"),
-                spread(row.get("ratio"), ".2f"),
-                spread(row.get("ratio_per_operation"), ".2f"),
-            )
-        )
-    return Table(
-        ("", "GFLOP", "CPU s", "of the machine's rate", "time, to the first's", "per operation"), lines
-    ).text()
+    columns = {
+        "": lambda row: f"{row['group']}: {row['case']}",
+        "GFLOP": lambda row: f"{row['operations'] / 1e9:.4g}",
+        "CPU s": lambda row: f"{sorted(row['seconds'])[len(row['seconds']) // 2]:.3g}",
+        "of the machine's rate": lambda row: spread(row["fraction_of_machine"], ".0%"),
+        "time, to the first's": lambda row: spread(row.get("ratio"), ".2f"),
+        "per operation": lambda row: spread(row.get("ratio_per_operation"), ".2f"),
+    }
+    return table_of(rows, columns).text()
 
 
 def memory_table(rows: Sequence[dict]) -> str:
     """Peak memory of training steps."""
-    lines = [
-        (
-            row["name"] if row["case"] == OURS else f"{row['name']}: {row['case']}",
-            f"{row['batch']} × {row['size']} px",
-            _gib(row["derived"], "weights"),
-            _gib(row["derived"]),
-            _gib(row["measured"]),
-        )
-        for row in rows
-    ]
-    return Table(
-        ("training step with AdamW, GiB", "images", "weights", "peak, tensors", "peak, process"), lines
-    ).text()
+
+    def gib(entry: dict | None, key: str = "peak") -> str:
+        return "–" if entry is None else f"{entry[key] / 2**30:.2f}"
+
+    columns = {
+        "training step with AdamW, GiB": lambda row: row["name"] + ("" if row["case"] == OURS else f": {row['case']}"),
+        "images": lambda row: f"{row['batch']} × {row['size']} px",
+        "weights": lambda row: gib(row["derived"], "weights"),
+        "peak, tensors": lambda row: gib(row["derived"]),
+        "peak, process": lambda row: gib(row["measured"]),
+    }
+    return table_of(rows, columns).text()
 
 
 def suite_text(name: str, suite: dict) -> str:
@@ -69,11 +56,13 @@ def marks(suites: dict[str, dict]) -> list[dict]:
 
 def marks_table(found: Sequence[dict]) -> str:
     """The marks as text."""
-    lines = [
-        (entry["what"], entry["wanted"], f"{entry['measured']:.3f}", "met" if entry["met"] else "MISSED")
-        for entry in found
-    ]
-    return Table(("mark", "wanted", "measured", ""), lines).text()
+    columns = {
+        "mark": lambda entry: entry["what"],
+        "wanted": lambda entry: entry["wanted"],
+        "measured": lambda entry: f"{entry['measured']:.3f}",
+        "": lambda entry: "met" if entry["met"] else "MISSED",
+    }
+    return table_of(found, columns).text()
 
 
 def plot(suites: dict[str, dict]) -> Panels | None:

@@ -8,9 +8,9 @@ moved, recoloured or doubled. A kind of error is seen where a verdict gives a re
 """
 
 import argparse
-import statistics
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from brickwork.eval.judge.scenes import ERRORS, make_scene, plant
 from brickwork.eval.judge.verdicts import Judge, kind_of
 from brickwork.eval.report.blocks import Table
 from brickwork.eval.report.numbers import number
+from brickwork.eval.studies import core
+from brickwork.eval.studies.core import mean_and_spread
 
 REASONS = {"dropped": "missing", "moved": "position", "recoloured": "colour", "doubled": "too many"}
 
@@ -44,14 +46,13 @@ def _precision_and_recall(planted: Sequence[bool], seen: Sequence[bool]) -> tupl
 
 def table_of(judge: Judge, count: int, seeds: Sequence[int]) -> Table:
     """Mean and spread over seeds of what `scores_of` gives."""
-    runs, rows = [scores_of(judge, count, seed) for seed in seeds], []
-    for error in runs[0]:
-        row = [error]
-        for which in (0, 1):
-            values = [run[error][which] for run in runs]
-            row.append(number(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None))
-        rows.append(row)
-    return Table(["error", "precision", "recall"], rows, f"{judge.detector.name}, {len(seeds)} × {count} scenes.")
+    runs = [scores_of(judge, count, seed) for seed in seeds]
+
+    def told(which: int, error: str) -> str:
+        return number(*mean_and_spread([run[error][which] for run in runs]))
+
+    columns = {"error": str, "precision": partial(told, 0), "recall": partial(told, 1)}
+    return core.table_of(list(runs[0]), columns, f"{judge.detector.name}, {len(seeds)} × {count} scenes.")
 
 
 def main(arguments: list[str] | None = None) -> int:
