@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from brickwork.errors import no_unknown
+from brickwork.eval.extractors.attributes import load_judge
 from brickwork.eval.judge.denoiser_features import DenoiserFeatures, joined
-from brickwork.eval.judge.flat_ground import differs_from_ground
+from brickwork.eval.judge.flat_ground import cut_out, differs_from_ground
 from brickwork.eval.judge.label_head import LabelHead, mean_overlap
 from brickwork.eval.judge.region_detector import RegionDetector
 from brickwork.eval.judge.region_head import RegionHead, box_overlaps, matched, proposals, region_losses
 from brickwork.eval.judge.scenes import ERRORS, make_scene, plant
-from brickwork.eval.judge.teachers import Teacher, embed_regions, load_teacher, to_square
+from brickwork.eval.judge.teachers import AttributeTeacher, Teacher, embed_regions, load_teacher, to_square
 from brickwork.eval.sampling.pipelines import load_pipeline
 from brickwork.files import new_folder
 
@@ -172,6 +173,36 @@ def region_scores(detector: RegionDetector, scenes: Sequence[Boxed], left_out: S
     return {kind: sum(one) / len(one) for kind, one in hits.items() if one}
 
 
+def agreement(detector: RegionDetector, scenes: Sequence[Boxed]) -> dict[str, float]:
+    """What the head and the judge of attributes say of the same avatars, each asked for its style.
+
+    Returns:
+        `found`: share of objects over which the head has a box (overlap of half); and of these the shares that the
+        `head` and the `judge` name as they are, and on whose name they `agree`.
+    """
+    judge, hits = load_judge(), []
+    names = sorted(set(judge.attributes["style"]) & {name for scene in scenes for name in scene.names})
+    for scene in scenes:
+        picture, side = scene.picture.permute(1, 2, 0).numpy(), scene.picture.shape[-1]
+        (found,) = detector([picture], [names])
+        surest = [(one.score, name, torch.tensor(one.box)) for name in names for one in found[name]]
+        for box, name in zip(scene.boxes, scene.names):
+            over = [
+                (score, said) for score, said, one in surest if box_overlaps(box[None], one[None] / side)[0, 0] >= 0.5
+            ]
+            left, top, right, bottom = (box * side).round().int().tolist()
+            crop = cut_out(picture, (slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))))
+            (named,) = judge.name(torch.from_numpy(crop.copy()).permute(2, 0, 1)[None])
+            said = max(over)[1] if over else None
+            hits.append((bool(over), said == name, named["style"] == name, said == named["style"]))
+    found = [one for one in hits if one[0]]
+    shares = {"found": len(found) / len(hits)} if hits else {}
+    if found:
+        right = zip(*(one[1:] for one in found))
+        shares |= {name: sum(one) / len(found) for name, one in zip(("head", "judge", "agree"), right)}
+    return shares
+
+
 def train_label_head(
     scenes: Sequence[Boxed], features: DenoiserFeatures, steps: int, learning_rate: float = 2e-3,
     pipeline: str | None = None,
@@ -203,6 +234,34 @@ def label_scores(head: LabelHead, features: DenoiserFeatures, scenes: Sequence[B
     return {level: mean_overlap(classes, wanted, len(names)) for level, classes in found.items()}
 
 
+@torch.no_grad()
+def sample_score(head: LabelHead, features: DenoiserFeatures, count: int, steps: int = 10) -> float:
+    """Mean intersection over union on samples of the head's own pipeline, each of a class that the head knows.
+
+    What stands on a sample's ground is taken to be of its class.
+
+    Raises:
+        ValueError: for a pipeline of other classes.
+    """
+    names, known = list(head.config.names), features.network.config.id2label or {}
+    labels = [int(number) for number, name in known.items() if name in names]
+    if not labels:
+        raise ValueError(f"`samples` is {count}, but the pipeline draws none of {', '.join(names)}; give 0.")
+    wanted, found = [], []
+    for start in range(0, count, ENCODED_AT_ONCE):
+        drawn = [labels[number % len(labels)] for number in range(start, min(count, start + ENCODED_AT_ONCE))]
+        pictures = features.pipeline(
+            class_labels=drawn, num_inference_steps=steps, guidance_scale=2.0, output_type="np",
+            generator=[torch.Generator().manual_seed(start + number) for number in range(len(drawn))],
+        ).images  # fmt: skip
+        pixels = torch.from_numpy((pictures * 255).round().astype(np.uint8)).permute(0, 3, 1, 2)
+        told = {int(number): name for number, name in known.items()}
+        whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+        wanted += [Boxed(picture, whole, (told[label],)).mask(names) for picture, label in zip(pixels, drawn)]
+        found.append(head(features(pixels)).argmax(dim=1))
+    return mean_overlap(torch.cat(found), torch.stack(wanted), len(names))
+
+
 def _arguments(description: str, arguments: list[str] | None, teacher: bool) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="`shapes`, or a folder of `brickwork data build avatars --scenes`")
@@ -214,6 +273,8 @@ def _arguments(description: str, arguments: list[str] | None, teacher: bool) -> 
     parser.add_argument("--steps", type=int, default=600, help="of the optimiser (default: 600)")
     parser.add_argument("--held-out", type=int, default=100, help="scenes to measure by (default: 100)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier head in that folder")
+    if not teacher:
+        parser.add_argument("--samples", type=int, default=0, help="of the model to measure by, too (default: 0)")
     if teacher:
         parser.add_argument("--teacher", default="avatar-attributes", help="or shapes, or clip:<folder or hub id>")
         parser.add_argument("--leave-out", nargs="*", default=[], metavar="NAME", help="classes not to train on")
@@ -235,8 +296,12 @@ def region_main(description: str, arguments: list[str] | None = None) -> int:
     teacher = load_teacher(args.teacher)
     head = train_region_head(scenes, features, teacher, args.leave_out, args.steps, pipeline=args.model)
     _save(head, args, "train_region_head.py")
-    scores = region_scores(RegionDetector(head, features, teacher), held_out, args.leave_out)
+    detector = RegionDetector(head, features, teacher)
+    scores = region_scores(detector, held_out, args.leave_out)
     print("objects found by name: " + ", ".join(f"{kind} {share:.1%}" for kind, share in scores.items()))
+    if args.teacher == AttributeTeacher.name:
+        both = agreement(detector, held_out)
+        print("beside the attribute judge: " + ", ".join(f"{what} {share:.1%}" for what, share in both.items()))
     return 0
 
 
@@ -248,6 +313,8 @@ def label_main(description: str, arguments: list[str] | None = None) -> int:
     _save(head, args, "train_label_head.py")
     scores = label_scores(head, features, held_out)
     print("mean overlap by noise level: " + ", ".join(f"{level:g}: {share:.3f}" for level, share in scores.items()))
+    if args.samples:
+        print(f"mean overlap on {args.samples} samples: {sample_score(head, features, args.samples):.3f}")
     return 0
 
 

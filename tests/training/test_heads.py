@@ -7,13 +7,16 @@ import pytest
 import torch
 
 from brickwork import LegoPipeline, LegoTransformer2DModel
-from brickwork.eval.judge.detectors import load_detector
+from brickwork.eval.extractors.attributes import load_judge
+from brickwork.eval.judge.denoiser_features import DenoiserFeatures
+from brickwork.eval.judge.detectors import Detection, load_detector
+from brickwork.eval.judge.flat_ground import cut_out
 from brickwork.eval.judge.label_head import LabelHead
 from brickwork.eval.judge.scenes import make_scene
 from brickwork.eval.judge.verdicts import Judge
 from brickwork.eval.studies.planted_errors import main, scores_of
 from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
-from brickwork.training.heads import label_main, read_scenes, region_main
+from brickwork.training.heads import Boxed, agreement, label_main, read_scenes, region_main, sample_score
 
 
 @pytest.fixture
@@ -44,6 +47,38 @@ def test_heads_are_trained_saved_and_used(pipeline, tmp_path, capsys):
     assert list(LabelHead.from_pretrained(tmp_path / "label").config.names) == ["circle", "square", "triangle"]
     with pytest.raises(ValueError, match="there is no such head; train one"):
         load_detector(f"region-head:{tmp_path}", "cpu")
+
+
+def test_a_label_head_is_measured_on_samples_of_classes_that_it_knows(pipeline):
+    pipe = LegoPipeline.from_pretrained(pipeline)
+    pipe.transformer.register_to_config(id2label={"0": "cat", "1": "micah"})
+    features = DenoiserFeatures(pipe)
+    asked = []
+    features.pipeline = lambda **given: asked.extend(given["class_labels"]) or pipe(**given)
+    head = LabelHead(features.channels, ["bottts", "micah"], features.size).eval()
+    assert 0 <= sample_score(head, features, 3, steps=1) <= 1 and asked == [1, 1, 1]
+    with pytest.raises(ValueError, match="draws none of bottts"):
+        sample_score(LabelHead(features.channels, ["bottts"], features.size), features, 3)
+
+
+def test_the_head_is_compared_with_the_attribute_judge():
+    judge, picture = load_judge(), torch.full((3, 64, 64), 255, dtype=torch.uint8)
+    picture[:, 16:48, 16:48] = torch.randint(0, 90, (3, 32, 32), generator=torch.Generator().manual_seed(0))
+    crop = cut_out(picture.permute(1, 2, 0).numpy(), (slice(16, 48), slice(16, 48)))
+    said = judge.name(torch.from_numpy(crop.copy()).permute(2, 0, 1)[None])[0]["style"]
+    other = next(style for style in judge.attributes["style"] if style != said)
+    scene = Boxed(picture, torch.tensor([[0.25, 0.25, 0.75, 0.75], [0, 0, 0.2, 0.2]]), (said, other))
+
+    def detector(sure):
+        def found(pictures, names):
+            boxes = {name: Detection((16.0, 16.0, 48.0, 48.0), score) for name, score in sure.items()}
+            return [{name: [boxes[name]] if name in boxes else [] for name in names[0]}]
+
+        return found
+
+    assert agreement(detector({said: 0.9, other: 0.4}), [scene]) == {"found": 0.5, "head": 1, "judge": 1, "agree": 1}
+    assert agreement(detector({said: 0.4, other: 0.9}), [scene]) == {"found": 0.5, "head": 0, "judge": 1, "agree": 0}
+    assert agreement(detector({}), [scene]) == {"found": 0.0}
 
 
 def test_scenes_of_avatars_are_read(tmp_path):

@@ -35,13 +35,14 @@ from brickwork.adapters.dino.adapter import DinoAdapter
 from brickwork.adapters.layout.adapter import LayoutAdapter
 from brickwork.adapters.modules import ModuleAdapter, ModuleHook, for_batch
 from brickwork.eval.extractors.attributes import load_judge
+from brickwork.eval.judge.flat_ground import cut_out
 from brickwork.eval.judge.region_head import box_overlaps
 from brickwork.eval.metrics.attributes import asked_in
 from brickwork.eval.sets.decode import open_upright
 from brickwork.eval.sets.reader import undecoded
 from brickwork.training.commands.train import run_script
 from brickwork.training.data.images import crop_to, load_table
-from brickwork.training.studies.scenes_proof import Scenes, cut_out, outlined
+from brickwork.training.studies.scenes_proof import Scenes, outlined
 from brickwork.training.studies.side_by_side import SHOWN, SideBySide, add_arguments
 
 judge = cache(load_judge)

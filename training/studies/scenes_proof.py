@@ -39,7 +39,7 @@ from brickwork import options
 from brickwork.adapters.resadapter.functions import use_resadapter
 from brickwork.eval.extractors.attributes import accuracy, load_judge
 from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
-from brickwork.eval.judge.flat_ground import differs_from_ground
+from brickwork.eval.judge.flat_ground import cut_out, differs_from_ground
 from brickwork.eval.metrics.attributes import asked_in
 from brickwork.eval.metrics.distances import kernel_distance
 from brickwork.eval.metrics.feature_sets import lite_features
@@ -125,18 +125,6 @@ def outlined(picture: np.ndarray) -> list[tuple[slice, slice]]:
     parts = enumerate(ndimage.find_objects(marked), 1)
     found = [part for index, part in parts if (marked[part] == index).sum() >= least]
     return sorted(found, key=lambda part: part[1].start)
-
-
-def cut_out(picture: np.ndarray, part: tuple[slice, slice]) -> np.ndarray:
-    """An avatar on a square of its own, standing on its lower edge as the judge learned them; 64 pixels a side."""
-    piece = picture[part]
-    height, width = piece.shape[:2]
-    side = max(height, width)
-    border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
-    square = np.tile(np.median(border, axis=0).astype(np.uint8), (side, side, 1))
-    left = (side - width) // 2
-    square[side - height :, left : left + width] = piece
-    return np.asarray(Image.fromarray(square).resize((64, 64), Image.Resampling.BICUBIC))
 
 
 def at_edge(part: tuple[slice, slice], picture: np.ndarray) -> bool:

@@ -10,12 +10,13 @@ import torch
 from PIL import Image, ImageDraw
 
 from brickwork.eval.extractors.features import from_module
+from brickwork.eval.judge.flat_ground import cut_out
 from brickwork.eval.metrics import feature_sets
 from brickwork.pipelines.stable_diffusion import load_pipeline
 from brickwork.training.engine.checkpoints import load_tensors, trained_tensors
 from brickwork.training.engine.loop import train
 from brickwork.training.studies import scenes_proof
-from brickwork.training.studies.scenes_proof import Scenes, at_edge, cut_out, main, measured, outlined
+from brickwork.training.studies.scenes_proof import Scenes, at_edge, main, measured, outlined
 from brickwork.training.tasks.latent.text_to_image import add_unet_lora, save_unet_lora
 
 WORDS = ("a happy micah person with a bob", "a bottts robot with a red body", "a sad fun emoji face")
