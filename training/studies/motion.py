@@ -210,6 +210,9 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_common(parser, "--steps")
     options.add_common(parser, "--guidance", default=1.0)
     parser.add_argument("--count", type=int, help="of the clips, from the first on (default: all)")
+    parser.add_argument(
+        "--alone", action=argparse.BooleanOptionalAction, default=True, help="measure clips frame by frame too"
+    )
     parser.add_argument("--gif", type=Path, help="write what the first clips are, and what is drawn of them")
     parser.add_argument("--shown", type=int, default=8, help="clips in the GIF (default: 8)")
     args = parser.parse_args(arguments)
@@ -228,7 +231,8 @@ def main(arguments: list[str] | None = None) -> int:
         name or folders: folders.split(",") for name, _, folders in (one.rpartition("=") for one in args.pipelines)
     }
     kinds = [(name, False) for name in ways]
-    kinds += [(name, True) for name, runs in ways.items() if pipeline_class(runs[0]) == "VideoPipeline"]
+    if args.alone:
+        kinds += [(name, True) for name, runs in ways.items() if pipeline_class(runs[0]) == "VideoPipeline"]
     rows = [clips]
     for name, alone in kinds:
         found = [measure(run, truth, args.steps, args.guidance, alone) for run in ways[name]]
