@@ -105,6 +105,15 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
         return image.convert("RGB")
 
 
+def crop_to(image: Image.Image, height: int, width: int, resample: int = Image.Resampling.LANCZOS) -> np.ndarray:
+    """The largest centred part of that aspect ratio, resized to uint8 `(height, width, 3)`."""
+    crop_width = min(image.width, image.height * width / height)
+    crop_height = min(image.height, image.width * height / width)
+    left, top = (image.width - crop_width) // 2, (image.height - crop_height) // 2
+    box = (left, top, left + crop_width, top + crop_height)
+    return np.asarray(to_rgb(image).resize((width, height), resample, box=box))
+
+
 def _from_numbers(image: Image.Image, background: str) -> Image.Image:
     """Deep grey pictures, whose numbers Pillow would cut off at 255."""
     numbers = np.asarray(image)

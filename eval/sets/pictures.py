@@ -19,7 +19,7 @@ from PIL import Image
 
 from brickwork.errors import count_and_name, explained, one_of
 from brickwork.eval.extractors.protocols import to_uint8
-from brickwork.eval.sets.decode import to_rgb
+from brickwork.eval.sets.decode import crop_to, to_rgb
 from brickwork.eval.sets.reader import open_pictures
 from brickwork.eval.sets.scan import read_rows, say_skipped
 
@@ -130,13 +130,9 @@ class Preparation:
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """uint8 `(height, width, 3)`."""
-        image = to_rgb(image)
-        if self.resolution is not None and image.size != (self.resolution, self.resolution):
-            side = min(image.size)
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-            box = (left, top, left + side, top + side)
-            image = image.resize((self.resolution, self.resolution), FILTERS[self.filter], box=box)
-        return np.asarray(image)
+        if self.resolution is None:
+            return np.asarray(to_rgb(image))
+        return crop_to(image, self.resolution, self.resolution, FILTERS[self.filter])
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 from PIL import Image
 
-from brickwork.eval.sets.decode import BrokenPicture, open_upright, to_rgb
+from brickwork.eval.sets.decode import BrokenPicture, crop_to, open_upright, to_rgb
 from brickwork.eval.sets.reader import undecoded
 from brickwork.eval.sets.scan import say_skipped
 from brickwork.eval.sets.tables import find_column, labels_in, numbered, open_table
@@ -30,15 +30,6 @@ BrokenImage = BrokenPicture
 
 class DataLost(ValueError):
     """So many pictures cannot be read that training must stop."""
-
-
-def crop_to(image: Image.Image, height: int, width: int) -> np.ndarray:
-    """The largest centred part of that aspect ratio, resized to uint8 `(height, width, 3)`."""
-    crop_width = min(image.width, image.height * width / height)
-    crop_height = min(image.height, image.width * height / width)
-    left, top = (image.width - crop_width) // 2, (image.height - crop_height) // 2
-    box = (left, top, left + crop_width, top + crop_height)
-    return np.asarray(to_rgb(image).resize((width, height), Image.Resampling.LANCZOS, box=box))
 
 
 def to_unit_range(image: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from brickwork.adapters.base import denoiser_of
 from brickwork.errors import explained, no_unknown, one_of, shown
 from brickwork.eval.held_out.paired_loss import paired_loss
 from brickwork.eval.report.blocks import Plot, Report
+from brickwork.eval.report.numbers import number
 from brickwork.eval.sampling.pipelines import load_pipeline
 from brickwork.eval.studies.core import Cell, StudyFolder, compare_pairs, mean_and_spread, run_study, table_of
 from brickwork.gen.networks.composite import CompositeDenoiser
@@ -263,12 +264,12 @@ class Ablation:
             f"{unit} for 1,000 images": lambda row: f"{1e3 * row['seconds_per_image']:.1f}",
             "images": lambda row: None if row["images"] is None else f"{row['images']:,}",
             "held-out loss": lambda row: (
-                "diverged" if row["loss"] is None else _plus_minus(row["loss"], row["spread"])
+                "diverged" if row["loss"] is None else number(row["loss"], row["spread"])
             ),
             "over that on learned pictures": lambda row: None if row["gap"] is None else f"{row['gap']:+.4f}",
             f"change to {rows[0]['label']}": lambda row: (
                 "" if row["variant"] == first or row["change"] is None
-                else f"{_plus_minus(row['change'], row['change_spread'], '+')}, {row['verdict']}"
+                else f"{number(row['change'], row['change_spread'], signed=True)}, {row['verdict']}"
             ),
         }  # fmt: skip
         text = (
@@ -292,10 +293,6 @@ class Ablation:
 def cell_name(name: str, seed: int) -> str:
     """Of a run."""
     return f"cells/{name}-seed{seed}"
-
-
-def _plus_minus(value: float, spread: float | None, sign: str = "") -> str:
-    return f"{value:{sign}.4f}" + ("" if spread is None else f" ± {spread:.4f}")
 
 
 def run_ablation(config: AblationConfig, output_dir: str | Path, dry_run: bool = False, jobs: int = 1) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import torch
 from pydantic import Field
 
@@ -276,8 +277,7 @@ def spearman_rho(first: list[float], second: list[float]) -> float:
 
 def _ranks(values: list[float]) -> list[float]:
     """From 1 up; ties share the mean of theirs."""
-    values = np.asarray(values)
-    return [float((values < value).sum() + ((values == value).sum() + 1) / 2) for value in values]
+    return pd.Series(values).rank().tolist()
 
 
 def _cell(name: str, seed: int) -> str:

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 
 from brickwork.eval.report.blocks import Report
+from brickwork.eval.report.numbers import number
 from brickwork.eval.studies.core import Cell, StudyFolder, mean_and_spread, run_cells, table_of, write_report
 from brickwork.files import write_file
 from brickwork.pipelines.series import TimeSeriesPipeline
@@ -180,12 +181,6 @@ def score_drawn(name: str, values: np.ndarray, training: int, drawn: np.ndarray)
     }
 
 
-def spread(values: list[float]) -> str:
-    """`"0.123"`, or `"0.123 ± 0.004"` for several."""
-    mean, deviation = mean_and_spread(values)
-    return f"{mean:.3f}" + (f" ± {deviation:.3f}" if deviation is not None else "")
-
-
 COLUMNS = {
     "forecast MSE": ("forecast", "mse"), "forecast CRPS": ("forecast", "crps"), "filled MSE": ("fill", "mse"),
     "filled CRPS": ("fill", "crps"), "autocorrelation": ("autocorrelation",), "discriminative": ("discriminative",),
@@ -200,7 +195,7 @@ def report(folder: StudyFolder) -> tuple[Report, dict]:
         entries = row[1]
         for key in keys:
             entries = [entry[key] for entry in entries if key in entry]
-        return spread(entries) if entries else None
+        return number(*mean_and_spread(entries)) if entries else None
 
     for name in SETS:
         rows: dict[str, list] = {}

@@ -254,11 +254,7 @@ def write_parquet(path: Path, drawings: Sequence[Drawing], pictures: Sequence[by
     rows = [
         {
             "image": {"bytes": picture, "path": f"{drawing.style}/{drawing.codepoints}.webp"},
-            "text": drawing.text,
-            "style": drawing.style,
-            "label": drawing.label,
-            "subgroup": drawing.subgroup,
-            "codepoints": drawing.codepoints,
+            **vars(drawing),  # of which the schema takes all but the source
         }
         for drawing, picture in zip(drawings, pictures, strict=True)
     ]
