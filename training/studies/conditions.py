@@ -142,7 +142,7 @@ class References(SideBySide):
 
     name, title = "references", "A picture as a condition, by adapters of equal size"
     measures: ClassVar = {"losses": "held-out paired loss", "attributes": "attributes", "style": "style"}
-    asked = ("data", "encoder", "layers")
+    asked = ("data", "encoder", "layers", "itself")
 
     @cached_property
     def ways(self) -> dict[str, Callable[[Any], ModuleAdapter]]:
@@ -173,7 +173,7 @@ class References(SideBySide):
         table = undecoded(undecoded(table, "image"), "reference").select(range(min(count, len(table))))
         pictures, references = (
             np.stack([crop_to(open_upright(row[column]), *(self.args.size,) * 2) for row in table])
-            for column in ("image", "reference")
+            for column in ("image", "image" if self.args.itself else "reference")
         )
         named = [styles[row["label"]] for row in table]
         return {
@@ -314,6 +314,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", help="folder of `brickwork data build avatars`, with --pairs or --scenes --aspects 1")
     parser.add_argument("--encoder", help="of references, a vision transformer as `DinoAdapter` takes it")
     parser.add_argument("--layers", type=int, nargs="+", help="of the encoder (default: four at equal distances)")
+    parser.add_argument("--itself", action="store_true", help="show each picture itself in place of its pair")
     add_arguments(parser, samples=96)
     parser.set_defaults(run=lambda args: STUDIES[args.study](args).run())
 
