@@ -21,10 +21,14 @@ def tapped(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, torch
         The outputs by name, empty until a forward pass filled it. They stay in autograd's graph.
 
     Raises:
-        ValueError: for a module that is not there, with the name that comes near.
+        ValueError: for a module that is not there, with the name that comes near, and for a list of modules.
     """
     modules = dict(network.named_modules())
     found = {name: one_of("taps", name, modules) for name in names}
+    for name, module in found.items():
+        if isinstance(module, nn.ModuleList | nn.ModuleDict):  # never called itself: a hook on it would stay silent
+            inner = " or ".join(repr(f"{name}.{one}") for one, _ in list(module.named_children())[:3]) or "another"
+            raise ValueError(f"`taps` has {name!r}, a list of modules, which has no output; name {inner}.")
     taps: dict[str, torch.Tensor] = {}
 
     def keep(name: str):

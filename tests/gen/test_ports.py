@@ -146,3 +146,12 @@ def test_further_tokens_stand_beside_the_text():
             model(**call, additional_context_tokens=tokens[..., :4])
     with pytest.raises(ValueError, match="cross_attention_dim"):
         BlockUNet2DModel(block_out_channels=(16,))(torch.zeros(1, 3, 8, 8), 1.0, additional_context_tokens=tokens[:1])
+
+
+def test_a_list_of_modules_gives_nothing_to_tap():
+    model = BlockUNet2DModel(block_out_channels=[8, 16], sample_size=16)
+    with (
+        pytest.raises(ValueError, match="'mid_block', a list of modules.*name 'mid_block.0'"),
+        tapped(model, ["mid_block"]),
+    ):
+        pass

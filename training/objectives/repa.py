@@ -18,7 +18,7 @@ class RepaObjective(Objective):
 
     Args:
         encoder: a vision transformer (see `DinoAdapter`), by its folder or its name on the hub.
-        tap: a module of the network whose output is a map `(B, C, h, w)`, such as `blocks.3` or `mid_block`.
+        tap: a module of the network whose output is a map `(B, C, h, w)`, such as `blocks.3` or `mid_block.0`.
         weight: of the loss, a mean over patches; the paper has 0.5.
         rate: of the MLP, over the run's learning rate.
         width: of the MLP's two hidden layers.

@@ -253,7 +253,8 @@ class SideBySide(ABC):
         for way in (self.none, *self.ways):
             rows[way] = np.load(self.output / f"scored/{way}/0" / PICTURES)["pictures"][:SHOWN]
         pictures = [[Image.fromarray(np.concatenate(list(row), axis=1))] for row in rows.values()]
-        return labelled_sheet(pictures, list(rows), [""], side=2 * SHOWN * self.args.size)
+        labels = [label.replace("×", "x") for label in rows]  # which the font has
+        return labelled_sheet(pictures, labels, [""], side=2 * SHOWN * self.args.size)
 
     def run(self) -> int:
         """Train, score, and write the report."""
