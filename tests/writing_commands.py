@@ -38,7 +38,7 @@ LEGO = {"window_sizes": [16, 8], "patch_sizes": [4, 2], "num_layers": [1, 1], "h
 LEGO["num_attention_heads"] = 2
 _LONGEST = 300  # seconds of a command
 # What writes nothing, or nothing at a place that it is given; `app` draws through the pipelines, one file at a time.
-READ_ONLY = {"app", "completion", "env", "info", "plan"}
+READ_ONLY = {"app", "completion", "env", "evaluate compare", "info", "plan"}
 
 
 @dataclass(frozen=True)
