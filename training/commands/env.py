@@ -26,7 +26,7 @@ def environment() -> dict[str, str]:
     """Facts by name, in words."""
     import torch
 
-    from brickwork.training.config.precision import bf16_speed, device_has_bf16, processor_features
+    from brickwork.training.config.precision import bf16_speed, fastest_precision, processor_features
     from brickwork.training.engine.guards import versions
 
     facts = dict(versions())
@@ -41,7 +41,7 @@ def environment() -> dict[str, str]:
     facts["GPUs"] = "none" if not count else ", ".join(map(_gpu, range(count)))
     facts["attention"] = ", ".join(f"{name} {ms:.2f} ms" for name, ms in attention_backends().items())
     facts["bf16 on the processor"] = f"{bf16_speed():.2g} times as fast as float32"
-    facts["mixed_precision: auto"] = "bf16" if device_has_bf16() else "no"
+    facts["mixed_precision: auto"] = fastest_precision()
     return facts
 
 

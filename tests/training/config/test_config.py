@@ -5,6 +5,7 @@ import time
 from importlib import metadata
 
 import pytest
+import torch
 import yaml
 
 from brickwork.training.config import precision
@@ -192,8 +193,10 @@ def test_other_pictures_do_not_take_the_classes_of_a_data_set(tmp_path):
 
 def test_precision_is_that_of_the_device_until_the_run_has_begun(tmp_path, monkeypatch):
     folder = f"run.output_dir={tmp_path / 'run'}"
-    for units, chosen in ((False, "no"), (True, "bf16")):
+    monkeypatch.setattr(precision, "_takes_gpu", lambda: False)
+    for units, speed, chosen in ((False, 2.0, "no"), (True, 1.05, "no"), (True, 1.2, "bf16")):
         monkeypatch.setattr(precision, "device_has_bf16", lambda units=units: units)
+        monkeypatch.setattr(precision, "bf16_speed", lambda speed=speed: speed)
         config = load_config(None, [folder])
         assert config.run.mixed_precision == chosen
         assert "mixed_precision: auto" not in config.to_yaml()
@@ -203,6 +206,30 @@ def test_precision_is_that_of_the_device_until_the_run_has_begun(tmp_path, monke
     assert load_config(None, [folder]).run.mixed_precision == "no"  # on another machine it goes on as it began
     (tmp_path / "run" / "config.yaml").write_text("run: [torn")
     assert load_config(None, [folder]).run.mixed_precision == "bf16"
+
+
+def test_a_gpu_and_several_processes_choose_without_measuring(monkeypatch):
+    def measured():
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(precision, "device_has_bf16", lambda: True)
+    monkeypatch.setattr(precision, "bf16_speed", measured)
+    monkeypatch.setattr(precision, "_takes_gpu", lambda: True)
+    assert precision.fastest_precision() == "bf16"
+    monkeypatch.setattr(precision, "_takes_gpu", lambda: False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert precision.fastest_precision() == "no"
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(AssertionError, match="measured"):
+        precision.fastest_precision()
+
+
+def test_the_speed_of_bf16_is_measured_once_and_draws_nothing():
+    precision.bf16_speed.cache_clear()
+    state = torch.random.get_rng_state()
+    speed = precision.bf16_speed()
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert speed == precision.bf16_speed()
 
 
 def test_bf16_without_units_is_warned_of_with_a_figure(monkeypatch):
