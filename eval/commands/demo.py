@@ -1,6 +1,6 @@
 """Draw one picture with the weights that ship, every class in turn: the same seeds with every brick and with bricks
-skipped, and wide images beyond the training size; then avatars by text. Prints seconds, counted operations and the
-bricks that ran.
+skipped, and wide images beyond the training size; then avatars by text, at three sizes with a ResAdapter. Prints
+seconds, counted operations and the bricks that ran.
 
 example:
   brickwork demo --output demo.png --seed 3
@@ -18,12 +18,14 @@ from brickwork.errors import counted
 MARGIN, GAP, TEXT_HEIGHT = 12, 4, 18
 SEARCHED = "searched.json"  # a schedule beside the weights, of `brickwork search`
 TEXT_STEPS, TEXT_GUIDANCE = 12, 4.0
+ADAPTER = "resadapter"  # a folder beside the weights of a Stable Diffusion
+TEXT_SHARES, TEXT_SCALE = (0.875, 1.0, 1.25), 0.5  # of the training size; of the adapter
 PROMPTS = (
     "a happy micah person with pink hair on a yellow ground",
+    "a miniavs character with blue hair and an orange shirt against grey",
+    "fun emoji face, surprised, on a purple ground",
     "bottts robot, sad, a green body on a blue background",
     "an adventurer avatar with glasses and long red hair against green",
-    "fun emoji face, surprised, on a purple ground",
-    "a miniavs character with blue hair and an orange shirt against grey",
     "pixel art portrait with sunglasses and green hair on a pink ground",
     "a laughing avataaars person with a hoodie and dark skin on a white background",
     "an open peeps avatar with a bob, looking calm, against orange",
@@ -125,23 +127,37 @@ def searched_rows(weights: str, transformer, size: int, images: int) -> list[Row
 
 
 def draw_by_text(args: argparse.Namespace) -> tuple[str, list]:
-    """A caption, and a picture for each of `PROMPTS`, as many as a row has."""
+    """A caption, and pictures of some of `PROMPTS`: with a ResAdapter beside the weights each at three sizes."""
     import torch
 
+    import brickwork
+    from brickwork.adapters.resadapter.functions import load_resadapter
     from brickwork.eval.sampling.pipelines import load_pipeline
 
-    pipe = load_pipeline(args.text_weights)
+    pipe, prompts, shares = load_pipeline(args.text_weights), PROMPTS[: args.images], (1.0,)
     pipe.set_progress_bar_config(disable=True)
-    started, prompts = time.perf_counter(), list(PROMPTS[: args.images])
-    pictures = pipe(
-        prompts,
-        num_inference_steps=args.steps or TEXT_STEPS,
-        guidance_scale=TEXT_GUIDANCE,
-        generator=[torch.Generator().manual_seed(args.seed + index) for index in range(len(prompts))],
-    ).images
-    caption = f"by text: “{PROMPTS[0]}”, …"
-    print(f"{caption}\n    {counted(len(pictures))} in {time.perf_counter() - started:.1f} s")
-    return caption, pictures
+    folder = Path(args.text_weights) if Path(args.text_weights).is_dir() else brickwork.pretrained(args.text_weights)
+    if (folder / ADAPTER).is_dir():
+        load_resadapter(pipe, folder / ADAPTER, scale=TEXT_SCALE)
+        prompts, shares = PROMPTS[: max(1, args.images // 4)], TEXT_SHARES
+    size, step = pipe.unet.config.sample_size * pipe.vae_scale_factor, 2 * pipe.vae_scale_factor
+    sides = [round(size * share / step) * step for share in shares]
+    started, pictures = time.perf_counter(), {}
+    for side in sides:
+        generators = [torch.Generator().manual_seed(args.seed + index) for index in range(len(prompts))]
+        pictures[side] = pipe(
+            list(prompts),
+            height=side,
+            width=side,
+            num_inference_steps=args.steps or TEXT_STEPS,
+            guidance_scale=TEXT_GUIDANCE,
+            generator=generators,
+        ).images
+    drawn = [picture for several in zip(*pictures.values()) for picture in several]
+    sizes = "" if len(sides) == 1 else f" at {', '.join(map(str, sides))} pixels with a ResAdapter"
+    caption = f"by text{sizes}: “{PROMPTS[0]}”, …"
+    print(f"{caption}\n    {counted(len(drawn))} in {time.perf_counter() - started:.1f} s")
+    return caption, drawn
 
 
 def spread_labels(num_classes: int | None, count: int) -> list[int] | list[None]:
@@ -156,7 +172,7 @@ def compose(rows: list[tuple[str, list]], scale: int = 2):
     from PIL import Image, ImageDraw, ImageFont
 
     widths = [sum(image.width * scale + GAP for image in images) - GAP for _, images in rows]
-    heights = [TEXT_HEIGHT + images[0].height * scale + MARGIN for _, images in rows]
+    heights = [TEXT_HEIGHT + max(image.height for image in images) * scale + MARGIN for _, images in rows]
     picture = Image.new("RGB", (max(widths) + 2 * MARGIN, sum(heights) + MARGIN), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
     top = MARGIN

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 from brickwork import options
-from brickwork.eval.commands.demo import PROMPTS, compose
+from brickwork.eval.commands.demo import ADAPTER, PROMPTS, compose
 
-WEIGHTS, ADAPTER = "avatars-sd-64", "resadapter"
+WEIGHTS = "avatars-sd-64"
 SIZES = ((64, 64), (48, 48), (80, 80), (48, 96), (96, 96))
 
 

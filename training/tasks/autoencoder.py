@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
-from brickwork.errors import explained
+from brickwork.errors import explained, one_of
 from brickwork.eval.report.pictures import grid
 from brickwork.pipelines.latents import moments
 from brickwork.training.config.config import TrainConfig, require_task
@@ -18,6 +18,7 @@ from brickwork.training.engine.previews import averaged_copy, show_sheet
 from brickwork.training.engine.schedule import course
 from brickwork.training.objectives.divergence import DivergenceObjective
 from brickwork.training.task import Step, Task
+from brickwork.training.tasks.brick_by_brick import frozen_digest
 
 STEP = 8  # between the sizes of a step's pictures, in pixels
 MEASURED = 256
@@ -27,8 +28,9 @@ SHOWN, SCORED = 8, 64
 class AutoencoderTask(Task):
     """L1 plus squared error of a picture coded and decoded, at a size of each step's own; the divergence beside it.
 
-    `objective.options` are `kl_weight`, of the divergence from a standard normal in nats a latent number, and
-    `min_size`, the shortest side of the training pictures in pixels.
+    `objective.options` are `kl_weight`, of the divergence from a standard normal in nats a latent number, `min_size`,
+    the shortest side of the training pictures in pixels, and `learns`: `all`, or `decoder`, which leaves the latents
+    as they are, so that networks trained on them draw with the new decoder.
     """
 
     configuration = TrainConfig
@@ -36,6 +38,7 @@ class AutoencoderTask(Task):
     rows: np.ndarray
     held_out: np.ndarray
     min_size: int
+    decoder_alone: bool
 
     @classmethod
     def build(cls, config: TrainConfig, accelerator: Accelerator, dry_run: bool = False) -> Self:
@@ -47,6 +50,15 @@ class AutoencoderTask(Task):
             task.network = AutoencoderKL(**config.model.config)
         if config.model.init_from:
             task.network = AutoencoderKL.from_pretrained(config.model.init_from).float()
+        elif task.decoder_alone:
+            raise ValueError(
+                "`objective.options.learns` is 'decoder', and there is no encoder to learn from; give the folder of a "
+                "trained autoencoder in `model.init_from`."
+            )
+        if task.decoder_alone:
+            for part in (task.network.encoder, task.network.quant_conv):
+                part.requires_grad_(False)
+            task.fixed, task.objectives = frozen_digest(task.network), []  # the latents' divergence cannot change
         config.data.require_unset(
             ("augment", "progressive"), "this script trains on pictures as they are; leave it out"
         )
@@ -58,12 +70,13 @@ class AutoencoderTask(Task):
         task.stream = TrainingStream(images, task.rows, run.seed, config.data.horizontal_flip, run.batch_size)
         return task
 
-    def _set(self, kl_weight: float = 5e-4, min_size: float = 32) -> None:
+    def _set(self, kl_weight: float = 5e-4, min_size: float = 32, learns: str = "all") -> None:
         if kl_weight < 0 or min_size < STEP:
             raise ValueError(
                 f"`objective.options` are kl_weight {kl_weight} and min_size {min_size}; give 0 or more, and at least "
                 f"{STEP}."
             )
+        self.decoder_alone = one_of("objective.options.learns", learns, ("all", "decoder")) == "decoder"
         self.objectives, self.min_size = [DivergenceObjective(weight=kl_weight)], int(min_size)
 
     def step(self, batch: dict[str, torch.Tensor], number: int) -> Step:
@@ -102,7 +115,8 @@ class AutoencoderTask(Task):
         """Leave `vae/`, whose scaling factor makes the standard deviation of the training pictures' latents one."""
         vae = averaged_copy(self.network, weights)
         if self.accelerator.is_main_process:
-            vae.register_to_config(scaling_factor=round(latent_scale(vae, self.images, self.rows), 5))
+            if not self.decoder_alone:
+                vae.register_to_config(scaling_factor=round(latent_scale(vae, self.images, self.rows), 5))
             vae.save_pretrained(folder / "vae")
             factor = vae.config.scaling_factor
             self.accelerator.print(f"The averaged weights are in {folder / 'vae'}; scaling factor {factor}.")

@@ -10,6 +10,8 @@ from diffusers import AutoencoderKL
 from brickwork.training.config.config import load_config
 from brickwork.training.engine.loop import prepare, train
 from brickwork.training.objectives.divergence import DivergenceObjective
+from brickwork.training.objectives.patch_adversarial import PatchAdversarialObjective
+from brickwork.training.task import Step
 from brickwork.training.tasks.autoencoder import AutoencoderTask, at_random_size
 from brickwork.training.train_autoencoder import main
 
@@ -95,6 +97,8 @@ def test_the_divergence_is_that_of_normal_distributions():
         ("objective.type=edm", "`objective.type` is 'edm'"),
         ("objective.options.min_size=2", "at least 8"),
         ("objective.options.kl=2", "does not fit"),
+        ("objective.options.learns=encoder", "`objective.options.learns` is 'encoder'"),
+        ("objective.options.learns=decoder", "there is no encoder to learn from"),
         ("model.config.channels=2", "does not fit"),
     ],
 )
@@ -102,3 +106,65 @@ def test_bad_input_is_one_line(build, tmp_path, capsys, override, message):
     arguments = ["--config", str(tmp_path / "tiny.yaml"), f"run.output_dir={tmp_path / 'run'}", override]
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_decoder_learns_against_a_discriminator_and_the_latents_stay(
+    build, tmp_path, final_tensors, equal_bits, capsys
+):
+    train(build("vae"))
+    start = tmp_path / "vae" / "vae"
+    words = (f"model.init_from={start}", "objective.options.learns=decoder")
+    adversary = "objectives=[{type: patch_adversarial, channels: 4}]"
+    train(build("whole", *words, adversary))
+    train(build("parts", *words, adversary, "run.total_images=4"))
+    train(build("parts", *words, adversary))
+    assert equal_bits(final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "parts"))
+    before, after = (AutoencoderKL.from_pretrained(path).eval() for path in (start, tmp_path / "whole" / "vae"))
+    assert after.config.scaling_factor == before.config.scaling_factor
+    pictures = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        latents = [vae.encode(pictures).latent_dist.mean for vae in (before, after)]
+        assert torch.equal(*latents)
+        assert not torch.equal(*(vae.decode(latents[0]).sample for vae in (before, after)))
+
+
+def test_the_adversarial_gradient_has_the_length_that_is_asked_for():
+    torch.manual_seed(0)
+    objective = PatchAdversarialObjective(strength=0.5, channels=4)
+    real, drawn = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16, requires_grad=True)
+    step = Step(real, None, torch.zeros(2), real, torch.zeros(2), outputs=[drawn])
+    objective.prepare(step, None)
+    losses = objective(step, {}, None)
+    (gradient,) = torch.autograd.grad(losses["adversarial"], drawn, retain_graph=True)
+    (length,) = torch.autograd.grad((drawn - real).abs().mean(), drawn)
+    torch.testing.assert_close(gradient.norm(), 0.5 * length.norm())
+    # Each loss teaches one side alone.
+    parameters = list(objective.parameters())
+    told = torch.autograd.grad(losses["adversarial"], parameters, allow_unused=True, retain_graph=True)
+    assert all(gradient is None for gradient in told)
+    losses["discriminator"].backward()
+    assert drawn.grad is None and all(parameter.grad is not None for parameter in parameters)
+
+
+def test_the_discriminator_learns_to_tell_a_blur_from_a_picture():
+    torch.manual_seed(0)
+    objective = PatchAdversarialObjective(channels=8)
+    real = torch.randint(2, (8, 3, 32, 32)).float() * 2 - 1
+    blurred = torch.nn.functional.avg_pool2d(real, 3, 1, 1)
+    step = Step(real, None, torch.zeros(8), real, torch.zeros(8), outputs=[blurred])
+    objective.prepare(step, None)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(60):
+        loss = objective(step, {}, None)["discriminator"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("options", [{"strength": -1}, {"channels": 0}])
+def test_bad_settings_of_the_adversary_name_their_values(options):
+    with pytest.raises(ValueError, match="give 0 or more, and at least 1"):
+        PatchAdversarialObjective(**options)
