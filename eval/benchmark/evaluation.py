@@ -1,7 +1,11 @@
 """The benchmark suite `evaluation`: what `evaluate` takes beside network and extractor, and shards to read."""
 
 import io
+import json
+import os
 import random
+import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -70,6 +74,47 @@ def read_shards(folder: Path, order: random.Random) -> tuple[float, float]:
     return opened, DRAWN / (time.process_time() - started)
 
 
+def shares(weights: str, count: int, batch: int, folder: Path) -> dict[str, float]:
+    """The shares of `gen`, and of the pass of `ref` and `calc` over what it drew, in this process.
+
+    Args:
+        weights: that ship, or a pipeline folder.
+        count: pictures, of all processes together.
+        batch: pictures at once in each.
+        folder: to draw into; one for all processes.
+    """
+    from brickwork.eval.extractors.features import load_extractor
+    from brickwork.eval.metrics.reference import make_reference
+
+    pipe, extractor = load_class_pipeline(weights, "cpu"), load_extractor(EXTRACTOR)
+    vae = getattr(pipe, "vae", None)
+    drawing = [pipe.transformer] if vae is None else [pipe.transformer, vae.decoder]
+    chosen = SamplingSettings(count, labels="balanced")
+    return {
+        "gen": share_beside(drawing, lambda: sample_set(pipe, chosen, folder, batch_size=batch, progress=False)),
+        "ref and calc": share_beside(
+            [extractor.network], lambda: make_reference(folder, extractor, "clean", progress=False)
+        ),
+    }
+
+
+def shares_of_two(settings: Settings, folder: Path) -> dict[str, float]:
+    """The same of two processes that share the work: of each command the larger share.
+
+    Raises:
+        ValueError: where they fail, with the last line that they say.
+    """
+    arguments = [settings.weights, settings.pairs, settings.batch, folder / "samples", folder]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(settings.threads or 1), "CUDA_VISIBLE_DEVICES": ""}
+    command = [*launcher, "-m", "brickwork.eval.benchmark.evaluation", *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    found = [json.loads(file.read_text()) for file in sorted(folder.glob("shares-*.json"))]
+    if done.returncode or len(found) != 2:
+        raise ValueError(f"Two processes ended with status {done.returncode}: {done.stderr.strip()[-300:]}")
+    return {f"{what}, two processes": max(one[what] for one in found) for what in found[0]}
+
+
 def bench_evaluation(settings: Settings, sizes: tuple[int, ...] = (2_000, 20_000), side: int = 64) -> dict:
     """Shares of `gen` and of the extractor's pass beside what computes; opening and reading shards of several sizes.
 
@@ -78,32 +123,20 @@ def bench_evaluation(settings: Settings, sizes: tuple[int, ...] = (2_000, 20_000
         sizes: pictures in shards.
         side: of those, in pixels.
     """
-    from brickwork.eval.extractors.features import load_extractor
-    from brickwork.eval.metrics.reference import make_reference
-
-    pipe, extractor = load_class_pipeline(settings.weights, "cpu"), load_extractor(EXTRACTOR)
-    shares: dict[str, list[float]] = {"gen": [], "ref and calc": []}
+    found: dict[str, list[float]] = {}
     read: dict[int, list[tuple[float, float]]] = {count: [] for count in sizes}
-    chosen = SamplingSettings(settings.pairs, labels="balanced")
-    vae = getattr(pipe, "vae", None)
-    drawing = [pipe.transformer] if vae is None else [pipe.transformer, vae.decoder]
     with tempfile.TemporaryDirectory() as name:
         for count in sizes:
             write_shards(Path(name, f"shards-{count}"), count, side)
         for number in range(settings.rounds):
-            drawn = Path(name, f"samples-{number}")
-            options = {"batch_size": settings.batch, "progress": False}
-            shares["gen"].append(
-                share_beside(drawing, lambda to=drawn, how=options: sample_set(pipe, chosen, to, **how))
-            )
-            shares["ref and calc"].append(
-                share_beside(
-                    [extractor.network], lambda of=drawn: make_reference(of, extractor, "clean", progress=False)
-                )
-            )
+            one, two = Path(name, f"one-{number}"), Path(name, f"two-{number}")
+            two.mkdir()
+            alone = shares(settings.weights, settings.pairs, settings.batch, one)
+            for what, share in (alone | shares_of_two(settings, two)).items():
+                found.setdefault(what, []).append(share)
             for count in sizes:
                 read[count].append(read_shards(Path(name, f"shards-{count}"), random.Random(number)))
-    return _result(shares, read)
+    return _result(found, read)
 
 
 def _result(shares: dict[str, list[float]], read: dict[int, list[tuple[float, float]]]) -> dict:
@@ -124,3 +157,17 @@ def _result(shares: dict[str, list[float]], read: dict[int, list[tuple[float, fl
             {"columns": ("pictures in shards", "opened in, s", "read, pictures a second"), "rows": loader},
         ],
     }  # fmt: skip
+
+
+def _main() -> None:
+    from accelerate import PartialState
+
+    weights, count, batch, samples, folder = sys.argv[1:]
+    state = PartialState(cpu=True)
+    measured = shares(weights, int(count), int(batch), Path(samples))
+    Path(folder, f"shares-{state.process_index}.json").write_text(json.dumps(measured))
+    state.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _main()

@@ -11,6 +11,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -69,7 +70,8 @@ class Extractor:
         Returns:
             `features` `(batch, dimension)` and, where the network has them, `logits` and `spatial`; float32.
         """
-        device = next((tensor.device for tensor in self.network.state_dict().values()), torch.device("cpu"))
+        tensors = chain(self.network.parameters(), self.network.buffers())
+        device = next((tensor.device for tensor in tensors), torch.device("cpu"))
         pixels = protocol.resize(images.to(device, torch.float32), self.size)
         mean = self.mean if self.mean is not None else (protocol.inception_shift,) * 3
         std = self.std if self.std is not None else (protocol.inception_scale,) * 3

@@ -93,8 +93,10 @@ def test_a_change_of_paired_losses_and_its_error():
 def test_evaluation_beside_what_computes(monkeypatch):
     pytest.importorskip("efficientnet_lite_pytorch")
     monkeypatch.setattr(evaluation, "DRAWN", 4)
-    suite = evaluation.bench_evaluation(Settings(batch=2, rounds=1, pairs=2), (70,), 16)
-    assert set(suite["shares"]) == {"gen", "ref and calc"} and len(suite["read"]["70"]) == 1
+    suite = evaluation.bench_evaluation(Settings(batch=2, rounds=1, pairs=4), (70,), 16)
+    one = {"gen", "ref and calc"}
+    assert set(suite["shares"]) == one | {f"{what}, two processes" for what in one}
+    assert len(suite["read"]["70"]) == 1
     assert all(0 < values[0] < 1 for values in suite["shares"].values())
     assert "70" in suite_text("evaluation", suite)
 
