@@ -241,6 +241,7 @@ COMMANDS = {
         words("evaluate ref SAMPLE --resolution 16 --limit 4 -o OUT/out.safetensors"),
         output="out.safetensors", stand_ins=small_extractor,
     ),
+    "evaluate reconstruct": Command(words("evaluate reconstruct IN/vae SAMPLE --resolution 16 --limit 4 -o OUT/out")),
     "evaluate calc": Command(
         words("evaluate calc IN/samples --reference IN/ref.safetensors --metrics kd --subsets 2 --subset-size 4"
               " -o OUT/out/result.json"),

@@ -18,6 +18,7 @@ from tokenizers import pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from brickwork.errors import explained
+from brickwork.eval.sampling.pipelines import load_vae
 from brickwork.eval.sets.tables import find_column
 from brickwork.files import check_folder, new_folder
 from brickwork.options import check_at_least
@@ -25,7 +26,6 @@ from brickwork.pipelines.stable_diffusion import load_pipeline
 from brickwork.training.commands.train import script
 from brickwork.training.config.library import find_config
 from brickwork.training.config.reading import read_yaml
-from brickwork.training.data.cache import load_vae
 from brickwork.training.data.images import load_table
 from brickwork.training.tasks.latent.text_encoder import columns_to_name, teach
 

@@ -1,5 +1,5 @@
-"""`brickwork evaluate ref | gen | calc | compare`: sample at scale, measure and compare, by protocols that are stored
-with every number."""
+"""`brickwork evaluate ref | gen | reconstruct | calc | compare`: sample at scale, measure and compare, by protocols
+that are stored with every number."""
 
 import argparse
 import json
@@ -77,6 +77,23 @@ def configure_gen(parser: argparse.ArgumentParser) -> None:
     options.add_common(parser, "--device", "--compile")
     options.add_hub(parser)
     parser.set_defaults(run=run_gen, check=hub.check_argument("pipeline"))
+
+
+def configure_reconstruct(parser: argparse.ArgumentParser) -> None:
+    """Code pictures as latents and decode them again: what an autoencoder alone costs, by the metrics of
+    `evaluate calc`, and the ceiling of a network that draws its latents.
+
+    example:
+      brickwork evaluate reconstruct lego-avatars-64 data/avatars/held_out_seeds.parquet -o reconstructed
+    """
+    parser.add_argument("vae", help="an AutoencoderKL: its folder, a pipeline's, weights that ship or a hub id")
+    parser.add_argument("data", help="folder, .npz, .parquet, .tar, or the id of a data set on the hub")
+    parser.add_argument("-o", "--output", required=True, help="folder of the pictures")
+    options.add_common(parser, "--overwrite")
+    _add_preparation(parser)
+    options.add_common(parser, "--device")
+    options.add_hub(parser, "VAE")
+    parser.set_defaults(run=run_reconstruct)
 
 
 def configure_calc(parser: argparse.ArgumentParser) -> None:
@@ -204,6 +221,20 @@ def run_gen(args: argparse.Namespace) -> None:
     output = sample_set(pipeline, settings, args.output, source=args.pipeline, **chosen)
     if PartialState().is_main_process:
         print(f"{output}: {args.count} pictures, seed {args.seed}")
+
+
+def run_reconstruct(args: argparse.Namespace) -> None:
+    """Write pictures as an autoencoder gives them back."""
+    from brickwork.eval.sampling.pipelines import load_vae, to_device
+    from brickwork.eval.sampling.reconstruct import MAKER, reconstruct
+    from brickwork.eval.sets.pictures import open_image_set
+    from brickwork.files import check_folder
+
+    check_folder(args.output, MAKER, overwrite=args.overwrite)
+    images = open_image_set(args.data, args.limit)
+    vae = to_device(load_vae(args.vae, **options.of_hub(args)).float().eval(), args.device)
+    psnr = reconstruct(vae, images, _preparation(args), args.output, args.overwrite)
+    print(f"{args.output}: {len(images)} pictures, PSNR {psnr:.2f} dB on average")
 
 
 def _call(args: argparse.Namespace) -> dict:

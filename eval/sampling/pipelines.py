@@ -145,6 +145,21 @@ def load_pipeline(name: str, dtype: torch.dtype = torch.float32, device: str | t
     return to_device(pipeline, device)
 
 
+def load_vae(name: str, **options: str) -> torch.nn.Module:
+    """An `AutoencoderKL`: its folder, that of a pipeline, the name of weights that ship, or a name on the hub.
+
+    Args:
+        name: of one of them.
+        options: of `from_pretrained`.
+    """
+    from diffusers import AutoencoderKL
+
+    with explained(f"`vae` is {name!r}, which holds no AutoencoderKL"):
+        folder = Path(pipeline_folder(name))
+        inside = folder / "vae"
+        return AutoencoderKL.from_pretrained(inside if inside.is_dir() else str(folder), **options)
+
+
 def compile_pipeline(pipeline) -> bool:
     """Compile the blocks of a pipeline's denoiser, for `--compile`; see `brickwork.gen.compiling.compile_blocks`."""
     from brickwork.gen.compiling import compile_blocks

@@ -38,6 +38,10 @@ COMMANDS = {
     "battle": ("training.studies.commands:battle", "backbones of one size under equal conditions: tables and a plot"),
     "evaluate ref": ("eval.commands.evaluate:ref", "real pictures, measured once: statistics, features, hashes"),
     "evaluate gen": ("eval.commands.evaluate:gen", "many pictures of a pipeline, each with its own seed"),
+    "evaluate reconstruct": (
+        "eval.commands.evaluate:reconstruct",
+        "pictures coded and decoded by an autoencoder: the ceiling of what works on its latents",
+    ),
     "evaluate calc": ("eval.commands.evaluate:calc", "metrics of samples against a reference"),
     "evaluate compare": ("eval.commands.evaluate:compare", "results side by side"),
     "judge": ("eval.commands.judge", "objects, numbers, colours and positions in pictures, against their prompts"),

@@ -25,9 +25,10 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 def run_cache(args: argparse.Namespace) -> int:
     """Build the cache."""
+    from brickwork.eval.sampling.pipelines import load_vae
     from brickwork.files import check_folder
     from brickwork.training.config.config import load_config
-    from brickwork.training.data.cache import MAKER, cache_latents, load_vae
+    from brickwork.training.data.cache import MAKER, cache_latents
     from brickwork.training.data.images import images_of
 
     if bool(args.captions) != bool(args.pipeline):

@@ -153,9 +153,9 @@ def encoded_pictures(args: argparse.Namespace, temporary: Path | None = None) ->
     """Of a teacher with a VAE: `data.latents`, made beside the run's folder (or, if any, in a temporary one) where
     none are given.
     """
-    from brickwork.eval.sampling.pipelines import pipeline_folder
+    from brickwork.eval.sampling.pipelines import load_vae, pipeline_folder
     from brickwork.training.config.config import load_config
-    from brickwork.training.data.cache import cache_latents, load_vae
+    from brickwork.training.data.cache import cache_latents
     from brickwork.training.data.images import images_of
 
     folder = Path(pipeline_folder(args.teacher))

@@ -16,7 +16,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from brickwork.errors import explained
 from brickwork.files import new_folder, write_json
 from brickwork.pipelines import latents
 from brickwork.training.data.images import LabelledImages, to_unit_range
@@ -184,12 +183,3 @@ class CachedLatents:
     def still(self, row: int) -> np.ndarray:
         """The mean of the distribution, scaled, float32 `(C, h, w)`."""
         return latents.scale(self.vae, self.cache[row]["mean"][None])[0].numpy()
-
-
-def load_vae(source: str, **options: str) -> torch.nn.Module:
-    """An `AutoencoderKL` from a folder, a pipeline's folder or the hub; `options` are of `from_pretrained`."""
-    from diffusers import AutoencoderKL
-
-    with explained(f"`vae` is {source!r}, which holds no AutoencoderKL"):
-        inside = Path(source) / "vae"
-        return AutoencoderKL.from_pretrained(inside if inside.is_dir() else source, **options)

@@ -11,7 +11,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from brickwork.adapters.base import denoiser_of
 from brickwork.errors import explained
 from brickwork.eval.held_out.paired_loss import PairedSet, estimates
-from brickwork.eval.sampling.pipelines import load_pipeline, pipeline_folder
+from brickwork.eval.sampling.pipelines import load_pipeline, load_vae, pipeline_folder
 from brickwork.gen.blocks.windows import check_maps
 from brickwork.gen.conditioning import crop_coordinates
 from brickwork.gen.networks.stitched import StitchedDenoiser
@@ -23,7 +23,7 @@ from brickwork.training.config.data import DataConfig
 from brickwork.training.config.run import RunConfig
 from brickwork.training.data.augmentation import Augmentation, label_width
 from brickwork.training.data.buckets import STEP, random_numbers
-from brickwork.training.data.cache import CachedLatents, TensorCache, load_vae
+from brickwork.training.data.cache import CachedLatents, TensorCache
 from brickwork.training.data.canvas import CanvasSettings, CanvasStream
 from brickwork.training.data.images import BrokenImage, LabelledImages, images_of
 from brickwork.training.data.stream import TrainingStream

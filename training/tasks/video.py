@@ -7,14 +7,13 @@ import torch
 from accelerate import Accelerator
 
 from brickwork.errors import explained
-from brickwork.eval.sampling.pipelines import pipeline_folder
+from brickwork.eval.sampling.pipelines import load_vae, pipeline_folder
 from brickwork.gen.networks.parts import load_part, network_folder
 from brickwork.gen.networks.video import KINDS, VideoDenoiser, inflate
 from brickwork.gen.parameterization import SIGMA_DATA
 from brickwork.pipelines.objective_file import saved_objective
 from brickwork.pipelines.video import VideoPipeline
 from brickwork.training.config.clips import VideoTrainConfig
-from brickwork.training.data.cache import load_vae
 from brickwork.training.data.clips import Clips, LatentClips
 from brickwork.training.data.stream import TrainingStream
 from brickwork.training.engine.schedule import course
