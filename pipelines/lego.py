@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 from diffusers import AutoencoderKL, ImagePipelineOutput, SchedulerMixin
 
@@ -12,7 +13,7 @@ from brickwork.pipelines.arguments import shared_call
 from brickwork.pipelines.canvas import WINDOWS, WindowPlan
 from brickwork.pipelines.class_to_image import ClassToImagePipeline
 from brickwork.pipelines.sampling import SamplingPipeline
-from brickwork.pipelines.schedulers.edm_heun import require_edm
+from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler, require_edm
 from brickwork.pipelines.schedules import BrickSchedule, SubnetSchedule
 
 
@@ -56,6 +57,13 @@ class LegoPipeline(ClassToImagePipeline):
     ):
         super().__init__(transformer, scheduler, vae, brick_schedule, guidance_scale, num_inference_steps)
         self.register_to_config(windows=None if windows is None else one_of("windows", windows, WINDOWS))
+
+    @classmethod
+    def from_objective(
+        cls, transformer: LegoTransformer2DModel, objective: Any, vae: AutoencoderKL | None = None, **settings
+    ) -> Self:
+        """The pipeline of a network that was trained with EDM's objective, with its authors' sampler."""
+        return cls(transformer, EDMHeunScheduler(sigma_data=objective.sigma_data), vae, **settings)
 
     @shared_call(SamplingPipeline._draw, default_steps, "step (both evaluations of a second-order one)")
     def __call__(

@@ -1,4 +1,4 @@
-"""The networks, one line each. Class registration, `info` and the tests of every network go by this list."""
+"""The networks, one line each. Class registration, training, `info` and the tests of every network go by it."""
 
 import importlib
 

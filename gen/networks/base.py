@@ -120,6 +120,7 @@ class Denoiser(AttentionMixin):
         smallest: constructor arguments of a tiny network with all that it has, for the tests of every network.
         maps: the feature maps that the blocks work on (see `check_maps`).
         needs_text: whether a network with `cross_attention_dim` must get a text.
+        pipeline: the class that draws with it, by name; `train_backbone.py` trains what draws class to image.
     """
 
     _supports_gradient_checkpointing = True
@@ -130,6 +131,7 @@ class Denoiser(AttentionMixin):
     smallest: Mapping[str, Any] = {}
     maps: Mapping[str, tuple[int, int]] = {}
     needs_text = False
+    pipeline = "ClassToImagePipeline"
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:

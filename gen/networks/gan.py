@@ -44,6 +44,7 @@ class MaxViTGenerator2DModel(Denoiser, ModelMixin, ConfigMixin, Adaptable):
     """
 
     _no_split_modules = _repeated_blocks = ["MaxViTBlock"]
+    pipeline = "OneStepPipeline"
     smallest = {
         "sample_size": 16, "latent_dim": 16, "block_out_channels": (16, 16), "layers_per_stage": 1,
         "attention_head_dim": 8, "window_size": 4,

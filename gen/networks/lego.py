@@ -163,7 +163,7 @@ class LegoTransformer2DModel(Denoiser, ResidualPorts, Cuttable, ModelMixin, Conf
             the lists its window is `sample_size`, its patch the side whose multiples it takes, and the others are 0.
     """
 
-    presets = LEGO_PRESETS
+    presets, pipeline = LEGO_PRESETS, "LegoPipeline"
     smallest = {
         "sample_size": 16, "num_classes": 5, "window_sizes": (4, 16), "patch_sizes": (2, 4), "num_layers": (1, 1),
         "hidden_sizes": (8, 16), "num_attention_heads": 2, "trained_subsets": "any",

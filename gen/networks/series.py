@@ -38,6 +38,7 @@ class SeriesDenoiser(Denoiser, ModelMixin, ConfigMixin, Adaptable):
         network: its configuration, without the channels.
     """
 
+    pipeline = "TimeSeriesPipeline"
     smallest = {
         "in_channels": 2, "length": 40, "periods": (10, 8), "network": BlockUNet2DModel.smallest | {
             "num_classes": None, "cross_attention_dim": None

@@ -200,6 +200,7 @@ class VideoDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
         "patch_size", "patch_sizes", "window_sizes", "trained_subsets",
     )  # fmt: skip
 
+    pipeline = "VideoPipeline"
     smallest = {"network": {"_class_name": "BlockUNet2DModel"} | BlockUNet2DModel.smallest}
 
     @register_to_config

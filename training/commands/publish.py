@@ -58,7 +58,7 @@ def publish(
     from brickwork.training.data.images import images_of
     from brickwork.training.engine.checkpoints import CheckpointFolder, load_tensors, trained_tensors
     from brickwork.training.tasks.backbone import build_held_out, build_images, trained_on
-    from brickwork.training.tasks.backbones import BACKBONES, build_model, build_objective
+    from brickwork.training.tasks.backbones import build_model, build_objective, pipeline_of
 
     if not (run_folder / "config.yaml").is_file():
         raise ValueError(f"`run_folder` is {str(run_folder)!r}, which holds no run (no config.yaml).")
@@ -74,7 +74,7 @@ def publish(
     model = build_model(config.model, config.objective, trained_on(images, config.data), config.run.seed)
     load_tensors(trained_tensors(model), tensors["ema"])
     objective = build_objective(config.objective)
-    pipeline = BACKBONES[config.model.type].pipeline(model.eval(), objective, getattr(images, "vae", None))
+    pipeline = pipeline_of(model.eval(), objective, getattr(images, "vae", None))
     pairs = build_held_out(images, held_out_rows)
     figures = {
         "images": state["images"],

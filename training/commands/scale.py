@@ -130,6 +130,6 @@ def count_network(kind: str, config: dict, side: int, classes: int | None) -> tu
     from brickwork.training.tasks.backbones import BACKBONES
 
     with torch.device("meta"):
-        network = BACKBONES[kind].model(**{**config, "sample_size": side, "num_classes": classes})
+        network = BACKBONES[kind](**{**config, "sample_size": side, "num_classes": classes})
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return network.subnets(side, side)["full"], parameters

@@ -30,7 +30,7 @@ from brickwork.training.data.stream import TrainingStream
 from brickwork.training.engine.previews import build_metrics
 from brickwork.training.engine.schedule import course
 from brickwork.training.task import Phase, Step
-from brickwork.training.tasks.backbones import BACKBONES, TrainedOn, build_model, build_objective, check_patch
+from brickwork.training.tasks.backbones import TrainedOn, build_model, build_objective, check_patch, pipeline_of
 from brickwork.training.tasks.brick_by_brick import draw_bricks, frozen_digest, stages_of, without_later_bricks
 from brickwork.training.tasks.denoising import LabelledTask
 
@@ -185,7 +185,7 @@ class BackboneTask(LabelledTask):
         return replace(step, conditions=step.conditions | {"class_labels": labels})
 
     def pipeline(self, network: torch.nn.Module) -> Any:
-        pipeline = BACKBONES[self.config.model.type].pipeline(network, self.parameterization, self.vae)
+        pipeline = pipeline_of(network, self.parameterization, self.vae)
         if self.scheduler is not None:
             pipeline.register_modules(scheduler=self.scheduler)
         return without_later_bricks(pipeline, network, getattr(self.phase, "runs", None))

@@ -1,9 +1,5 @@
-"""The networks that `train_backbone.py` trains, by name, and the pipelines that sample from them.
+"""The networks that `train_backbone.py` trains, by name, and the pipelines that sample from them."""
 
-A further one is a line in `BACKBONES`.
-"""
-
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,43 +9,26 @@ import torch
 
 from brickwork import compat
 from brickwork.errors import explained, no_unknown, one_of
-from brickwork.gen.networks.composite import CompositeDenoiser
+from brickwork.gen.networks import NETWORKS, load_network_class
 from brickwork.gen.networks.lego import LegoTransformer2DModel
-from brickwork.gen.networks.stitched import StitchedDenoiser
-from brickwork.gen.networks.transformer import BlockTransformer2DModel
-from brickwork.gen.networks.unet import BlockUNet2DModel
+from brickwork.gen.networks.parts import Parted
 from brickwork.gen.networks.wrapped import load_denoiser
 from brickwork.gen.parameterization import make_objective
 from brickwork.gen.subnets import patch_of
 from brickwork.hub import saved_variant
 from brickwork.pipelines.class_to_image import ClassToImagePipeline
 from brickwork.pipelines.lego import LegoPipeline
-from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
 from brickwork.training.config.model import ModelConfig
 from brickwork.training.config.objective import ObjectiveConfig
 from brickwork.training.tasks.brick_by_brick import freeze
 
-
-def lego_pipeline(network: torch.nn.Module, objective, vae: torch.nn.Module | None = None) -> LegoPipeline:
-    """The pipeline that samples from a LEGO network."""
-    return LegoPipeline(transformer=network, scheduler=EDMHeunScheduler(sigma_data=objective.sigma_data), vae=vae)
+PIPELINES = {pipeline.__name__: pipeline for pipeline in (ClassToImagePipeline, LegoPipeline)}
+BACKBONES = {name: kind for name in NETWORKS if (kind := load_network_class(name)).pipeline in PIPELINES}
 
 
-@dataclass(frozen=True)
-class Backbone:
-    """A network's class, and `(network, objective, vae)` => the pipeline that samples from it."""
-
-    model: type
-    pipeline: Callable
-
-
-BACKBONES = {
-    "LegoTransformer2DModel": Backbone(LegoTransformer2DModel, lego_pipeline),
-    "BlockTransformer2DModel": Backbone(BlockTransformer2DModel, ClassToImagePipeline.from_objective),
-    "BlockUNet2DModel": Backbone(BlockUNet2DModel, ClassToImagePipeline.from_objective),
-    "StitchedDenoiser": Backbone(StitchedDenoiser, ClassToImagePipeline.from_objective),
-    "CompositeDenoiser": Backbone(CompositeDenoiser, ClassToImagePipeline.from_objective),
-}
+def pipeline_of(network: torch.nn.Module, objective: Any, vae: torch.nn.Module | None) -> ClassToImagePipeline:
+    """The pipeline that samples from a network trained with an objective."""
+    return PIPELINES[network.pipeline].from_objective(network, objective, vae)
 
 
 @dataclass(frozen=True)
@@ -78,10 +57,8 @@ def build_model(settings: ModelConfig, objective: ObjectiveConfig, data: Trained
     Raises:
         ValueError: for configuration values that the network does not take, or weights that do not fit the data.
     """
-    kind = one_of("model.type", settings.type, BACKBONES).model
-    if kind in (StitchedDenoiser, CompositeDenoiser) and (
-        settings.preset or settings.config or not settings.init_from
-    ):
+    kind = one_of("model.type", settings.type, BACKBONES)
+    if issubclass(kind, Parted) and (settings.preset or settings.config or not settings.init_from):
         raise ValueError(
             f"`model.type` is {settings.type!r}, which is made of trained networks; make one in Python, save it, and "
             "name its folder in `model.init_from`, without `model.preset` and `model.config`."
