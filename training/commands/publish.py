@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from brickwork import options
+from brickwork.errors import explained
 from brickwork.files import check_folder, filled, new_folder, write_file
 
 MAKER, CARD = "brickwork publish", Path(__file__).with_name("model_card.md.jinja")
@@ -64,7 +65,8 @@ def publish(
         raise ValueError(f"`run_folder` is {str(run_folder)!r}, which holds no run (no config.yaml).")
     check_folder(output, MAKER, overwrite=overwrite)
     licences = attribution.read_text(encoding="utf-8") if attribution else None
-    config = load_config(run_folder / "config.yaml", [f"data.source={data_source}"] if data_source else None)
+    with explained(f"`run_folder` is {str(run_folder)!r}, and only runs of train_backbone.py can be published"):
+        config = load_config(run_folder / "config.yaml", [f"data.source={data_source}"] if data_source else None)
     found = CheckpointFolder(run_folder / "checkpoints").newest()
     if found is None:
         raise ValueError(f"`run_folder` is {str(run_folder)!r}, which holds no checkpoint yet.")
@@ -106,7 +108,7 @@ def _draw(pipeline, images, train_rows, held_out_rows, folder: Path) -> dict:
 
     Returns:
         The median distance, on pixels in [0, 1], of samples and of held-out images to the nearest training image, and
-        the share of samples nearer than any two training images that are not the same picture.
+        the share of each that is nearer to it than any other training image is.
     """
     import numpy as np
     import torch
@@ -123,19 +125,20 @@ def _draw(pipeline, images, train_rows, held_out_rows, folder: Path) -> dict:
         return torch.from_numpy(pictures.reshape(len(pictures), -1) / 255.0) / (pictures[0].size ** 0.5)
 
     known = features(training)
-    distances, rows = nearest_neighbours(features(samples), known, 3)
-    others = nearest_neighbours(known[rows[:, 0]], known, 2)[0][:, 1]  # a row is its own nearest
+
+    def nearest(pictures: np.ndarray) -> tuple[torch.Tensor, float, float]:
+        distances, rows = nearest_neighbours(features(pictures), known, 3)
+        others = nearest_neighbours(known[rows[:, 0]], known, 2)[0][:, 1]  # a row is its own nearest
+        return rows, distances[:, 0].median().item(), (distances[:, 0] < others).double().mean().item()
+
+    rows, distance, copied = nearest(samples)
     grid(samples[:32], columns=8).save(folder / "samples.png")
     shown = [[training[row] for row in found] for found in rows[:SHOWN_NEIGHBOURS].tolist()]
     neighbour_sheet(list(samples[:SHOWN_NEIGHBOURS]), shown).save(folder / "neighbours.png")
-    memory = {
-        "sample_distance": distances[:, 0].median().item(),
-        "copied": (distances[:, 0] < others).double().mean().item(),
-    }
+    memory = {"sample_distance": distance, "copied": copied}
     if len(held_out_rows):
         held_out = np.stack([images.picture(row, shape) for row in held_out_rows])
-        nearest = nearest_neighbours(features(held_out), known, 1)[0]
-        memory["held_out_distance"] = nearest.median().item()
+        _, memory["held_out_distance"], memory["held_out_copied"] = nearest(held_out)
     return memory
 
 

@@ -36,7 +36,14 @@ def test_a_run_becomes_a_pipeline_with_a_card(finished_run, tmp_path, capsys):
     pipe = LegoPipeline.from_pretrained(output)
     assert pipe.transformer.config.id2label == {"0": "Smileys & Emotion"}
     card = (output / "README.md").read_text()
-    for text in ("8 images seen", "Smileys & Emotion", "held-out denoising loss", "Drawn by somebody", "# faces"):
+    for text in (
+        "8 images seen",
+        "Smileys & Emotion",
+        "held-out denoising loss",
+        "Drawn by somebody",
+        "# faces",
+        "of the held-out images for comparison",
+    ):
         assert text in card
     assert str(tmp_path) not in card
     assert Image.open(output / "samples.png").size == (8 * 18 - 2, 16)
@@ -49,6 +56,13 @@ def test_a_run_becomes_a_pipeline_with_a_card(finished_run, tmp_path, capsys):
     assert cli.main([*words, "--overwrite", "--license", "cc-by-4.0"]) == 0
     again = (output / "README.md").read_text()
     assert "Drawn by somebody" not in again and "license: cc-by-4.0" in again and "license:" not in card
+
+
+def test_a_run_of_another_kind_is_named(finished_run, tmp_path, capsys):
+    config = finished_run / "config.yaml"
+    config.write_text(config.read_text() + "clips: {}\n")
+    assert cli.main(["publish", str(finished_run), str(tmp_path / "share")]) == 2
+    assert "only runs of train_backbone.py can be published" in capsys.readouterr().err
 
 
 def test_only_a_pipeline_is_replaced(finished_run, tmp_path, capsys):
