@@ -75,6 +75,7 @@ def test_the_trainer_reads_them_and_pictures_for_the_image_network(built):
     data = ClipDataConfig(
         source=str(built / "train.parquet"), clip_column="clip", label_column="label", classes=["nod", "walk"],
         held_out=0.0, max_broken_images=0, num_workers=0, size=16, frames=8, stride=2, fps=None, horizontal_flip=False,
+        latents=None,
     )  # fmt: skip
     clips = Clips(data)
     assert len(clips) == 6 and clips.fps == 4 and clips.sample(0)[0].shape == (3, 8, 16, 16)
