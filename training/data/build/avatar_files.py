@@ -1,6 +1,7 @@
 """What data sets of avatars share: their three files and card, drawings in turn, and what is refused."""
 
 import io
+import json
 import random
 import tempfile
 from collections import Counter
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from brickwork.errors import one_of
 from brickwork.files import check_folder, filled, new_folder
 from brickwork.training.data.build.attributes import ATTRIBUTES, Drawing, draw, table, values_of
+from brickwork.training.data.build.captions import caption
 from brickwork.training.data.build.dicebear import Artist, artist, install, require_programs
 from brickwork.training.data.build.svg import rasterise
 
@@ -197,6 +199,50 @@ def write_rows(path: Path, features, rows: list, finish: Callable[[int, object],
                 batch.append(finish(number, row))
                 bar.update()
             writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+
+
+def shared(one: Drawing, other: Drawing) -> dict[str, str]:
+    """The attributes that two drawings show alike."""
+    return {name: value for name, value in one.attributes.items() if value and value == other.attributes[name]}
+
+
+def write_avatars(
+    path: Path, split: str, wanted: Wanted, hand: Artist, drawn: Counter, reference: Callable | None = None
+) -> None:
+    """The pictures of one split, the styles in turn.
+
+    Args:
+        path, split, wanted: the file, and what to draw.
+        hand, drawn: see `open_set`.
+        reference: gives another drawing of an avatar, from its drawing and the random numbers that it left, whose
+            picture stands beside it; `None` for none.
+    """
+    from datasets import ClassLabel, Features, Image, Value
+
+    styles, draws, rows = wanted.styles, Draws(split, wanted, hand.styles), []
+    for number in range(wanted.rows(split)):
+        drawing, rng = draws(styles[number % len(styles)])
+        other = reference and reference(drawing, rng)
+        rows.append((drawing, other, caption(drawing, rng)))
+        drawn.update(one.style for one in (drawing, other) if one)
+
+    def finish(number: int, row: tuple) -> dict:
+        drawing, other, words = row
+
+        def picture(one: Drawing, end: str = "") -> dict:
+            png = png_of(draw_picture(hand, one.style, one.options, wanted.size))
+            return {"bytes": png, "path": f"{split}/{number:07d}{end}.png"}
+
+        told = {"text": words, "split": split, "combination": drawing.combination, **drawing.attributes}
+        if other:
+            told |= {"reference": picture(other, "-reference"), "reference_style": other.style}
+            told |= {"shared": json.dumps(shared(drawing, other))}
+        return {"image": picture(drawing), "label": styles.index(drawing.style), **told}
+
+    pictures, further = (("image", "reference"), ("reference_style", "shared")) if reference else (("image",), ())
+    columns = {name: Image() for name in pictures} | {"label": ClassLabel(names=styles)}
+    texts = ("text", "split", "combination", *ATTRIBUTES, *further)
+    write_rows(path, Features(columns | dict.fromkeys(texts, Value("string"))), rows, finish)
 
 
 def _write_card(path: Path, title: str, told: Iterable[str], styles: dict[str, dict], drawn: Counter) -> None:

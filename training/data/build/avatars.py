@@ -14,24 +14,12 @@ example: brickwork data build avatars --output data/avatars --count 40000 --size
 """
 
 from argparse import ArgumentParser, Namespace
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from brickwork import options
-from brickwork.training.data.build.attributes import ATTRIBUTES, table
-from brickwork.training.data.build.avatar_files import (
-    CARD,
-    MAKER,
-    SPLITS,
-    Draws,
-    Wanted,
-    draw_picture,
-    open_set,
-    png_of,
-    write_rows,
-)
-from brickwork.training.data.build.captions import caption
+from brickwork.training.data.build.attributes import table
+from brickwork.training.data.build.avatar_files import CARD, MAKER, SPLITS, Wanted, open_set, write_avatars
 from brickwork.training.data.build.clips import build_clips
 from brickwork.training.data.build.pairs import build_pairs
 from brickwork.training.data.build.scenes import build_scenes
@@ -60,29 +48,8 @@ def build_avatars(
     ]
     with open_set(output, wanted, packages, overwrite, "Avatars", told) as (folder, hand, drawn):
         for split, name in SPLITS.items():
-            _write(folder / name, split, wanted, hand, drawn)
+            write_avatars(folder / name, split, wanted, hand, drawn)
     return Path(output)
-
-
-def _write(path: Path, split: str, wanted: Wanted, hand, drawn: Counter) -> None:
-    """The pictures of one split, the styles in turn."""
-    from datasets import ClassLabel, Features, Image, Value
-
-    styles, draws, rows = wanted.styles, Draws(split, wanted, hand.styles), []
-    for number in range(wanted.rows(split)):
-        drawing, rng = draws(styles[number % len(styles)])
-        rows.append((drawing, caption(drawing, rng)))
-    drawn.update(drawing.style for drawing, _ in rows)
-
-    def finish(number: int, row: tuple) -> dict:
-        drawing, words = row
-        png = png_of(draw_picture(hand, drawing.style, drawing.options, wanted.size))
-        told = {"text": words, "split": split, "combination": drawing.combination, **drawing.attributes}
-        image = {"bytes": png, "path": f"{split}/{number:07d}.png"}
-        return {"image": image, "label": styles.index(drawing.style), **told}
-
-    columns = dict.fromkeys(("text", "split", "combination", *ATTRIBUTES), Value("string"))
-    write_rows(path, Features(image=Image(), label=ClassLabel(names=styles), **columns), rows, finish)
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

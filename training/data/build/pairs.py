@@ -1,23 +1,11 @@
 """Pairs: the same avatar in two styles, one drawing as the reference of the other."""
 
-import json
 import random
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from brickwork.training.data.build.attributes import ATTRIBUTES, Drawing, draw, values_of
-from brickwork.training.data.build.avatar_files import (
-    MAKER,
-    SPLITS,
-    Draws,
-    Wanted,
-    draw_picture,
-    open_set,
-    png_of,
-    write_rows,
-)
-from brickwork.training.data.build.captions import caption
+from brickwork.training.data.build.attributes import Drawing, draw, values_of
+from brickwork.training.data.build.avatar_files import MAKER, SPLITS, Wanted, open_set, write_avatars
 
 
 def in_style(drawing: Drawing, style: str, described: dict, rng: random.Random, where: dict) -> Drawing:
@@ -28,11 +16,6 @@ def in_style(drawing: Drawing, style: str, described: dict, rng: random.Random, 
     """
     has = {name: [value] for name, value in drawing.attributes.items() if value in values_of(style, name)}
     return draw(style, described, rng, {**where, **has})
-
-
-def shared(one: Drawing, other: Drawing) -> dict[str, str]:
-    """The attributes that two drawings show alike."""
-    return {name: value for name, value in one.attributes.items() if value and value == other.attributes[name]}
 
 
 def build_pairs(
@@ -58,32 +41,11 @@ def build_pairs(
         f"{wanted.held_out} in each held-out file, seed {wanted.seed}; DiceBear 9.4.3.",
     ]
     with open_set(output, wanted, packages, overwrite, "Avatars in two styles", told) as (folder, hand, drawn):
+
+        def other(drawing: Drawing, rng: random.Random) -> Drawing:
+            style = rng.choice([one for one in wanted.styles if one != drawing.style])
+            return in_style(drawing, style, hand.styles[style]["options"], rng, wanted.where)
+
         for split, name in SPLITS.items():
-            _write(folder / name, split, wanted, hand, drawn)
+            write_avatars(folder / name, split, wanted, hand, drawn, reference=other)
     return Path(output)
-
-
-def _write(path: Path, split: str, wanted: Wanted, hand, drawn: Counter) -> None:
-    from datasets import ClassLabel, Features, Image, Value
-
-    styles, draws, rows = wanted.styles, Draws(split, wanted, hand.styles), []
-    for number in range(wanted.rows(split)):
-        drawing, rng = draws(styles[number % len(styles)])
-        style = rng.choice([one for one in styles if one != drawing.style])
-        reference = in_style(drawing, style, hand.styles[style]["options"], rng, wanted.where)
-        rows.append((drawing, reference, caption(drawing, rng)))
-        drawn.update((drawing.style, reference.style))
-
-    def finish(number: int, row: tuple) -> dict:
-        drawing, reference, words = row
-        pictures = [png_of(draw_picture(hand, one.style, one.options, wanted.size)) for one in (drawing, reference)]
-        image, other = (
-            {"bytes": png, "path": f"{split}/{number:07d}{end}.png"} for png, end in zip(pictures, ("", "-reference"))
-        )
-        told = {"text": words, "split": split, "combination": drawing.combination, **drawing.attributes}
-        pair = {"reference_style": reference.style, "shared": json.dumps(shared(drawing, reference))}
-        return {"image": image, "reference": other, "label": styles.index(drawing.style), **told, **pair}
-
-    names = ("text", "split", "combination", *ATTRIBUTES, "reference_style", "shared")
-    kinds = {"image": Image(), "reference": Image(), "label": ClassLabel(names=styles)}
-    write_rows(path, Features(**kinds, **dict.fromkeys(names, Value("string"))), rows, finish)
