@@ -1,7 +1,8 @@
-"""Classes of one kind by name: building blocks, stems, necks."""
+"""Classes of one kind by name: building blocks, stems, necks, objectives."""
 
 import inspect
 from collections.abc import Callable, Mapping
+from inspect import Parameter
 from typing import Any
 
 from torch import nn
@@ -14,10 +15,12 @@ class Registry:
 
     Args:
         kind: what the classes are, for errors: `"block"`.
+        positional: whether all arguments of a constructor are settings, not only those by keyword.
     """
 
-    def __init__(self, kind: str):
+    def __init__(self, kind: str, positional: bool = False):
         self.kind = kind
+        self.settings = {Parameter.KEYWORD_ONLY, *([Parameter.POSITIONAL_OR_KEYWORD] if positional else [])}
         self.classes: dict[str, Callable[..., nn.Module]] = {}
 
     def register(self, name: str) -> Callable:
@@ -41,7 +44,7 @@ class Registry:
         return one_of(self.kind, name, self.classes)
 
     def keywords(self, name: str) -> set[str]:
-        """Keyword-only arguments of a class's constructor and of those that it hands them on to, or of a function."""
+        """Settings of a class's constructor and of those that it hands them on to, or of a function."""
         known: set[str] = set()
         found = self.find(name)
         for part in found.__mro__ if isinstance(found, type) else [found]:
@@ -49,8 +52,8 @@ class Registry:
                 break
             constructor = part.__init__ if isinstance(part, type) else part
             parameters = inspect.signature(constructor).parameters.values()
-            known |= {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
-        return known
+            known |= {parameter.name for parameter in parameters if parameter.kind in self.settings}
+        return known - {"self"}
 
     def check_options(self, name: str, options: Mapping[str, Any] | None, argument: str) -> dict[str, Any]:
         """The options as a dictionary, or a `ValueError` for one that the class does not take."""

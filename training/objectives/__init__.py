@@ -24,10 +24,10 @@ def list_objectives() -> list[str]:
     """The names that `objectives` can have in a configuration."""
     for module in pkgutil.iter_modules(__path__, f"{__name__}."):
         importlib.import_module(module.name)
-    return sorted(REGISTRY)
+    return REGISTRY.names()
 
 
 def build_objectives(entries: Iterable[Mapping[str, Any]]) -> list[Objective]:
     """What a configuration's `objectives` describe; see `objectives_from`."""
     list_objectives()
-    return objectives_from(entries, REGISTRY)
+    return objectives_from(entries)

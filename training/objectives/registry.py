@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
@@ -10,9 +9,10 @@ from typing import Any, ClassVar
 import torch
 
 from brickwork.errors import explained, no_unknown, one_of
+from brickwork.gen.registry import Registry
 from brickwork.training.task import Step, Task
 
-REGISTRY: dict[str, type[Objective]] = {}
+REGISTRY = Registry("objective", positional=True)
 
 
 class Objective(torch.nn.Module, ABC):
@@ -86,20 +86,17 @@ def register_objective(name: str) -> Callable[[type[Objective]], type[Objective]
     """
 
     def register(kind: type[Objective]) -> type[Objective]:
-        if REGISTRY.get(name, kind) is not kind:
-            raise ValueError(f"`name` is {name!r}, which is {REGISTRY[name].__name__}'s; choose another.")
-        kind.type, REGISTRY[name] = name, kind
+        REGISTRY.register(name)(kind).type = name
         return kind
 
     return register
 
 
-def objectives_from(entries: Iterable[Any], registry: Mapping[str, type[Objective]]) -> list[Objective]:
+def objectives_from(entries: Iterable[Any]) -> list[Objective]:
     """The objectives of a configuration's `objectives`.
 
     Args:
         entries: each `type` and that class's arguments.
-        registry: classes by name.
 
     Raises:
         ValueError: for an unknown type or argument, with what comes near, and values that do not fit.
@@ -107,8 +104,8 @@ def objectives_from(entries: Iterable[Any], registry: Mapping[str, type[Objectiv
     made: list[Objective] = []
     for number, entry in enumerate(entries):
         key, options = f"objectives[{number}]", dict(entry)
-        kind = one_of(f"{key}.type", options.pop("type", None), registry)
-        no_unknown(key, options, _arguments(kind), kind.type)
+        kind = one_of(f"{key}.type", options.pop("type", None), REGISTRY.classes)
+        no_unknown(key, options, REGISTRY.keywords(kind.type), kind.type)
         with explained(f"`{key}` ({kind.type})", TypeError, ValueError):
             made.append(kind(**options))
     return made
@@ -120,15 +117,3 @@ def check_names(objectives: Iterable[Objective]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"`objectives` has {name!r} twice; give each once, with its weight.")
-
-
-def _arguments(kind: type[Objective]) -> set[str]:
-    known: set[str] = set()
-    for parent in kind.__mro__:
-        if "__init__" in vars(parent):
-            parameters = inspect.signature(parent.__init__).parameters.values()
-            named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-            known |= {parameter.name for parameter in parameters if parameter.kind in named} - {"self"}
-        if parent is Objective:
-            break
-    return known

@@ -20,8 +20,8 @@ def new_objective():
     """`new_objective("name")` registers a class for the test alone."""
     known = list_objectives()
     yield register_objective
-    for name in set(REGISTRY) - set(known):
-        del REGISTRY[name]
+    for name in set(REGISTRY.classes) - set(known):
+        del REGISTRY.classes[name]
 
 
 @pytest.fixture
