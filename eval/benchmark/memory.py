@@ -1,10 +1,7 @@
 """Peak memory of a training step: measured in a process of its own, or derived without computing anything."""
 
-import argparse
-import json
 import re
 import resource
-import subprocess
 import sys
 import weakref
 from collections.abc import Callable
@@ -16,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from brickwork import compat
+from brickwork.errors import explained
+from brickwork.eval.benchmark.fresh import in_fresh_process
 
 STATUS = Path("/proc/self/status")
 
@@ -80,15 +79,9 @@ def measure_in_child(specification: dict) -> dict[str, int]:
     Returns:
         `peak`: bytes of the process's highest resident size above that before the network was built; `baseline`.
     """
-    command = [sys.executable, "-m", "brickwork.eval.benchmark.memory", json.dumps(specification)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        raise ValueError(
-            f"The process that measures the memory of {specification['name']} ended with status {done.returncode}"
-            f"{': ' + lines[-1] if lines else ''}; where memory is short, lower --batch."
-        )
-    return json.loads(done.stdout.splitlines()[-1])
+    what = f"The process that measures the memory of {specification['name']} failed; where it is short, lower --batch"
+    with explained(what, ValueError):
+        return in_fresh_process(f"{__name__}:measure_here", specification)
 
 
 def _highest_resident() -> int:
@@ -141,14 +134,3 @@ def measure_here(specification: dict) -> dict[str, int]:
 
     torch.set_num_threads(specification["threads"])
     return peak_during(step, torch.device(specification["device"]))
-
-
-def main() -> None:
-    """Measure what the one argument describes and print it as JSON."""
-    parser = argparse.ArgumentParser(description="Measure the memory of a training step, for `brickwork benchmark`.")
-    parser.add_argument("specification", type=json.loads, help="what to run, as JSON")
-    print(json.dumps(measure_here(parser.parse_args().specification)))
-
-
-if __name__ == "__main__":
-    main()

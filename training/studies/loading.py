@@ -3,12 +3,8 @@
 The shards are synthetic, written once into the benchmark's folder; each way of reading them has a process of its own.
 """
 
-import argparse
 import importlib
-import json
-import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +14,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet
 
+from brickwork.errors import explained
 from brickwork.eval.benchmark.evaluation import encoded_pictures, write_shards
+from brickwork.eval.benchmark.fresh import in_fresh_process
 from brickwork.eval.benchmark.memory import STATUS
 from brickwork.eval.benchmark.suites import Settings
 from brickwork.eval.benchmark.timing import Spread
@@ -101,13 +99,9 @@ def _beyond(before: int | None) -> int | None:
 
 def read_in_child(source: Path, batch: int, copies: Path) -> dict:
     """`read_here` in a process of its own, with what `datasets` converts kept in `copies`."""
-    command = [sys.executable, "-m", __name__, str(source), str(batch)]
-    environment = os.environ | {"HF_DATASETS_CACHE": str(copies), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-        raise ValueError(f"The process that reads {source} failed: {lines[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    environment = {"HF_DATASETS_CACHE": str(copies), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with explained(f"The process that reads {source} failed", ValueError):
+        return in_fresh_process(f"{__name__}:read_here", str(source), batch, **environment)
 
 
 def bench_loader(settings: Settings) -> dict:
@@ -161,16 +155,3 @@ def _row(runs: Sequence[Mapping]) -> list[str]:
         told([run["drawn"] / run["drawing"][0] for run in runs], ".0f"),
         *(told(values, ".0f") for values in memory),
     ]
-
-
-def main() -> None:
-    """Read the set that the arguments name and print what it took as JSON."""
-    parser = argparse.ArgumentParser(description="Read a set in shards, for `brickwork benchmark loader`.")
-    parser.add_argument("source", help="folder of shards")
-    parser.add_argument("batch", type=int, help="pictures at once")
-    args = parser.parse_args()
-    print(json.dumps(read_here(args.source, args.batch)))
-
-
-if __name__ == "__main__":
-    main()
