@@ -22,12 +22,10 @@ from brickwork.errors import explained, one_of
 from brickwork.eval.extractors.features import load_extractor
 from brickwork.eval.extractors.protocols import get_protocol
 from brickwork.eval.metrics.distances import feature_statistics, frechet_distance
-from brickwork.eval.metrics.reference import Reference, make_reference
-from brickwork.eval.sampling.pipelines import to_device
+from brickwork.eval.metrics.reference import Reference
 from brickwork.eval.studies.core import Cell, run_study, table_of
 from brickwork.files import write_file
 from brickwork.gen.networks.wrapped import DENOISERS, brick_sizes, denoiser_class
-from brickwork.training.commands.data_split import write_split
 from brickwork.training.config.config import Configuration, TrainConfig, load_config
 from brickwork.training.config.data import DataConfig
 from brickwork.training.config.model import ModelConfig
@@ -38,7 +36,7 @@ from brickwork.training.config.section import Number, Positive, Section, require
 from brickwork.training.data.images import BrokenImage, LabelledImages, images_of
 from brickwork.training.studies.battle_report import STUDY, report
 from brickwork.training.studies.timed import cost_cells, count_work, trained_parameters
-from brickwork.training.studies.trained import FEATURES, configured, training_cell
+from brickwork.training.studies.trained import FEATURES, configured, reference_cell, training_cell
 from brickwork.training.tasks.backbones import BACKBONES, TrainedOn, build_model
 
 CONFIG = Path(__file__).parents[1] / "configs" / "battle.yaml"
@@ -319,7 +317,8 @@ class Cells:
         """The pictures at the battle's size, and what samples are measured against."""
         cells = [Cell("pictures", partial(write_pictures, images=self.images, config=self.config))]
         if self.reference is not None:
-            cells.append(Cell("reference", lambda folder: self._write_reference()))
+            data = self._training(self._runs(1.0)[0]).data
+            cells.append(reference_cell(data, self.config.scores, self.reference))
         return cells
 
     def costs(self, results: Mapping[str, Any]) -> list[Cell]:
@@ -360,17 +359,6 @@ class Cells:
         about = {"network": entry.network, "label": self.config.fighters[entry.network].label}
         scoring = {"scores": self.scores, "reference": self.reference} if entry.scored else {}
         return training_cell(entry.name, self._training(entry), about=about, **scoring)
-
-    def _write_reference(self) -> int:
-        """Features of the pictures that are trained on; how many."""
-        scores, folder = self.config.scores, self.reference.parent
-        images = images_of(self._training(self._runs(1.0)[0]).data)
-        write_split(images, self.config.data.held_out, folder / "pictures")
-        extractor = load_extractor(scores.extractor)
-        to_device(extractor.network)
-        reference = make_reference(folder / "pictures" / "train", extractor, scores.protocol)
-        reference.save(self.reference)
-        return reference.statistics["features"][0]
 
 
 def write_pictures(folder: Path, *, images: LabelledImages, config: BattleConfig) -> int:

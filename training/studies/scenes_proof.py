@@ -57,6 +57,7 @@ from brickwork.eval.studies.core import (
     run_study,
     table_of,
 )
+from brickwork.eval.studies.seams import parse_size
 from brickwork.files import digest, write_file
 from brickwork.pipelines.latents import encode
 from brickwork.pipelines.prompts import encode_captions
@@ -354,13 +355,6 @@ def _sheet(folder: Path, sizes: Sequence[str]) -> Image.Image:
     return sheet.quantize(128, dither=Image.Dither.NONE)
 
 
-def _shape(text: str) -> Shape:
-    height, separator, width = text.partition("x")
-    if not separator or not (height + width).isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; give HEIGHTxWIDTH, such as 48x96")
-    return int(height), int(width)
-
-
 def configure_parser(parser: argparse.ArgumentParser) -> None:
     for model in MODELS:
         told = "general model" if model == "general" else "personalised copy"
@@ -377,11 +371,12 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     options.add_common(parser, "--guidance", default=3.0)
     parser.add_argument("--only", choices=MODELS, help="compute the cells of one model, and write no report")
     sizes = ["32x32", "48x48", "64x64", "96x96", "128x128", "48x96", "96x48"]
-    parser.add_argument("--sizes", type=_shape, nargs="+", default=[_shape(size) for size in sizes], metavar="HxW")
+    parser.add_argument("--sizes", nargs="+", default=sizes, metavar="HxW", help="pixels, height first")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    args.sizes = [parse_size(size) for size in args.sizes]
     proof = Proof(args, [args.only] if args.only else MODELS)
     stages = [proof.drawn, proof.judged]
     run_study(Study("proof", proof.conditions(), stages, None if args.only else report), args.output)

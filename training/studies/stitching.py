@@ -18,9 +18,7 @@ import torch
 from pydantic import Field
 
 from brickwork.adapters.base import denoiser_of
-from brickwork.eval.extractors.features import load_extractor
 from brickwork.eval.held_out.subnet_losses import subnet_losses
-from brickwork.eval.metrics.reference import make_reference
 from brickwork.eval.report.blocks import Plot, Report
 from brickwork.eval.report.numbers import in_units
 from brickwork.eval.sampling.pipelines import load_pipeline
@@ -28,13 +26,20 @@ from brickwork.eval.studies.core import Cell, Study, StudyFolder, compare_pairs,
 from brickwork.gen.networks.stitched import StitchedDenoiser
 from brickwork.gen.subnets import evenly
 from brickwork.pipelines.schedules import SubnetSchedule, subnet_names
-from brickwork.training.commands.data_split import write_split
 from brickwork.training.config.config import DEFAULTS, TrainConfig
 from brickwork.training.config.library import CONFIGS
 from brickwork.training.config.section import Number, Positive, Section, Share
 from brickwork.training.engine.previews import PIPELINE
 from brickwork.training.studies.battle import ScoreSettings
-from brickwork.training.studies.trained import RUN, configured, measure, sampling_call, study_script, training_cell
+from brickwork.training.studies.trained import (
+    RUN,
+    configured,
+    measure,
+    reference_cell,
+    sampling_call,
+    study_script,
+    training_cell,
+)
 from brickwork.training.tasks.backbone import build_held_out, build_images
 from brickwork.training.tasks.backbones import build_objective
 
@@ -190,15 +195,8 @@ class Stitching:
 
     def references(self, results: Mapping[str, Any]) -> list[Cell]:
         """What samples are measured against: the training pictures."""
-        return [] if self.config.scores.extractor is None else [Cell("reference", self.refer)]
-
-    def refer(self, folder: Path) -> int:
-        """Measure the training pictures; how many there are."""
-        write_split(build_images(self.config.data), self.config.data.held_out, folder / "split")
-        scores = self.config.scores
-        reference = make_reference(folder / "split" / "train", load_extractor(scores.extractor), scores.protocol)
-        reference.save(self.output / REFERENCE)
-        return reference.statistics["features"][0]
+        data, scores = self.config.data, self.config.scores
+        return [] if scores.extractor is None else [reference_cell(data, scores, self.output / REFERENCE)]
 
     def drawn(self, results: Mapping[str, Any]) -> list[Cell]:
         """The samples of each way, from the same noise and classes; none without an extractor."""

@@ -23,13 +23,14 @@ from brickwork.eval.extractors.protocols import get_protocol
 from brickwork.eval.held_out.paired_loss import PairedSet
 from brickwork.eval.metrics.distances import kernel_distance
 from brickwork.eval.metrics.feature_sets import extract_features
-from brickwork.eval.metrics.reference import Reference
+from brickwork.eval.metrics.reference import Reference, make_reference
 from brickwork.eval.report.pictures import grid, save_picture
 from brickwork.eval.sampling.pipelines import load_pipeline, to_device
 from brickwork.eval.sampling.sample_set import PipelineCall, SamplingSettings
 from brickwork.eval.sets.pictures import from_arrays
 from brickwork.eval.studies.core import Cell, Stopped, Study, run_study
 from brickwork.files import write_file
+from brickwork.training.commands.data_split import write_split
 from brickwork.training.commands.train import run_script
 from brickwork.training.config.config import Configuration, TrainConfig, load_config
 from brickwork.training.config.data import DataConfig
@@ -115,6 +116,26 @@ def training_cell(
     identity = {"train": values, "about": about or {}, "scores": scores}
     settings = {"free": free, "reference": None if reference is None else str(reference)}
     return Cell(name, f"{__name__}:train_cell", identity, settings, describe=describe or ending)
+
+
+def reference_cell(data: DataConfig, scores: Any, file: Path) -> Cell:
+    """The cell `reference`: features of the pictures that are trained on, in a file; the result is how many.
+
+    Args:
+        data: whose pictures.
+        scores: their `extractor` and `protocol`.
+        file: of a `Reference`, in the cell's folder.
+    """
+
+    def write(folder: Path) -> int:
+        write_split(build_images(data), data.held_out, folder / "pictures")
+        extractor = load_extractor(scores.extractor)
+        to_device(extractor.network)
+        reference = make_reference(folder / "pictures" / "train", extractor, scores.protocol)
+        reference.save(file)
+        return reference.statistics["features"][0]
+
+    return Cell("reference", write)
 
 
 def ending(result: Mapping[str, Any]) -> str:
