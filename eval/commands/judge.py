@@ -43,7 +43,9 @@ def add_detector(parser: argparse.ArgumentParser, option: str, **how) -> None:
     group.add_argument(option, dest="detector", metavar="DETECTOR", help=known, **how)
     group.add_argument("--requirements", metavar="FILE", help="rows as in GenEval's metadata (.jsonl or .json)")
     group.add_argument(
-        "--colours", default="pixels", help="pixels (default), or clip:<folder or hub id> as in GenEval"
+        "--colours",
+        default="pixels",
+        help="pixels (default), clip:<folder or hub id> as in GenEval, or avatar-attributes (of avatars' hair)",
     )
     group.add_argument("--threshold", type=float, default=0.3, help="least score of an object (default: 0.3)")
     group.add_argument("--counting-threshold", type=float, default=0.9, help="the same for counting (default: 0.9)")
@@ -128,6 +130,7 @@ def make_report(judge, images, verdicts: Sequence):
     """What is right by category, and the first wrong pictures with what was found in them."""
     from collections import Counter
 
+    from brickwork.eval.judge.overlays import overlay
     from brickwork.eval.judge.verdicts import kind_of, summary
     from brickwork.eval.report.blocks import Picture, Report, Table, Text, literal
 
@@ -145,21 +148,5 @@ def make_report(judge, images, verdicts: Sequence):
     ]
     for i in wrong[:SHOWN]:
         reasons = f"{verdicts[i].requirements.prompt}: {'; '.join(verdicts[i].reasons)}"
-        blocks.append(Picture(_with_boxes(_pixels(images, i), verdicts[i].found), reasons, f"wrong-{i:06d}"))
+        blocks.append(Picture(overlay(_pixels(images, i), verdicts[i].found), reasons, f"wrong-{i:06d}"))
     return Report("Judgement", blocks)
-
-
-def _with_boxes(picture, found):
-    """A picture, enlarged where it is small, with a named frame around each object."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    image = Image.fromarray(picture)
-    scale = max(1, 256 // max(image.size))
-    image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
-    pen, font = ImageDraw.Draw(image), ImageFont.load_default(11)
-    for name, objects in found.items():
-        for one in objects:
-            left, top, right, bottom = (side * scale for side in one.box)
-            pen.rectangle((left, top, max(right - 1, left), max(bottom - 1, top)), outline="#b3431f")
-            pen.text((left + 2, top), f"{name} {one.score:.2f}", fill="#b3431f", font=font)
-    return image

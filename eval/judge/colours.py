@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from brickwork.errors import loader_of
+from brickwork.eval.judge.crops import cut_out
 from brickwork.eval.judge.detectors import Detection
 from brickwork.eval.judge.requirements import COLOURS
 
@@ -141,7 +142,29 @@ def _unit(vectors):
     return vectors / vectors.norm(dim=-1, keepdim=True)
 
 
+class HairColours:
+    """The colour of avatars' hair, named by the judge of attributes that ships."""
+
+    name = "avatar-attributes"
+
+    def __init__(self):
+        from brickwork.eval.extractors.attributes import load_judge
+
+        self.judge = load_judge()
+
+    def __call__(self, picture: np.ndarray, objects: Sequence[Detection], name: str) -> list[str]:
+        import torch
+
+        named = []
+        for found in objects:
+            left, top, right, bottom = (max(0, round(side)) for side in found.box)
+            crop = cut_out(picture, (slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))))
+            named += self.judge.name(torch.from_numpy(crop.copy()).permute(2, 0, 1)[None])
+        return [one["hair_colour"] for one in named]
+
+
 def load_colours(name: str, device: Any = None) -> ColourNamer:
-    """`"pixels"`, or `"clip:<folder or hub id>"`."""
-    load = loader_of("colours", name, {"pixels": PixelColours, "clip:": ClipColours})
+    """`"pixels"`, `"avatar-attributes"`, or `"clip:<folder or hub id>"`."""
+    known = {"pixels": PixelColours, "avatar-attributes": HairColours, "clip:": ClipColours}
+    load = loader_of("colours", name, known)
     return load(device) if ":" in name else load()

@@ -25,14 +25,17 @@ class DenoiserFeatures:
         sigma: noise level, in the objective's unit (EDM's standard deviation).
         objective: what the network was trained for; EDM's by default.
         seed: of the noise.
+        size: side that heads bring pictures to, in pixels; by default that which the network was trained on. On
+            twice the side an object's features have twice the side too.
 
     Raises:
         ValueError: for a network without such sites, or an unknown one.
     """
 
     def __init__(
-        self, pipeline, sites: Sequence[str] | None = None, sigma: float = 0.2, objective=None, seed: int = 0
-    ):
+        self, pipeline, sites: Sequence[str] | None = None, sigma: float = 0.2, objective=None, seed: int = 0,
+        size: int | None = None,
+    ):  # fmt: skip
         self.pipeline, self.network = pipeline, denoiser_of(pipeline).eval().requires_grad_(False)
         if not hasattr(self.network, "residual_sites"):
             raise ValueError(f"`pipeline` has a {type(self.network).__name__}; give one of our networks with sites.")
@@ -48,15 +51,11 @@ class DenoiserFeatures:
         self.sites, self.sigma, self.seed = tuple(sites), sigma, seed
         self.objective = objective or EDMObjective(sigma_data=pipeline.scheduler.config.get("sigma_data", 0.5))
         self.channels = [known[site][0] for site in self.sites]
-
-    @property
-    def size(self) -> int:
-        """Side of the pictures that the network was trained on, in pixels."""
-        return self.network.config.sample_size * getattr(self.pipeline, "vae_scale_factor", 1)
+        self.size = size or side * getattr(pipeline, "vae_scale_factor", 1)
 
     def to_dict(self) -> dict[str, Any]:
         """All that the features depend on beside the network."""
-        return {"sites": list(self.sites), "sigma": self.sigma, "seed": self.seed}
+        return {"sites": list(self.sites), "sigma": self.sigma, "seed": self.seed, "size": self.size}
 
     @torch.no_grad()
     def __call__(self, pictures: torch.Tensor, sigma: float | None = None) -> list[torch.Tensor]:
@@ -99,8 +98,30 @@ def _last_module(network: torch.nn.Module, site: str) -> str:
     return f"{site}.{len(modules[site]) - 1}" if isinstance(modules[site], torch.nn.ModuleList) else site
 
 
-def joined(maps: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Maps of several sizes as one `(B, sum of C, H, W)` of the largest size, each brought to unit variance."""
-    size = max(tuple(one.shape[-2:]) for one in maps)
-    scaled = [one / one.flatten(1).std(dim=1).clamp_min(1e-6).view(-1, 1, 1, 1) for one in maps]
-    return torch.cat([torch.nn.functional.interpolate(one, size, mode="bilinear") for one in scaled], dim=1)
+class Standardized(torch.nn.Module):
+    """Brings every channel of maps to mean zero and variance one over some pictures.
+
+    A few channels of a denoiser's hidden states are ten times as large as the others and hardly vary; heads that see
+    them as they are learn slowly.
+
+    Args:
+        channels: of each map.
+    """
+
+    def __init__(self, channels: Sequence[int]):
+        super().__init__()
+        for index, count in enumerate(channels):
+            self.register_buffer(f"mean_{index}", torch.zeros(count))
+            self.register_buffer(f"std_{index}", torch.ones(count))
+
+    @torch.no_grad()
+    def fit(self, maps: Sequence[torch.Tensor]) -> None:
+        """Take the means and deviations of maps `(B, C, h, w)`."""
+        for index, one in enumerate(maps):
+            values = one.float().transpose(0, 1).flatten(1)
+            getattr(self, f"mean_{index}").copy_(values.mean(dim=1))
+            getattr(self, f"std_{index}").copy_(values.std(dim=1).clamp_min(1e-6))
+
+    def forward(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        columns = ((getattr(self, f"mean_{index}"), getattr(self, f"std_{index}")) for index in range(len(maps)))
+        return [(one - mean.view(-1, 1, 1)) / std.view(-1, 1, 1) for one, (mean, std) in zip(maps, columns)]

@@ -6,7 +6,6 @@ It needs no weights, so that the judge can be tried, and tested, on scenes of co
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from brickwork.eval.judge.colours import to_lab
 from brickwork.eval.judge.detectors import Detection, Found, register_detector
@@ -37,18 +36,6 @@ def differs_from_ground(picture: np.ndarray) -> np.ndarray:
     """Where a picture, uint8 `(H, W, 3)`, has another colour than the median of its border; bool `(H, W)`."""
     border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
     return np.linalg.norm(to_lab(picture) - to_lab(np.median(border, axis=0)), axis=-1) > DIFFERENT
-
-
-def cut_out(picture: np.ndarray, part: tuple[slice, slice]) -> np.ndarray:
-    """An avatar on a square of its own, standing on its lower edge as the judge learned them; 64 pixels a side."""
-    piece = picture[part]
-    height, width = piece.shape[:2]
-    side = max(height, width)
-    border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
-    square = np.tile(np.median(border, axis=0).astype(np.uint8), (side, side, 1))
-    left = (side - width) // 2
-    square[side - height :, left : left + width] = piece
-    return np.asarray(Image.fromarray(square).resize((64, 64), Image.Resampling.BICUBIC))
 
 
 class ShapeDetector:

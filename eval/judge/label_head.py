@@ -12,6 +12,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
+from brickwork.eval.judge.denoiser_features import Standardized
 from brickwork.eval.judge.detectors import Detection
 from brickwork.eval.judge.flat_ground import SMALLEST, regions
 from brickwork.gen.blocks.stages import StageSpec
@@ -43,14 +44,14 @@ class LabelHead(ModelMixin, ConfigMixin):
         features: dict | None = None,
     ):
         super().__init__()
+        self.standardized = Standardized(channels)
         stages = [StageSpec("basic", count) for count in channels]
         self.neck = FFNetUpNeck(stages, 0, variant=variant, width=width)
         self.neck.fuse = nn.Conv2d(self.neck.fuse.in_channels, len(names) + 1, 1)  # the classifier in its place
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Maps `(B, C, h, w)` of each site => logits `(B, 1 + names, size, size)`, the ground's first."""
-        scaled = [one / one.flatten(1).std(dim=1).clamp_min(1e-6).view(-1, 1, 1, 1) for one in maps]
-        logits = self.neck.fuse(self.neck.gather(scaled))
+        logits = self.neck.fuse(self.neck.gather(self.standardized(maps)))
         return F.interpolate(logits, (self.config.size, self.config.size), mode="bilinear")
 
     @torch.no_grad()
@@ -68,6 +69,19 @@ class LabelHead(ModelMixin, ConfigMixin):
                         objects.setdefault(name, []).append(Detection(box, score, mask))
             found.append(objects)
         return found
+
+
+def soft_overlap(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """One less the intersection over union of probabilities, the mean over classes that occur: all count alike.
+
+    Args:
+        logits: `(B, C, H, W)`.
+        classes: `(B, H, W)`.
+    """
+    shares, wanted = logits.softmax(dim=1), F.one_hot(classes, logits.shape[1]).movedim(-1, 1).to(logits)
+    shared, total = (one.sum(dim=(0, 2, 3)) for one in (shares * wanted, shares + wanted - shares * wanted))
+    occurs = wanted.amax(dim=(0, 2, 3)) > 0
+    return 1 - (shared / total)[occurs].mean()
 
 
 def mean_overlap(found: torch.Tensor, wanted: torch.Tensor, classes: int) -> float:

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from brickwork.eval.judge.denoiser_features import DenoiserFeatures, joined
+from brickwork.eval.judge.denoiser_features import DenoiserFeatures
 from brickwork.eval.judge.detectors import Detection, Found, register_detector
 from brickwork.eval.judge.region_head import RegionHead, box_overlaps, decode_boxes, proposals
 from brickwork.eval.judge.teachers import Teacher, load_teacher, to_square
 
 LEAST, OVERLAP = 0.05, 0.5  # scores that are handed on, and the overlap of boxes that are the same object
+REFINED = 2  # times that boxes are moved onto objects before these are named
 
 
 class RegionDetector:
@@ -22,44 +23,64 @@ class RegionDetector:
         head: the head.
         features: those that it was trained on.
         teacher: embeds the names; it may know more than the head was trained on.
+        name: what results call it.
+        authors: take the ensemble of ViLD's authors (`RegionHead.probabilities`) for scores.
     """
 
-    def __init__(self, head: RegionHead, features: DenoiserFeatures, teacher: Teacher, name: str = "region-head"):
+    def __init__(
+        self, head: RegionHead, features: DenoiserFeatures, teacher: Teacher, name: str = "region-head",
+        authors: bool = False,
+    ):  # fmt: skip
         self.head, self.features, self.teacher, self.name = head.eval(), features, teacher, name
         self.names = teacher.names
+        self.authors = authors
         self.anchors = proposals().to(head.background.device)
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[np.ndarray], names: Sequence[Sequence[str]]) -> list[Found]:
         batch = torch.stack([to_square(picture, self.features.size) for picture in pictures])
-        text, image, offsets = self.head(joined(self.features(batch)), self.anchors)
-        boxes = decode_boxes(offsets, self.anchors)
-        found = []
-        for i, (picture, asked) in enumerate(zip(pictures, names, strict=True)):
-            trained = list(self.head.config.names)
-            known = list(dict.fromkeys([*trained, *asked]))
-            new = [name for name in known if name not in trained]
-            embeddings = self.head.name_embeddings
-            if new:
-                embeddings = torch.cat([embeddings, self.teacher.texts(new).to(embeddings)])
-            is_trained = torch.tensor([name in trained for name in known])
-            scores = self.head.probabilities(text[i], image[i], embeddings, is_trained).cpu()
-            height, width = picture.shape[:2]
-            pixels = boxes[i].cpu() * torch.tensor([width, height, width, height])
-            found.append({name: _apart(pixels, scores[:, known.index(name)]) for name in asked})
+        trunks = self.head.trunk(self.head.gather(self.features(batch)))
+        return [
+            self._find(trunk[None], *picture.shape[:2], asked)
+            for trunk, picture, asked in zip(trunks, pictures, names, strict=True)
+        ]
+
+    def _find(self, trunk: torch.Tensor, height: int, width: int, asked: Sequence[str]) -> Found:
+        boxes = self.anchors
+        for _ in range(
+            REFINED
+        ):  # proposals, which the head then looks at itself: they fit objects better than anchors
+            _, _, offsets, sure = self.head.read(trunk, boxes)
+            boxes = decode_boxes(offsets[0], boxes)
+            boxes = boxes[_surest(boxes, sure[0].sigmoid(), LEAST)]
+        text, image, offsets, sure = (one[0] for one in self.head.read(trunk, boxes))
+        boxes = decode_boxes(offsets, boxes).cpu()
+        trained = list(self.head.config.names)
+        known = list(dict.fromkeys([*trained, *asked]))
+        new, embeddings = [name for name in known if name not in trained], self.head.name_embeddings
+        if new:
+            embeddings = torch.cat([embeddings, self.teacher.texts(new).to(embeddings)])
+        is_trained = torch.tensor([name in trained for name in known])
+        if self.authors:
+            scores = self.head.probabilities(text, image, embeddings, is_trained).cpu()
+        else:
+            scores = self.head.scores(text, image, sure, embeddings, is_trained).cpu()
+        found, pixels = {}, boxes * torch.tensor([width, height, width, height])
+        for name in asked:
+            of_name = scores[:, known.index(name)]
+            kept = _surest(boxes, of_name, LEAST).tolist()
+            found[name] = [Detection(tuple(pixels[i].tolist()), float(of_name[i])) for i in kept]
         return found
 
 
-def _apart(boxes: torch.Tensor, scores: torch.Tensor) -> list[Detection]:
-    """Boxes with scores, without those that lie over a surer one."""
-    order = torch.where(scores > LEAST)[0]
-    order = order[scores[order].argsort(descending=True)]
-    kept: list[Detection] = []
+def _surest(boxes: torch.Tensor, scores: torch.Tensor, least: float) -> torch.Tensor:
+    """Numbers of the boxes that lie over no surer one, the surest first."""
+    order = torch.where(scores > least)[0]
+    order, kept = order[scores[order].argsort(descending=True)], []
     while len(order):
-        first = order[0]
-        kept.append(Detection(tuple(boxes[first].tolist()), float(scores[first])))
-        order = order[box_overlaps(boxes[first][None], boxes[order])[0] < OVERLAP]
-    return kept
+        kept.append(order[0])
+        order = order[box_overlaps(boxes[order[0]][None], boxes[order])[0] < OVERLAP]
+    return torch.stack(kept) if kept else order
 
 
 @register_detector("region-head:")

@@ -19,7 +19,11 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
+from brickwork.eval.judge.denoiser_features import Standardized
+
 TEXT_SHARE = 2 / 3  # of the text branch for classes that it was trained on (λ in the paper's equation 6)
+IMAGE_WEIGHT = 5.0  # of the image branch's loss
+UNNAMED = -2  # the class of objects that the text branch does not see
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of the box's shifts and stretches, as detectors of this family have them
 
 
@@ -82,15 +86,16 @@ def decode_boxes(offsets: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
 
 
 class RegionHead(ModelMixin, ConfigMixin):
-    """ViLD's two branches over regions of one feature map, with class-agnostic boxes.
+    """ViLD's two branches over regions of feature maps, with class-agnostic boxes and objectness.
 
     Args:
-        in_channels: of the map.
+        channels: of the maps, in the order of `DenoiserFeatures`.
         embedding_dim: of the teacher's space.
         names: classes that the text branch is trained on.
         hidden_size: width of the branches.
         side: of the regions, in cells.
-        temperature: by which cosines are divided (the authors' 0.01).
+        temperature: by which the text branch's cosines are divided (the authors' 0.01).
+        image_temperature: the same of the image branch (the authors' 0.01).
         teacher: where class names and crops are embedded, for whoever loads the head.
         pipeline: whose features it reads, likewise.
         features: how (`DenoiserFeatures.to_dict`), likewise.
@@ -99,49 +104,77 @@ class RegionHead(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        in_channels: int,
+        channels: Sequence[int],
         embedding_dim: int,
         names: Sequence[str],
         hidden_size: int = 128,
         side: int = 5,
         temperature: float = 0.01,
+        image_temperature: float = 0.04,
         teacher: str | None = None,
         pipeline: str | None = None,
         features: dict | None = None,
     ):
         super().__init__()
-        self.text, self.image = (_branch(in_channels, hidden_size, side) for _ in range(2))
+        self.standardized = Standardized(channels)
+        self.laterals = nn.ModuleList(nn.Conv2d(count, hidden_size, 1) for count in channels)
+        self.trunk = nn.Sequential(
+            nn.GroupNorm(8, hidden_size), nn.GELU(), nn.Conv2d(hidden_size, hidden_size, 3, padding=1),
+            nn.GroupNorm(8, hidden_size), nn.GELU(),
+        )  # fmt: skip
+        self.text, self.image, self.place = (_branch(hidden_size, side) for _ in range(3))
         self.text_out, self.image_out = (nn.Linear(hidden_size, embedding_dim) for _ in range(2))
         self.background = nn.Parameter(torch.randn(embedding_dim) * 0.01)
-        self.box_out = nn.Linear(hidden_size, 4)
-        nn.init.normal_(self.box_out.weight, std=1e-3)
-        nn.init.zeros_(self.box_out.bias)
+        self.place_out = nn.Linear(hidden_size, 5)
+        nn.init.normal_(self.place_out.weight, std=1e-3)
+        nn.init.zeros_(self.place_out.bias)
         self.register_buffer("name_embeddings", torch.zeros(len(names), embedding_dim))
 
-    def forward(self, maps: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Directions of both branches `(B, N, embedding_dim)`, of length one, and offsets of the boxes `(B, N, 4)`.
+    def forward(
+        self, maps: Sequence[torch.Tensor], boxes: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What is in regions.
 
         Args:
-            maps: `(B, in_channels, H, W)`.
+            maps: `(B, C, h, w)`, one for each site.
             boxes: `(B, N, 4)` or `(N, 4)`, from 0 to 1.
+
+        Returns:
+            Directions of the text and the image branch `(B, N, embedding_dim)`, of length one; offsets of the boxes
+            `(B, N, 4)`; logits of whether an object is there `(B, N)`.
         """
-        boxes = boxes.expand(len(maps), *boxes.shape[-2:])
-        regions = crop_regions(maps, boxes, self.config.side).flatten(0, 1)
-        text, image = self.text(regions), self.image(regions)
-        outputs = F.normalize(self.text_out(text), dim=-1), F.normalize(self.image_out(image), dim=-1)
-        return *(one.unflatten(0, boxes.shape[:2]) for one in outputs), self.box_out(text).unflatten(
-            0, boxes.shape[:2]
+        return self.read(self.trunk(self.gather(maps)), boxes)
+
+    def read(self, trunk: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """`forward` for what the trunk made of maps, `(B, hidden_size, H, W)`."""
+        boxes = boxes.expand(len(trunk), *boxes.shape[-2:])
+        regions = crop_regions(trunk, boxes, self.config.side).flatten(2)
+        text, image = (
+            F.normalize(out(branch(regions)), dim=-1)
+            for branch, out in ((self.text, self.text_out), (self.image, self.image_out))
         )
+        places = self.place_out(self.place(regions))
+        return text, image, places[..., :4], places[..., 4]
+
+    def gather(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Maps of several sizes => their sum `(B, hidden_size, H, W)`, at the largest size."""
+        size = max(tuple(one.shape[-2:]) for one in maps)
+        found = (lateral(one) for lateral, one in zip(self.laterals, self.standardized(maps)))
+        return sum(F.interpolate(one, size, mode="bilinear") for one in found)
 
     def text_logits(self, directions: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         """Logits `(…, 1 + C)` of directions `(…, D)`: the background's, then those of class embeddings `(C, D)`."""
         known = torch.cat([self.background[None], embeddings.to(self.background)])
         return directions @ F.normalize(known, dim=-1).T / self.config.temperature
 
+    def image_logits(self, directions: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        """Logits `(…, C)` of the image branch's directions `(…, D)` for class embeddings `(C, D)`."""
+        return directions @ F.normalize(embeddings.to(directions), dim=-1).T / self.config.image_temperature
+
     def probabilities(
         self, text: torch.Tensor, image: torch.Tensor, embeddings: torch.Tensor, trained: torch.Tensor
     ) -> torch.Tensor:
-        """The ensemble's probabilities `(…, C)`.
+        """The probabilities `(…, C)` of the ensemble as the authors have it.
 
         Args:
             text, image: directions of both branches.
@@ -149,24 +182,37 @@ class RegionHead(ModelMixin, ConfigMixin):
             trained: whether the text branch was trained on each, bool `(C,)`.
         """
         by_text = self.text_logits(text, embeddings).softmax(dim=-1)[..., 1:]
-        by_image = (image @ F.normalize(embeddings.to(image), dim=-1).T / self.config.temperature).softmax(dim=-1)
+        by_image = self.image_logits(image, embeddings).softmax(dim=-1)
         share = torch.where(trained.to(text.device), TEXT_SHARE, 1 - TEXT_SHARE)
         return by_text**share * by_image ** (1 - share)
 
+    def scores(
+        self, text: torch.Tensor, image: torch.Tensor, sure: torch.Tensor, embeddings: torch.Tensor,
+        trained: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        """How surely regions show objects of each class, `(…, C)`.
 
-def _branch(in_channels: int, width: int, side: int) -> nn.Sequential:
-    """A region `(N, C, side, side)` => `(N, width)`."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, width, 1),
-        nn.GELU(),
-        nn.Conv2d(width, width, 3, padding=1),
-        nn.GroupNorm(8, width),
-        nn.GELU(),
-        nn.Flatten(),
-        nn.Linear(width * side * side, width),
-        nn.LayerNorm(width),
-        nn.GELU(),
-    )
+        That is objectness, times the probability of not being the learned background, times that among the classes.
+
+        The image branch says how likely new names are; the ensemble of both chooses among those trained on. The text
+        branch has no say on new names: taught a few names alone, it gives one of them to any object.
+
+        Args:
+            text, image, sure: directions of both branches and logits of objectness.
+            embeddings: of the classes `(C, D)`.
+            trained: whether the text branch was trained on each, bool `(C,)`.
+        """
+        trained, by_image = trained.to(text.device), self.image_logits(image, embeddings)
+        mean = TEXT_SHARE * self.text_logits(text, embeddings)[..., 1:] + (1 - TEXT_SHARE) * by_image
+        known, likely = mean.masked_fill(~trained, -torch.inf).softmax(dim=-1), by_image.softmax(dim=-1)
+        likely = torch.where(trained, known * (likely * trained).sum(dim=-1, keepdim=True), likely)
+        ground = self.text_logits(text, embeddings).softmax(dim=-1)[..., :1]
+        return sure.sigmoid()[..., None] * (1 - ground) * likely
+
+
+def _branch(width: int, side: int) -> nn.Sequential:
+    """Regions `(…, width · side²)` => `(…, width)`."""
+    return nn.Sequential(nn.Linear(width * side * side, width), nn.LayerNorm(width), nn.GELU())
 
 
 def matched(
@@ -195,22 +241,25 @@ def matched(
 
 
 def region_losses(
-    head: RegionHead, maps: torch.Tensor, regions: torch.Tensor, classes: torch.Tensor, boxes: torch.Tensor,
+    head: RegionHead, maps: Sequence[torch.Tensor], regions: torch.Tensor, classes: torch.Tensor, boxes: torch.Tensor,
     embeddings: torch.Tensor, teacher: torch.Tensor, objects: torch.Tensor,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
-    """ViLD's losses: `text`, `image` (the mean over regions of the L1 distance, summed over dimensions) and `box`.
+    """ViLD's losses `text` and `image` (squared distance, in L1's place), and `box` and `object`.
 
     Args:
-        maps: `(B, C, H, W)`.
-        regions: `(B, N, 4)`. classes: `(B, N)`, -1 for the background. boxes: where the regions' objects are.
+        maps: `(B, C, h, w)`, one for each site.
+        regions: `(B, N, 4)`.
+        classes: `(B, N)`, -1 for the background, `UNNAMED` for what the text branch does not see.
+        boxes: where the regions' objects are.
         embeddings: of the classes `(C, D)`.
         teacher: the frozen teacher's directions of the regions `(B, N, D)`, of length one.
         objects: which regions hold an object, of a class that is trained on or not, bool `(B, N)`.
     """
-    text, image, offsets = head(maps, regions)
-    wanted = encode_boxes(boxes, regions)
+    text, image, offsets, sure = head(maps, regions)
+    wanted, logits = encode_boxes(boxes, regions), head.text_logits(text, embeddings)
     return {
-        "text": F.cross_entropy(head.text_logits(text, embeddings).flatten(0, 1), classes.flatten() + 1),
-        "image": (image - teacher)[objects].abs().sum(dim=-1).mean(),
+        "text": F.cross_entropy(logits.flatten(0, 1), classes.flatten() + 1, ignore_index=-1),
+        "image": IMAGE_WEIGHT * (image - teacher)[objects].square().sum(dim=-1).mean(),
         "box": F.smooth_l1_loss(offsets[objects], wanted[objects]),
+        "object": F.binary_cross_entropy_with_logits(sure, objects.float()),
     }

@@ -1,5 +1,8 @@
-"""Scenes of coloured shapes with captions and boxes, and the same with a planted error: ground truth for judges."""
+"""Scenes of coloured shapes, or of avatars with coloured hair, with captions and boxes, and the same with a planted
+error: ground truth for judges.
+"""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,11 +22,12 @@ _SUPERSAMPLED = 4
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape: `box` is `(left, top, right, bottom)` from 0 to 1."""
+    """One shape: `box` is `(left, top, right, bottom)` from 0 to 1; a `picture` on the scene's ground in its place."""
 
     name: str
     colour: str
     box: tuple[float, float, float, float]
+    picture: np.ndarray | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,11 @@ class Scene:
         pen = ImageDraw.Draw(image)
         for shape in self.shapes:
             left, top, right, bottom = (round(side * large) for side in shape.box)
-            colour = COLOURS[shape.colour]
-            if shape.name == "circle":
+            colour = COLOURS.get(shape.colour)
+            if shape.picture is not None:
+                pasted = Image.fromarray(shape.picture).resize((right - left, bottom - top), Image.Resampling.BICUBIC)
+                image.paste(pasted, (left, top))
+            elif shape.name == "circle":
                 pen.ellipse((left, top, right - 1, bottom - 1), colour)
             elif shape.name == "square":
                 pen.rectangle((left, top, right - 1, bottom - 1), colour)
@@ -64,7 +71,14 @@ def make_scene(random: np.random.Generator, shapes=SHAPES, colours=tuple(COLOURS
         random: draws all of it.
         shapes, colours: what may be drawn, two or more of each.
     """
-    (one, other), (first, second) = (random.choice(list(kinds), 2, False).tolist() for kinds in (shapes, colours))
+    names, coloured = (random.choice(list(kinds), 2, False).tolist() for kinds in (shapes, colours))
+    scene = arranged(random, [Shape(name, colour, (0, 0, 1, 1)) for name, colour in zip(names, coloured)])
+    return replace(scene, ground=GROUNDS[random.integers(len(GROUNDS))])
+
+
+def arranged(random: np.random.Generator, shapes: Sequence[Shape]) -> Scene:
+    """Two shapes of different names, one of them beside or above the other, as the caption says."""
+    one, other = shapes
     relation = str(random.choice(["left of", "right of", "above", "below"]))
     near, far = random.uniform(0.04, 0.16, 2)
     sizes = random.uniform(0.24, 0.36, 2)
@@ -75,26 +89,37 @@ def make_scene(random: np.random.Generator, shapes=SHAPES, colours=tuple(COLOURS
     horizontal = relation in ("left of", "right of")
     lefts, tops = (along, across) if horizontal else (across, along)
     drawn = tuple(
-        Shape(name, colour, (left, top, left + size, top + size))
-        for name, colour, left, top, size in zip(
-            (one, other), (first, second), lefts.tolist(), tops.tolist(), sizes.tolist()
-        )
+        replace(shape, box=(left, top, left + size, top + size))
+        for shape, left, top, size in zip(shapes, lefts.tolist(), tops.tolist(), sizes.tolist())
     )
-    prompt = f"one {first} {one} {relation} one {second} {other}"
-    include = Clause(other, 1, second), Clause(one, 1, first, (relation, 0))
-    asked = Requirements(prompt, include, (Clause(other, 2), Clause(one, 2)))
-    return Scene(drawn, asked, GROUNDS[random.integers(len(GROUNDS))])
+    prompt = f"one {one.colour} {one.name} {relation} one {other.colour} {other.name}"
+    include = Clause(other.name, 1, other.colour), Clause(one.name, 1, one.colour, (relation, 0))
+    return Scene(drawn, Requirements(prompt, include, (Clause(other.name, 2), Clause(one.name, 2))))
 
 
-def plant(scene: Scene, error: str, random: np.random.Generator) -> Scene:
-    """The same scene, and the same caption, with one of `ERRORS` in one of its shapes."""
+def _other_colour(shape: Shape, other: Shape, random: np.random.Generator) -> Shape:
+    others = [colour for colour in COLOURS if colour not in (shape.colour, other.colour)]
+    return replace(shape, colour=str(random.choice(others)))
+
+
+def plant(
+    scene: Scene, error: str, random: np.random.Generator,
+    recolour: Callable[[Shape, Shape, np.random.Generator], Shape] = _other_colour,
+) -> Scene:  # fmt: skip
+    """The same scene, and the same caption, with one of `ERRORS` in one of its shapes.
+
+    Args:
+        scene: two shapes.
+        error: one of `ERRORS`.
+        random: draws which shape, and how.
+        recolour: a shape, and the one beside it => the shape in a third colour.
+    """
     index = int(random.integers(2))
     shape, other = scene.shapes[index], scene.shapes[1 - index]
     if error == "dropped":
         shapes = [other]
     elif error == "recoloured":
-        others = [colour for colour in COLOURS if colour not in (shape.colour, other.colour)]
-        shapes = [replace(shape, colour=str(random.choice(others))), other]
+        shapes = [recolour(shape, other, random), other]
     elif error == "moved":  # both exchange sides
         shapes = [replace(shape, box=_moved(shape.box, other.box)), replace(other, box=_moved(other.box, shape.box))]
     else:

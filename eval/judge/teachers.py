@@ -16,10 +16,12 @@ class Teacher(Protocol):
     Attributes:
         name: what a head notes of it.
         names: those that it knows; `None` for any.
+        scales: of the crops of an object that it looks at, in sides of its box (ViLD's are 1 and 1.5).
     """
 
     name: str
     names: Sequence[str] | None
+    scales: tuple[float, ...]
 
     def texts(self, names: Sequence[str]) -> torch.Tensor:
         """Names => directions `(C, D)` of length one."""
@@ -32,6 +34,7 @@ class ShapeTeacher:
     """Outlines: where an 8 × 8 picture differs from its border. A name is drawn and looked at in the same way."""
 
     name, names, side = "shapes", ("circle", "square", "triangle"), 8
+    scales = (1.5,)  # a border has to be seen
 
     def texts(self, names: Sequence[str]) -> torch.Tensor:
         from brickwork.eval.judge.grammar import read_caption
@@ -40,7 +43,7 @@ class ShapeTeacher:
         drawn = []
         for name in names:
             _check_known(name, self)
-            scene = Scene((Shape(name, "blue", (0.02, 0.02, 0.98, 0.98)),), read_caption(f"a {name}"))
+            scene = Scene((Shape(name, "blue", (1 / 6, 1 / 6, 5 / 6, 5 / 6)),), read_caption(f"a {name}"))
             drawn.append(torch.from_numpy(scene.draw(32)).permute(2, 0, 1))
         return self.pictures(torch.stack(drawn))
 
@@ -55,7 +58,7 @@ class ShapeTeacher:
 class AttributeTeacher:
     """The judge of avatars that ships: its features, and for a value of an attribute the direction that names it."""
 
-    name = "avatar-attributes"
+    name, scales = "avatar-attributes", (1.0, 1.5)
 
     def __init__(self):
         from brickwork.eval.extractors.attributes import load_judge
@@ -86,7 +89,7 @@ class ClipTeacher:
         device: of the network.
     """
 
-    names = None
+    names, scales = None, (1.0, 1.5)
 
     def __init__(self, source: str, device: Any = None):
         from brickwork.eval.judge.colours import ClipColours
@@ -114,7 +117,9 @@ def load_teacher(name: str, device: Any = None) -> Teacher:
 
 
 def embed_regions(teacher: Teacher, picture: torch.Tensor, boxes: torch.Tensor, side: int = 64) -> torch.Tensor:
-    """ViLD's target of regions of a picture: the mean of the teacher's directions of their 1× and 1.5× crops.
+    """ViLD's target of regions of a picture: the mean of the teacher's directions of their crops at its scales.
+
+    Crops are squares around the boxes, which keeps their objects' shapes; beyond the picture its border goes on.
 
     Args:
         teacher: see there.
@@ -127,13 +132,15 @@ def embed_regions(teacher: Teacher, picture: torch.Tensor, boxes: torch.Tensor, 
     """
     height, width = picture.shape[-2:]
     total = 0
-    for scale in (1.0, 1.5):
-        middle, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * scale
-        corners = torch.cat([middle - half, middle + half], dim=1).clamp(0, 1) * torch.tensor([width, height] * 2)
+    padded = F.pad(picture[None].float(), (width, width, height, height), mode="replicate")
+    for scale in teacher.scales:
+        sides = (boxes[:, 2:] - boxes[:, :2]) * torch.tensor([width, height])
+        half = sides.amax(dim=1, keepdim=True) / 2 * scale
+        middle = (boxes[:, :2] + boxes[:, 2:]) / 2 * torch.tensor([width, height])
+        corners = torch.cat([middle - half, middle + half], dim=1) + torch.tensor([width, height] * 2)
         crops = []
-        for left, top, right, bottom in corners.round().int().tolist():
-            left, top = min(left, width - 1), min(top, height - 1)
-            crop = picture[None, :, top : max(bottom, top + 1), left : max(right, left + 1)].float()
+        for left, top, right, bottom in corners.round().int().clamp_min(0).tolist():
+            crop = padded[..., top : max(bottom, top + 1), left : max(right, left + 1)]
             crops.append(F.interpolate(crop, (side, side), mode="bilinear", antialias=True)[0])
         total = total + teacher.pictures(torch.stack(crops).round().clamp(0, 255).to(torch.uint8))
     return F.normalize(total, dim=1)

@@ -1,21 +1,28 @@
 """What a judge sees of errors that are planted in scenes: precision and recall by kind.
 
     python -m brickwork.eval.studies.planted_errors --detector shapes
-    python -m brickwork.eval.studies.planted_errors --detector region-head:region-head
+    python -m brickwork.eval.studies.planted_errors --detector region-head:region-head --new triangle
+    python -m brickwork.eval.studies.planted_errors --detector region-head:region-head --colours avatar-attributes \\
+        --avatars data/avatars/held_out_seeds.parquet --new micah toon-head
 
-Scenes of coloured shapes (`brickwork.eval.judge.scenes`), a fifth of them right, the others with one shape dropped,
-moved, recoloured or doubled. A kind of error is seen where a verdict gives a reason of that kind.
+Scenes of coloured shapes (`brickwork.eval.judge.scenes`) or of avatars with coloured hair, a fifth of them right, the
+others with one shape dropped, moved, recoloured or doubled. A kind of error is seen where a verdict gives a reason of
+that kind. With `--new`, scenes of other names and scenes with one of these are told apart. Several detectors (heads
+of several seeds) are put together, each with scenes of its own.
 """
 
 import argparse
+import copy
 import sys
 from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 
+from brickwork.errors import no_unknown
 from brickwork.eval.commands.judge import add_detector, make_judge
-from brickwork.eval.judge.scenes import ERRORS, make_scene, plant
+from brickwork.eval.judge.avatar_scenes import AvatarScenes
+from brickwork.eval.judge.scenes import ERRORS, SHAPES, make_scene, plant
 from brickwork.eval.judge.verdicts import Judge, kind_of
 from brickwork.eval.report.blocks import Table
 from brickwork.eval.report.numbers import number
@@ -25,13 +32,34 @@ from brickwork.eval.studies.core import mean_and_spread
 REASONS = {"dropped": "missing", "moved": "position", "recoloured": "colour", "doubled": "too many"}
 
 
-def scores_of(judge: Judge, count: int, seed: int, size: int = 64) -> dict[str, tuple[float, float]]:
-    """Precision and recall of each of `ERRORS`, and of `any` error, over so many scenes; NaN for none seen."""
+class ShapeScenes:
+    """Scenes of coloured shapes, as `AvatarScenes` are of avatars."""
+
+    names = SHAPES
+    make, plant = staticmethod(make_scene), staticmethod(plant)
+
+
+def scores_of(
+    judge: Judge, count: int, seed: int, size: int = 64, scenes=ShapeScenes, new: Sequence[str] = (),
+    with_new: bool = False,
+) -> dict[str, tuple[float, float]]:  # fmt: skip
+    """Precision and recall of each of `ERRORS`, and of `any` error, over so many scenes; NaN for none seen.
+
+    Args:
+        judge: the judge.
+        count: of the scenes.
+        seed: of the scenes.
+        size: of the pictures.
+        scenes: `ShapeScenes`, or `AvatarScenes`.
+        new: names that scenes are without, or
+        with_new: have one of.
+    """
     random = np.random.default_rng(seed)
     kinds = [(None, *ERRORS)[i % 5] for i in range(count)]
-    scenes = [make_scene(random) for _ in kinds]
-    shown = [scene if kind is None else plant(scene, kind, random) for scene, kind in zip(scenes, kinds)]
-    verdicts = judge([scene.draw(size) for scene in shown], [scene.asked for scene in scenes])
+    old = [name for name in scenes.names if name not in new]
+    made = [scenes.make(random, [random.choice(list(new)), random.choice(old)] if with_new else old) for _ in kinds]
+    shown = [scene if kind is None else scenes.plant(scene, kind, random) for scene, kind in zip(made, kinds)]
+    verdicts = judge([scene.draw(size) for scene in shown], [scene.asked for scene in made])
     reasons = [{kind_of(reason) for reason in verdict.reasons} for verdict in verdicts]
     planted = {error: [kind == error for kind in kinds] for error in ERRORS}
     seen = {error: [REASONS[error] in found for found in reasons] for error in ERRORS}
@@ -44,24 +72,41 @@ def _precision_and_recall(planted: Sequence[bool], seen: Sequence[bool]) -> tupl
     return both / sum(seen) if any(seen) else float("nan"), both / sum(planted) if any(planted) else float("nan")
 
 
-def table_of(judge: Judge, count: int, seeds: Sequence[int]) -> Table:
-    """Mean and spread over seeds of what `scores_of` gives."""
-    runs = [scores_of(judge, count, seed) for seed in seeds]
+def table_of(judges: Sequence[Judge], count: int, seeds: Sequence[int], **how) -> Table:
+    """Mean and spread over seeds of what `scores_of` gives; judges take turns."""
+    runs = [scores_of(judges[i % len(judges)], count, seed, **how) for i, seed in enumerate(seeds)]
 
     def told(which: int, error: str) -> str:
         return number(*mean_and_spread([run[error][which] for run in runs]))
 
     columns = {"error": str, "precision": partial(told, 0), "recall": partial(told, 1)}
-    return core.table_of(list(runs[0]), columns, f"{judge.detector.name}, {len(seeds)} × {count} scenes.")
+    shown = f"{', '.join(judge.detector.name for judge in judges)}, {len(seeds)} × {count} scenes"
+    if how.get("new"):
+        shown += f", {'with one of' if how['with_new'] else 'without'} {', '.join(how['new'])}"
+    return core.table_of(list(runs[0]), columns, f"{shown}.")
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_detector(parser, "--detector", required=True)
+    add_detector(parser, "--detector", required=True, nargs="+")
+    parser.add_argument("--avatars", help="pictures of single avatars; scenes of these (default: of shapes)")
+    parser.add_argument(
+        "--new", nargs="+", default=[], metavar="NAME", help="names that the detector was not trained on"
+    )
+    parser.add_argument("--size", type=int, default=64, help="of the pictures (default: 64)")
     parser.add_argument("--count", type=int, default=250, help="scenes of each seed (default: 250)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="default: 1 2 3")
     args = parser.parse_args(arguments)
-    print(table_of(make_judge(args), args.count, args.seeds).text())
+    scenes = ShapeScenes if args.avatars is None else AvatarScenes(args.avatars)
+    no_unknown("new", args.new, scenes.names, "the scenes")
+    judges = []
+    for detector in args.detector:
+        one = copy.copy(args)
+        one.detector = detector
+        judges.append(make_judge(one))
+    for with_new in (False, True) if args.new else (False,):
+        how = {"size": args.size, "scenes": scenes, "new": args.new, "with_new": with_new}
+        print(table_of(judges, args.count, args.seeds, **how).text(), flush=True)
     return 0
 
 

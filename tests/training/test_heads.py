@@ -8,15 +8,23 @@ import torch
 
 from brickwork import LegoPipeline, LegoTransformer2DModel
 from brickwork.eval.extractors.attributes import load_judge
+from brickwork.eval.judge.crops import cut_out
 from brickwork.eval.judge.denoiser_features import DenoiserFeatures
 from brickwork.eval.judge.detectors import Detection, load_detector
-from brickwork.eval.judge.flat_ground import cut_out
 from brickwork.eval.judge.label_head import LabelHead
 from brickwork.eval.judge.scenes import make_scene
 from brickwork.eval.judge.verdicts import Judge
 from brickwork.eval.studies.planted_errors import main, scores_of
 from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
-from brickwork.training.heads import Boxed, agreement, label_main, read_scenes, region_main, sample_score
+from brickwork.training.heads import (
+    Boxed,
+    agreement,
+    draw_samples,
+    label_main,
+    read_scenes,
+    region_main,
+    sample_score,
+)
 
 
 @pytest.fixture
@@ -34,16 +42,19 @@ def pipeline(tmp_path):
 
 def test_heads_are_trained_saved_and_used(pipeline, tmp_path, capsys):
     few = ["shapes", "--model", pipeline, "--scenes", "6", "--held-out", "3", "--steps", "2"]
+    few += ["--seeds", "3", "4", "--picture", str(tmp_path / "found.png")]
     region = [*few, "--teacher", "shapes", "--leave-out", "square", "--output", str(tmp_path / "region")]
     assert region_main("x", region) == 0
-    assert "objects found by name: trained" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "named by the teacher itself: trained" in told and "objects found by name: trained" in told
+    assert (tmp_path / "region-4" / "config.json").is_file() and (tmp_path / "found.png").is_file()
     detector = load_detector(f"region-head:{tmp_path / 'region'}", "cpu")
     (found,) = detector([make_scene(np.random.default_rng(0)).draw(16)], [["square"]])
     assert set(found) == {"square"} and detector.head.config.pipeline == pipeline
     with pytest.raises(ValueError, match="--overwrite"):
         region_main("x", region)
     assert label_main("x", [*few, "--output", str(tmp_path / "label")]) == 0
-    assert "mean overlap by noise level: 0.05: " in capsys.readouterr().out
+    assert "mean overlap by noise level, shapes: 0.05: " in capsys.readouterr().out
     assert list(LabelHead.from_pretrained(tmp_path / "label").config.names) == ["circle", "square", "triangle"]
     with pytest.raises(ValueError, match="there is no such head; train one"):
         load_detector(f"region-head:{tmp_path}", "cpu")
@@ -56,9 +67,11 @@ def test_a_label_head_is_measured_on_samples_of_classes_that_it_knows(pipeline):
     asked = []
     features.pipeline = lambda **given: asked.extend(given["class_labels"]) or pipe(**given)
     head = LabelHead(features.channels, ["bottts", "micah"], features.size).eval()
-    assert 0 <= sample_score(head, features, 3, steps=1) <= 1 and asked == [1, 1, 1]
+    pictures, classes = draw_samples(features, ["bottts", "micah"], 3, steps=1)
+    assert classes == ["micah"] * 3 and asked == [1, 1, 1]
+    assert 0 <= sample_score(head, features, pictures, classes) <= 1
     with pytest.raises(ValueError, match="draws none of bottts"):
-        sample_score(LabelHead(features.channels, ["bottts"], features.size), features, 3)
+        draw_samples(features, ["bottts"], 3)
 
 
 def test_the_head_is_compared_with_the_attribute_judge():
@@ -110,3 +123,8 @@ def test_the_study_of_planted_errors(capsys):
     assert set(scores) == {"dropped", "moved", "recoloured", "doubled", "any"} and scores["any"][1] == 1.0
     assert main(["--detector", "shapes", "--count", "5", "--seeds", "0", "1"]) == 0
     assert "recoloured" in capsys.readouterr().out
+    assert main(["--detector", "shapes", "--count", "5", "--seeds", "0", "--new", "circle"]) == 0
+    told = capsys.readouterr().out
+    assert "without circle" in told and "with one of circle" in told
+    with pytest.raises(ValueError, match="`new` has 'circles'"):
+        main(["--detector", "shapes", "--new", "circles"])

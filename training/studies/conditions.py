@@ -35,7 +35,7 @@ from brickwork.adapters.dino.adapter import DinoAdapter
 from brickwork.adapters.layout.adapter import LayoutAdapter
 from brickwork.adapters.modules import ModuleAdapter, ModuleHook, for_batch
 from brickwork.eval.extractors.attributes import load_judge
-from brickwork.eval.judge.flat_ground import cut_out
+from brickwork.eval.judge.crops import cut_out
 from brickwork.eval.judge.region_head import box_overlaps
 from brickwork.eval.metrics.attributes import asked_in
 from brickwork.eval.sets.decode import open_upright

@@ -39,7 +39,8 @@ from brickwork import options
 from brickwork.adapters.resadapter.functions import use_resadapter
 from brickwork.eval.extractors.attributes import accuracy, load_judge
 from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
-from brickwork.eval.judge.flat_ground import cut_out, differs_from_ground
+from brickwork.eval.judge.crops import cut_out
+from brickwork.eval.judge.flat_ground import differs_from_ground
 from brickwork.eval.metrics.attributes import asked_in
 from brickwork.eval.metrics.distances import kernel_distance
 from brickwork.eval.metrics.feature_sets import lite_features

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from brickwork.eval.extractors.features import from_module
-from brickwork.eval.judge.flat_ground import cut_out
+from brickwork.eval.judge.crops import cut_out
 from brickwork.eval.metrics import feature_sets
 from brickwork.pipelines.stable_diffusion import load_pipeline
 from brickwork.training.engine.checkpoints import load_tensors, trained_tensors
