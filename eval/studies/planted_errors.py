@@ -13,6 +13,7 @@ of several seeds) are put together, each with scenes of its own.
 
 import argparse
 import copy
+import math
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -73,11 +74,12 @@ def _precision_and_recall(planted: Sequence[bool], seen: Sequence[bool]) -> tupl
 
 
 def table_of(judges: Sequence[Judge], count: int, seeds: Sequence[int], **how) -> Table:
-    """Mean and spread over seeds of what `scores_of` gives; judges take turns."""
+    """Mean and spread over seeds of what `scores_of` gives, of seeds that saw any; judges take turns."""
     runs = [scores_of(judges[i % len(judges)], count, seed, **how) for i, seed in enumerate(seeds)]
 
     def told(which: int, error: str) -> str:
-        return number(*mean_and_spread([run[error][which] for run in runs]))
+        figures = [run[error][which] for run in runs if not math.isnan(run[error][which])]
+        return number(*mean_and_spread(figures)) if figures else "–"
 
     columns = {"error": str, "precision": partial(told, 0), "recall": partial(told, 1)}
     shown = f"{', '.join(judge.detector.name for judge in judges)}, {len(seeds)} × {count} scenes"

@@ -14,6 +14,7 @@ from brickwork.eval.judge.detectors import Detection, load_detector
 from brickwork.eval.judge.label_head import LabelHead
 from brickwork.eval.judge.scenes import make_scene
 from brickwork.eval.judge.verdicts import Judge
+from brickwork.eval.studies import planted_errors
 from brickwork.eval.studies.planted_errors import main, scores_of
 from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
 from brickwork.training.heads import (
@@ -118,7 +119,7 @@ def test_masks_lie_within_boxes_and_off_the_ground():
     assert mask[top:bottom, left:right].gt(0).any() and 0.02 < mask.gt(0).float().mean() < 0.4
 
 
-def test_the_study_of_planted_errors(capsys):
+def test_the_study_of_planted_errors(capsys, monkeypatch):
     scores = scores_of(Judge(load_detector("shapes")), 20, 0)
     assert set(scores) == {"dropped", "moved", "recoloured", "doubled", "any"} and scores["any"][1] == 1.0
     assert main(["--detector", "shapes", "--count", "5", "--seeds", "0", "1"]) == 0
@@ -126,5 +127,11 @@ def test_the_study_of_planted_errors(capsys):
     assert main(["--detector", "shapes", "--count", "5", "--seeds", "0", "--new", "circle"]) == 0
     told = capsys.readouterr().out
     assert "without circle" in told and "with one of circle" in told
+    kinds = [{error: (float("nan"), 0.0) for error in ("dropped", "any")}, {"dropped": (0.5, 0.0), "any": (0.5, 1.0)}]
+    with monkeypatch.context() as patch:
+        patch.setattr(planted_errors, "scores_of", lambda judge, count, seed, **how: kinds[seed])
+        judge = Judge(load_detector("shapes"))
+        assert "dropped        0.5" in planted_errors.table_of([judge], 5, [0, 1]).text()
+        assert "–" in planted_errors.table_of([judge], 5, [0]).text()
     with pytest.raises(ValueError, match="`new` has 'circles'"):
         main(["--detector", "shapes", "--new", "circles"])
