@@ -108,6 +108,8 @@ def main(arguments: list[str] | None = None) -> int:
         judges.append(make_judge(one))
     for with_new in (False, True) if args.new else (False,):
         how = {"size": args.size, "scenes": scenes, "new": args.new, "with_new": with_new}
+        if args.new:
+            print(f"{'with one of' if with_new else 'without'} {', '.join(args.new)}")
         print(table_of(judges, args.count, args.seeds, **how).text(), flush=True)
     return 0
 
