@@ -148,12 +148,12 @@ class Figures:
     """What a pipeline made of the clips.
 
     Attributes:
-        loss, motion, flicker, kd: see the module's text; no `kd` for fewer than four clips.
+        loss, motion, flicker, kd: see the module's text; no `motion` where no clip moves, no `kd` for fewer than four.
         drawn: uint8 `(N, F, H, W, 3)`.
     """
 
     loss: float
-    motion: float
+    motion: float | None
     flicker: float
     kd: float | None
     drawn: np.ndarray
@@ -188,11 +188,13 @@ def measure(name: str, truth: Truth, steps: int, guidance: float, alone: bool) -
         for part in torch.arange(len(labels)).split(16)
     ])  # fmt: skip
     drawn = (np.nan_to_num(drawn).clip(0, 1) * 255).round().astype(np.uint8)
-    errors, kd = motion_error(drawn[truth.moving], truth.ways[truth.moving]), None
+    error, kd = None, None
+    if truth.moving.any():
+        error = float(motion_error(drawn[truth.moving], truth.ways[truth.moving]).mean())
     if len(clips) >= FEWEST:
         own, others = (lite_features(part[:, 1:].reshape(-1, *part.shape[2:])) for part in (clips, drawn))
         kd = float(kernel_distance(own, others, subset_size=len(own) // 2)[0])
-    return Figures(float(loss), float(errors.mean()), flicker(drawn), kd, drawn)
+    return Figures(float(loss), error, flicker(drawn), kd, drawn)
 
 
 def sheet(rows: list[np.ndarray], shown: int) -> list[Image.Image]:
@@ -218,12 +220,12 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     truth = read_clips(args.data, args.frames, args.stride, args.count)
     clips, moving = truth.clips, truth.moving
-    still = motion_error(np.repeat(clips[moving, :1], args.frames, axis=1), truth.ways[moving]).mean()
-    own = motion_error(clips[moving], truth.ways[moving]).mean()
-    print(
-        f"{len(clips)} clips, {moving.sum()} of them moving; standing still {still:.2f} px; the clips themselves "
-        f"{own:.2f} px, flicker {flicker(clips):.2f}"
-    )
+    told = f"{len(clips)} clips, {moving.sum()} of them moving"
+    if moving.any():
+        still = motion_error(np.repeat(clips[moving, :1], args.frames, axis=1), truth.ways[moving]).mean()
+        own = motion_error(clips[moving], truth.ways[moving]).mean()
+        told += f"; standing still {still:.2f} px; the clips themselves {own:.2f} px"
+    print(f"{told}; their flicker {flicker(clips):.2f}")
     print(
         "| pipeline | held-out loss | motion error, px | flicker | KD-EffNetLite0 |\n| --- | --- | --- | --- | --- |"
     )

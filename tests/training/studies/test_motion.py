@@ -39,11 +39,13 @@ def test_the_command_compares_clips_with_frames_alone(tmp_path, capsys):
     frames[0].save(file, "WEBP", save_all=True, append_images=frames[1:], lossless=True, duration=100)
     truth = json.dumps({"dx": [k / 8 for k in range(6)], "dy": [0.0] * 6})
     rows = {"clip": [{"bytes": file.getvalue(), "path": "a"}] * 2, "label": [1, 1], "truth": [truth] * 2}
-    kinds = {"clip": {"bytes": Value("binary"), "path": Value("string")}, "label": ClassLabel(names=["nod", "walk"])}
+    names = ["blink", "walk"]
+    kinds = {"clip": {"bytes": Value("binary"), "path": Value("string")}, "label": ClassLabel(names=names)}
     features = Features(kinds | {"truth": Value("string")})
     Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "clips.parquet")
+    Dataset.from_dict(rows | {"label": [0, 0]}, features=features).to_parquet(tmp_path / "still.parquet")
     image = BlockUNet2DModel(
-        sample_size=8, num_classes=2, block_out_channels=(8,), layers_per_block=1, id2label={0: "nod", 1: "walk"}
+        sample_size=8, num_classes=2, block_out_channels=(8,), layers_per_block=1, id2label={0: "blink", 1: "walk"}
     )
     torch.nn.init.normal_(image.conv_out.weight, std=0.1)
     ClassToImagePipeline.from_objective(image, EDMObjective()).save_pretrained(tmp_path / "image")
@@ -65,3 +67,7 @@ def test_the_command_compares_clips_with_frames_alone(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1].count("±") == 3
     with Image.open(gif) as shown:
         assert shown.n_frames == 3 and shown.size == (2 * 8, 2 * 8)  # two clips, and below them what was drawn
+    words = [str(tmp_path / "image"), "--data", str(tmp_path / "still.parquet"), "--frames", "3", "--steps", "1"]
+    assert main(words) == 0
+    first, *_, row = capsys.readouterr().out.splitlines()
+    assert first.startswith("2 clips, 0 of them moving; their flicker") and row.split("|")[3].strip() == "–"
