@@ -150,16 +150,32 @@ def _kind(image: Image.Image) -> str:
     return "deep grey" if kind.startswith("I") else kind
 
 
+def _header(images: ImageSet, row: int) -> tuple[int, str, tuple[int, int]]:
+    """A picture's row, kind and size; no kind if it is corrupt."""
+    try:
+        with images.open(row) as image:
+            return row, _kind(image), image.size
+    except (OSError, SyntaxError, ValueError):
+        return row, "", (0, 0)
+
+
 def inspect_images(images: ImageSet, preparation: Preparation) -> Inspection:
-    """Read every header; refuse corrupt files, mixed sizes and pictures that are not RGB, counted and named."""
+    """Read every header; refuse corrupt files, mixed sizes and pictures that are not RGB, counted and named.
+
+    The processes of an `accelerate launch` share the work, so all of them have to take part.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    state = PartialState()
+    found = [_header(images, row) for row in range(state.process_index, len(images), state.num_processes)]
     corrupt, kinds, sizes = [], {}, {}
-    for i, name in enumerate(images.names):
-        try:
-            with images.open(i) as image:
-                kinds.setdefault(_kind(image), []).append(name)
-                sizes.setdefault(image.size, []).append(name)
-        except (OSError, SyntaxError, ValueError):
-            corrupt.append(name)
+    for row, kind, size in sorted(gather_object(found)) if state.num_processes > 1 else found:
+        if not kind:
+            corrupt.append(images.names[row])
+            continue
+        kinds.setdefault(kind, []).append(images.names[row])
+        sizes.setdefault(size, []).append(images.names[row])
     refuse_corrupt(corrupt, images)
     other = {kind: names for kind, names in kinds.items() if kind != "RGB"}
     if other and not preparation.convert:
