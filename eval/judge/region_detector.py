@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from brickwork.errors import explained
 from brickwork.eval.judge.denoiser_features import DenoiserFeatures
 from brickwork.eval.judge.detectors import Detection, Found, register_detector
 from brickwork.eval.judge.region_head import RegionHead, box_overlaps, decode_boxes, proposals
@@ -93,7 +94,8 @@ def load_region_detector(source: str, device: Any = None, **options: str) -> Reg
 
     if not (Path(source) / "config.json").is_file():
         raise ValueError(f"`detector` is 'region-head:{source}', and there is no such head; train one.")
-    head = RegionHead.from_pretrained(source)
+    with explained(f"`detector` is 'region-head:{source}', which another version made; train it again", TypeError):
+        head = RegionHead.from_pretrained(source)
     config = head.config
     features = DenoiserFeatures(load_pipeline(config.pipeline, device=device, **options), **config.features)
     teacher = load_teacher(config.teacher, device)

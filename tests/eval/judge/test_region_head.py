@@ -148,6 +148,19 @@ def test_losses_reach_every_parameter_and_heads_are_saved(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(head(maps, regions[0]), again(maps, regions[0])))
 
 
+def test_a_head_of_another_version_is_named(tmp_path):
+    import json
+
+    from brickwork.eval.judge.detectors import load_detector
+
+    RegionHead([4], 8, ["a"]).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["in_channels"] = sum(config.pop("channels"))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="which another version made; train it again"):
+        load_detector(f"region-head:{tmp_path}", "cpu")
+
+
 def test_features_are_maps_of_what_the_network_computed(lego):
     features = DenoiserFeatures(lego)
     assert features.sites == ("bricks.1.blocks.0", "bricks.0.blocks.0", "bricks.0.blocks.1") and features.size == 8
