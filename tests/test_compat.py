@@ -1,5 +1,7 @@
 """The private calls of other packages, each by itself: what fails here is what an upgrade took away."""
 
+import importlib.util
+
 import pytest
 import torch
 from torch import nn
@@ -27,6 +29,10 @@ def test_torch_saved_tensor_hooks():
 
     with torch.autograd.graph.saved_tensors_hooks(pack, pack):
         assert compat.saved_tensor_hooks()[0] is pack
+
+
+def test_torch_compiler():
+    assert importlib.util.find_spec(compat.COMPILER) is not None
 
 
 def test_torch_in_backward():

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from brickwork.compat import COMPILER
 from brickwork.eval.benchmark.suites import Settings, mark
 from brickwork.eval.benchmark.timing import Spread
 from brickwork.eval.report.numbers import spread
@@ -26,7 +27,7 @@ def processes(weights: str, folder: str) -> dict[str, list[str]]:
     drawn = ["generate", weights, "--count", "1", "--classes", "0", "--device", "cpu", "--quiet", "--output", folder]
     statements = (
         BASE,
-        f"{BASE}, torch._inductor.compile_fx",
+        f"{BASE}, {COMPILER}",
         "from diffusers import ModelMixin",
         "from diffusers import DiffusionPipeline",
         "import brickwork",

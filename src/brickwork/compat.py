@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+# torch's compiler, which is imported when something is compiled: the benchmark times that import by itself.
+COMPILER = "torch._inductor.compile_fx"
+
 
 def constructor_keys(model_class: type) -> set[str]:
     """The arguments of a diffusers class's constructor, those of its parents that it hands on included.

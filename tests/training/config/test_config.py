@@ -151,7 +151,7 @@ def test_configurations_that_ship_are_found_by_name_from_anywhere(tmp_path, monk
     for name, message in {
         "maxvit_gna": "did you mean 'maxvit_gan'",
         "lego_emoij_64.yaml": "did you mean 'lego_emoji_64.yaml'",
-        "xyz": "name a file, or one of those that ship: .*avatars_base, avatars_resadapter, ",
+        "xyz": "name a file, or one of those that ship: .*avatars_base, .*avatars_resadapter, ",
         "elsewhere/maxvit_gan.yaml": "is not there",
         str(tmp_path): "is a folder",
     }.items():
