@@ -75,7 +75,8 @@ class LayoutPipeline(BrickworkPipeline, StableDiffusionPipeline):
         if boxes is None and phrases is None:
             return super().__call__(prompt, **arguments)
         number = arguments.get("num_images_per_prompt") or 1
-        if number > 1 and isinstance(prompt, list) and len(prompt) > 1 and len(boxes) == len(prompt):
+        several = number > 1 and isinstance(prompt, list) and len(prompt) > 1
+        if several and boxes is not None and phrases is not None and len(boxes) == len(prompt):
             boxes, phrases = ([row for row in rows for _ in range(number)] for rows in (boxes, phrases))
         with self.layout_adapter.condition(boxes=boxes, phrases=phrases, share=layout_share, scale=layout_scale):
             return super().__call__(prompt, **arguments)

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from brickwork.errors import explained
+
 MAX_BOXES = 50
 KEY_POINTS = ("center", "top_left", "bottom_right")
 
@@ -22,7 +24,8 @@ def checked_layouts(boxes: Any, phrases: Any) -> tuple[list[list[tuple[float, ..
     Raises:
         ValueError: boxes beyond 0 to 1, without area or of other lengths; too many; more or fewer phrases than boxes.
     """
-    boxes, phrases = _listed(boxes), [phrases] if isinstance(phrases, str) else list(phrases)
+    with explained("`boxes` and `phrases` are no lists; give a list of each", TypeError):
+        boxes, phrases = _listed(boxes), [phrases] if isinstance(phrases, str) else list(phrases)
     if not boxes or _is_box(boxes[0]):
         boxes, phrases = [boxes], [phrases]
     if len(boxes) != len(phrases):

@@ -64,6 +64,8 @@ def test_boxes_and_phrases(pipe, tmp_path):
     assert abs(twice[0] - drawn[0]).max() < 1e-4  # the first of each prompt is that prompt's layout
     second = draw(pipe, prompt=["b"], boxes=BOXES[1], phrases=PHRASES[1], num_images_per_prompt=4)
     assert abs(twice[2:] - second[2:]).max() < 1e-4
+    with pytest.raises(ValueError, match="belong together"):
+        draw(pipe, phrases=PHRASES, num_images_per_prompt=2)
 
     pipe.save_pretrained(tmp_path / "model")
     again = LayoutPipeline.from_pretrained(tmp_path / "model")

@@ -166,6 +166,8 @@ def test_class_names_as_phrases():
         ([BOX], [" "], "say what is in the box"),
         ([BOX], [[1.0, 2.0]], r"shape \(2,\)"),
         ([BOX], None, "belong together"),
+        (5, ["cat"], "are no lists"),
+        ([BOX], 5, "are no lists"),
     ],
 )
 def test_bad_layouts_leave_the_pipeline_as_it_was(pipe, boxes, phrases, message):
