@@ -14,6 +14,7 @@ from torch import nn
 
 from brickwork.errors import no_unknown
 from brickwork.eval.extractors.attributes import load_judge
+from brickwork.eval.judge.avatar_scenes import NOTHING
 from brickwork.eval.judge.crops import cut_out
 from brickwork.eval.judge.denoiser_features import DenoiserFeatures
 from brickwork.eval.judge.flat_ground import differs_from_ground
@@ -37,11 +38,15 @@ LEVELS = (0.05, 0.2, 0.5, 1.0, 2.0)  # noise levels that masks are told at, stan
 
 @dataclass(frozen=True)
 class Boxed:
-    """A picture uint8 `(3, S, S)` with the boxes of its objects `(M, 4)` from 0 to 1 and their names."""
+    """A picture uint8 `(3, S, S)` with the boxes of its objects `(M, 4)` from 0 to 1 and their names, "" for none."""
 
     picture: torch.Tensor
     boxes: torch.Tensor
     names: tuple[str, ...]
+
+    def named(self) -> list[tuple[torch.Tensor, str]]:
+        """Boxes `(4,)` and names of the objects that have a name."""
+        return [(box, name) for box, name in zip(self.boxes, self.names) if name]
 
     def mask(self, names: Sequence[str]) -> torch.Tensor:
         """The class of every pixel `(S, S)`: 1 + its number among `names` within a box and off the ground, else 0."""
@@ -54,7 +59,7 @@ class Boxed:
         return classes
 
 
-def read_scenes(source: str, side: int, count: int, held_out: bool = False) -> list[Boxed]:
+def read_scenes(source: str, side: int, count: int, held_out: bool = False, attribute: str = "label") -> list[Boxed]:
     """Pictures with boxes, brought to squares.
 
     Args:
@@ -62,9 +67,10 @@ def read_scenes(source: str, side: int, count: int, held_out: bool = False) -> l
         side: in pixels.
         count: at most so many; of `shapes`, just so many.
         held_out: of other seeds than the others.
+        attribute: what names a box: its `label`, which is the style, or an attribute, such as `hair`, that some have.
 
     Raises:
-        ValueError: for a data set without boxes or classes.
+        ValueError: for a data set without boxes or classes, and an attribute that no box has.
     """
     if source == "shapes":
         random = np.random.default_rng([count, held_out])
@@ -87,12 +93,20 @@ def read_scenes(source: str, side: int, count: int, held_out: bool = False) -> l
         )
     found = []
     for row in range(min(count, len(pictures))):
-        boxes = [{"box": [0.0, 0.0, 1.0, 1.0], "label": pictures[row].label}]
+        boxes = [{**pictures.table[row], "box": [0.0, 0.0, 1.0, 1.0], "label": pictures[row].label}]
         if "boxes" in pictures.table.column_names:
             boxes = json.loads(pictures.table[row]["boxes"])
         corners = torch.tensor([one["box"] for one in boxes], dtype=torch.float32)
-        found.append(Boxed(to_square(pictures[row].image, side), corners, tuple(one["label"] for one in boxes)))
+        names = tuple("" if one.get(attribute) in NOTHING else one[attribute] for one in boxes)
+        found.append(Boxed(to_square(pictures[row].image, side), corners, names))
+    if not names_in(found):
+        raise ValueError(f"`names` is {attribute!r}, which no box of {source!r} has; give label, hair or clothes.")
     return found
+
+
+def names_in(scenes: Sequence[Boxed]) -> list[str]:
+    """Those that objects of scenes have, in the order of the alphabet."""
+    return sorted({name for scene in scenes for name in scene.names if name})
 
 
 @torch.no_grad()
@@ -187,7 +201,7 @@ def train_region_head(
     """
     torch.manual_seed(seed)
     scenes, teacher = task.scenes, task.teacher
-    names = sorted({name for scene in scenes for name in scene.names})
+    names = names_in(scenes)
     no_unknown("leave_out", left_out, names, "the data")
     known = [name for name in names if name not in left_out]
     embeddings = teacher.texts(known)
@@ -218,12 +232,13 @@ def train_region_head(
 
 def teacher_scores(task: RegionTask, left_out: Sequence[str]) -> dict[str, float]:
     """Shares of objects whose name is the nearest to the teacher's own direction: what a head could learn at most."""
-    names = sorted({name for scene in task.scenes for name in scene.names})
+    names = names_in(task.scenes)
     hits: dict[str, list[bool]] = {"trained": [], "new": []}
     for scene, directions in zip(task.scenes, task.targets):
         nearest = (directions @ task.teacher.texts(names).T).argmax(dim=1).tolist()
         for name, index in zip(scene.names, nearest):
-            hits["new" if name in left_out else "trained"].append(names[index] == name)
+            if name:
+                hits["new" if name in left_out else "trained"].append(names[index] == name)
     return {kind: sum(one) / len(one) for kind, one in hits.items() if one}
 
 
@@ -231,10 +246,10 @@ def region_scores(detector: RegionDetector, scenes: Sequence[Boxed], left_out: S
     """Shares of objects found by their own name (score above 0.3, overlap of half), of classes trained on and new."""
     hits: dict[str, list[bool]] = {"trained": [], "new": []}
     for scene in scenes:
-        names = sorted(set(scene.names))
+        names = names_in([scene])
         (found,) = detector([scene.picture.permute(1, 2, 0).numpy()], [names])
         side = scene.picture.shape[-1]
-        for box, name in zip(scene.boxes, scene.names):
+        for box, name in scene.named():
             boxes = torch.tensor([one.box for one in found[name] if one.score > 0.3]).view(-1, 4) / side
             hits["new" if name in left_out else "trained"].append(bool((box_overlaps(box[None], boxes) >= 0.5).any()))
     return {kind: sum(one) / len(one) for kind, one in hits.items() if one}
@@ -247,7 +262,7 @@ def named_scores(detector: RegionDetector, scenes: Sequence[Boxed], left_out: Se
         Shares of objects of classes `trained` on and `new` whose nearest box (overlap of half or more) has the right
         name; `precision`: share of the boxes (score above 0.3) that are so.
     """
-    names = sorted({name for scene in scenes for name in scene.names})
+    names = names_in(scenes)
     hits: dict[str, list[bool]] = {"trained": [], "new": []}
     count = 0
     for scene in scenes:
@@ -255,7 +270,7 @@ def named_scores(detector: RegionDetector, scenes: Sequence[Boxed], left_out: Se
         boxes = [(name, one.box) for name, objects in surest(found, 0.3).items() for one in objects]
         corners = torch.tensor([box for _, box in boxes]).view(-1, 4) / scene.picture.shape[-1]
         count += len(boxes)
-        for box, name in zip(scene.boxes, scene.names):
+        for box, name in scene.named():
             overlaps = box_overlaps(box[None], corners)[0]
             right = len(boxes) > 0 and overlaps.max() >= 0.5 and boxes[int(overlaps.argmax())][0] == name
             hits["new" if name in left_out else "trained"].append(bool(right))
@@ -271,7 +286,7 @@ def agreement(detector: RegionDetector, scenes: Sequence[Boxed]) -> dict[str, fl
         `head` and the `judge` name as they are, and on whose name they `agree`.
     """
     judge, hits = load_judge(), []
-    names = sorted(set(judge.attributes["style"]) & {name for scene in scenes for name in scene.names})
+    names = sorted(set(judge.attributes["style"]).intersection(names_in(scenes)))
     for scene in scenes:
         picture, side = scene.picture.permute(1, 2, 0).numpy(), scene.picture.shape[-1]
         (found,) = detector([picture], [names])
@@ -299,7 +314,7 @@ def train_label_head(
 ) -> LabelHead:  # fmt: skip
     """A label head after so many steps, on the maps of scenes (`cached`, noised to all of `LEVELS`)."""
     torch.manual_seed(seed)
-    names = sorted({name for scene in scenes for name in scene.names})
+    names = names_in(scenes)
     head = LabelHead(features.channels, names, features.size, pipeline=pipeline, features=features.to_dict())
     head.standardized.fit([one[:FITTED] for one in maps])
     masks = torch.stack([scene.mask(names) for scene in scenes])
@@ -377,18 +392,23 @@ def _arguments(description: str, arguments: list[str] | None, teacher: bool) -> 
     )
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw what the first head finds there, too")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier head in that folder")
+    parser.set_defaults(names="label")
     if not teacher:
         parser.add_argument("--samples", type=int, default=0, help="of the model to measure by, too (default: 0)")
     if teacher:
         parser.add_argument("--teacher", default="avatar-attributes", help="or shapes, or clip:<folder or hub id>")
+        parser.add_argument(
+            "--names", default="label", metavar="ATTRIBUTE", help="of boxes (default: label, the style)"
+        )
         parser.add_argument("--leave-out", nargs="*", default=[], metavar="NAME", help="classes not to train on")
     return parser.parse_args(arguments)
 
 
 def _prepared(args: argparse.Namespace) -> tuple[DenoiserFeatures, list[Boxed], dict[str, list[Boxed]]]:
     features = DenoiserFeatures(load_pipeline(args.model), args.sites, args.sigma, size=args.size)
-    scenes = [scene for data in args.data for scene in read_scenes(data, features.size, args.scenes)]
-    return features, scenes, {data: read_scenes(data, features.size, args.held_out, True) for data in args.data}
+    held_out = {data: read_scenes(data, features.size, args.held_out, True, args.names) for data in args.data}
+    scenes = [one for data in args.data for one in read_scenes(data, features.size, args.scenes, False, args.names)]
+    return features, scenes, held_out
 
 
 def _told(what: str, runs: Sequence[dict]) -> None:
@@ -416,7 +436,7 @@ def region_main(description: str, arguments: list[str] | None = None) -> int:
         of_authors.append(named_scores(by_authors, held_out, args.leave_out))
         if args.picture and seed == args.seeds[0]:
             _save_picture(args.picture, found_in_scenes(detector, held_out[:DRAWN]))
-        if args.teacher == AttributeTeacher.name:
+        if args.teacher == AttributeTeacher.name and args.names == "label":
             beside.append(agreement(detector, held_out))
     _told("objects found by name", found)
     _told("named, of all names", named)
@@ -434,7 +454,7 @@ def label_main(description: str, arguments: list[str] | None = None) -> int:
     noised = {data: {level: cached(features, shown, [level]) for level in LEVELS} for data, shown in held_out.items()}
     runs: dict[str, list] = {data: [] for data in held_out}
     shown = [scene for of_data in held_out.values() for scene in of_data]
-    names = {name for scene in scenes for name in scene.names}
+    names = names_in(scenes)
     samples, drawn = [], draw_samples(features, names, args.samples) if args.samples else None
     for seed in args.seeds:
         head = train_label_head(scenes, features, maps, args.steps, pipeline=args.model, seed=seed)
@@ -455,7 +475,7 @@ def label_main(description: str, arguments: list[str] | None = None) -> int:
 
 def found_in_scenes(detector: RegionDetector, scenes: Sequence[Boxed], least: float = 0.3) -> Image.Image:
     """Scenes with the boxes that a region head finds, each by its surest name."""
-    names = sorted({name for scene in scenes for name in scene.names})
+    names = names_in(scenes)
     pictures = [scene.picture.permute(1, 2, 0).numpy() for scene in scenes]
     drawn = [
         overlay(picture, surest(found, least))

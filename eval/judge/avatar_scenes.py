@@ -1,4 +1,4 @@
-"""Scenes of two avatars for judges: named by their styles, coloured by their hair."""
+"""Scenes of two avatars for judges: named by their styles or another attribute, coloured by their hair."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,21 +8,24 @@ import numpy as np
 from brickwork.eval.judge.requirements import COLOURS
 from brickwork.eval.judge.scenes import Scene, Shape, arranged, plant
 
+NOTHING = (None, "none", "bald")  # values of an attribute that are the lack of it
+
 
 class AvatarScenes:
     """Draws scenes of avatars whose hair has a colour that prompts can ask for.
 
     Args:
         source: pictures of single avatars (`brickwork data build avatars`): a `.parquet` file, or a folder.
+        attribute: what names an avatar: its `label`, which is the style, or a column such as `hair`.
 
     Attributes:
-        names: the styles.
+        names: the styles, or the values of the attribute, that some avatar with a colour of hair has.
 
     Raises:
-        ValueError: for pictures without colours of hair.
+        ValueError: for pictures without colours of hair, or without the attribute.
     """
 
-    def __init__(self, source: str):
+    def __init__(self, source: str, attribute: str = "label"):
         from brickwork.eval.sets.reader import open_pictures
 
         pictures = open_pictures(source)
@@ -30,17 +33,20 @@ class AvatarScenes:
             raise ValueError(
                 f"`avatars` is {source!r}, which names no hair; build it with `brickwork data build avatars`."
             )
-        self._known: dict[
-            tuple[str, tuple], dict[str, list[np.ndarray]]
-        ] = {}  # style and ground => colour => pictures
-        for picture, colour in zip(pictures, pictures.table["hair_colour"], strict=True):
-            if colour in COLOURS:
-                of_style = self._known.setdefault((picture.label, _ground(picture.image)), {})
-                of_style.setdefault(colour, []).append(picture.image)
-        self.names = tuple(sorted({style for style, _ in self._known}))
+        if attribute not in pictures.table.column_names:
+            raise ValueError(f"`names` is {attribute!r}, which {source!r} does not tell; give label, hair or clothes.")
+        # Name and ground => colour => pictures.
+        self._known: dict[tuple[str, tuple], dict[str, list[np.ndarray]]] = {}
+        for picture, name, colour in zip(
+            pictures, *(pictures.table[one] for one in (attribute, "hair_colour")), strict=True
+        ):
+            if colour in COLOURS and name not in NOTHING:
+                of_name = self._known.setdefault((name, _ground(picture.image)), {})
+                of_name.setdefault(colour, []).append(picture.image)
+        self.names = tuple(sorted({name for name, _ in self._known}))
 
     def make(self, random: np.random.Generator, names: Sequence[str]) -> Scene:
-        """A scene of two different styles out of `names`, both on the same ground."""
+        """A scene of two avatars of different names out of `names`, both on the same ground."""
         one, other = random.choice(list(names), 2, False).tolist()
         grounds = sorted(self._grounds(one) & self._grounds(other))
         if not grounds:
@@ -50,7 +56,7 @@ class AvatarScenes:
         return replace(arranged(random, shapes), ground=ground)
 
     def plant(self, scene: Scene, error: str, random: np.random.Generator) -> Scene:
-        """See `scenes.plant`; for an avatar in another colour, another of its style with such hair is taken."""
+        """See `scenes.plant`; for an avatar in another colour, another of its name with such hair is taken."""
         return plant(scene, error, random, self._recoloured)
 
     def _grounds(self, name: str) -> set[tuple]:

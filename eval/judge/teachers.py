@@ -1,5 +1,6 @@
 """Frozen image-text teachers of the region head: pictures and names as directions in one space."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -56,7 +57,10 @@ class ShapeTeacher:
 
 
 class AttributeTeacher:
-    """The judge of avatars that ships: its features, and for a value of an attribute the direction that names it."""
+    """The judge of avatars that ships: its features, and for a value of an attribute the direction that names it.
+
+    Values that several attributes have, such as colours, name nothing.
+    """
 
     name, scales = "avatar-attributes", (1.0, 1.5)
 
@@ -65,10 +69,11 @@ class AttributeTeacher:
 
         self.judge = load_judge()
         self._directions = {}
+        count = Counter(value for values in self.judge.attributes.values() for value in values)
         for name, values in self.judge.attributes.items():
             weight = self.judge.heads[name].weight.detach()
             directions = F.normalize(weight - weight.mean(dim=0), dim=1)
-            self._directions |= {value: direction for value, direction in zip(values, directions) if value != "none"}
+            self._directions |= {value: one for value, one in zip(values, directions) if count[value] == 1}
         self.names = tuple(self._directions)
 
     def texts(self, names: Sequence[str]) -> torch.Tensor:

@@ -92,6 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_detector(parser, "--detector", required=True, nargs="+")
     parser.add_argument("--avatars", help="pictures of single avatars; scenes of these (default: of shapes)")
+    parser.add_argument("--names", default="label", metavar="ATTRIBUTE", help="what names avatars (label, the style)")
     parser.add_argument(
         "--new", nargs="+", default=[], metavar="NAME", help="names that the detector was not trained on"
     )
@@ -99,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=250, help="scenes of each seed (default: 250)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="default: 1 2 3")
     args = parser.parse_args(arguments)
-    scenes = ShapeScenes if args.avatars is None else AvatarScenes(args.avatars)
+    scenes = ShapeScenes if args.avatars is None else AvatarScenes(args.avatars, args.names)
     no_unknown("new", args.new, scenes.names, "the scenes")
     judges = []
     for detector in args.detector:

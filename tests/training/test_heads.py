@@ -1,6 +1,7 @@
 """The scripts that train heads on a denoiser's features, from data to detector."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from brickwork.eval.judge.denoiser_features import DenoiserFeatures
 from brickwork.eval.judge.detectors import Detection, load_detector
 from brickwork.eval.judge.label_head import LabelHead
 from brickwork.eval.judge.scenes import make_scene
+from brickwork.eval.judge.teachers import load_teacher
 from brickwork.eval.judge.verdicts import Judge
 from brickwork.eval.studies import planted_errors
 from brickwork.eval.studies.planted_errors import main, scores_of
 from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
+from brickwork.training import heads
 from brickwork.training.heads import (
     Boxed,
     agreement,
@@ -109,6 +112,32 @@ def test_scenes_of_avatars_are_read(tmp_path):
     )
     with pytest.raises(ValueError, match="which has no boxes; build it with"):
         read_scenes(str(tmp_path), 32, 5)
+
+
+def test_boxes_are_named_by_an_attribute_that_some_have(tmp_path, monkeypatch):
+    from datasets import Dataset, Image
+
+    kinds = [{"label": "micah", "hair": "braids"}, {"label": "bottts"}, {"label": "pixel-art", "hair": "bald"}]
+    boxes = [{"box": [0.1 + i / 4, 0.2, 0.3 + i / 4, 0.9], **kind} for i, kind in enumerate(kinds)]
+    rows = {"image": [np.full((16, 16, 3), 200, np.uint8)], "boxes": [json.dumps(boxes)]}
+    Dataset.from_dict(rows).cast_column("image", Image()).to_parquet(tmp_path / "train.parquet")
+    (scene,) = read_scenes(str(tmp_path), 16, 5, attribute="hair")
+    assert scene.names == ("braids", "", "") and [name for _, name in scene.named()] == ["braids"]
+    with pytest.raises(ValueError, match="`names` is 'hat', which no box of .* has; give label"):
+        read_scenes(str(tmp_path), 16, 5, attribute="hat")
+
+    # What has no name is an object for the boxes and the image branch, and nothing for the text branch.
+    given = []
+    monkeypatch.setattr(heads, "region_losses", lambda *args: given.append(args) or {"x": args[0].background.sum()})
+    task = heads.RegionTask(
+        [scene], [torch.zeros(1, 4, 8, 8)], load_teacher("avatar-attributes"), [torch.zeros(3, 112)], 0
+    )
+    features = SimpleNamespace(channels=[4], to_dict=dict)
+    assert list(heads.train_region_head(task, features, [], 1).config.names) == ["braids"]
+    classes, objects = given[0][3], given[0][7]
+    assert (classes[:, 0] == 0).all() and (classes[:, 1:3] == heads.UNNAMED).all() and objects[:, :3].all()
+    with pytest.raises(ValueError, match="`leave_out` has ''"):
+        heads.train_region_head(task, features, [""], 1)
 
 
 def test_masks_lie_within_boxes_and_off_the_ground():

@@ -19,7 +19,7 @@ STYLES = {"bob": 90, "pip": 150}
 @pytest.fixture
 def avatars(tmp_path):
     """Squares: red says the style, green the colour of the hair, on one ground."""
-    rows = {"image": [], "label": [], "hair_colour": []}
+    rows = {"image": [], "label": [], "hair_colour": [], "hair": []}
     for style, red in STYLES.items():
         for colour, green in HAIR.items():
             picture = np.full((32, 32, 3), 255, np.uint8)
@@ -27,6 +27,7 @@ def avatars(tmp_path):
             rows["image"].append(picture)
             rows["label"].append(style)
             rows["hair_colour"].append(colour)
+            rows["hair"].append({"bob": "long", "pip": "none"}[style] if colour != "blue" else "curly")
     path = tmp_path / "train.parquet"
     for column in list(rows):
         rows[column] = rows[column] * 2
@@ -84,6 +85,13 @@ def test_an_avatar_in_another_colour_is_of_its_style(avatars):
         assert {one.name for one in wrong.shapes} == {"bob", "pip"}
         colours = {one.colour for one in scene.shapes}
         assert all(b.colour not in colours for _, b in changed) or len(changed) == 2
+
+
+def test_avatars_are_named_by_another_attribute(avatars):
+    scenes = AvatarScenes(avatars, "hair")
+    assert scenes.names == ("curly", "long")  # and none is the lack of hair
+    with pytest.raises(ValueError, match="`names` is 'hat', which .* does not tell; give label"):
+        AvatarScenes(avatars, "hat")
 
 
 def test_pictures_without_colours_of_hair_are_refused(tmp_path):

@@ -276,5 +276,7 @@ def test_teachers_tell_their_names_apart(clip_folder):
         torch.testing.assert_close(found.norm(dim=1), torch.ones(2), rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="`names` has 'micha', which avatar-attributes does not know; did you mean"):
         load_teacher("avatar-attributes").texts(["micha"])
+    assert {"braids", "hoodie"} <= set(load_teacher("avatar-attributes").names)
+    assert not {"black", "none"} & set(load_teacher("avatar-attributes").names)  # of several attributes
     with pytest.raises(ValueError, match="`teacher` is 'shape'; did you mean 'shapes'"):
         load_teacher("shape")
