@@ -21,11 +21,8 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from brickwork.training.config.config import given_values
-    from brickwork.training.config.library import find_config
-    from brickwork.training.config.reading import read_yaml
 
-    model = (read_yaml(find_config(args.config)).get("model") or {}) if args.config else {}
-    if "init_from" in model or "model.init_from" in given_values(args.overrides):
+    if "model.init_from" in given_values(args.overrides, args.config):
         from brickwork.training.tasks.adapting import BackboneAdapterTask as Task
     else:
         from brickwork.training.tasks.latent.adapter import AdapterTask as Task

@@ -72,11 +72,8 @@ def run(args: argparse.Namespace) -> int:
 def _task(args: argparse.Namespace) -> type["Task"]:
     """Text to image where the configuration has `model.base`, a pipeline; else a backbone."""
     from brickwork.training.config.config import given_values
-    from brickwork.training.config.library import find_config
-    from brickwork.training.config.reading import read_yaml
 
-    file = read_yaml(find_config(args.config)) if args.config is not None else {}
-    if "model.base" in given_values(args.overrides) or "base" in (file.get("model") or {}):
+    if "model.base" in given_values(args.overrides, args.config):
         from brickwork.training.tasks.latent.text_to_image import TextToImageTask
 
         return TextToImageTask

@@ -11,7 +11,7 @@ from pydantic import model_validator
 
 from brickwork.errors import shown
 from brickwork.training.config.data import DataConfig
-from brickwork.training.config.library import CONFIGS, apply_data_set, find_config
+from brickwork.training.config.library import CONFIGS, apply_data_set, levels_of
 from brickwork.training.config.model import ModelConfig
 from brickwork.training.config.objective import FurtherObjectives, ObjectiveConfig
 from brickwork.training.config.optimizer import EMAConfig, OptimizerConfig
@@ -114,7 +114,7 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
         ValueError: for unknown or missing keys (the nearest key is named), values of the wrong type or range.
     """
     given = reduce(merge, map(_parse_override, overrides or []), {})
-    levels = [_defaults(kind), *apply_data_set([read_yaml(find_config(path)) if path is not None else {}, given])]
+    levels = [_defaults(kind), *apply_data_set([*([] if path is None else levels_of(path)), given])]
     try:
         config = build(kind, reduce(merge, levels))
     except ValueError as error:
@@ -125,9 +125,10 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
     return config.replace(run=config.run.replace(mixed_precision=precision))
 
 
-def given_values(overrides: list[str]) -> dict[str, Any]:
-    """`["run.seed=1"]` => `{"run.seed": 1}`: what a command line says itself, before any default."""
-    return flat(reduce(merge, map(_parse_override, overrides), {}))
+def given_values(overrides: list[str], path: str | Path | None = None) -> dict[str, Any]:
+    """`["run.seed=1"]` => `{"run.seed": 1}`: what a command line, over a file, says itself, before any default."""
+    levels = [] if path is None else levels_of(path)
+    return flat(reduce(merge, [*levels, *map(_parse_override, overrides)], {}))
 
 
 def changed_keys(saved: str, config: TrainConfig, bound: Collection[str] = ()) -> dict[str, tuple[Any, Any]]:

@@ -38,6 +38,25 @@ def find_config(name: str | Path, argument: str = "--config", folder: Path = CON
     raise ValueError(f"`{argument}` is {shown(str(name))}, which {what}; {fix}")
 
 
+def levels_of(name: str | Path, argument: str = "--config", above: tuple[Path, ...] = ()) -> list[dict]:
+    """What a configuration file says, and before it what the file says that its `over` names.
+
+    Args:
+        name: see `find_config`.
+        argument: likewise.
+        above: files that lie over this one.
+
+    Raises:
+        ValueError: for a file that is not there, or that lies over itself.
+    """
+    path = find_config(name, argument)
+    if path in above:
+        raise ValueError(f"`over` is {shown(str(name))}, which lies over this file itself; name another one.")
+    values = read_yaml(path)
+    below = levels_of(str(values["over"]), "over", (*above, path)) if "over" in values else []
+    return [*below, {section: keys for section, keys in values.items() if section != "over"}]
+
+
 def apply_data_set(levels: list[dict]) -> list[dict]:
     """Put the data set that `data.set` names below the values that go over it.
 

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from brickwork.training.config import precision
-from brickwork.training.config.config import DEFAULTS, TrainConfig, changed_keys, load_config
+from brickwork.training.config.config import DEFAULTS, TrainConfig, changed_keys, given_values, load_config
 from brickwork.training.config.library import CONFIGS
 
 
@@ -157,6 +157,26 @@ def test_configurations_that_ship_are_found_by_name_from_anywhere(tmp_path, monk
     }.items():
         with pytest.raises(ValueError, match=message):
             load_config(name)
+
+
+def test_a_file_goes_over_another_one(tmp_path):
+    (tmp_path / "mine.yaml").write_text("over: lego_emoji_64\nrun: {output_dir: mine}\nmodel: {config: {x: 1}}")
+    top = tmp_path / "top.yaml"
+    top.write_text(f"over: {tmp_path / 'mine.yaml'}\ndata: {{source: pics}}\nmodel: {{config: {{y: 2}}}}")
+    config, below = load_config(top, ["run.seed=3"]), load_config("lego_emoji_64")
+    assert (config.run.output_dir, config.run.seed, config.data.crop_share) == ("mine", 3, 0.3)
+    assert config.model.config == {"x": 1, "y": 2} and config.model.init_from == below.model.init_from
+    assert (config.data.source, config.data.classes) == ("pics", None)  # other data than the set below
+    given = given_values(["run.seed=3"], top)
+    assert given["run.seed"] == 3 and given["model.init_from"] == below.model.init_from and "over" not in given
+    for over, message in {
+        str(tmp_path / "top.yaml"): "`over` is .*, which lies over this file itself",
+        "lego_emoij_64": "`over` is 'lego_emoij_64'.*did you mean 'lego_emoji_64'",
+        "[1]": "`over` is '.1.', which is not there",
+    }.items():
+        (tmp_path / "mine.yaml").write_text(f"over: {over}")
+        with pytest.raises(ValueError, match=message):
+            load_config(top)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("**/*.yaml")), ids=lambda path: path.stem)
