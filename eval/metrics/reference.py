@@ -4,7 +4,6 @@ A reference file is a `.safetensors` file: mean and covariance in float64, the f
 distances, manifold scores and nearest neighbours) and its hash; the metadata says which data, protocol and extractor.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from brickwork.eval.metrics.distances import neighbour_radii
 from brickwork.eval.metrics.feature_sets import FeatureSet, extract_features
 from brickwork.eval.report.versions import library_versions
 from brickwork.eval.sets.pictures import Preparation, open_image_set
-from brickwork.files import write_file
+from brickwork.files import digest, write_file
 
 FORMAT = "brickwork-reference/1"
 
@@ -106,7 +105,7 @@ class Reference:
     def identity(self) -> str:
         """A short hash of the data, its preparation, the protocol and the extractor: equal for equal references."""
         keys = ("data_sha256", "count", "protocol", "extractor")
-        return hashlib.sha256(json.dumps([self.info[key] for key in keys], sort_keys=True).encode()).hexdigest()[:16]
+        return digest(json.dumps([self.info[key] for key in keys], sort_keys=True))[:16]
 
 
 def _damaged(info: dict, tensors: dict[str, torch.Tensor]) -> str | None:

@@ -4,7 +4,6 @@ Pictures and captions are encoded as they come, or were encoded once: a cache ho
 in every shape of the run, and the embeddings of every caption.
 """
 
-import hashlib
 import json
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 from brickwork.errors import advice
 from brickwork.eval.sets.tables import captions_in
+from brickwork.files import digest
 from brickwork.pipelines.latents import moments, pixels_per_latent
 from brickwork.pipelines.stable_diffusion import is_xl, plain_time_ids
 from brickwork.training.config.data import CaptionedDataConfig, ResolutionConfig
@@ -110,10 +110,7 @@ class CaptionedImages:
     @property
     def fingerprint(self) -> str:
         """A digest of rows, groups and captions."""
-        digest = hashlib.sha256(self.images.fingerprint.encode())
-        digest.update(json.dumps(self.captions).encode())
-        digest.update(self.sizes.tobytes())
-        return digest.hexdigest()
+        return digest(self.images.fingerprint, json.dumps(self.captions), self.sizes.tobytes())
 
 
 class LatentCache:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from brickwork.files import write_file
 from brickwork.training.data.images import DataLost
+from brickwork.training.engine.page import log_entries
 
 LOG = "log.jsonl"
 # Training losses are told apart by noise level, in so many equally likely parts of the training distribution.
@@ -72,10 +73,10 @@ class RunLog:
     def _forget_beyond(self, images: int, again: bool) -> None:
         file = self.folder / LOG
         if file.exists():
-            lines = [line for line in file.read_text().splitlines() if _images_of(line) <= images]
+            kept = [entry for entry in log_entries(file) if entry["images"] <= images]
             if again:
-                lines = [line for line in lines if _images_of(line) < images or "train/loss" in line]
-            write_file(file, "".join(line + "\n" for line in lines))
+                kept = [entry for entry in kept if entry["images"] < images or "train/loss" in entry]
+            write_file(file, "".join(json.dumps(entry) + "\n" for entry in kept))
 
     def add(self, losses: torch.Tensor, levels: torch.Tensor, extra: dict[str, torch.Tensor]) -> None:
         """Take in the losses `(B,)` of images at noise levels `(B,)`, and means of further objectives."""
@@ -166,14 +167,6 @@ class RunLog:
             rows = sorted(self.broken)
             write_file(self.folder / "broken_images.txt", "".join(f"{row}\n" for row in rows))
             print(f"{len(rows)} pictures could not be read and were skipped; rows {rows[:20]} (broken_images.txt)")
-
-
-def _images_of(line: str) -> float:
-    """Images of a line of the log; a line that was cut off when a process was killed counts as beyond any."""
-    try:
-        return json.loads(line)["images"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
 
 
 def _start_wandb(project: str, folder: Path):

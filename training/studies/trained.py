@@ -4,7 +4,6 @@ A cell that was stopped goes on from its checkpoint. One that diverges is a resu
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -35,6 +34,7 @@ from brickwork.training.commands.train import run_script
 from brickwork.training.config.config import Configuration, TrainConfig, load_config
 from brickwork.training.config.data import DataConfig
 from brickwork.training.engine.loop import prepare, train
+from brickwork.training.engine.page import read_log
 from brickwork.training.engine.previews import PIPELINE
 from brickwork.training.engine.runlog import LOG, Diverged
 from brickwork.training.tasks.backbone import BackboneTask, build_held_out, build_images
@@ -227,10 +227,7 @@ def sampling_call(pipeline, scores: Mapping[str, Any], count: int, seed: int) ->
 
 def curve(run: Path) -> list[list[float]]:
     """Held-out losses of a run, `[images, loss]` in turn."""
-    if not (run / LOG).is_file():  # it diverged at once
-        return []
-    lines = [json.loads(line) for line in (run / LOG).read_text(encoding="utf-8").splitlines()]
-    return [[line["images"], line["held_out/loss"]] for line in lines if "held_out/loss" in line]
+    return [list(point) for point in read_log(run / LOG).get("held_out/loss", [])]
 
 
 def measure(pictures: np.ndarray, scores: Mapping[str, Any], reference: str, folder: Path) -> dict[str, Any]:
