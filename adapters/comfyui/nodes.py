@@ -5,20 +5,27 @@ its form from 2024 on: `comfy.lora.model_lora_keys_unet` and `load_lora`, a mode
 `get_key_patches`, and `folder_paths`.
 """
 
-import json
 import logging
 import os
 
 import torch
 
 from .names import kohya_name, module_path, parse_key
-from .reading import LORA_FILES, NORM_FILES, NORMS_SUFFIX, ResAdapterWeights, adapter_files, check_fits, read_adapter
+from .reading import (
+    LORA_FILES,
+    NORM_FILES,
+    NORMS_SUFFIX,
+    ResAdapterWeights,
+    adapter_files,
+    check_fits,
+    opened,
+    read_adapter,
+)
 from .strength import auto_strength, range_warning
 
 _PIXELS_PER_LATENT = 8
 _TRAIN_SIZES = {768: 512, 1024: 512, 2048: 1024}  # by the width of the text context: SD 1, SD 2, SDXL
 _SD2_VELOCITY_SIZE = 768  # SD 2's v-prediction models were trained on larger images than its others
-_HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit
 _LISTED: dict[str, tuple[str, bool]] = {}  # path => stamp, whether it can be a ResAdapter
 
 
@@ -164,12 +171,11 @@ def _can_be_one(path: str | None) -> bool:
 
 
 def _has_tensors_of_one(path: str) -> bool:
-    with open(path, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        try:
-            keys = set(json.loads(stream.read(length))) - {"__metadata__"} if length <= _HEADER_LIMIT else set()
-        except (ValueError, TypeError, RecursionError):
-            keys = set()
+    try:
+        with opened(path) as file:
+            keys = list(file.keys())
+    except ValueError:
+        keys = []
     # a download that broke off is shown under the names by which it is known, to be told of when it is used
     return all(map(parse_key, keys)) if keys else os.path.basename(path) in LORA_FILES
 

@@ -26,6 +26,7 @@ def environment() -> dict[str, str]:
     """Facts by name, in words."""
     import torch
 
+    from brickwork.eval.benchmark.timing import describe_machine
     from brickwork.training.config.precision import bf16_speed, fastest_precision, processor_features
     from brickwork.training.engine.guards import versions
 
@@ -34,7 +35,8 @@ def environment() -> dict[str, str]:
     if commit:
         facts["commit"] = f"{commit}{', changed' if dirty else ''}"
     facts["system"] = f"{platform.system()} {platform.release()}, {platform.machine()}"
-    facts["processor"] = f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads of torch"
+    name = describe_machine(torch.device("cpu"))["cpu"]
+    facts["processor"] = f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads of torch"
     facts["features"] = " ".join(processor_features()) or "unknown"
     facts["memory"] = _memory()
     count = torch.cuda.device_count()
@@ -68,15 +70,6 @@ def attention_backends() -> dict[str, float]:
         except Exception:  # each missing package has its own error
             continue
     return works
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or "unknown"
 
 
 def _memory() -> str:

@@ -4,7 +4,7 @@ Every variant is the same configuration with a few keys of its own. It may start
 or not, or have another one as a teacher. All are scored on the same pictures, noise levels and noise.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -57,25 +57,19 @@ class Variant:
     @property
     def uses(self) -> list[str]:
         """The variants that have to be trained before."""
-        return [*filter(None, [self.start]), *(text.removeprefix(REFERENCE) for text in _references(self.set or {}))]
+        found = [self.start] if self.start else []
+        _resolved(self.set or {}, found.append)
+        return found
 
 
-def _references(value: Any) -> Iterator[str]:
-    if isinstance(value, str) and value.startswith(REFERENCE):
-        yield value
-    elif isinstance(value, (Mapping, list)):
-        for inner in value.values() if isinstance(value, Mapping) else value:
-            yield from _references(inner)
-
-
-def _resolved(value: Any, pipelines: Mapping[str, Path]) -> Any:
-    """A value in which each reference is the folder it stands for."""
+def _resolved(value: Any, resolve: Callable[[str], Any]) -> Any:
+    """A value in which each reference is what its name stands for."""
     if isinstance(value, Mapping):
-        return {key: _resolved(inner, pipelines) for key, inner in value.items()}
+        return {key: _resolved(inner, resolve) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_resolved(inner, pipelines) for inner in value]
+        return [_resolved(inner, resolve) for inner in value]
     refers = isinstance(value, str) and value.startswith(REFERENCE)
-    return str(pipelines[value.removeprefix(REFERENCE)]) if refers else value
+    return resolve(value.removeprefix(REFERENCE)) if refers else value
 
 
 class AblationSettings(Section):
@@ -150,9 +144,8 @@ class Ablation:
         `ValueError` names the variant whose values are wrong."""
         variant = self.config.ways[name]
         values = self.config.model_dump(exclude={"variants", "ablation"})
-        folders = {used: self.pipeline(used, seed) for used in variant.uses}
         for key, value in (variant.set or {}).items():
-            values = merge(values, nested(key, _resolved(value, folders)))
+            values = merge(values, nested(key, _resolved(value, lambda used: str(self.pipeline(used, seed)))))
         if variant.start is not None:
             start = self.pipeline(variant.start, seed)
             values["model"]["init_from"] = str(self.grown(name, seed) if variant.grow is not None else start)
