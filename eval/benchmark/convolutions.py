@@ -7,6 +7,7 @@
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import partial
 
 import torch
 from torch import nn
@@ -64,14 +65,17 @@ def bench_convolutions(
     blocks = {name: settings.ready(block) for name, block in of_equal_size(channels).items()}
     maps, condition = torch.randn(settings.batch, channels, side, side, **like), torch.randn(1, CONDITION, **like)
     condition = condition.expand(settings.batch, -1)
-    cases = [counted("aggregation", name, _forward(block, maps, condition), probe) for name, block in blocks.items()]
+    still = torch.no_grad()
+    cases = [
+        counted("aggregation", name, still(partial(block, maps, condition)), probe) for name, block in blocks.items()
+    ]
     bases = {"aggregation": "residual"}
     for name in names:
         cases += [counted(name, way, function, probe) for way, function in _layouts(name, settings).items()]
         bases[name] = "as it is"
     rows = time_cases(cases, settings, bases, warm=not settings.compile)
     moved = {
-        name: traffic(lambda block=block: _forward(deepcopy(block), maps.clone(), condition.clone()))
+        name: traffic(lambda block=block: still(partial(deepcopy(block), maps.clone(), condition.clone())))
         for name, block in blocks.items()
     }
     aggregated = [
@@ -100,14 +104,6 @@ def bench_convolutions(
 
 def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _forward(block: nn.Module, maps: torch.Tensor, condition: torch.Tensor) -> Callable:
-    @torch.no_grad()
-    def forward() -> torch.Tensor:
-        return block(maps, condition)
-
-    return forward
 
 
 def _layouts(name: str, settings: Settings) -> dict[str, Callable]:

@@ -48,15 +48,21 @@ class AdversarialObjective(Objective):
         }
 
 
-def shift_images(images: torch.Tensor, max_shift: float) -> torch.Tensor:
+def shift_images(
+    images: torch.Tensor, max_shift: float, mode: str = "replicate", generator: torch.Generator | None = None
+) -> torch.Tensor:
     """Each of `images (B, C, H, W)` moved by its own whole number of pixels; the edge is continued.
 
-    torch's own random numbers, which the loop seeds for each step.
+    Args:
+        images: to be moved.
+        max_shift: share of a side.
+        mode: how the edge is continued.
+        generator: by default torch's own random numbers, which the loop seeds for each step.
     """
     batch, _, height, width = images.shape
     down, across = int(height * max_shift), int(width * max_shift)
-    padded = F.pad(images, (across, across, down, down), mode="replicate").permute(0, 2, 3, 1)
-    rows = torch.randint(2 * down + 1, (batch, 1)) + torch.arange(height)
-    columns = torch.randint(2 * across + 1, (batch, 1)) + torch.arange(width)
+    padded = F.pad(images, (across, across, down, down), mode=mode).permute(0, 2, 3, 1)
+    rows = torch.randint(2 * down + 1, (batch, 1), generator=generator) + torch.arange(height)
+    columns = torch.randint(2 * across + 1, (batch, 1), generator=generator) + torch.arange(width)
     index = (torch.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :])
     return padded[tuple(part.to(images.device) for part in index)].permute(0, 3, 1, 2)

@@ -35,7 +35,7 @@ from brickwork.training.config.run import RunConfig
 from brickwork.training.config.section import Number, Positive, Section, require
 from brickwork.training.data.images import BrokenImage, LabelledImages, images_of
 from brickwork.training.studies.battle_report import STUDY, report
-from brickwork.training.studies.timed import cost_cells, count_work, trained_parameters
+from brickwork.training.studies.timed import cost_cells, count_work
 from brickwork.training.studies.trained import FEATURES, configured, reference_cell, training_cell
 from brickwork.training.tasks.backbones import BACKBONES, TrainedOn, build_model
 
@@ -214,7 +214,7 @@ def build_networks(config: BattleConfig, class_names: list[str], channels: int =
         with explained(f"`networks.{name}` does not fit", ValueError):
             data = TrainedOn(class_names, config.data.size, channels)
             built[name] = build_model(run.model, run.objective, data, run.run.seed)
-        count = trained_parameters(built[name])
+        count = built[name].num_parameters(only_trainable=True)
         if abs(count - wanted) > share * wanted:
             lowest, highest = math.ceil((1 - share) * wanted), math.floor((1 + share) * wanted)
             raise ValueError(
@@ -281,10 +281,7 @@ def plan(config: BattleConfig, images: LabelledImages, networks: dict[str, Any])
             f"{len(held_out)} to compare by; give a share between 0 and 1 that leaves some of both."
         )
     rates, seeds, size = config.sweep(), config.runs(dict.fromkeys(networks, 0.0)), config.data.size
-    work = {
-        name: count_work(network, size, len(images.class_names)) | {"parameters": trained_parameters(network)}
-        for name, network in networks.items()
-    }
+    work = {name: count_work(network, size, len(images.class_names)) for name, network in networks.items()}
     columns = {
         "network": lambda name: config.fighters[name].label,
         "parameters": lambda name: f"{work[name]['parameters']:,}",

@@ -51,13 +51,8 @@ def _seconds(timing: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {cost:.2f}" for name, cost in costs.items()) + f" ms an image ({timing['unit']})"
 
 
-def trained_parameters(network: torch.nn.Module) -> int:
-    """Parameters that learn."""
-    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-
-
 def count_work(network: torch.nn.Module, size: int, num_classes: int) -> dict[str, int]:
-    """Operations of one picture: `forward_operations` of the network, `training_operations` forward and backward."""
+    """`parameters` that learn; of one picture `forward_operations`, and `training_operations` forward and backward."""
     objective, batch = EDMObjective(), 2
     labels = torch.zeros(batch, dtype=torch.long) if num_classes else None
     sample = torch.zeros(batch, network.config.in_channels, size, size)
@@ -70,7 +65,8 @@ def count_work(network: torch.nn.Module, size: int, num_classes: int) -> dict[st
         once, _ = count_operations(forward)
     both, _ = count_operations(lambda: forward().square().mean().backward())
     network.zero_grad(set_to_none=True)
-    return {"forward_operations": once // batch, "training_operations": both // batch}
+    learning = network.num_parameters(only_trainable=True)
+    return {"parameters": learning, "forward_operations": once // batch, "training_operations": both // batch}
 
 
 @dataclass
@@ -142,8 +138,7 @@ def timing_cell(folder: Path, *, trains: dict, scores: dict, rounds: int, frees:
     first = next(iter(runs.values()))
     device, config = first.accelerator.device, first.config
     costs = {
-        name: {"parameters": trained_parameters(run.task.network)}
-        | count_work(run.task.network, config.data.size, run.task.network.config.num_classes)
+        name: count_work(run.task.network, config.data.size, run.task.network.config.num_classes)
         for name, run in runs.items()
     }
     timed, watch = {name: Timed(run, scores) for name, run in runs.items()}, Stopwatch(device)

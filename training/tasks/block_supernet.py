@@ -17,6 +17,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from brickwork.gen.blocks.registry import build_block
 from brickwork.gen.conditioning import ClassTimeEmbedding
 from brickwork.gen.parameterization import Objective
+from brickwork.training.objectives.adversarial import shift_images
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def make_views(images: torch.Tensor, objective: Objective, above: Sequence[Path]
     """
     sigma, seen = objective.noise_levels(torch.randn(len(images), generator=generator)), []
     for _ in range(2):
-        moved = shifted(images, generator)
+        moved = shift_images(images, 1 / 8, "reflect", generator)
         noise = torch.randn(images.shape, generator=generator)
         sample, timestep = objective.network_inputs(moved, noise, sigma)
         with torch.no_grad():
@@ -151,17 +152,6 @@ def make_views(images: torch.Tensor, objective: Objective, above: Sequence[Path]
                 sample = path(sample, timestep)
         seen.append(sample)
     return Views(*seen, timestep)
-
-
-def shifted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Each picture moved by up to an eighth of its sides, mirrored at the borders."""
-    height, width = images.shape[-2:]
-    down, across = max(1, height // 8), max(1, width // 8)
-    padded = nn.functional.pad(images, (across, across, down, down), mode="reflect")
-    tops = torch.randint(2 * down + 1, (len(images),), generator=generator).tolist()
-    lefts = torch.randint(2 * across + 1, (len(images),), generator=generator).tolist()
-    pairs = zip(padded, tops, lefts)
-    return torch.stack([image[:, top : top + height, left : left + width] for image, top, left in pairs])
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from brickwork.gen.networks.unet import BlockUNet2DModel
 from brickwork.gen.parameterization import EDMObjective
 from brickwork.training.config.config import load_config
 from brickwork.training.config.library import CONFIGS
+from brickwork.training.objectives.adversarial import shift_images
 from brickwork.training.studies import block_search
 from brickwork.training.studies.block_search import SearchConfig, Space, read_stages, search_blocks
 from brickwork.training.tasks.block_supernet import (
@@ -22,7 +23,6 @@ from brickwork.training.tasks.block_supernet import (
     bootstrap_losses,
     make_views,
     rate_choices,
-    shifted,
     train_stage,
 )
 
@@ -77,7 +77,7 @@ def test_views_share_pictures_and_levels_and_not_noise():
     again = views(images)
     assert torch.equal(seen.first, again.first) and torch.equal(seen.timestep, again.timestep)
     constant = torch.ones(2, 3, 8, 8)
-    assert torch.equal(shifted(constant, torch.Generator().manual_seed(0)), constant)
+    assert torch.equal(shift_images(constant, 1 / 8, "reflect", torch.Generator().manual_seed(0)), constant)
 
 
 def test_the_target_is_the_mean_of_projections_of_length_one():
