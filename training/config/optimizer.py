@@ -10,7 +10,7 @@ from brickwork.training.config.section import Count, Number, Section, require
 class OptimizerConfig(Section):
     """The optimiser, and its rate: a linear warm-up, a course, a linear cool-down at the end; counted in images."""
 
-    type: Literal["adamw", "adamw_8bit"]
+    type: Literal["adamw", "adamw_8bit", "muon"]
     learning_rate: Number = Field(gt=0, description="a positive rate")
     schedule: Literal["constant", "cosine", "inverse_sqrt"]
     decay_images: Count

@@ -52,12 +52,18 @@ def fit_distribution(task: Task, run: RunConfig, optimizer: OptimizerConfig) -> 
 
     Raises:
         ValueError: for the first FSDP, which keeps all parameters of a process in one flat tensor, for networks
-            that FSDP2 cannot draw with, and for what DeepSpeed cannot do (see `fit_zero`).
+            that FSDP2 cannot draw with, for Muon, which needs matrices in one piece, and for what DeepSpeed cannot do
+            (see `fit_zero`).
     """
     accelerator, network = task.accelerator, task.network
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         fit_zero(task, run, optimizer)
     elif accelerator.is_fsdp2:
+        if optimizer.type == "muon":
+            raise ValueError(
+                "accelerate is set up for FSDP, and `optimizer.type` is 'muon', which needs matrices in one piece; "
+                "take adamw, or launch with one_node.yaml of training/configs/accelerate/."
+            )
         if task.drawn_in_part:
             raise ValueError(
                 f"accelerate is set up for FSDP, but pictures are drawn with a part of a {type(network).__name__}, "

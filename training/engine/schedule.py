@@ -8,6 +8,7 @@ import torch
 from brickwork.errors import counted
 from brickwork.training.config.optimizer import OptimizerConfig
 from brickwork.training.config.run import RunConfig
+from brickwork.training.engine.muon import Muon
 from brickwork.training.task import Phase, Task
 
 
@@ -89,7 +90,7 @@ def begin(
 def build_optimizer(
     settings: OptimizerConfig, network: torch.nn.Module, device: torch.device, parts: Sequence[tuple[str, float]] = ()
 ) -> torch.optim.Optimizer:
-    """AdamW over the parameters that are not frozen, fused where torch can, or with 8-bit states.
+    """The optimiser of the parameters that are not frozen: AdamW, fused where torch can, with 8-bit states, or Muon.
 
     Args:
         settings: kind, rate and decay.
@@ -106,6 +107,8 @@ def build_optimizer(
     options = {"lr": settings.learning_rate, "betas": tuple(settings.betas), "weight_decay": settings.weight_decay}
     if settings.type == "adamw":
         return torch.optim.AdamW(groups, fused=device.type in ("cpu", "cuda"), **options)
+    if settings.type == "muon":
+        return Muon(groups, **options)
     try:
         import bitsandbytes
     except ImportError:

@@ -1,5 +1,6 @@
 """The task of `train_autoencoder.py`: an autoencoder gives pictures back at any size, from latents near a normal."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,6 +11,7 @@ from diffusers import AutoencoderKL
 
 from brickwork.errors import explained, one_of
 from brickwork.eval.report.pictures import grid
+from brickwork.eval.sampling.pipelines import load_vae
 from brickwork.pipelines.latents import moments
 from brickwork.training.config.config import TrainConfig, require_task
 from brickwork.training.data.images import LabelledImages, images_of
@@ -29,8 +31,10 @@ class AutoencoderTask(Task):
     """L1 plus squared error of a picture coded and decoded, at a size of each step's own; the divergence beside it.
 
     `objective.options` are `kl_weight`, of the divergence from a standard normal in nats a latent number, `min_size`,
-    the shortest side of the training pictures in pixels, and `learns`: `all`, or `decoder`, which leaves the latents
-    as they are, so that networks trained on them draw with the new decoder.
+    the shortest side of the training pictures in pixels, `learns`: `all`, or `decoder`, which leaves the latents
+    as they are, so that networks trained on them draw with the new decoder, and `noise`: the decoder learns from
+    latents with noise of up to so many of their standard deviations, so that it puts right the small errors of a
+    network that draws them (Zheng et al., arXiv 2510.11690, section 3.3).
     """
 
     configuration = TrainConfig
@@ -39,6 +43,7 @@ class AutoencoderTask(Task):
     held_out: np.ndarray
     min_size: int
     decoder_alone: bool
+    noise: float
 
     @classmethod
     def build(cls, config: TrainConfig, accelerator: Accelerator, dry_run: bool = False) -> Self:
@@ -55,6 +60,8 @@ class AutoencoderTask(Task):
                 "`objective.options.learns` is 'decoder', and there is no encoder to learn from; give the folder of a "
                 "trained autoencoder in `model.init_from`."
             )
+        if task.noise:
+            task.network.post_quant_conv.register_forward_pre_hook(partial(with_noise, share=task.noise))
         if task.decoder_alone:
             for part in (task.network.encoder, task.network.quant_conv):
                 part.requires_grad_(False)
@@ -70,14 +77,18 @@ class AutoencoderTask(Task):
         task.stream = TrainingStream(images, task.rows, run.seed, config.data.horizontal_flip, run.batch_size)
         return task
 
-    def _set(self, kl_weight: float = 5e-4, min_size: float = 32, learns: str = "all") -> None:
-        if kl_weight < 0 or min_size < STEP:
+    def _set(self, kl_weight: float = 5e-4, min_size: float = 32, learns: str = "all", noise: float = 0.0) -> None:
+        if min(kl_weight, noise) < 0 or min_size < STEP:
             raise ValueError(
-                f"`objective.options` are kl_weight {kl_weight} and min_size {min_size}; give 0 or more, and at least "
-                f"{STEP}."
+                f"`objective.options` are kl_weight {kl_weight}, noise {noise}, min_size {min_size}; give 0 or more "
+                f"for the first two, and at least {STEP}."
             )
+        self.noise = float(noise)
         self.decoder_alone = one_of("objective.options.learns", learns, ("all", "decoder")) == "decoder"
         self.objectives, self.min_size = [DivergenceObjective(weight=kl_weight)], int(min_size)
+
+    def teacher(self, source: str) -> AutoencoderKL:
+        return load_vae(source)
 
     def step(self, batch: dict[str, torch.Tensor], number: int) -> Step:
         pictures = at_random_size(batch["image"], self.min_size)
@@ -134,6 +145,14 @@ def at_random_size(pictures: torch.Tensor, min_size: int) -> torch.Tensor:
         return torch.nn.functional.interpolate(pictures, size=size, mode="bilinear", antialias=True)
     top, left = torch.randint(largest - size + 1, (2,)).tolist()
     return pictures[..., top : top + size, left : left + size]
+
+
+def with_noise(module: torch.nn.Module, latents: tuple[torch.Tensor], share: float) -> torch.Tensor | None:
+    """In training, the latents `(B, C, h, w)` with noise of 0 to `share` of their standard deviation, each its own."""
+    if not module.training:
+        return None
+    (raw,) = latents
+    return raw + share * torch.rand(len(raw), 1, 1, 1, device=raw.device) * raw.detach().std() * torch.randn_like(raw)
 
 
 def latent_scale(vae: AutoencoderKL, images: LabelledImages, rows: np.ndarray) -> float:

@@ -1,5 +1,6 @@
 """Training an autoencoder."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from brickwork.training.engine.loop import prepare, train
 from brickwork.training.objectives.divergence import DivergenceObjective
 from brickwork.training.objectives.patch_adversarial import PatchAdversarialObjective
 from brickwork.training.task import Step
-from brickwork.training.tasks.autoencoder import AutoencoderTask, at_random_size
+from brickwork.training.tasks.autoencoder import AutoencoderTask, at_random_size, with_noise
 from brickwork.training.train_autoencoder import main
 
 SAMPLE = Path(__file__).parents[2] / "data" / "emoji" / "sample.parquet"
@@ -96,6 +97,7 @@ def test_the_divergence_is_that_of_normal_distributions():
         ("model.type=BlockUNet2DModel", "`model.type` is 'BlockUNet2DModel'"),
         ("objective.type=edm", "`objective.type` is 'edm'"),
         ("objective.options.min_size=2", "at least 8"),
+        ("objective.options.noise=-1", "noise -1"),
         ("objective.options.kl=2", "does not fit"),
         ("objective.options.learns=encoder", "`objective.options.learns` is 'encoder'"),
         ("objective.options.learns=decoder", "there is no encoder to learn from"),
@@ -168,3 +170,42 @@ def test_the_discriminator_learns_to_tell_a_blur_from_a_picture():
 def test_bad_settings_of_the_adversary_name_their_values(options):
     with pytest.raises(ValueError, match="give 0 or more, and at least 1"):
         PatchAdversarialObjective(**options)
+
+
+def test_a_wider_autoencoder_takes_over_the_latents_of_another(build, tmp_path, final_tensors):
+    train(build("vae"))
+    start = tmp_path / "vae" / "vae"
+    wide = ("model.config.block_out_channels=[8, 16]", "run.total_images=200", "optimizer.type=muon")
+    same = f"objectives=[{{type: same_latents, teacher: {start}, weight: WEIGHT}}]"
+    train(build("free", *wide, same.replace("WEIGHT", "0")))
+    train(build("tied", *wide, same.replace("WEIGHT", "10")))
+    assert not any("teacher" in name or "other" in name for name in final_tensors(tmp_path / "tied"))
+    pictures = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    vaes = [
+        AutoencoderKL.from_pretrained(path).eval() for path in (start, tmp_path / "free/vae", tmp_path / "tied/vae")
+    ]
+    with torch.no_grad():
+        wanted, free, tied = (vae.encode(pictures).latent_dist.mean * vaes[0].config.scaling_factor for vae in vaes)
+    assert (tied - wanted).square().mean() < 0.3 * (free - wanted).square().mean()
+
+
+def test_latents_of_another_shape_are_refused(build, tmp_path):
+    train(build("vae"))
+    with pytest.raises(ValueError, match="whose latents have 4 channels and 2 pixels .* this network's 3 and 2"):
+        train(
+            build(
+                "other", "model.config.latent_channels=3",
+                f"objectives=[{{type: same_latents, teacher: {tmp_path / 'vae' / 'vae'}}}]",
+            )
+        )  # fmt: skip
+
+
+def test_the_decoder_sees_noise_in_training_alone():
+    layer = torch.nn.Conv2d(4, 4, 1)
+    layer.register_forward_pre_hook(partial(with_noise, share=0.5))
+    latents = 3 * torch.randn(64, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    layer.weight.data, layer.bias.data = torch.eye(4)[:, :, None, None], torch.zeros(4)
+    assert torch.equal(layer.eval()(latents), latents)
+    shares = (layer.train()(latents) - latents).flatten(1).std(dim=1) / latents.std()
+    assert 0 < shares.min() and shares.max() < 0.6 and shares.std() > 0.05
+    assert shares.mean().item() == pytest.approx(0.25, abs=0.06)
