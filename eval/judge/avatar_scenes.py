@@ -37,9 +37,8 @@ class AvatarScenes:
             raise ValueError(f"`names` is {attribute!r}, which {source!r} does not tell; give label, hair or clothes.")
         # Name and ground => colour => pictures.
         self._known: dict[tuple[str, tuple], dict[str, list[np.ndarray]]] = {}
-        for picture, name, colour in zip(
-            pictures, *(pictures.table[one] for one in (attribute, "hair_colour")), strict=True
-        ):
+        named = pictures.labels if attribute == "label" else pictures.table[attribute]
+        for picture, name, colour in zip(pictures, named, pictures.table["hair_colour"], strict=True):
             if colour in COLOURS and name not in NOTHING:
                 of_name = self._known.setdefault((name, _ground(picture.image)), {})
                 of_name.setdefault(colour, []).append(picture.image)

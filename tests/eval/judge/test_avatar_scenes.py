@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from datasets import Dataset, Image
+from datasets import ClassLabel, Dataset, Image
 
 from brickwork.eval.judge.avatar_scenes import AvatarScenes
 from brickwork.eval.judge.colours import load_colours
@@ -31,7 +31,9 @@ def avatars(tmp_path):
     path = tmp_path / "train.parquet"
     for column in list(rows):
         rows[column] = rows[column] * 2
-    Dataset.from_dict(rows).cast_column("image", Image()).to_parquet(path)
+    rows["label"] = [list(STYLES).index(style) for style in rows["label"]]
+    kinds = Dataset.from_dict(rows).cast_column("image", Image()).cast_column("label", ClassLabel(names=list(STYLES)))
+    kinds.to_parquet(path)
     return str(path)
 
 
