@@ -116,13 +116,13 @@ def run(args: argparse.Namespace) -> None:
 
 def searched_rows(weights: str, transformer, size: int, images: int) -> list[Row]:
     """The row of the schedule that `brickwork search` found, where it lies beside the weights."""
-    import brickwork
+    from brickwork.eval.sampling.pipelines import pipeline_folder
     from brickwork.pipelines.schedules import named_schedule
 
-    folder = Path(weights) if Path(weights).is_dir() else brickwork.pretrained(weights)
-    if not (folder / SEARCHED).is_file():
+    file = Path(pipeline_folder(weights)) / SEARCHED
+    if not file.is_file():
         return []
-    schedule = named_schedule(str(folder / SEARCHED), transformer)
+    schedule = named_schedule(str(file), transformer)
     return [Row("searched: the bricks that matter at each noise level", schedule, size, size, images)]
 
 
@@ -130,15 +130,14 @@ def draw_by_text(args: argparse.Namespace) -> tuple[str, list]:
     """A caption, and pictures of some of `PROMPTS`: with a ResAdapter beside the weights each at three sizes."""
     import torch
 
-    import brickwork
     from brickwork.adapters.resadapter.functions import load_resadapter
-    from brickwork.eval.sampling.pipelines import load_pipeline
+    from brickwork.eval.sampling.pipelines import load_pipeline, pipeline_folder
 
     pipe, prompts, shares = load_pipeline(args.text_weights), PROMPTS[: args.images], (1.0,)
     pipe.set_progress_bar_config(disable=True)
-    folder = Path(args.text_weights) if Path(args.text_weights).is_dir() else brickwork.pretrained(args.text_weights)
-    if (folder / ADAPTER).is_dir():
-        load_resadapter(pipe, folder / ADAPTER, scale=TEXT_SCALE)
+    adapter = Path(pipeline_folder(args.text_weights)) / ADAPTER
+    if adapter.is_dir():
+        load_resadapter(pipe, adapter, scale=TEXT_SCALE)
         prompts, shares = PROMPTS[: max(1, args.images // 4)], TEXT_SHARES
     size, step = pipe.unet.config.sample_size * pipe.vae_scale_factor, 2 * pipe.vae_scale_factor
     sides = [round(size * share / step) * step for share in shares]

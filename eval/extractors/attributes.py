@@ -11,7 +11,7 @@ from brickwork.eval.extractors.features import Extractor, from_module, register_
 from brickwork.files import write_file
 
 WEIGHTS = Path(__file__).parent / "avatar_attributes.safetensors"
-SIZE = 64
+SIZE, CHANNELS, FEATURES = 64, (32, 56, 80, 104), 112  # of pictures, the four levels, the shared layer
 
 
 class AttributeJudge(nn.Module):
@@ -19,20 +19,13 @@ class AttributeJudge(nn.Module):
 
     Args:
         attributes: the values of each attribute, in the order of its head's outputs.
-        channels: of the four levels.
-        features: width of the shared layer.
     """
 
-    def __init__(
-        self,
-        attributes: Mapping[str, Sequence[str]],
-        channels: Sequence[int] = (32, 56, 80, 104),
-        features: int = 112,
-    ):
+    def __init__(self, attributes: Mapping[str, Sequence[str]]):
         super().__init__()
         self.attributes = {name: list(values) for name, values in attributes.items()}
         layers, width = [], 3
-        for wide in channels:
+        for wide in CHANNELS:
             for stride in (2, 1):
                 layers += [
                     nn.Conv2d(width, wide, 3, stride, 1, bias=False),
@@ -40,13 +33,13 @@ class AttributeJudge(nn.Module):
                     nn.ReLU(inplace=True),
                 ]
                 width = wide
-        side = SIZE // 2 ** len(channels)
+        side = SIZE // 2 ** len(CHANNELS)
         layers += [nn.Conv2d(width, 80, 1), nn.ReLU(inplace=True), nn.Flatten()]
-        self.body = nn.Sequential(*layers, nn.Linear(80 * side * side, features), nn.ReLU(inplace=True))
-        self.heads = nn.ModuleDict({name: nn.Linear(features, len(values)) for name, values in attributes.items()})
+        self.body = nn.Sequential(*layers, nn.Linear(80 * side * side, FEATURES), nn.ReLU(inplace=True))
+        self.heads = nn.ModuleDict({name: nn.Linear(FEATURES, len(values)) for name, values in attributes.items()})
 
     def forward(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-        """`(B, 3, 64, 64)` in [-1, 1] => `features (B, features)`, and the logits of each attribute's values."""
+        """`(B, 3, 64, 64)` in [-1, 1] => `features (B, FEATURES)`, and the logits of each attribute's values."""
         features = self.body(pictures)
         return {"features": features} | {name: head(features) for name, head in self.heads.items()}
 

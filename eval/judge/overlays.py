@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from brickwork.eval.judge.detectors import Detection
+from brickwork.eval.judge.region_head import surest_boxes
 
 FRAME, SIDE, TINTED = "#b3431f", 256, 0.55
 TINTS = (
@@ -44,18 +46,10 @@ def overlay(
     return image
 
 
-def surest(found: Mapping[str, Sequence[Detection]], least: float, overlap: float = 0.5) -> dict[str, list[Detection]]:
-    """Objects by the name that they have most surely: of boxes that overlap by so much, whatever their names, one."""
-    ordered = sorted(((one, name) for name, objects in found.items() for one in objects), key=lambda e: -e[0].score)
-    kept: list[tuple[Detection, str]] = []
-    for one, name in ordered:
-        if one.score >= least and all(_overlap(one.box, other.box) < overlap for other, _ in kept):
-            kept.append((one, name))
+def surest(found: Mapping[str, Sequence[Detection]], least: float) -> dict[str, list[Detection]]:
+    """Objects by the name that they have most surely: of boxes that lie over each other, whatever their names, one."""
+    every = [(one, name) for name, objects in found.items() for one in objects]
+    boxes = torch.tensor([one.box for one, _ in every], dtype=torch.float32).view(-1, 4)
+    scores = torch.tensor([one.score for one, _ in every])
+    kept = [every[number] for number in surest_boxes(boxes, scores, least)]
     return {name: [one for one, said in kept if said == name] for name in dict.fromkeys(said for _, said in kept)}
-
-
-def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    width, height = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
-    shared = max(width, 0) * max(height, 0)
-    areas = ((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
-    return shared / max(sum(areas) - shared, 1e-9)

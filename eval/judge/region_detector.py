@@ -10,10 +10,10 @@ import torch
 from brickwork.errors import explained
 from brickwork.eval.judge.denoiser_features import DenoiserFeatures
 from brickwork.eval.judge.detectors import Detection, Found, register_detector
-from brickwork.eval.judge.region_head import RegionHead, box_overlaps, decode_boxes, proposals
+from brickwork.eval.judge.region_head import RegionHead, decode_boxes, proposals, surest_boxes
 from brickwork.eval.judge.teachers import Teacher, load_teacher, to_square
 
-LEAST, OVERLAP = 0.05, 0.5  # scores that are handed on, and the overlap of boxes that are the same object
+LEAST = 0.05  # scores that are handed on
 REFINED = 2  # times that boxes are moved onto objects before these are named
 
 
@@ -53,7 +53,7 @@ class RegionDetector:
         ):  # proposals, which the head then looks at itself: they fit objects better than anchors
             _, _, offsets, sure = self.head.read(trunk, boxes)
             boxes = decode_boxes(offsets[0], boxes)
-            boxes = boxes[_surest(boxes, sure[0].sigmoid(), LEAST)]
+            boxes = boxes[surest_boxes(boxes, sure[0].sigmoid(), LEAST)]
         text, image, offsets, sure = (one[0] for one in self.head.read(trunk, boxes))
         boxes = decode_boxes(offsets, boxes).cpu()
         trained = list(self.head.config.names)
@@ -69,19 +69,9 @@ class RegionDetector:
         found, pixels = {}, boxes * torch.tensor([width, height, width, height])
         for name in asked:
             of_name = scores[:, known.index(name)]
-            kept = _surest(boxes, of_name, LEAST).tolist()
+            kept = surest_boxes(boxes, of_name, LEAST).tolist()
             found[name] = [Detection(tuple(pixels[i].tolist()), float(of_name[i])) for i in kept]
         return found
-
-
-def _surest(boxes: torch.Tensor, scores: torch.Tensor, least: float) -> torch.Tensor:
-    """Numbers of the boxes that lie over no surer one, the surest first."""
-    order = torch.where(scores > least)[0]
-    order, kept = order[scores[order].argsort(descending=True)], []
-    while len(order):
-        kept.append(order[0])
-        order = order[box_overlaps(boxes[order[0]][None], boxes[order])[0] < OVERLAP]
-    return torch.stack(kept) if kept else order
 
 
 @register_detector("region-head:")

@@ -25,6 +25,7 @@ TEXT_SHARE = 2 / 3  # of the text branch for classes that it was trained on (λ 
 IMAGE_WEIGHT = 5.0  # of the image branch's loss
 UNNAMED = -2  # the class of objects that the text branch does not see
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of the box's shifts and stretches, as detectors of this family have them
+OVERLAP = 0.5  # of boxes that are the same object
 
 
 def crop_regions(maps: torch.Tensor, boxes: torch.Tensor, side: int) -> torch.Tensor:
@@ -68,6 +69,16 @@ def box_overlaps(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     shared = (high - low).clamp_min(0).prod(dim=2)
     areas = [(boxes[:, 2:] - boxes[:, :2]).prod(dim=1) for boxes in (a, b)]
     return shared / (areas[0][:, None] + areas[1][None] - shared).clamp_min(1e-9)
+
+
+def surest_boxes(boxes: torch.Tensor, scores: torch.Tensor, least: float) -> torch.Tensor:
+    """Numbers of the boxes that lie over no surer one, the surest first."""
+    order = torch.where(scores > least)[0]
+    order, kept = order[scores[order].argsort(descending=True)], []
+    while len(order):
+        kept.append(order[0])
+        order = order[box_overlaps(boxes[order[0]][None], boxes[order])[0] < OVERLAP]
+    return torch.stack(kept) if kept else order
 
 
 def encode_boxes(boxes: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:

@@ -108,8 +108,6 @@ def run(args: argparse.Namespace) -> int:
 
     check_prompt(args, pipeline_parts(args.pipeline))
     reference = None if args.reference is None else Reference.load(args.reference)
-    if reference is not None and args.count < 2:
-        raise ValueError(f"`--count` is {args.count}; a kernel distance needs at least 2 pictures a cell.")
     pipeline = load_pipeline(args.pipeline, getattr(torch, args.dtype), args.device, **options.of_hub(args))
     check_prompt(args, pipeline.components)
     variants = plan_variants(pipeline, args.sizes, ratios, strengths)
@@ -270,7 +268,7 @@ def sweep(
     from brickwork.eval.report.blocks import Picture, Report
 
     conditions = _conditions(pipeline, settings, classes, adapter, reference, source, batch_size)
-    measure = _metric(reference, pipeline) if reference is not None else lambda pictures: {}
+    measure = _metric(reference, pipeline, settings.count) if reference is not None else lambda pictures: {}
     folder = StudyFolder(output, STUDY, conditions, free=["source"])
     pipeline.set_progress_bar_config(disable=True)
 
@@ -357,7 +355,7 @@ def _draw(path: Path, pipeline, variant: Variant, settings, classes: Sequence, b
     return row
 
 
-def _metric(reference, pipeline):
+def _metric(reference, pipeline, count: int):
     """A function of a cell's pictures: their kernel distance to the reference, all brought to its size."""
     from brickwork.eval.extractors.features import load_extractor
     from brickwork.eval.extractors.protocols import get_protocol
@@ -365,6 +363,8 @@ def _metric(reference, pipeline):
     from brickwork.eval.metrics.feature_sets import extract_features
     from brickwork.eval.sets.pictures import Preparation, from_arrays
 
+    if count < 2:
+        raise ValueError(f"`--count` is {count}; a kernel distance needs at least 2 pictures a cell.")
     width, height = reference.info["size"]
     if width != height:
         raise ValueError(
@@ -377,8 +377,6 @@ def _metric(reference, pipeline):
     protocol = get_protocol(reference.info["protocol"]["name"])
 
     def measure(pictures) -> dict:
-        if len(pictures) < 2:
-            raise ValueError(f"`--count` is {len(pictures)}; a kernel distance needs at least 2 pictures a cell.")
         measured = extract_features(from_arrays(pictures), extractor, protocol, Preparation(width), progress=False)
         size = min(1000, len(real), len(pictures))
         mean, spread = kernel_distance(real, measured.outputs["features"], 100, size, 0)

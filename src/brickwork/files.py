@@ -43,6 +43,18 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def weights_digest(folder: str | Path) -> str:
+    """Sixteen digits of SHA-256 over the safetensors in a folder.
+
+    Raises:
+        ValueError: where there are none.
+    """
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{str(folder)!r} holds no weights (.safetensors); name the folder of a pipeline or adapter.")
+    return digest(*(path.read_bytes() for path in files))[:16]
+
+
 def tensor_digest(tensors: Iterable[tuple[str, Any]]) -> str:
     """SHA-256 over names, shapes, types and bytes of torch tensors, in the order of their names."""
     import torch

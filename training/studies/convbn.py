@@ -28,7 +28,7 @@ from brickwork.eval.benchmark.suites import counted, time_cases
 from brickwork.eval.held_out.paired_loss import PairedSet, paired_loss
 from brickwork.eval.sampling.pipelines import to_device
 from brickwork.eval.studies.core import Cell, Study, run_study
-from brickwork.files import digest
+from brickwork.files import weights_digest
 from brickwork.gen.convbn import CONVBN_MODES, find_convbn_pairs, set_convbn_mode
 from brickwork.gen.networks.parts import network_folder
 from brickwork.gen.parameterization import EDMObjective
@@ -153,14 +153,6 @@ def load_network(folder: Path) -> nn.Module:
             "(or one that was deployed); take one that has."
         )
     return network
-
-
-def digest_of(folder: Path) -> str:
-    """A digest of a folder's weights."""
-    files = sorted(path for path in folder.rglob("*.safetensors") if "checkpoints" not in path.parts)
-    if not files:
-        raise ValueError(f"`--pretrained` is {str(folder)!r}, which holds no weights (.safetensors).")
-    return digest(*(path.read_bytes() for path in files))[:16]
 
 
 def describe(network: nn.Module, task: Task, device: torch.device) -> dict:
@@ -415,7 +407,8 @@ def fine_tuning(args: argparse.Namespace, rates: dict[str, list[float]], device:
     identity = yaml.safe_load(config.to_yaml())
     del identity["data"]["source"], identity["run"]["output_dir"]  # data may move; its pictures are looked at
     identity |= {"--target": args.target, "pictures": images.fingerprint[:16], "--steps": args.steps}
-    identity |= {"--device": device, "--pretrained": digest_of(args.pretrained) if args.pretrained else None}
+    pretrained = args.pretrained and weights_digest(network_folder(args.pretrained))
+    identity |= {"--device": device, "--pretrained": pretrained}
 
     def cells_of(name: str, results: Mapping[str, Any]) -> list[Cell]:
         @cache

@@ -119,14 +119,10 @@ def train(
 @torch.no_grad()
 def accuracy(classifier: nn.Module, pictures: torch.Tensor, targets: dict[str, torch.Tensor]) -> float:
     """The mean over attributes of the share of pictures named as they are."""
-    outputs: dict[str, list[torch.Tensor]] = {name: [] for name in targets}
-    for part in pictures.split(256):
-        for name, logits in classifier(part.float() / 127.5 - 1).items():
-            outputs[name].append(logits.argmax(dim=1))
-    shares = []
+    outputs, shares = [classifier(part.float() / 127.5 - 1) for part in pictures.split(256)], []
     for name, target in targets.items():
-        known = target >= 0
-        shares.append((torch.cat(outputs[name])[known] == target[known]).float().mean().item())
+        found = torch.cat([logits[name].argmax(dim=1) for logits in outputs])
+        shares.append((found == target)[target >= 0].float().mean().item())
     return sum(shares) / len(shares)
 
 

@@ -59,7 +59,7 @@ from brickwork.eval.studies.core import (
     table_of,
 )
 from brickwork.eval.studies.seams import parse_size
-from brickwork.files import digest, write_file
+from brickwork.files import weights_digest, write_file
 from brickwork.pipelines.latents import encode
 from brickwork.pipelines.prompts import encode_captions
 from brickwork.pipelines.stable_diffusion import PromptedUNet, load_pipeline, objective_of
@@ -229,12 +229,7 @@ class Proof:
         """What all numbers depend on."""
         args = self.args
         folders = [Path(args.general) / "unet", Path(args.personal) / "unet", *map(Path, args.adapter + args.lora)]
-        weights = {}
-        for folder in folders:
-            found = sorted(folder.glob("*.safetensors"))
-            if not found:
-                raise ValueError(f"{str(folder)!r} holds no weights; name folders of pipelines and of adapters.")
-            weights[str(folder)] = digest(*(path.read_bytes() for path in found))[:16]
+        weights = {str(folder): weights_digest(folder) for folder in folders}
         drawing = ("samples", "steps", "guidance", "bf16", "sizes", "general_data", "personal_data")
         return {"weights": weights} | {name: getattr(args, name) for name in drawing}
 

@@ -17,7 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 MOST_VALUES = 64  # of a column, beyond which it names pictures and not what they have in common
 HELD_OUT = 0.05  # share of the captions that the encoder is tried on
-WARMUP_STEPS = 100
+BATCH, WARMUP_STEPS, LEARNING_RATE = 128, 100, 2e-3
 
 
 def columns_to_name(table, caption_column: str) -> dict[str, list[str]]:
@@ -48,8 +48,6 @@ def teach(
     captions: Sequence[str],
     columns: Mapping[str, Sequence[str]],
     steps: int,
-    batch_size: int = 128,
-    learning_rate: float = 2e-3,
     seed: int = 0,
 ) -> dict[str, float]:
     """Train an encoder to name columns from captions.
@@ -60,8 +58,6 @@ def teach(
         captions: of all pictures.
         columns: name => a value a caption; what a caption does not tell is learned as how often each value comes.
         steps: of AdamW, with a cosine course.
-        batch_size: captions a step.
-        learning_rate: its peak.
         seed: of heads and batches.
 
     Returns:
@@ -86,14 +82,14 @@ def teach(
         return {name: head(states) for name, head in heads.items()}
 
     parameters = [*encoder.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, learning_rate, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, betas=(0.9, 0.98))
     course = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, (step + 1) / WARMUP_STEPS) * (1 + math.cos(math.pi * step / steps)) / 2
     )
     encoder.train()
     for _ in tqdm(range(steps), desc="text encoder", unit="step"):
-        chosen = rows[torch.randint(len(rows), (batch_size,), generator=random)]
-        behind = torch.rand(batch_size, generator=random) * (padded.shape[1] - ends[chosen])
+        chosen = rows[torch.randint(len(rows), (BATCH,), generator=random)]
+        behind = torch.rand(BATCH, generator=random) * (padded.shape[1] - ends[chosen])
         found = logits(chosen, ends[chosen] + behind.long())
         loss = sum(cross_entropy(found[name], numbers[name][chosen]) for name in heads)
         optimizer.zero_grad()
@@ -103,6 +99,6 @@ def teach(
         course.step()
     encoder.eval()
     with torch.no_grad():
-        parts = [logits(part, ends[part]) for part in held_out.split(batch_size)]
+        parts = [logits(part, ends[part]) for part in held_out.split(BATCH)]
     named = {name: torch.cat([part[name].argmax(dim=1) for part in parts]) for name in heads}
     return {name: (named[name] == numbers[name][held_out]).float().mean().item() for name in heads}
