@@ -34,11 +34,11 @@ class SqueezeExcitation(nn.Module):
 class Refinement(nn.Module):
     """A depthwise separable convolution between two projections, squeeze-excitation, and a shortcut past them."""
 
-    def __init__(self, in_channels: int, channels: int, norm: Norm):
+    def __init__(self, in_channels: int, channels: int):
         super().__init__()
-        self.proj_in, self.norm_in = nn.Conv2d(in_channels, channels, 1, bias=False), norm(channels)
+        self.proj_in, self.norm_in = nn.Conv2d(in_channels, channels, 1, bias=False), group_norm(channels)
         self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
-        self.pointwise, self.norm = nn.Conv2d(channels, channels, 1, bias=False), norm(channels)
+        self.pointwise, self.norm = nn.Conv2d(channels, channels, 1, bias=False), group_norm(channels)
         self.proj_out = nn.Conv2d(channels, channels, 1, bias=False)
         self.excitation = SqueezeExcitation(channels)
         equal = in_channels == channels
@@ -58,15 +58,14 @@ class FAPM(nn.Module):
         in_channels: of the features.
         rank: channels of the bases.
         channels: of the result, for each scale.
-        norm: of a number of channels.
     """
 
-    def __init__(self, in_channels: int, rank: int, channels: Sequence[int], norm: Norm = group_norm):
+    def __init__(self, in_channels: int, rank: int, channels: Sequence[int]):
         super().__init__()
         self.shared = nn.Conv2d(in_channels, rank, 1, bias=False)
         self.own = nn.ModuleList(nn.Conv2d(in_channels, rank, 1, bias=False) for _ in channels)
         self.film = nn.ModuleList(nn.Conv2d(rank, 2 * rank, 1, bias=False) for _ in channels)
-        self.refinements = nn.ModuleList(Refinement(rank, width, norm) for width in channels)
+        self.refinements = nn.ModuleList(Refinement(rank, width) for width in channels)
 
     def forward(self, features: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """For each scale `(B, in_channels, H, W)` => `(B, channels of the scale, H, W)`."""

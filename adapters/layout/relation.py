@@ -8,6 +8,7 @@ location embedding").
 import torch
 from torch import nn
 
+_LONGEST = 1000.0  # wave length over 2π, in cells
 _LEAST = 1e-6  # the map is clamped here before its logarithm, as in the authors' code
 
 
@@ -22,19 +23,15 @@ class RelativePositionMap(nn.Module):
         num_heads: heads of the attentions that read it.
         size: cells along a side of the map; even.
         dim: sines and cosines a position; divisible by four.
-        temperature: the longest wave length over 2π, in cells.
-        log_scale: whether the logarithm of the map is added (as in relation networks) or the map itself.
     """
 
-    def __init__(
-        self, num_heads: int, size: int = 400, dim: int = 256, temperature: float = 1000.0, log_scale: bool = True
-    ):
+    def __init__(self, num_heads: int, size: int = 400, dim: int = 256):
         super().__init__()
         if size < 2 or size % 2:
             raise ValueError(f"`size` is {size}; give an even number of cells, such as 400.")
         if dim < 4 or dim % 4:
             raise ValueError(f"`dim` is {dim}; give a multiple of four, such as 256.")
-        self.size, self.dim, self.temperature, self.log_scale = size, dim, temperature, log_scale
+        self.size, self.dim = size, dim
         self.projection = nn.Linear(dim, num_heads)
         nn.init.normal_(self.projection.weight, std=0.01)
         nn.init.ones_(self.projection.bias)  # so that the logarithm starts near zero
@@ -44,7 +41,7 @@ class RelativePositionMap(nn.Module):
         weight = self.projection.weight
         cells = torch.arange(-(self.size // 2), self.size // 2 + 1, device=weight.device, dtype=weight.dtype)
         numbers = torch.arange(self.dim // 4, device=weight.device, dtype=weight.dtype)
-        waves = self.temperature ** (numbers * (4.0 / self.dim))
+        waves = _LONGEST ** (numbers * (4.0 / self.dim))
         angles = cells[:, None] / waves
         features = torch.cat([angles.sin(), angles.cos()], dim=1)  # (size + 1, dim / 2)
         along_x, along_y = (features @ half.T for half in weight.chunk(2, dim=1))
@@ -63,7 +60,7 @@ class RelativePositionMap(nn.Module):
         """
         along = self.lines() if lines is None else lines
         logits = sum(_read(line, offset) for line, offset in zip(along, offsets.unbind(-1))).movedim(-1, 1)
-        return logits.clamp(min=_LEAST).log() if self.log_scale else logits
+        return logits.clamp(min=_LEAST).log()
 
 
 def _read(line: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,6 @@ def measure_paired_loss(
     preparation: Preparation,
     objective: str = "edm",
     num_levels: int = 8,
-    seed: int = 0,
     options: dict | None = None,
 ) -> Score:
     """Score a pipeline's network on held-out pictures with frozen noise.
@@ -42,7 +41,6 @@ def measure_paired_loss(
         preparation: Brings them to the training size.
         objective: What the network was trained for, a name of `OBJECTIVES`.
         num_levels: Noise levels a picture is scored at.
-        seed: Of the noise.
         options: Of the objective, such as EDM's `p_mean`, which decide the noise levels.
 
     Returns:
@@ -53,10 +51,10 @@ def measure_paired_loss(
     batch = decode(images, range(len(images)), preparation, inspect_images(images, preparation).size)
     refuse_corrupt(batch.corrupt, images)
     samples = _samples(pipeline, batch.pixels / 127.5 - 1)
-    pairs = PairedSet.from_images(samples, _labels(network, images), num_levels, seed)
+    pairs = PairedSet.from_images(samples, _labels(network, images), num_levels)
     scores = paired_loss(network.eval(), pairs, trained_for)
     data_sha256 = digest(batch.digests.numpy().tobytes())
-    settings = {"objective": objective, "levels": num_levels, "seed": seed, "count": len(images), "data": data_sha256}
+    settings = {"objective": objective, "levels": num_levels, "seed": 0, "count": len(images), "data": data_sha256}
     if options:
         settings["options"] = options
     if getattr(pipeline, "vae", None) is not None:

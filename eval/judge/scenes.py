@@ -64,14 +64,9 @@ class Scene:
         return np.array(image.resize((size, size), Image.Resampling.BOX))
 
 
-def make_scene(random: np.random.Generator, shapes=SHAPES, colours=tuple(COLOURS)) -> Scene:
-    """Two shapes of different names and colours, one of them beside or above the other, as the caption says.
-
-    Args:
-        random: draws all of it.
-        shapes, colours: what may be drawn, two or more of each.
-    """
-    names, coloured = (random.choice(list(kinds), 2, False).tolist() for kinds in (shapes, colours))
+def make_scene(random: np.random.Generator, shapes=SHAPES) -> Scene:
+    """Two of these shapes, of different names and colours, one beside or above the other, as the caption says."""
+    names, coloured = (random.choice(list(kinds), 2, False).tolist() for kinds in (shapes, COLOURS))
     scene = arranged(random, [Shape(name, colour, (0, 0, 1, 1)) for name, colour in zip(names, coloured)])
     return replace(scene, ground=GROUNDS[random.integers(len(GROUNDS))])
 

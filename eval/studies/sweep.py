@@ -241,7 +241,6 @@ def sweep(
     source: str | None = None,
     batch_size: int = 1,
     side: int = 256,
-    progress: bool = True,
 ) -> dict:
     """Draw every variant that is not there yet, and write sheet and table anew.
 
@@ -257,7 +256,6 @@ def sweep(
         source: where the pipeline came from, for the record.
         batch_size: pictures at once.
         side: longest side of a picture on the sheet.
-        progress: print a line on each cell.
 
     Returns:
         `cells`: for each variant its size and strength, seconds a picture, peak memory in MiB (of the GPU's tensors,
@@ -286,7 +284,7 @@ def sweep(
         for variant in variants
     ]
     with use_resadapter(pipeline, adapter) if adapter else contextlib.nullcontext():
-        rows = list(run_cells(folder, cells, say=print if progress else lambda *words, **options: None).values())
+        rows = list(run_cells(folder, cells).values())
     sheet = Picture(_sheet(variants, settings, classes, folder.path / FOLDER, side), name="sheet")
     result = {"cells": rows}
     write_report(folder, lambda _: (Report("Sweep", [sheet, table(result)]), result))

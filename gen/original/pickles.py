@@ -367,14 +367,13 @@ def find_contents(root: Record) -> tuple[dict[str, StoredTensor], dict[str, dict
     return tensors, attributes
 
 
-def load_pickled_module(path: str | Path, key: str = "ema") -> tuple[dict[str, torch.Tensor], dict[str, dict]]:
-    """The tensors and plain attributes of the module under `key` of a pickled dict; what lies beside it is not used.
+def load_pickled_module(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, dict]]:
+    """The tensors and plain attributes of the module under `ema` of a pickled dict; what lies beside it is not used.
 
     Tensors keep their stored dtype and are read one by one, so the memory is what they take and little more.
 
     Args:
         path: a pickle of protocol 2 to 5.
-        key: the entry that holds the module.
 
     Returns:
         The tensors by dotted name (`"model.t_embedder.mlp.0.weight"`), and for each module by dotted name (`""` for
@@ -391,9 +390,9 @@ def load_pickled_module(path: str | Path, key: str = "ema") -> tuple[dict[str, t
             if buffer[:1] != pickle.PROTO:
                 raise ValueError(f"it is not a pickle: it begins with {buffer[:8]!r}.")
             content = Machine(Stretch(buffer, 0, size), iter(range(MAX_INSTRUCTIONS))).run()
-        module = content.get(key) if isinstance(content, dict) else None
+        module = content.get("ema") if isinstance(content, dict) else None
         if not isinstance(module, Record):
-            raise ValueError(f"it is not a snapshot of the authors: it holds no module under {key!r}.")
+            raise ValueError("it is not a snapshot of the authors: it holds no module under 'ema'.")
         stored, attributes = find_contents(module)
         # Tensors may share a storage, so that a small file could ask for any amount of memory.
         if sum(tensor.nbytes for tensor in stored.values()) > size:

@@ -343,9 +343,7 @@ def _told(target: Path) -> Iterator[None]:
         raise OSError(f"{str(target)!r} cannot be written: {error}; {_ROOM}") from error
 
 
-def check_results(
-    main: str | Path, form: str, others: Iterable[str | Path], *, overwrite: bool = False, argument: str = "output"
-) -> None:
+def check_results(main: str | Path, form: str, others: Iterable[str | Path], *, overwrite: bool = False) -> None:
     """Raise unless a command may write a JSON file and others that go with it.
 
     Args:
@@ -353,15 +351,14 @@ def check_results(
         form: what it has there.
         others: files that belong to an earlier output where `main` does, and to somebody else where it does not.
         overwrite: replace an earlier output.
-        argument: what the file is called in an error.
 
     Raises:
         ValueError: see `check_file`.
     """
-    check_file(main, lambda path: read_json(path).get("format") == form, overwrite=overwrite, argument=argument)
+    check_file(main, lambda path: read_json(path).get("format") == form, overwrite=overwrite)
     if not Path(main).exists():
         for other in others:
-            check_file(other, lambda path: False, argument=argument)
+            check_file(other, lambda path: False)
 
 
 def tidy(target: Path) -> None:

@@ -250,10 +250,9 @@ class LatentClips(Clips):
     Args:
         data: as of `Clips`; its size is that of the pictures, and `latents` a file to keep what was coded in.
         vae: of the image network's pipeline.
-        progress: show a bar.
     """
 
-    def __init__(self, data: ClipDataConfig, vae: nn.Module, progress: bool = True):
+    def __init__(self, data: ClipDataConfig, vae: nn.Module):
         super().__init__(data)
         if data.size % pixels_per_latent(vae) or data.horizontal_flip:
             wrong = f"`data.size` is {data.size}; give a multiple of {pixels_per_latent(vae)}, the VAE's"
@@ -268,7 +267,7 @@ class LatentClips(Clips):
         self._latents = read_latents(data.latents, made_of)
         if self._latents is None:
             self._latents = {}
-            for row, clip in tqdm(clips.items(), unit="clip", desc="coding clips", disable=not progress):
+            for row, clip in tqdm(clips.items(), unit="clip", desc="coding clips"):
                 pixels = np.stack([to_unit_range(frame) for frame in clip])
                 self._latents[row] = encode(vae, torch.from_numpy(pixels)).cpu().contiguous().numpy()
             if data.latents is not None:

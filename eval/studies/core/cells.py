@@ -52,7 +52,6 @@ class StudyFolder:
         study: name of the study.
         conditions: what is equal for all cells; JSON values. A folder of other conditions is refused.
         free: dotted keys of conditions that may change under way: where data lie, how many workers load them.
-        option: what an error calls the folder.
         write: begin or continue it; otherwise it is only checked.
         overwrite: begin an earlier one of this study anew, whatever its conditions: its results are forgotten.
 
@@ -66,11 +65,10 @@ class StudyFolder:
         study: str,
         conditions: Mapping[str, Any],
         free: Iterable[str] = (),
-        option: str = "--output",
         write: bool = True,
         overwrite: bool = False,
     ):
-        self.path, self.study, self.option = Path(path), study, option
+        self.path, self.study = Path(path), study
         self.conditions, self.free = plain(conditions), tuple(free)
         self._check(overwrite)
         if write:
@@ -92,7 +90,7 @@ class StudyFolder:
         return cls(path, study, found["conditions"], found.get("free", ()), write=False)
 
     def _check(self, overwrite: bool) -> None:
-        file, named = self.path / STUDY, f"`{self.option}` is {str(self.path)!r}"
+        file, named = self.path / STUDY, f"`--output` is {str(self.path)!r}"
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{named}, which is a file; name a folder.")
         if not file.is_file():

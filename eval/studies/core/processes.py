@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from subprocess import DEVNULL, Popen
 from typing import Any, Self
@@ -17,7 +17,7 @@ from brickwork.files import write_json
 LOG = "log.txt"
 
 
-def run_cells(folder: StudyFolder, cells: Sequence[Cell], jobs: int = 1, say: Callable = print) -> dict | None:
+def run_cells(folder: StudyFolder, cells: Sequence[Cell], jobs: int = 1) -> dict | None:
     """The results of cells by name; those that are there are not computed again.
 
     Cells whose `run` is a function are computed in this process first, where Ctrl-C ends the one under way.
@@ -26,7 +26,6 @@ def run_cells(folder: StudyFolder, cells: Sequence[Cell], jobs: int = 1, say: Ca
         folder: of the study.
         cells: of different names.
         jobs: processes at a time.
-        say: takes a line on each cell that is done.
 
     Returns:
         `None` after SIGTERM or SIGINT, when the cells at work have ended.
@@ -46,7 +45,8 @@ def run_cells(folder: StudyFolder, cells: Sequence[Cell], jobs: int = 1, say: Ca
     def done(cell: Cell, started: float) -> None:
         number = sum(result is not MISSING for result in found.values())
         minutes = (time.monotonic() - started) / 60
-        say(f"[{number}/{len(cells)}] {cell.name}: {cell.describe(found[cell.name])} ({minutes:.1f} min)", flush=True)
+        told = f"{cell.describe(found[cell.name])} ({minutes:.1f} min)"
+        print(f"[{number}/{len(cells)}] {cell.name}: {told}", flush=True)
 
     for cell in [cell for cell in waiting if callable(cell.run)]:
         started = time.monotonic()

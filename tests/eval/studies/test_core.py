@@ -101,7 +101,7 @@ def test_cells_in_processes_of_their_own(tmp_path, importable, forked_cells, mon
     with monkeypatch.context() as patch:
         patch.setattr(core_processes, "Popen", subprocess.Popen)
         run_cells(study, cells[:1])
-    found = run_cells(study, cells, jobs=2, say=lambda *arguments, **options: None)
+    found = run_cells(study, cells, jobs=2)
     assert list(found.values()) == [{"value": v, "over": None} for v in (1, 2)]  # what is no number is a result
     assert (tmp_path / "cells" / "1" / "log.txt").read_text() == "worked on 1\n"
     with pytest.raises(ValueError, match=r"cell .*cells/-1 ended with status 2: error: the value is below 0 \(all of"):

@@ -95,7 +95,7 @@ def test_sizes_keep_their_area_and_fit_the_pipeline(diffusion):
 
 def test_strengths_are_those_of_the_adapter_with_the_same_seeds(diffusion, adapter, tmp_path):
     cells = plan_variants(diffusion, [16, 24], strengths=[0.0, 0.5, 1.0])
-    result = sweep(diffusion, cells, SETTINGS, tmp_path / "out", adapter=adapter, batch_size=2, progress=False)
+    result = sweep(diffusion, cells, SETTINGS, tmp_path / "out", adapter=adapter, batch_size=2)
     assert [(row["height"], row["strength"]) for row in result["cells"]] == [(c.height, c.strength) for c in cells]
     assert all(row["seconds"] > 0 for row in result["cells"])
     call = PipelineCall(diffusion, SamplingSettings(2, 3, prompts=SETTINGS.prompts, call={
@@ -118,20 +118,20 @@ def test_strengths_are_those_of_the_adapter_with_the_same_seeds(diffusion, adapt
 
 def test_goes_on_cell_by_cell(diffusion, tmp_path, monkeypatch):
     cells, calls = plan_variants(diffusion, [16, 24]), []
-    sweep(diffusion, cells[:1], SETTINGS, tmp_path, progress=False)
+    sweep(diffusion, cells[:1], SETTINGS, tmp_path)
     first = (tmp_path / "cells" / "16x16" / "cell.json").read_text()
     floats = PipelineCall.floats
     monkeypatch.setattr(PipelineCall, "floats", lambda self, i: calls.append(self.settings.call) or floats(self, i))
-    whole = sweep(diffusion, cells, SETTINGS, tmp_path, progress=False)
+    whole = sweep(diffusion, cells, SETTINGS, tmp_path)
     assert {call["height"] for call in calls} == {24}  # the first cell was not drawn again
     assert json.loads(first)["result"] == whole["cells"][0] and len(whole["cells"]) == 2
     other = SamplingSettings(2, seed=4, prompts=SETTINGS.prompts, call=SETTINGS.call)
     with pytest.raises(ValueError, match="another sweep: seed was 3 and is 4"):
-        sweep(diffusion, cells, other, tmp_path, progress=False)
+        sweep(diffusion, cells, other, tmp_path)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("")
     with pytest.raises(ValueError, match="holds something else"):
-        sweep(diffusion, cells, SETTINGS, tmp_path / "mine", progress=False)
+        sweep(diffusion, cells, SETTINGS, tmp_path / "mine")
 
 
 def test_a_reference_adds_the_kernel_distance(diffusion, extractor, write_folder, pixels, tmp_path, monkeypatch):
@@ -139,12 +139,12 @@ def test_a_reference_adds_the_kernel_distance(diffusion, extractor, write_folder
     real = write_folder(pixels[:6])
     reference = make_reference(real, extractor, "clean", Preparation(12), progress=False)
     cells = plan_variants(diffusion, [16, 24])
-    result = sweep(diffusion, cells, SETTINGS, tmp_path / "out", reference=reference, progress=False)
+    result = sweep(diffusion, cells, SETTINGS, tmp_path / "out", reference=reference)
     values = [row["KD-Small"] for row in result["cells"]]
     assert len(set(values)) == 2 and "KD-Small" in table(result).text()
     one = SamplingSettings(1, prompts=("red",), call=SETTINGS.call)
     with pytest.raises(ValueError, match="at least 2 pictures"):
-        sweep(diffusion, cells, one, tmp_path / "one", reference=reference, progress=False)
+        sweep(diffusion, cells, one, tmp_path / "one", reference=reference)
 
 
 @pytest.mark.parametrize(
