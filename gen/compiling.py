@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from brickwork import compat
+
 CACHE = "TORCHINDUCTOR_CACHE_DIR"  # where torch keeps what it compiles; a temporary folder unless it is set
 _COMPILERS = ("g++", "clang++", "cl")
 
@@ -29,8 +31,7 @@ def cache_folder() -> Path:
 def compile_blocks(network: nn.Module, training: bool = False) -> bool:
     """Compile the repeated blocks of a network of ours or of diffusers.
 
-    To be drawn with on a CPU, the graphs take any batch of two and more and any size, so that few are made. Otherwise
-    they are made anew for a new shape, and are the faster for it.
+    Graphs are made for the first shape, and where another comes once more, for any.
 
     Args:
         network: on the device where it will run.
@@ -42,8 +43,7 @@ def compile_blocks(network: nn.Module, training: bool = False) -> bool:
     if problem := why_not(network):
         warnings.warn(f"not compiled: {problem}", stacklevel=2)
         return False
-    dynamic = True if _device(network).type == "cpu" and not training else None
-    network.compile_repeated_blocks(fullgraph=training, dynamic=dynamic, **compile_options(network))
+    network.compile_repeated_blocks(fullgraph=training, **compile_options(network, training))
     return True
 
 
@@ -68,14 +68,17 @@ def why_not(network: nn.Module) -> str | None:
     return None
 
 
-def compile_options(network: nn.Module) -> dict[str, Any]:
+def compile_options(network: nn.Module, training: bool = False) -> dict[str, Any]:
     """Arguments of `torch.compile` beside the defaults.
 
-    On a CPU torch's own kernels run with the instructions that it would try out with three test programs, eight
-    seconds of compiling; so they are taken as given.
+    On a CPU each graph to be drawn with is one C++ file with all its kernels. torch's way, which training has, is a
+    file a kernel; each reads torch's header, which is first translated by itself, for six seconds.
     """
-    widened = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-    return {"options": {"cpp.vec_isa_ok": True}} if _device(network).type == "cpu" and widened else {}
+    if _device(network).type != "cpu":
+        return {}
+    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
+        compat.trust_vector_instructions()
+    return {} if training else {"options": {"cpp_wrapper": True, "cpp_cache_precompile_headers": False}}
 
 
 def _compiler() -> str | None:

@@ -35,6 +35,18 @@ def test_torch_compiler():
     assert importlib.util.find_spec(compat.COMPILER) is not None
 
 
+def test_torch_vector_instructions():
+    from torch._inductor import cpu_vec_isa
+
+    tried = cpu_vec_isa.VecISA.check_build
+    cpu_vec_isa.valid_vec_isa_list.cache_clear()
+    compat.trust_vector_instructions()
+    assert cpu_vec_isa.VecISA.check_build is tried and cpu_vec_isa.valid_vec_isa_list.cache_info().currsize == 1
+    if (capability := torch.backends.cpu.get_cpu_capability()) in ("AVX2", "AVX512"):
+        found = str(cpu_vec_isa.pick_vec_isa())
+        assert capability.lower() in found and "amx" not in found
+
+
 def test_torch_in_backward():
     seen, x = [], torch.ones(2, requires_grad=True)
     y = x * 2

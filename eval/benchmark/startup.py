@@ -49,7 +49,7 @@ def processor_seconds(arguments: Sequence[str], threads: int = 1, cache: str | N
     Args:
         arguments: of Python.
         threads: of torch.
-        cache: where what is compiled is kept; torch's own header is elsewhere, and made once a machine.
+        cache: where what is compiled is kept.
 
     Raises:
         ValueError: where it fails, with the last line that it says.

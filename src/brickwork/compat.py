@@ -55,6 +55,22 @@ def fake_tensors() -> tuple[type, type]:
     return FakeTensorMode, FakeTensor
 
 
+def trust_vector_instructions() -> None:
+    """Have torch's compiler take the processor's vector instructions as known to the C++ compiler.
+
+    It would try each by a test program of its own, a second on an empty cache, and by a process to load that into, in
+    every process. Its answer is kept for the process. AMX, which older compilers lack, is left out.
+    """
+    from torch._inductor import cpu_vec_isa
+
+    tried = cpu_vec_isa.VecISA.check_build
+    cpu_vec_isa.VecISA.check_build = lambda isa, code: "amx" not in isa.build_arch_flags()
+    try:
+        cpu_vec_isa.valid_vec_isa_list()
+    finally:
+        cpu_vec_isa.VecISA.check_build = tried
+
+
 def become(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
     """Change what a module does, not what it holds: parameters, hooks, optimisers and state dict notice nothing."""
     module.__class__ = kind

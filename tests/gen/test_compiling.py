@@ -21,19 +21,19 @@ def elsewhere(monkeypatch, tmp_path):
 
 @pytest.mark.skipif(compiling._compiler() is None, reason="needs a C++ compiler")
 def test_compiled_equals_eager_for_any_batch_and_size(lego):
-    """One block, so that little is compiled; its graph serves further batches and sizes, and is kept on disk."""
+    """One block, so that little is compiled: for one shape, then for any; and that is kept on disk."""
     network = lego("one brick")
     network.bricks[0].blocks = network.bricks[0].blocks[:1]
-    shapes = ((2, 16, 32), (3, 16, 48))  # one window alone would have a graph of its own
+    shapes = ((2, 16, 32), (3, 16, 48), (4, 32, 32))  # one window alone would have a graph of its own
     with torch.no_grad():
         given = [(torch.randn(batch, 3, height, width), torch.zeros(batch)) for batch, height, width in shapes]
         expected = [network(*inputs).sample for inputs in given]
         network.compile_repeated_blocks()
         assert compiled_blocks(network) == 1
-        first = network(*given[0]).sample
+        found = [network(*inputs).sample for inputs in given[:2]]
         with torch.compiler.set_stance("fail_on_recompile"):
-            found = [first, network(*given[1]).sample]
-    for ours, wanted in zip(found, expected):
+            found += [network(*inputs).sample for inputs in (given[2], given[0])]
+    for ours, wanted in zip(found, [*expected, expected[0]], strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
     assert any(compiling.cache_folder().rglob("*.so"))
 
