@@ -49,7 +49,7 @@ def _lerp_rows(images: torch.Tensor, size: int) -> torch.Tensor:
 
 def resize_bicubic_antialias(images: torch.Tensor, size: int) -> torch.Tensor:
     """Bicubic resize with antialias, as Pillow does it on float images (`clean-fid`); overshoot is cut to [0, 255]."""
-    return F.interpolate(images, size=(size, size), mode="bicubic", antialias=True).clamp(0.0, 255.0)
+    return F.interpolate(images, size=(size, size), mode="bicubic", antialias=True).clamp_(0.0, 255.0)
 
 
 def resize_bilinear(images: torch.Tensor, size: int) -> torch.Tensor:

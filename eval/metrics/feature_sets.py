@@ -70,7 +70,7 @@ class _Collector:
 
     def flush(self, name: str) -> None:
         rows = torch.cat(self.waiting.pop(name))
-        self.statistics.setdefault(name, FeatureStatistics(rows.shape[1])).update(rows)
+        self.statistics.setdefault(name, FeatureStatistics(rows.shape[1], sync_on_compute=False)).update(rows)
 
 
 def extract_features(
@@ -131,9 +131,14 @@ def extract_features(
 
 
 def _combined(statistics: FeatureStatistics, state: PartialState) -> tuple[int, torch.Tensor, torch.Tensor]:
-    """Count, mean and covariance over all processes: torchmetrics adds the sums up, on the device they talk by."""
+    """Count, mean and covariance over all processes.
+
+    The sums are added up in place: torchmetrics would hand every process those of all others first.
+    """
     if state.num_processes > 1:
         statistics = statistics.to(state.device)
+        for sums in (statistics.count, statistics.total, statistics.second_moment):
+            torch.distributed.all_reduce(sums)
     count, mean, covariance = statistics.compute()
     return count, mean.cpu(), covariance.cpu()
 
