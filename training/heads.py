@@ -73,6 +73,8 @@ def read_scenes(source: str, side: int, count: int, held_out: bool = False, attr
         ValueError: for a data set without boxes or classes, and an attribute that no box has.
     """
     if source == "shapes":
+        if attribute != "label":
+            raise ValueError(f"`names` is {attribute!r}, and shapes have a label alone; leave it out.")
         random = np.random.default_rng([count, held_out])
         kinds = [None, *ERRORS]
         scenes = [make_scene(random) for _ in range(count)]

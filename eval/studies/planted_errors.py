@@ -100,6 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=250, help="scenes of each seed (default: 250)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="default: 1 2 3")
     args = parser.parse_args(arguments)
+    if args.avatars is None and args.names != "label":
+        raise ValueError(f"`--names` is {args.names!r}, which is of avatars; give `--avatars` too.")
     scenes = ShapeScenes if args.avatars is None else AvatarScenes(args.avatars, args.names)
     no_unknown("new", args.new, scenes.names, "the scenes")
     judges = []

@@ -123,6 +123,8 @@ def test_boxes_are_named_by_an_attribute_that_some_have(tmp_path, monkeypatch):
     Dataset.from_dict(rows).cast_column("image", Image()).to_parquet(tmp_path / "train.parquet")
     (scene,) = read_scenes(str(tmp_path), 16, 5, attribute="hair")
     assert scene.names == ("braids", "", "") and [name for _, name in scene.named()] == ["braids"]
+    with pytest.raises(ValueError, match="`names` is 'hair', and shapes have a label alone"):
+        read_scenes("shapes", 16, 5, attribute="hair")
     with pytest.raises(ValueError, match="`names` is 'hat', which no box of .* has; give label"):
         read_scenes(str(tmp_path), 16, 5, attribute="hat")
 
@@ -162,5 +164,7 @@ def test_the_study_of_planted_errors(capsys, monkeypatch):
         judge = Judge(load_detector("shapes"))
         assert "dropped        0.5" in planted_errors.table_of([judge], 5, [0, 1]).text()
         assert "–" in planted_errors.table_of([judge], 5, [0]).text()
+    with pytest.raises(ValueError, match="`--names` is 'hair', which is of avatars"):
+        main(["--detector", "shapes", "--names", "hair"])
     with pytest.raises(ValueError, match="`new` has 'circles'"):
         main(["--detector", "shapes", "--new", "circles"])
