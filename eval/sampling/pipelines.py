@@ -154,10 +154,14 @@ def load_vae(name: str, **options: str) -> torch.nn.Module:
     """
     from diffusers import AutoencoderKL
 
+    from brickwork.gen.networks.autoencoder import UnequalAutoencoderKL
+
     with explained(f"`vae` is {name!r}, which holds no AutoencoderKL"):
         folder = Path(pipeline_folder(name))
-        inside = folder / "vae"
-        return AutoencoderKL.from_pretrained(inside if inside.is_dir() else str(folder), **options)
+        source = folder / "vae" if (folder / "vae").is_dir() else str(folder)
+        config = AutoencoderKL.load_config(source, **options)
+        kind = UnequalAutoencoderKL if "encoder_block_out_channels" in config else AutoencoderKL
+        return kind.from_pretrained(source, **options)
 
 
 def compile_pipeline(pipeline) -> bool:

@@ -13,6 +13,7 @@ __version__ = "0.2.0"
 # Networks, pipelines and schedulers, which `DiffusionPipeline.from_pretrained` and `AutoModel.from_pretrained` find by
 # name once they are registered.
 _REGISTERED = NETWORKS | {
+    "UnequalAutoencoderKL": "brickwork.gen.networks.autoencoder",
     "LegoPipeline": "brickwork.pipelines.lego",
     "ClassToImagePipeline": "brickwork.pipelines.class_to_image",
     "OneStepPipeline": "brickwork.pipelines.one_step",

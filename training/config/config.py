@@ -1,7 +1,7 @@
 """The configuration of a training run: one YAML file over the defaults, single values over that."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import reduce
 from importlib import metadata
 from pathlib import Path
@@ -95,11 +95,14 @@ class TrainConfig(RunConfiguration):
         return self
 
 
-def require_task(config: TrainConfig, model_type: str, objective_type: str) -> None:
+def require_task(config: TrainConfig, model_types: Sequence[str], objective_type: str) -> None:
     """Raise a `ValueError` unless a configuration is one of the script that trains just these."""
-    pairs = {"model.type": (config.model.type, model_type), "objective.type": (config.objective.type, objective_type)}
+    pairs = {
+        "model.type": (config.model.type, model_types),
+        "objective.type": (config.objective.type, [objective_type]),
+    }
     for key, (value, wanted) in pairs.items():
-        require(value == wanted, key, value, f"this script trains with {wanted!r}")
+        require(value in wanted, key, value, f"this script trains with {' or '.join(map(repr, wanted))}")
 
 
 def load_config(path: str | Path | None = None, overrides: list[str] | None = None, kind: type = TrainConfig):

@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL
 from brickwork.errors import explained, one_of
 from brickwork.eval.report.pictures import grid
 from brickwork.eval.sampling.pipelines import load_vae
+from brickwork.gen.networks.autoencoder import UnequalAutoencoderKL
 from brickwork.pipelines.latents import moments
 from brickwork.training.config.config import TrainConfig, require_task
 from brickwork.training.data.images import LabelledImages, images_of
@@ -34,7 +35,9 @@ class AutoencoderTask(Task):
     the shortest side of the training pictures in pixels, `learns`: `all`, or `decoder`, which leaves the latents
     as they are, so that networks trained on them draw with the new decoder, and `noise`: the decoder learns from
     latents with noise of up to so many of their standard deviations, so that it puts right the small errors of a
-    network that draws them (Zheng et al., arXiv 2510.11690, section 3.3).
+    network that draws them (Zheng et al., arXiv 2510.11690, section 3.3). With a `model.config`, a decoder that learns
+    alone may have other widths than that of `model.init_from`; it begins anew, or as that of the autoencoder
+    `decoder`.
     """
 
     configuration = TrainConfig
@@ -44,17 +47,23 @@ class AutoencoderTask(Task):
     min_size: int
     decoder_alone: bool
     noise: float
+    decoder: str | None
 
     @classmethod
     def build(cls, config: TrainConfig, accelerator: Accelerator, dry_run: bool = False) -> Self:
-        require_task(config, "AutoencoderKL", "reconstruction")
+        kinds = {kind.__name__: kind for kind in (AutoencoderKL, UnequalAutoencoderKL)}
+        require_task(config, tuple(kinds), "reconstruction")
         task = cls()
         task.config, task.accelerator = config, accelerator
         with explained("`objective.options` or `model.config` has a value that does not fit", TypeError):
             task._set(**config.objective.options)
-            task.network = AutoencoderKL(**config.model.config)
+            task.network = kinds[config.model.type](**config.model.config)
         if config.model.init_from:
-            task.network = AutoencoderKL.from_pretrained(config.model.init_from).float()
+            start = load_vae(config.model.init_from).float()
+            if task.decoder_alone and config.model.config:
+                task.network = with_encoder_of(start, task.network, task.decoder)
+            else:
+                task.network = start
         elif task.decoder_alone:
             raise ValueError(
                 "`objective.options.learns` is 'decoder', and there is no encoder to learn from; give the folder of a "
@@ -71,19 +80,26 @@ class AutoencoderTask(Task):
         )
         images, run = images_of(config.data), config.run
         task.images, (task.rows, task.held_out) = images, images.split(config.data.held_out)
-        task.plan = f"AutoencoderKL: {task.sizes()[0]:,} parameters.\n" + course(
+        task.plan = f"{type(task.network).__name__}: {task.sizes()[0]:,} parameters.\n" + course(
             run, "images", len(task.rows), len(task.held_out), accelerator.num_processes
         )
         task.stream = TrainingStream(images, task.rows, run.seed, config.data.horizontal_flip, run.batch_size)
         return task
 
-    def _set(self, kl_weight: float = 5e-4, min_size: float = 32, learns: str = "all", noise: float = 0.0) -> None:
+    def _set(
+        self,
+        kl_weight: float = 5e-4,
+        min_size: float = 32,
+        learns: str = "all",
+        noise: float = 0.0,
+        decoder: str | None = None,
+    ) -> None:
         if min(kl_weight, noise) < 0 or min_size < STEP:
             raise ValueError(
                 f"`objective.options` are kl_weight {kl_weight}, noise {noise}, min_size {min_size}; give 0 or more "
                 f"for the first two, and at least {STEP}."
             )
-        self.noise = float(noise)
+        self.noise, self.decoder = float(noise), decoder
         self.decoder_alone = one_of("objective.options.learns", learns, ("all", "decoder")) == "decoder"
         self.objectives, self.min_size = [DivergenceObjective(weight=kl_weight)], int(min_size)
 
@@ -145,6 +161,23 @@ def at_random_size(pictures: torch.Tensor, min_size: int) -> torch.Tensor:
         return torch.nn.functional.interpolate(pictures, size=size, mode="bilinear", antialias=True)
     top, left = torch.randint(largest - size + 1, (2,)).tolist()
     return pictures[..., top : top + size, left : left + size]
+
+
+def with_encoder_of(start: AutoencoderKL, network: AutoencoderKL, decoder: str | None) -> AutoencoderKL:
+    """A new network with the encoder, and so the latents, of a trained one, and the decoder of another, if any.
+
+    Raises:
+        ValueError: for an encoder or decoder of other widths than the new network's.
+    """
+    parts = {"model.init_from": (start, ("encoder", "quant_conv"))}
+    if decoder is not None:
+        parts["objective.options.decoder"] = load_vae(decoder).float(), ("decoder", "post_quant_conv")
+    for key, (source, names) in parts.items():
+        with explained(f"`{key}` is an autoencoder of other widths than `model.config`", RuntimeError):
+            for name in names:
+                network.get_submodule(name).load_state_dict(source.get_submodule(name).state_dict())
+    network.register_to_config(scaling_factor=start.config.scaling_factor)
+    return network
 
 
 def with_noise(module: torch.nn.Module, latents: tuple[torch.Tensor], share: float) -> torch.Tensor | None:

@@ -31,7 +31,7 @@ class GanTask(Task):
 
     @classmethod
     def build(cls, config: TrainConfig, accelerator: Accelerator, dry_run: bool = False) -> Self:
-        require_task(config, "MaxViTGAN2DModel", "non_saturating")
+        require_task(config, ["MaxViTGAN2DModel"], "non_saturating")
         config.data.require_unset(("augment", "progressive"), "a GAN learns from pictures as they are; leave it out")
         task, images = cls(), images_of(config.data)
         task.config, task.accelerator = config, accelerator
