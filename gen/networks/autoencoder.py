@@ -33,10 +33,17 @@ class UnequalAutoencoderKL(AutoencoderKL):
         block_out_channels: Sequence[int] = (64,),
         encoder_block_out_channels: Sequence[int] = (64,),
         layers_per_block: int = 1,
+        act_fn: str = "silu",
         latent_channels: int = 4,
         norm_num_groups: int = 32,
         sample_size: int = 32,
         scaling_factor: float = 0.18215,
+        shift_factor: float | None = None,
+        latents_mean: Sequence[float] | None = None,
+        latents_std: Sequence[float] | None = None,
+        force_upcast: bool = True,
+        use_quant_conv: bool = True,
+        use_post_quant_conv: bool = True,
         mid_block_add_attention: bool = True,
     ):
         if len(encoder_block_out_channels) != len(block_out_channels):
@@ -44,12 +51,16 @@ class UnequalAutoencoderKL(AutoencoderKL):
                 f"`encoder_block_out_channels` has {len(encoder_block_out_channels)} widths and `block_out_channels` "
                 f"{len(block_out_channels)}; give as many of both."
             )
+        # By keyword: diffusers takes what comes by place for defaults, which `from_config` then leaves out.
         super().__init__(
-            in_channels, out_channels, down_block_types, up_block_types, block_out_channels, layers_per_block,
-            latent_channels=latent_channels, norm_num_groups=norm_num_groups, sample_size=sample_size,
-            scaling_factor=scaling_factor, mid_block_add_attention=mid_block_add_attention,
+            in_channels=in_channels, out_channels=out_channels, down_block_types=down_block_types,
+            up_block_types=up_block_types, block_out_channels=block_out_channels, layers_per_block=layers_per_block,
+            act_fn=act_fn, latent_channels=latent_channels, norm_num_groups=norm_num_groups, sample_size=sample_size,
+            scaling_factor=scaling_factor, shift_factor=shift_factor, latents_mean=latents_mean,
+            latents_std=latents_std, force_upcast=force_upcast, use_quant_conv=use_quant_conv,
+            use_post_quant_conv=use_post_quant_conv, mid_block_add_attention=mid_block_add_attention,
         )  # fmt: skip
         self.encoder = Encoder(
             in_channels, latent_channels, tuple(down_block_types), tuple(encoder_block_out_channels),
-            layers_per_block, norm_num_groups, mid_block_add_attention=mid_block_add_attention,
+            layers_per_block, norm_num_groups, act_fn, mid_block_add_attention=mid_block_add_attention,
         )  # fmt: skip

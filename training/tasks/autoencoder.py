@@ -26,6 +26,7 @@ from brickwork.training.tasks.brick_by_brick import frozen_digest
 STEP = 8  # between the sizes of a step's pictures, in pixels
 MEASURED = 256
 SHOWN, SCORED = 8, 64
+NEW = "new"
 
 
 class AutoencoderTask(Task):
@@ -35,9 +36,10 @@ class AutoencoderTask(Task):
     the shortest side of the training pictures in pixels, `learns`: `all`, or `decoder`, which leaves the latents
     as they are, so that networks trained on them draw with the new decoder, and `noise`: the decoder learns from
     latents with noise of up to so many of their standard deviations, so that it puts right the small errors of a
-    network that draws them (Zheng et al., arXiv 2510.11690, section 3.3). With a `model.config`, a decoder that learns
-    alone may have other widths than that of `model.init_from`; it begins anew, or as that of the autoencoder
-    `decoder`.
+    network that draws them (Zheng et al., arXiv 2510.11690, section 3.3).
+
+    A decoder that learns alone goes on as that of `model.init_from`; or, of other widths, as `model.config` has it,
+    from that of the autoencoder `objective.options.decoder`, or anew (`decoder: new`).
     """
 
     configuration = TrainConfig
@@ -60,10 +62,12 @@ class AutoencoderTask(Task):
             task.network = kinds[config.model.type](**config.model.config)
         if config.model.init_from:
             start = load_vae(config.model.init_from).float()
-            if task.decoder_alone and config.model.config:
-                task.network = with_encoder_of(start, task.network, task.decoder)
-            else:
+            if task.decoder is None:
                 task.network = start
+            else:
+                factor = {"scaling_factor": start.config.scaling_factor}
+                task.network = kinds[config.model.type](**config.model.config | factor)
+                take_parts(task.network, start, task.decoder)
         elif task.decoder_alone:
             raise ValueError(
                 "`objective.options.learns` is 'decoder', and there is no encoder to learn from; give the folder of a "
@@ -100,6 +104,11 @@ class AutoencoderTask(Task):
                 f"for the first two, and at least {STEP}."
             )
         self.noise, self.decoder = float(noise), decoder
+        if decoder is not None and learns != "decoder":
+            raise ValueError(
+                f"`objective.options.decoder` is {decoder!r} and `learns` {learns!r}; give it where the decoder alone "
+                "learns."
+            )
         self.decoder_alone = one_of("objective.options.learns", learns, ("all", "decoder")) == "decoder"
         self.objectives, self.min_size = [DivergenceObjective(weight=kl_weight)], int(min_size)
 
@@ -163,21 +172,24 @@ def at_random_size(pictures: torch.Tensor, min_size: int) -> torch.Tensor:
     return pictures[..., top : top + size, left : left + size]
 
 
-def with_encoder_of(start: AutoencoderKL, network: AutoencoderKL, decoder: str | None) -> AutoencoderKL:
-    """A new network with the encoder, and so the latents, of a trained one, and the decoder of another, if any.
+def take_parts(network: AutoencoderKL, start: AutoencoderKL, decoder: str) -> None:
+    """Give a new network the encoder, and so the latents, of a trained one, and the decoder of another.
+
+    Args:
+        network: to change.
+        start: whose encoder it takes.
+        decoder: an autoencoder's folder or name, or `NEW`, for a decoder that begins anew.
 
     Raises:
         ValueError: for an encoder or decoder of other widths than the new network's.
     """
     parts = {"model.init_from": (start, ("encoder", "quant_conv"))}
-    if decoder is not None:
+    if decoder != NEW:
         parts["objective.options.decoder"] = load_vae(decoder).float(), ("decoder", "post_quant_conv")
     for key, (source, names) in parts.items():
         with explained(f"`{key}` is an autoencoder of other widths than `model.config`", RuntimeError):
             for name in names:
                 network.get_submodule(name).load_state_dict(source.get_submodule(name).state_dict())
-    network.register_to_config(scaling_factor=start.config.scaling_factor)
-    return network
 
 
 def with_noise(module: torch.nn.Module, latents: tuple[torch.Tensor], share: float) -> torch.Tensor | None:

@@ -8,6 +8,7 @@ import torch
 import yaml
 from diffusers import AutoencoderKL
 
+from brickwork.eval.sampling.pipelines import load_vae
 from brickwork.training.config.config import load_config
 from brickwork.training.engine.loop import prepare, train
 from brickwork.training.objectives.divergence import DivergenceObjective
@@ -209,3 +210,48 @@ def test_the_decoder_sees_noise_in_training_alone():
     shares = (layer.train()(latents) - latents).flatten(1).std(dim=1) / latents.std()
     assert 0 < shares.min() and shares.max() < 0.6 and shares.std() > 0.05
     assert shares.mean().item() == pytest.approx(0.25, abs=0.06)
+
+
+WIDE = ("model.type=UnequalAutoencoderKL", "model.config.encoder_block_out_channels=[4, 4]")
+
+
+def test_a_decoder_of_other_widths_learns_on_the_latents_as_they_are(build, tmp_path, final_tensors, equal_bits):
+    train(build("vae"))
+    train(build("wide", "model.config.block_out_channels=[6, 8]"))
+    start, other = (load_vae(str(tmp_path / name / "vae")) for name in ("vae", "wide"))
+    words = (
+        *WIDE, "model.config.block_out_channels=[6, 8]", f"model.init_from={tmp_path / 'vae' / 'vae'}",
+        f"objective.options={{learns: decoder, decoder: {tmp_path / 'wide' / 'vae'}, noise: 0.1, min_size: 16}}",
+    )  # fmt: skip
+    begun = build("begun", *words).task.network
+    pictures = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        mean = start.encode(pictures).latent_dist.mean
+        torch.testing.assert_close(begun.eval().decode(mean).sample, other.decode(mean).sample)
+    train(build("whole", *words))
+    train(build("parts", *words, "run.total_images=4"))
+    train(build("parts", *words))
+    assert equal_bits(final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "parts"))
+    ended = load_vae(str(tmp_path / "whole" / "vae"))
+    assert type(ended).__name__ == "UnequalAutoencoderKL"
+    assert ended.config.scaling_factor == start.config.scaling_factor
+    with torch.no_grad():
+        assert torch.equal(ended.encode(pictures).latent_dist.mean, mean)
+        assert not torch.equal(ended.decode(mean).sample, other.decode(mean).sample)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.config.encoder_block_out_channels=[4, 8]", "`model.init_from` is an autoencoder of other widths"),
+        ("objective.options.decoder=VAE", "`objective.options.decoder` is an autoencoder of other widths"),
+        ("model.config.encoder_block_out_channels=[4]", "`encoder_block_out_channels` has 1 widths"),
+        ("objective.options.learns=all", "`objective.options.decoder` is 'new' and `learns` 'all'"),
+    ],
+)
+def test_widths_that_do_not_fit_are_refused(build, tmp_path, override, message):
+    train(build("vae"))
+    folder = str(tmp_path / "vae" / "vae")
+    words = (*WIDE, "model.config.block_out_channels=[6, 8]", "objective.options={learns: decoder, decoder: new}")
+    with pytest.raises(ValueError, match=message):
+        build("other", *words, f"model.init_from={folder}", override.replace("VAE", folder))
