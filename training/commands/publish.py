@@ -17,6 +17,7 @@ from brickwork.files import check_folder, filled, new_folder, write_file
 MAKER, CARD = "brickwork publish", Path(__file__).with_name("model_card.md.jinja")
 CARD_SAMPLES = 64
 STEPS = 18
+SAME = 0.02  # of latents of variance one: what rounding to half precision changes
 SHOWN_NEIGHBOURS = 12
 
 
@@ -24,6 +25,10 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", type=Path, help="folder of a run of training/train_backbone.py")
     options.add_target(parser, "output", "folder to write")
     parser.add_argument("--data", help="where the run's data lie now (default: data.source of its configuration)")
+    parser.add_argument(
+        "--vae", metavar="FOLDER", help="draw with this autoencoder, whose latents are those of the run's (see "
+        "avatars_decoder.yaml)",
+    )  # fmt: skip
     parser.add_argument("--attribution", type=Path, help="licences and sources of the data, in Markdown, for the card")
     parser.add_argument("--license", help="licence of the weights as the hub names it, such as cc-by-4.0")
     parser.add_argument("--overwrite", action="store_true", help="replace what this command wrote; other files stay")
@@ -32,7 +37,7 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     output = options.target(args, "output")
-    publish(args.run_folder, output, args.data, args.attribution, args.license, args.overwrite)
+    publish(args.run_folder, output, args.data, args.attribution, args.license, args.overwrite, args.vae)
     print(f"wrote {output}")
     return 0
 
@@ -44,6 +49,7 @@ def publish(
     attribution: Path | None = None,
     license: str | None = None,
     overwrite: bool = False,
+    vae: str | None = None,
 ) -> dict:
     """Write a pipeline folder with `README.md`, `samples.png` and `neighbours.png`.
 
@@ -51,7 +57,7 @@ def publish(
         The card's figures: images, hours, held-out loss, memorisation.
 
     Raises:
-        ValueError: for a folder without a run or checkpoint, or an output that exists.
+        ValueError: for a folder without a run or checkpoint, an output that exists, or a `vae` of other latents.
     """
     from brickwork.eval.held_out.paired_loss import paired_loss
     from brickwork.pipelines.objective_file import save_objective
@@ -76,7 +82,7 @@ def publish(
     model = build_model(config.model, config.objective, trained_on(images, config.data), config.run.seed)
     load_tensors(trained_tensors(model), tensors["ema"])
     objective = build_objective(config.objective)
-    pipeline = pipeline_of(model.eval(), objective, getattr(images, "vae", None))
+    pipeline = pipeline_of(model.eval(), objective, vae_of(images, vae))
     pairs = build_held_out(images, held_out_rows)
     figures = {
         "images": state["images"],
@@ -93,6 +99,34 @@ def publish(
         card = model_card(output.name, config, figures, _sampler_of(pipeline), licences, license)
         write_file(folder / "README.md", card)
     return figures
+
+
+def vae_of(images, other: str | None):
+    """The autoencoder of a run's latents, if it has any, or another one of the same latents.
+
+    Raises:
+        ValueError: where the latents of a picture differ, or the run has none.
+    """
+    import torch
+
+    from brickwork.eval.sampling.pipelines import load_vae
+    from brickwork.pipelines import latents
+    from brickwork.training.data.images import to_unit_range
+
+    own = getattr(images, "vae", None)
+    if other is None:
+        return own
+    if own is None:
+        raise ValueError(f"`--vae` is {other!r}, and the run is of pixels; leave it out.")
+    vae = load_vae(other)
+    picture = torch.from_numpy(to_unit_range(images.images.picture(0)))[None]
+    wanted, found = (latents.encode(one, picture) for one in (own, vae))
+    if found.shape != wanted.shape or not torch.allclose(found, wanted, atol=SAME):
+        raise ValueError(
+            f"`--vae` is {other!r}, whose latents of the first picture are not the run's; give one whose decoder "
+            "alone was trained on (`objective.options.learns: decoder`)."
+        )
+    return vae
 
 
 def training_hours(run_folder: Path, longest_pause: float = 600) -> float:

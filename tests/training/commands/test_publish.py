@@ -1,10 +1,15 @@
 """Turning a run into a folder to share."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
+import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
-from brickwork import LegoPipeline, cli
-from brickwork.training.commands.publish import training_hours
+from brickwork import LegoPipeline, UnequalAutoencoderKL, cli
+from brickwork.training.commands.publish import training_hours, vae_of
 
 
 @pytest.fixture
@@ -100,3 +105,22 @@ def test_pauses_are_not_training(tmp_path):
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('[]\n{"images": 2}\n{"images": 3, "ti')
     assert training_hours(tmp_path) == pytest.approx((160 + 60) / 3600)
+
+
+def test_another_decoder_of_the_same_latents_draws(tmp_path):
+    kind = {"block_out_channels": (4,), "norm_num_groups": 2, "mid_block_add_attention": False}
+    torch.manual_seed(0)
+    own, stranger = AutoencoderKL(**kind), AutoencoderKL(**kind)
+    other = UnequalAutoencoderKL(**kind | {"block_out_channels": (8,)}, encoder_block_out_channels=(4,))
+    for name in ("encoder", "quant_conv"):
+        other.get_submodule(name).load_state_dict(own.get_submodule(name).state_dict())
+    for name, vae in (("other", other), ("stranger", stranger)):
+        vae.save_pretrained(tmp_path / name)
+    picture = np.random.default_rng(0).integers(256, size=(16, 16, 3), dtype=np.uint8)
+    run = SimpleNamespace(vae=own, images=SimpleNamespace(picture=lambda row: picture))
+    assert vae_of(run, None) is own
+    assert vae_of(run, str(tmp_path / "other")).config.block_out_channels == [8]
+    with pytest.raises(ValueError, match="whose latents of the first picture are not the run's"):
+        vae_of(run, str(tmp_path / "stranger"))
+    with pytest.raises(ValueError, match="the run is of pixels"):
+        vae_of(SimpleNamespace(), str(tmp_path / "other"))
