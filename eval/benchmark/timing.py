@@ -5,11 +5,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+
+from brickwork.eval.report.versions import cpu_says
 
 PROBE_SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product measures the machine
 
@@ -176,11 +177,7 @@ def fit_exponent(sizes: Sequence[float], seconds: Sequence[Sequence[float]]) -> 
 
 def describe_machine(device: torch.device) -> dict:
     """What the numbers were measured on."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        models = [line.split(":", 1)[1] for line in info.read_text().splitlines() if line.startswith("model name")]
-        name = models[0].strip() if models else name
+    name = cpu_says("model name") or platform.processor() or platform.machine()
     machine = {"cpu": name, "threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability()}
     if device.type == "cuda":
         machine["gpu"] = torch.cuda.get_device_name(device)

@@ -4,6 +4,7 @@ import platform
 import re
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 
 LIBRARIES = ("brickwork", "torch", "diffusers", "transformers", "torchmetrics", "accelerate", "numpy", "pillow")
 
@@ -25,3 +26,12 @@ def _version(name: str) -> str:
     package = distribution(name)
     found = re.search(r"^Version: *(\S+)", package.read_text("METADATA") or "", re.MULTILINE)
     return found[1] if found else package.version
+
+
+def cpu_says(*names: str) -> str:
+    """What Linux says of the first processor under one of these names; nothing where it does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.lower().startswith(names)), "")

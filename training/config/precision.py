@@ -5,6 +5,7 @@ import time
 from functools import cache
 from pathlib import Path
 
+from brickwork.eval.report.versions import cpu_says
 from brickwork.training.config.reading import read_yaml
 
 _UNITS = ("avx512_bf16", "amx_bf16", "bf16")  # x86 and, the last, ARM
@@ -14,13 +15,8 @@ _TRIES, _SECONDS = 7, 0.15  # at most, for each part of what is measured
 
 def processor_features() -> list[str]:
     """What the processor computes fast in, as the system names it; empty where it does not say."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    words = (line.partition(":")[2] for line in text.splitlines() if line.lower().startswith(("flags", "features")))
     wanted = ("avx", "amx", "bf16", "fma", "sve", "neon", "asimd", "vnni")
-    return sorted(word for word in set(next(words, "").split()) if any(part in word for part in wanted))
+    return sorted(word for word in set(cpu_says("flags", "features").split()) if any(part in word for part in wanted))
 
 
 def choose_precision(output_dir: str) -> str:

@@ -374,17 +374,22 @@ def survives(tmp_path_factory):
 FUZZ = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 
 
+@pytest.fixture
+def whole(maker, tiny) -> bytes:
+    """The bytes of a valid snapshot, made once for all examples of a test."""
+    return maker.dumps(tiny)
+
+
 @FUZZ
 @given(share=st.floats(0, 1, exclude_max=True))
-def test_truncated_snapshots_are_refused(maker, tiny, refused, share):
-    whole = maker.dumps(tiny)
+def test_truncated_snapshots_are_refused(whole, refused, share):
     refused(whole[: int(share * len(whole))])
 
 
 @FUZZ
 @given(data=st.data())
-def test_flipped_bytes_never_surprise(maker, tiny, survives, data):
-    content = bytearray(maker.dumps(tiny))
+def test_flipped_bytes_never_surprise(whole, survives, data):
+    content = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 8))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     survives(bytes(content))
@@ -392,12 +397,9 @@ def test_flipped_bytes_never_surprise(maker, tiny, survives, data):
 
 @FUZZ
 @given(data=st.data())
-def test_moved_pieces_never_surprise(maker, tiny, survives, data):
-    content = maker.dumps(tiny)
-    place, start, length = (data.draw(st.integers(0, len(content))) for _ in range(3))
-    survives(
-        content[:place] + content[start : start + length % 200] + content[place + data.draw(st.integers(0, 50)) :]
-    )
+def test_moved_pieces_never_surprise(whole, survives, data):
+    place, start, length = (data.draw(st.integers(0, len(whole))) for _ in range(3))
+    survives(whole[:place] + whole[start : start + length % 200] + whole[place + data.draw(st.integers(0, 50)) :])
 
 
 @FUZZ

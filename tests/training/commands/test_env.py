@@ -1,12 +1,14 @@
 """`brickwork env` and `brickwork new-config`."""
 
+import platform
+from pathlib import Path
+
 import pytest
 import yaml
 
 from brickwork.cli import main
 from brickwork.training.commands import env
 from brickwork.training.config.config import DEFAULTS, load_config
-from brickwork.training.config.precision import processor_features
 
 
 def test_env_tells_what_a_bug_report_needs(capsys):
@@ -18,15 +20,25 @@ def test_env_tells_what_a_bug_report_needs(capsys):
     assert lines["mixed_precision: auto"].strip() in ("no", "bf16")
 
 
-def test_env_without_what_linux_tells(monkeypatch):
-    def missing(*arguments, **options):
+@pytest.mark.parametrize("error", [FileNotFoundError, PermissionError])
+def test_env_without_what_linux_tells(monkeypatch, error):
+    read = Path.read_text
+
+    def without(path, *arguments, **options):
+        if path == Path("/proc/cpuinfo"):
+            raise error
+        return read(path, *arguments, **options)
+
+    def missing(*arguments):
         raise OSError
 
-    with monkeypatch.context() as patch:
-        patch.setattr("builtins.open", missing)
-        patch.setattr("os.sysconf", missing)
-        patch.setattr("pathlib.Path.read_text", missing)
-        assert (env._memory(), processor_features()) == ("unknown", [])
+    monkeypatch.setattr("pathlib.Path.read_text", without)
+    monkeypatch.setattr("os.sysconf", missing)
+    monkeypatch.setattr("platform.processor", lambda: "")
+    monkeypatch.setattr(env, "attention_backends", dict)
+    facts = env.environment()
+    assert facts["processor"].startswith(f"{platform.machine()}, ")
+    assert facts["features"] == facts["memory"] == "unknown"
 
 
 @pytest.mark.parametrize("name", [None, "tiny-u-emo", "lego-l-pg-64", "lego-avatars-64"])
