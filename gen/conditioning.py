@@ -1,7 +1,11 @@
 """What a network is told beside the image: time, class and position."""
 
 import torch
-from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
+from diffusers.models.embeddings import (
+    TimestepEmbedding,
+    get_1d_sincos_pos_embed_from_grid,
+    get_timestep_embedding,
+)
 from torch import nn
 
 NUM_FREQUENCIES = 256
@@ -103,14 +107,9 @@ def sincos_position_table(dim: int, rows: int, columns: int) -> torch.Tensor:
     """MAE's fixed 2-D sine-cosine table: float32 `(rows * columns, dim)`, the column's half first."""
     if dim % 4:
         raise ValueError(f"A width of {dim} has no 2-D sine-cosine table; choose a multiple of 4.")
-    omega = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
-
-    def encode(positions: torch.Tensor) -> torch.Tensor:
-        angles = positions.double()[:, None] * omega
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
-
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    return torch.cat([encode(column.flatten()), encode(row.flatten())], dim=1).float()
+    halves = (get_1d_sincos_pos_embed_from_grid(dim // 2, one, output_type="pt") for one in (column, row))
+    return torch.cat([*halves], dim=1).float()
 
 
 def crop_coordinates(crops: torch.Tensor, height: int, width: int) -> torch.Tensor:

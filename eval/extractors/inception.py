@@ -5,6 +5,7 @@ used PyTorch conversion of the published weights (`weights-inception-2015-12-05-
 follow Szegedy et al., "Rethinking the Inception Architecture", arXiv 1512.00567, and the graph itself.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -46,16 +47,9 @@ class ConvBatchNorm(nn.Module):
         return F.relu(self.bn(self.conv(hidden_states)))
 
 
-def average_pool(x: torch.Tensor) -> torch.Tensor:
-    return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
-
-
-def max_pool(x: torch.Tensor) -> torch.Tensor:
-    return F.max_pool2d(x, 3, stride=1, padding=1)
-
-
-def halve(x: torch.Tensor) -> torch.Tensor:
-    return F.max_pool2d(x, 3, stride=2)
+average_pool = partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False)
+max_pool = partial(F.max_pool2d, kernel_size=3, stride=1, padding=1)
+halve = partial(F.max_pool2d, kernel_size=3, stride=2)
 
 
 class InceptionBlock(nn.Module):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -77,22 +77,18 @@ def _lock(file: IO) -> None:
 @contextmanager
 def on_main_process(accelerator: Accelerator, guard) -> Iterator[None]:
     """Enter a context manager on the main process; where it refuses, all processes raise alike."""
-    refused, entered = [None], None
-    if accelerator.is_main_process:
-        try:
-            entered = guard
-            entered.__enter__()
-        except ValueError as error:
-            refused, entered = [str(error)], None
-    if accelerator.num_processes > 1:
-        broadcast_object_list(refused)
-    if refused[0] is not None:
-        raise ValueError(refused[0])
-    try:
+    refused = [None]
+    with ExitStack() as entered:
+        if accelerator.is_main_process:
+            try:
+                entered.enter_context(guard)
+            except ValueError as error:
+                refused = [str(error)]
+        if accelerator.num_processes > 1:
+            broadcast_object_list(refused)
+        if refused[0] is not None:
+            raise ValueError(refused[0])
         yield
-    finally:
-        if entered is not None:
-            entered.__exit__(None, None, None)
 
 
 def check_folder(folder: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -216,7 +217,11 @@ class SideBySide(ABC):
             if part == "scored":
                 scores[way].append(result)
         means = {
-            way: {name: [_mean(one[name]) for one in found if name in one] for name in self.measures}
+            way: {
+                # Over what is known: `None` where a picture says nothing of a measure.
+                name: [pd.Series(one[name], dtype=float).mean() for one in found if name in one]
+                for name in self.measures
+            }
             for way, found in scores.items()
         }
 
@@ -260,12 +265,6 @@ class SideBySide(ABC):
         """Train, score, and write the report."""
         study = Study(self.name, self.conditions(), [self.trained, self.scored], self.report)
         return 0 if run_study(study, self.output) else 1
-
-
-def _mean(values: list[float]) -> float:
-    """The mean of what is known: `None` where a picture says nothing of a measure."""
-    found = [value for value in values if value is not None]
-    return float(np.mean(found)) if found else float("nan")
 
 
 def _told(apart: Mapping[str, Mapping[str, Any]], measure: str, way: str) -> str:

@@ -2,9 +2,11 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from math import copysign, sqrt
+from math import isnan, sqrt
 from statistics import fmean, stdev
+
+import torch
+from torchmetrics.functional import kendall_rank_corrcoef
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
@@ -53,10 +55,6 @@ def compare_pairs(
 
 def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Agreement of two orders (tau-b, Kendall 1945): 1 for the same, -1 for the reverse; `None` if one is all ties."""
-    signs = [(_sign(first[i] - first[j]), _sign(second[i] - second[j])) for i, j in combinations(range(len(first)), 2)]
-    untied = sqrt(sum(abs(a) for a, _ in signs) * sum(abs(b) for _, b in signs))
-    return sum(a * b for a, b in signs) / untied if untied else None
-
-
-def _sign(value: float) -> float:
-    return copysign(1.0, value) if value else 0.0
+    orders = (torch.tensor([*values], dtype=torch.float64) for values in (first, second))
+    tau = kendall_rank_corrcoef(*orders).item()
+    return None if isnan(tau) else tau

@@ -20,12 +20,12 @@ import tarfile
 import tempfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from brickwork import options
 from brickwork.files import check_file, filled, new_files, write_file
@@ -224,13 +224,6 @@ def draw(drawing: Drawing, size: int) -> bytes:
     return encoded.getvalue()
 
 
-def draw_all(drawings: Sequence[Drawing], size: int) -> list[bytes]:
-    """`draw` for every drawing, in order, on all cores, with a progress bar."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        pictures = pool.map(lambda drawing: draw(drawing, size), drawings)
-        return list(tqdm(pictures, total=len(drawings), desc="drawing", unit="emoji"))
-
-
 def take_sample(drawings: Sequence[Drawing]) -> list[Drawing]:
     """About a hundred drawings for tests, in both styles: 24 smileys, 3 of each other group, one hand in 6 tones."""
     twins = [pair for pair in zip(drawings, drawings[1:]) if pair[0].codepoints == pair[1].codepoints]
@@ -322,7 +315,8 @@ def build_emoji(
     if sample:
         drawings = take_sample(drawings)
     random.Random(0).shuffle(drawings)  # so that any part of the file is a fair sample
-    pictures = draw_all(drawings, size)
+    bar = {"desc": "drawing", "unit": "emoji"}
+    pictures = thread_map(partial(draw, size=size), drawings, max_workers=os.cpu_count(), **bar)
 
     with new_files(target, notice) as (built, written):
         write_parquet(built, drawings, pictures)
