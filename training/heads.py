@@ -3,7 +3,7 @@
 import argparse
 import io
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch import nn
 from brickwork.errors import no_unknown
 from brickwork.eval.extractors.attributes import load_judge
 from brickwork.eval.judge.avatar_scenes import NOTHING
-from brickwork.eval.judge.crops import cut_out
+from brickwork.eval.judge.crops import name_boxes
 from brickwork.eval.judge.denoiser_features import DenoiserFeatures
 from brickwork.eval.judge.flat_ground import differs_from_ground
 from brickwork.eval.judge.label_head import LabelHead, mean_overlap, soft_overlap
@@ -232,29 +232,35 @@ def train_region_head(
     return head
 
 
+def _shares(hits: Iterable[tuple[str, bool]], left_out: Sequence[str]) -> dict[str, float]:
+    """The share of hits among objects by name, of classes `trained` on and `new`, where there are any."""
+    kinds: dict[str, list[bool]] = {"trained": [], "new": []}
+    for name, hit in hits:
+        kinds["new" if name in left_out else "trained"].append(hit)
+    return {kind: sum(one) / len(one) for kind, one in kinds.items() if one}
+
+
 def teacher_scores(task: RegionTask, left_out: Sequence[str]) -> dict[str, float]:
     """Shares of objects whose name is the nearest to the teacher's own direction: what a head could learn at most."""
     names = names_in(task.scenes)
-    hits: dict[str, list[bool]] = {"trained": [], "new": []}
+    hits = []
     for scene, directions in zip(task.scenes, task.targets):
         nearest = (directions @ task.teacher.texts(names).T).argmax(dim=1).tolist()
-        for name, index in zip(scene.names, nearest):
-            if name:
-                hits["new" if name in left_out else "trained"].append(names[index] == name)
-    return {kind: sum(one) / len(one) for kind, one in hits.items() if one}
+        hits += [(name, names[index] == name) for name, index in zip(scene.names, nearest) if name]
+    return _shares(hits, left_out)
 
 
 def region_scores(detector: RegionDetector, scenes: Sequence[Boxed], left_out: Sequence[str]) -> dict[str, float]:
     """Shares of objects found by their own name (score above 0.3, overlap of half), of classes trained on and new."""
-    hits: dict[str, list[bool]] = {"trained": [], "new": []}
+    hits = []
     for scene in scenes:
         names = names_in([scene])
         (found,) = detector([scene.picture.permute(1, 2, 0).numpy()], [names])
         side = scene.picture.shape[-1]
         for box, name in scene.named():
             boxes = torch.tensor([one.box for one in found[name] if one.score > 0.3]).view(-1, 4) / side
-            hits["new" if name in left_out else "trained"].append(bool((box_overlaps(box[None], boxes) >= 0.5).any()))
-    return {kind: sum(one) / len(one) for kind, one in hits.items() if one}
+            hits.append((name, bool((box_overlaps(box[None], boxes) >= 0.5).any())))
+    return _shares(hits, left_out)
 
 
 def named_scores(detector: RegionDetector, scenes: Sequence[Boxed], left_out: Sequence[str]) -> dict[str, float]:
@@ -265,8 +271,7 @@ def named_scores(detector: RegionDetector, scenes: Sequence[Boxed], left_out: Se
         name; `precision`: share of the boxes (score above 0.3) that are so.
     """
     names = names_in(scenes)
-    hits: dict[str, list[bool]] = {"trained": [], "new": []}
-    count = 0
+    hits, count = [], 0
     for scene in scenes:
         (found,) = detector([scene.picture.permute(1, 2, 0).numpy()], [names])
         boxes = [(name, one.box) for name, objects in surest(found, 0.3).items() for one in objects]
@@ -275,9 +280,8 @@ def named_scores(detector: RegionDetector, scenes: Sequence[Boxed], left_out: Se
         for box, name in scene.named():
             overlaps = box_overlaps(box[None], corners)[0]
             right = len(boxes) > 0 and overlaps.max() >= 0.5 and boxes[int(overlaps.argmax())][0] == name
-            hits["new" if name in left_out else "trained"].append(bool(right))
-    shares = {kind: sum(one) / len(one) for kind, one in hits.items() if one}
-    return shares | {"precision": sum(map(sum, hits.values())) / max(count, 1)}
+            hits.append((name, bool(right)))
+    return _shares(hits, left_out) | {"precision": sum(right for _, right in hits) / max(count, 1)}
 
 
 def agreement(detector: RegionDetector, scenes: Sequence[Boxed]) -> dict[str, float]:
@@ -293,15 +297,13 @@ def agreement(detector: RegionDetector, scenes: Sequence[Boxed]) -> dict[str, fl
         picture, side = scene.picture.permute(1, 2, 0).numpy(), scene.picture.shape[-1]
         (found,) = detector([picture], [names])
         surest = [(one.score, name, torch.tensor(one.box)) for name in names for one in found[name]]
-        for box, name in zip(scene.boxes, scene.names):
+        named = name_boxes(judge, picture, (scene.boxes * side).tolist())
+        for box, name, told in zip(scene.boxes, scene.names, named):
             over = [
                 (score, said) for score, said, one in surest if box_overlaps(box[None], one[None] / side)[0, 0] >= 0.5
             ]
-            left, top, right, bottom = (box * side).round().int().tolist()
-            crop = cut_out(picture, (slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))))
-            (named,) = judge.name(torch.from_numpy(crop.copy()).permute(2, 0, 1)[None])
             said = max(over)[1] if over else None
-            hits.append((bool(over), said == name, named["style"] == name, said == named["style"]))
+            hits.append((bool(over), said == name, told["style"] == name, said == told["style"]))
     found = [one for one in hits if one[0]]
     shares = {"found": len(found) / len(hits)} if hits else {}
     if found:
@@ -394,10 +396,10 @@ def _arguments(description: str, arguments: list[str] | None, teacher: bool) -> 
     )
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw what the first head finds there, too")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier head in that folder")
-    parser.set_defaults(names="label")
     if not teacher:
+        parser.set_defaults(names="label")
         parser.add_argument("--samples", type=int, default=0, help="of the model to measure by, too (default: 0)")
-    if teacher:
+    else:
         parser.add_argument("--teacher", default="avatar-attributes", help="or shapes, or clip:<folder or hub id>")
         parser.add_argument(
             "--names", default="label", metavar="ATTRIBUTE", help="of boxes (default: label, the style)"

@@ -9,6 +9,7 @@ from threading import Event, Thread
 import torch
 
 INTERVAL = 0.02  # seconds between two readings
+SECONDS = 2.0  # of readings, behind a quarter of that to warm up
 
 
 def power_reader(device: torch.device) -> Callable[[], float] | None:
@@ -22,16 +23,13 @@ def power_reader(device: torch.device) -> Callable[[], float] | None:
     return lambda: torch.cuda.power_draw(device) / 1000
 
 
-def joules(
-    function: Callable[[], object], power: Callable[[], float], synchronize: Callable[[], None], seconds: float = 2.0
-) -> float:
+def joules(function: Callable[[], object], power: Callable[[], float], synchronize: Callable[[], None]) -> float:
     """Joules of one call, the device's idle power among them.
 
     Args:
         function: called again and again.
         power: watts now.
         synchronize: waits for what was called.
-        seconds: for so long, of which the first quarter is to warm up.
     """
     readings: list[float] = []
     ended = Event()
@@ -48,11 +46,11 @@ def joules(
             calls += 1
         return calls, time.perf_counter() - started
 
-    run(seconds / 4)
+    run(SECONDS / 4)
     reader = Thread(target=read, daemon=True)
     reader.start()
     try:
-        calls, spent = run(seconds)
+        calls, spent = run(SECONDS)
     finally:
         ended.set()
         reader.join()

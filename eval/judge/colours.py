@@ -7,7 +7,6 @@ import numpy as np
 from PIL import Image
 
 from brickwork.errors import loader_of
-from brickwork.eval.judge.crops import cut_out
 from brickwork.eval.judge.detectors import Detection
 from brickwork.eval.judge.requirements import COLOURS
 
@@ -153,14 +152,9 @@ class HairColours:
         self.judge = load_judge()
 
     def __call__(self, picture: np.ndarray, objects: Sequence[Detection], name: str) -> list[str]:
-        import torch
+        from brickwork.eval.judge.crops import name_boxes
 
-        named = []
-        for found in objects:
-            left, top, right, bottom = (max(0, round(side)) for side in found.box)
-            crop = cut_out(picture, (slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))))
-            named += self.judge.name(torch.from_numpy(crop.copy()).permute(2, 0, 1)[None])
-        return [one["hair_colour"] for one in named]
+        return [one["hair_colour"] for one in name_boxes(self.judge, picture, [found.box for found in objects])]
 
 
 def load_colours(name: str, device: Any = None) -> ColourNamer:

@@ -1,7 +1,21 @@
 """An avatar of a larger picture, cut out as the judge of attributes knows avatars."""
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
+import torch
 from PIL import Image
+
+from brickwork.eval.extractors.attributes import AttributeJudge
+
+
+def name_boxes(judge: AttributeJudge, picture: np.ndarray, boxes: Iterable[Sequence[float]]) -> list[dict[str, str]]:
+    """What a judge of attributes says of the avatars in boxes, left, top, right and bottom in pixels."""
+    crops = []
+    for box in boxes:
+        left, top, right, bottom = (max(0, round(side)) for side in box)
+        crops.append(cut_out(picture, (slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1)))))
+    return judge.name(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)) if crops else []
 
 
 def cut_out(picture: np.ndarray, part: tuple[slice, slice]) -> np.ndarray:

@@ -12,6 +12,7 @@ classes it was trained on and a third for new ones. New class names need no new 
 """
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -48,18 +49,15 @@ def crop_regions(maps: torch.Tensor, boxes: torch.Tensor, side: int) -> torch.Te
     return read.unflatten(2, (boxes.shape[1], side)).transpose(1, 2)
 
 
-def proposals(
-    scales: Sequence[float] = (0.2, 0.3, 0.45, 0.7), aspects: Sequence[float] = (1.0, 0.6, 1.6)
-) -> torch.Tensor:
+def proposals() -> torch.Tensor:
     """Boxes `(N, 4)` of several sizes and shapes all over a picture, at distances of a third of their sides."""
     found = []
-    for scale in scales:
-        for aspect in aspects:
-            width, height = scale * aspect**0.5, scale / aspect**0.5
-            across, down = (max(2, round(3 * (1 - length) / length) + 1) for length in (width, height))
-            lefts, tops = torch.linspace(0, 1 - width, across), torch.linspace(0, 1 - height, down)
-            corners = torch.cartesian_prod(lefts, tops)
-            found.append(torch.cat([corners, corners + torch.tensor([width, height])], dim=1))
+    for scale, aspect in product((0.2, 0.3, 0.45, 0.7), (1.0, 0.6, 1.6)):
+        width, height = scale * aspect**0.5, scale / aspect**0.5
+        across, down = (max(2, round(3 * (1 - length) / length) + 1) for length in (width, height))
+        lefts, tops = torch.linspace(0, 1 - width, across), torch.linspace(0, 1 - height, down)
+        corners = torch.cartesian_prod(lefts, tops)
+        found.append(torch.cat([corners, corners + torch.tensor([width, height])], dim=1))
     return torch.cat(found).clamp(0, 1)
 
 

@@ -21,7 +21,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,18 +34,16 @@ from torch import nn
 from brickwork.adapters.dino.adapter import DinoAdapter
 from brickwork.adapters.layout.adapter import LayoutAdapter
 from brickwork.adapters.modules import ModuleAdapter, ModuleHook, for_batch
-from brickwork.eval.extractors.attributes import load_judge
-from brickwork.eval.judge.crops import cut_out
+from brickwork.eval.judge.crops import name_boxes
 from brickwork.eval.judge.region_head import box_overlaps
 from brickwork.eval.metrics.attributes import asked_in
 from brickwork.eval.sets.decode import open_upright
 from brickwork.eval.sets.reader import undecoded
 from brickwork.training.commands.train import run_script
 from brickwork.training.data.images import crop_to, load_table
-from brickwork.training.studies.scenes_proof import Scenes, outlined
+from brickwork.training.studies.scenes_proof import Scenes, judge, outlined
 from brickwork.training.studies.side_by_side import SHOWN, SideBySide, add_arguments
 
-judge = cache(load_judge)
 WIDTHS = range(8, 1025, 8)  # that a rival may have, to be of equal size
 
 
@@ -285,12 +283,7 @@ def overlap(parts: Sequence[tuple[slice, slice]], asked: Sequence[Sequence[float
 
 def inside(picture: np.ndarray, boxes: Sequence[Sequence[float]], told: Sequence[str]) -> float | None:
     """The share of what phrases say of their boxes that the judge finds in these parts of a picture."""
-    crops = []
-    for box in boxes:
-        left, top, right, bottom = (round(edge * picture.shape[0]) for edge in box)
-        part = slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))
-        crops.append(cut_out(picture, part))
-    named = judge().name(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2))
+    named = name_boxes(judge(), picture, np.asarray(boxes) * picture.shape[0])
     shares = [share_named(found, asked_in(text, judge().attributes)) for found, text in zip(named, told, strict=True)]
     known = [share for share in shares if share is not None]
     return sum(known) / len(known) if known else None

@@ -67,6 +67,7 @@ from brickwork.training.commands.train import run_script
 from brickwork.training.data.images import crop_to, load_table, to_unit_range
 
 Shape = tuple[int, int]  # height, width
+judge = cache(load_judge)
 GROUP = 4  # held-out scenes whose losses are averaged: the groups' spread is the error
 BATCH = 16
 SMALLEST = 0.008  # of a picture's area, below which what differs from the ground is no avatar
@@ -135,13 +136,12 @@ def at_edge(part: tuple[slice, slice], picture: np.ndarray) -> bool:
 
 def measured(pictures: np.ndarray, avatars: Sequence[Sequence[str]]) -> dict[str, float | None]:
     """What pictures show of what their captions ask for; `None` for the attributes where no number is right."""
-    judge = _judge()
     found = [outlined(picture) for picture in pictures]
     edges = [at_edge(part, picture) for picture, parts in zip(pictures, found) for part in parts]
     right = [len(parts) == len(asked) for parts, asked in zip(found, avatars)]
     cut = [cut_out(picture, part) for picture, parts, ok in zip(pictures, found, right) if ok for part in parts]
-    told = [asked_in(text, judge.attributes) for asked, ok in zip(avatars, right) if ok for text in asked]
-    named = accuracy(judge.name(torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2)), told) if cut else {}
+    told = [asked_in(text, judge().attributes) for asked, ok in zip(avatars, right) if ok for text in asked]
+    named = accuracy(judge().name(torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2)), told) if cut else {}
     return {
         "found": sum(map(len, found)) / sum(map(len, avatars)),
         "right": float(np.mean(right)),
@@ -149,11 +149,6 @@ def measured(pictures: np.ndarray, avatars: Sequence[Sequence[str]]) -> dict[str
         "attributes": float(np.mean(list(named.values()))) if named else None,
         "style": named.get("style"),
     }
-
-
-@cache
-def _judge():
-    return load_judge()
 
 
 @contextlib.contextmanager
@@ -219,11 +214,8 @@ class Proof:
     def __init__(self, args: argparse.Namespace, models: Sequence[str] = MODELS):
         self.args, self.models, self.output = args, models, Path(args.output)
         self.pipeline = lru_cache(maxsize=1)(load_pipeline)
-        self.scenes = lru_cache(maxsize=None)(self._scenes)
+        self.scenes = cache(lambda model, split: Scenes(getattr(args, f"{model}_data"), split))
         self.sources = {"base": [None], "resadapter": args.adapter, "auto": args.adapter, "lora": args.lora}
-
-    def _scenes(self, model: str, split: str) -> Scenes:
-        return Scenes(getattr(self.args, f"{model}_data"), split)
 
     def conditions(self) -> dict[str, Any]:
         """What all numbers depend on."""
@@ -269,18 +261,18 @@ class Proof:
             scenes = self.scenes(model, "train")
             return lite_features(scenes.pictures(scenes.rows(size, self.args.samples), size))
 
-        def judge(pictures: np.ndarray, model: str, size: Shape) -> dict[str, float | None]:
+        def score(pictures: np.ndarray, model: str, size: Shape) -> dict[str, float | None]:
             scenes = self.scenes(model, "held_out_seeds")
             avatars = scenes.avatars(scenes.rows(size, self.args.samples))
             distance = kernel_distance(real(model, size), lite_features(pictures), subset_size=self.args.samples // 2)
             return measured(pictures, avatars) | {"kd": distance[0]}
 
         def compute(folder: Path, model: str, kind: str, seed: int, size: Shape) -> dict:
-            return judge(pictures_of(self.output / f"drawn/{model}/{kind}/{seed}/{name_of(size)}"), model, size)
+            return score(pictures_of(self.output / f"drawn/{model}/{kind}/{seed}/{name_of(size)}"), model, size)
 
         def themselves(folder: Path, model: str, size: Shape) -> dict:
             scenes = self.scenes(model, "held_out_seeds")
-            return judge(scenes.pictures(scenes.rows(size, self.args.samples), size), model, size)
+            return score(scenes.pictures(scenes.rows(size, self.args.samples), size), model, size)
 
         scenes = [
             Cell(f"judged/{model}/scenes/0/{name_of(size)}", partial(themselves, model=model, size=size))

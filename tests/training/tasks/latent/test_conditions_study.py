@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import Dinov2Config, Dinov2Model
 
+from brickwork.eval.judge.crops import cut_out
 from brickwork.pipelines.stable_diffusion import load_pipeline
 from brickwork.training.studies import conditions
 
@@ -138,7 +139,7 @@ def test_objects_are_matched_one_to_one_with_boxes():
 
 def test_what_is_in_a_box_is_named_there_and_nowhere_else():
     red, nothing = np.asarray(picture((2, 2, 29, 29))), np.full((32, 32, 3), 255, np.uint8)
-    cut = torch.from_numpy(conditions.cut_out(red, (slice(2, 30),) * 2).copy()).permute(2, 0, 1)
+    cut = torch.from_numpy(cut_out(red, (slice(2, 30),) * 2).copy()).permute(2, 0, 1)
     named = conditions.judge().name(cut[None])
     right = f"a {named[0]['style'].replace('-', ' ')} person"
     others = [style for style in conditions.judge().attributes["style"] if style != named[0]["style"]]
