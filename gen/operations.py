@@ -4,15 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_backward_flop_count, sdpa_flop_count
-
-
-def _cpu_attention(query, key, value, *args, out_shape=None, **kwargs) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-def _cpu_attention_backward(grad, query, key, value, *args, out_shape=None, **kwargs) -> int:
-    return sdpa_backward_flop_count(grad, query, key, value)
 
 
 def _convolution_backward(
@@ -20,6 +13,11 @@ def _convolution_backward(
 ) -> int:
     """Each gradient, of the sample and of the weights, meets every product of the forward pass once."""
     return (mask[0] + mask[1]) * conv_flop_count(sample, weight, grad, transposed)
+
+
+def weights_of(module: nn.Module) -> int:
+    """Numbers of a module's parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def count_operations(function: Callable[[], Any]) -> tuple[int, Any]:
@@ -33,8 +31,10 @@ def count_operations(function: Callable[[], Any]) -> tuple[int, Any]:
     """
     aten = torch.ops.aten
     mapping = {
-        aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_attention_backward,
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+            lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+        ),
         aten.convolution_backward: _convolution_backward,
     }
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:

@@ -12,6 +12,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from brickwork.adapters.pictures import pixels_of
 from brickwork.errors import whole_number
 from brickwork.gen.networks.video import inflate
 from brickwork.gen.parameterization import objective_of
@@ -287,7 +288,7 @@ class VideoPipeline(ClassToImagePipeline):
             if wrong or len(lengths) != 1 or lengths == {0}:
                 what = f"a {type(wrong[0]).__name__}" if wrong else f"clips of {sorted(lengths)} frames"
                 raise ValueError(f"`first_frames` has {what}; give PIL pictures, as many for each clip.")
-            given = torch.stack([torch.stack([_pixels(frame) for frame in clip], dim=1) for clip in clips])
+            given = 2 * torch.stack([torch.stack(pixels_of("first_frames", clip), dim=2)[0] for clip in clips]) - 1
         sides = tuple(side * self.vae_scale_factor for side in size)
         if given.ndim != 5 or given.shape[2] > frames or tuple(given.shape[3:]) != sides:
             raise ValueError(
@@ -295,8 +296,3 @@ class VideoPipeline(ClassToImagePipeline):
                 f"{sides[1]}), or pictures of that size, with at most the {frames} frames of a clip."
             )
         return self.encode(given.float())
-
-
-def _pixels(picture: Image.Image) -> torch.Tensor:
-    """`(3, H, W)` in [-1, 1]."""
-    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 127.5 - 1

@@ -21,6 +21,7 @@ from brickwork.gen.blocks.modulation import gated_residual_map, modulate_map
 from brickwork.gen.blocks.osa import OSABlock
 from brickwork.gen.blocks.resnet import ResNetBlock
 from brickwork.gen.compiling import compile_blocks
+from brickwork.gen.operations import weights_of
 
 NETWORKS = ("resnet-s", "osa-u-s", "resnet-rs-u-s", "ffnet-s", "giraffe-s")
 CHANNELS, CONDITION, SIDE, LAYERS = 256, 64, 32, 5
@@ -45,11 +46,11 @@ class DenseBlock(OSABlock):
 def of_equal_size(channels: int = CHANNELS) -> dict[str, nn.Module]:
     """A residual block, and blocks of both kinds with as many parameters, as near as their widths allow."""
     residual = ResNetBlock(channels, CONDITION)
-    wanted, found = _size(residual), {"residual": residual}
+    wanted, found = weights_of(residual), {"residual": residual}
     for name, kind in (("one-shot", OSABlock), ("dense", DenseBlock)):
         with torch.device("meta"):
             sizes = {
-                width: _size(kind(channels, CONDITION, mid_ratio=(width + 0.5) / channels, num_convs=LAYERS))
+                width: weights_of(kind(channels, CONDITION, mid_ratio=(width + 0.5) / channels, num_convs=LAYERS))
                 for width in range(4, channels + 1)
             }
         width = min(sizes, key=lambda width: abs(sizes[width] - wanted))
@@ -80,7 +81,7 @@ def bench_convolutions(
     }
     aggregated = [
         (
-            row["case"], f"{_size(blocks[row['case']]) / 1e6:.2f}", f"{row['operations'] / 1e9:.1f}",
+            row["case"], f"{weights_of(blocks[row['case']]) / 1e6:.2f}", f"{row['operations'] / 1e9:.1f}",
             f"{moved[row['case']][0] / 2**20:.0f}", f"{moved[row['case']][1] / 2**20:.0f}", spread(row["ratio"]),
         )
         for row in rows
@@ -100,10 +101,6 @@ def bench_convolutions(
             {"columns": columns, "rows": aggregated}, {"columns": ("network", "s", *ways), "rows": layouts},
         ],
     }  # fmt: skip
-
-
-def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _layouts(name: str, settings: Settings) -> dict[str, Callable]:

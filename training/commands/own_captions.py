@@ -4,7 +4,6 @@ A text-to-image model from nothing takes days that a folder of one's own does no
 is trained whole, or, where `model.base` names another, a LoRA over its UNet.
 """
 
-import time
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from brickwork.hub import shipped_names
 from brickwork.options import as_overrides
 from brickwork.pipelines.latents import pixels_per_latent
 from brickwork.pipelines.stable_diffusion import is_xl, load_pipeline
-from brickwork.training.commands.looked_at import SMALL_SET, Pictures, lengths
+from brickwork.training.commands.looked_at import SMALL_SET, Pictures, lengths, passes_per_second
 from brickwork.training.config.config import given_values, load_config
 from brickwork.training.config.latent import TextToImageConfig
 
@@ -93,14 +92,9 @@ def images_per_second(pipeline, config: TextToImageConfig) -> float:
         pooled = kind.projection_class_embeddings_input_dim - 6 * kind.addition_time_embed_dim
         further = {"text_embeds": torch.zeros(batch, pooled), "time_ids": torch.zeros(batch, 6)}
         given["added_cond_kwargs"] = {name: tensor.to(device) for name, tensor in further.items()}
-    times: list[float] = []
-    while len(times) < 2 or len(times) < 10 and sum(times) < 2:
-        start = time.perf_counter()
-        unet(sample, torch.zeros(batch, device=device), **given).sample.square().mean().backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return batch / (min(times) * OVERHEAD)
+    timestep = torch.zeros(batch, device=device)
+    passes = passes_per_second(device, lambda: unet(sample, timestep, **given).sample.square().mean())
+    return batch * passes / OVERHEAD
 
 
 def caption_column(found: Pictures) -> str:
@@ -118,14 +112,13 @@ def caption_column(found: Pictures) -> str:
 def _say(found: Pictures, config: TextToImageConfig, rate: float) -> list[str]:
     run, size, base = config.run, config.resolution.max_size, config.model.base
     trained = {"lora": "a LoRA over its UNet", "unet": "its UNet"}.get(config.parts.train, "its UNet and text encoder")
-    minutes = run.total_images / rate / 60
     lines = [
         f"{found.source}: {found.count:,} pictures with captions ({config.data.caption_column}), no classes; shorter "
         f"side {found.side} pixels.",
         f"Chosen: text to image, from {base}: {trained} at {size} pixels, precision {run.mixed_precision}, "
         f"{counted(run.batch_size)} a step.",
         f"Length: {run.total_images:,} images, {run.total_images / found.count:,.1f} times each, about "
-        f"{max(1, round(minutes))} min at {rate:,.0f} images/s.",
+        f"{max(1, round(run.total_images / rate / 60))} min at {rate:,.0f} images/s.",
         f"The run is in {run.output_dir}; values behind the folder beat these, such as {BASE}=FOLDER_OR_HUB_NAME of a "
         f"larger Stable Diffusion. Without captions: add --preset tiny-lego.",
     ]

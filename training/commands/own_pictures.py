@@ -6,7 +6,6 @@ command line go over it.
 
 import os
 import re
-import time
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ import torch
 from brickwork.errors import counted, shown
 from brickwork.options import as_overrides
 from brickwork.training.commands import own_captions
-from brickwork.training.commands.looked_at import SMALL_SET, Pictures, lengths, look_at
+from brickwork.training.commands.looked_at import SMALL_SET, Pictures, lengths, look_at, passes_per_second
 from brickwork.training.config.config import TrainConfig, given_values, load_config
 from brickwork.training.config.reading import read_yaml
 from brickwork.training.tasks.backbones import TrainedOn, build_model
@@ -81,15 +80,12 @@ def images_per_second(config: TrainConfig, class_names: list[str]) -> float:
     labels = torch.zeros(batch, dtype=torch.long, device=device) if class_names else None
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
     kind = dtypes.get(config.run.mixed_precision)
-    times: list[float] = []
-    while len(times) < 2 or len(times) < 10 and sum(times) < 2:
-        start = time.perf_counter()
+
+    def passing() -> torch.Tensor:
         with torch.autocast(device.type, kind, enabled=kind is not None):
-            network(sample, timestep, labels).sample.float().square().mean().backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return batch / (min(times) * OVERHEAD)
+            return network(sample, timestep, labels).sample.float().square().mean()
+
+    return batch * passes_per_second(device, passing) / OVERHEAD
 
 
 def begun(source: str, overrides: list[str]) -> Path | None:
@@ -127,12 +123,11 @@ def _say(found: Pictures, config: TrainConfig, preset: str, rate: float) -> list
     run, size = config.run, config.data.size
     names = [f"{name} {number:,}" for name, number in found.classes.items()]
     classes = f", {len(names)} classes: {', '.join(names[:12])}{', …' if len(names) > 12 else ''}" if names else ""
-    minutes = run.total_images / rate / 60
     lines = [
         f"{found.source}: {_counted(found.count)}{classes or ', no classes'}; shorter side {found.side} pixels.",
         f"Chosen: {preset} at {size} pixels, precision {run.mixed_precision}, {counted(run.batch_size)} a step.",
         f"Length: {run.total_images:,} images, {run.total_images / found.count:,.1f} times each, about "
-        f"{max(1, round(minutes))} min at {rate:,.0f} images/s.",
+        f"{max(1, round(run.total_images / rate / 60))} min at {rate:,.0f} images/s.",
         f"The run is in {run.output_dir}; values behind the folder beat these, such as data.size=64 or "
         f"run.total_images={2 * run.total_images}.",
         f"Then: brickwork generate {run.output_dir}",

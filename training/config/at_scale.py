@@ -12,7 +12,7 @@ from torch import nn
 
 from brickwork import compat
 from brickwork.eval.benchmark.memory import TensorBytes
-from brickwork.gen.operations import count_operations
+from brickwork.gen.operations import count_operations, weights_of
 
 FULL, HALF = 4, 2  # bytes of a number
 # Of each weight, sharded over all GPUs: itself, its gradient, AdamW's two averages, the moving average of the run.
@@ -96,11 +96,6 @@ def halve(network: nn.Module) -> None:
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(parameter.detach().to(torch.bfloat16)))
-
-
-def weights_of(module: nn.Module) -> int:
-    """Numbers of a module's parameters."""
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def memory_of_gpu(counted: Counted, gpus: int) -> dict[str, float]:
