@@ -8,7 +8,7 @@ a small one for the coarse and a large one for the fine (T-Stitch, arXiv 2402.14
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -256,13 +256,7 @@ class BrickRule:
                 f"A rule is {values!r}; write ['always'], ['never'] or ['sigma' | 'steps', low, high, …]."
             )
         unit, *ends = values
-        return cls("sigma", _WORDS[unit]) if not ends else cls.of_ranges(unit, list(zip(ends[::2], ends[1::2])))
-
-    @classmethod
-    def of_ranges(cls, unit: str, ranges: Sequence[tuple[float | None, float | None]]) -> "BrickRule":
-        """A rule of no range, one or several, rising; `None` is an open end."""
-        pairs = ((_number(f"{unit}_low", low, 0.0), _number(f"{unit}_high", high, math.inf)) for low, high in ranges)
-        return cls(unit, tuple(pairs))
+        return cls(unit, _numbers(unit, zip(ends[::2], ends[1::2]))) if ends else cls("sigma", _WORDS[unit])
 
     def __str__(self) -> str:
         describe = _describe_noise if self.unit == "sigma" else _describe_steps
@@ -355,12 +349,12 @@ class BrickSchedule(Schedule):
         if unknown:
             raise ValueError(f"`rules` names the bricks {unknown}; this stack has 0 to {len(windows) - 1}.")
         given = enumerate(rules.get(brick, (0, None)) for brick in range(len(windows)))
-        ranges = [[] if rule is None else _ranges(n, rule, ", or None to leave it out") for n, rule in given]
+        ranges = [() if rule is None else _ranges(n, rule, ", or None to leave it out") for n, rule in given]
         return cls._of_ranges(model, ranges)
 
     @classmethod
     def _of_ranges(cls, model: Any, ranges: Sequence[list[tuple[float, float]]]) -> "BrickSchedule":
-        schedule = cls(_windows_of(model), tuple(BrickRule.of_ranges("sigma", pairs) for pairs in ranges))
+        schedule = cls(_windows_of(model), tuple(BrickRule("sigma", tuple(pairs)) for pairs in ranges))
         schedule.validate(model)
         return schedule
 
@@ -485,14 +479,18 @@ def _listed(window_sizes: Sequence[int]) -> str:
     return ", ".join(map(str, window_sizes))
 
 
-def _ranges(name: Any, rule: Any, otherwise: str = "") -> list[tuple[float, float]]:
+def _ranges(name: Any, rule: Any, otherwise: str = "") -> tuple[tuple[float, float], ...]:
     """The ranges of noise levels `(low, high)` of a rule as a person writes it, one pair or a list of pairs."""
     pairs = rule if isinstance(rule, Sequence) and rule and _is_pair(rule[0]) else [rule]
     if not all(_is_pair(pair) for pair in pairs):
         raise ValueError(
             f"`rules[{name!r}]` is {rule!r}; give (sigma_low, sigma_high), a list of such pairs{otherwise}."
         )
-    return [(_number("sigma_low", low, 0.0), _number("sigma_high", high, math.inf)) for low, high in pairs]
+    return _numbers("sigma", pairs)
+
+
+def _numbers(unit: str, pairs: Iterable[Sequence]) -> tuple[tuple[float, float], ...]:
+    return tuple((_number(f"{unit}_low", low, 0.0), _number(f"{unit}_high", high, math.inf)) for low, high in pairs)
 
 
 def _is_pair(value: Any) -> bool:

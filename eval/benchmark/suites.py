@@ -28,7 +28,7 @@ from brickwork.eval.benchmark.networks import (
     step_of,
     subjects,
 )
-from brickwork.eval.benchmark.timing import Case, Stopwatch, fit_exponent, inside, interleave
+from brickwork.eval.benchmark.timing import Case, Spread, Stopwatch, fit_exponent, inside, interleave
 from brickwork.eval.report.numbers import spread
 from brickwork.gen.blocks.registry import build_block
 from brickwork.gen.operations import count_operations
@@ -100,7 +100,7 @@ def time_cases(
             "seconds": timings.seconds[number],
             "machine_rate": timings.rates[number],
             "fraction_of_machine": asdict(timings.fraction_of(number)),
-            "operations_per_second": asdict(timings.rate_of(number)),
+            "operations_per_second": asdict(Spread.of([case.operations / one for one in timings.seconds[number]])),
         }
         if base is not None:
             row["compared_with"] = bases[case.group]

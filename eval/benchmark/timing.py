@@ -66,10 +66,6 @@ class Timings:
         """Seconds of a run."""
         return Spread.of(self.seconds[number])
 
-    def rate_of(self, number: int) -> Spread:
-        """Operations a second."""
-        return Spread.of([self.cases[number].operations / seconds for seconds in self.seconds[number]])
-
     def fraction_of(self, number: int) -> Spread:
         """Share of the machine's own rate, each run against the product before it."""
         count = self.cases[number].operations

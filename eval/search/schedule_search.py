@@ -359,9 +359,10 @@ def search_brick_schedule(
     """
     one_of("weighting", weighting, WEIGHTINGS)
     searched = Searched.of(model, networks)
-    scheduler = _scheduler_of(model, scheduler)
+    scheduler = copy.deepcopy(scheduler or getattr(model, "scheduler", None)) or EDMHeunScheduler()
+    of_scheduler = objective_of(scheduler)  # which says what is wrong with schedulers of none
     scheduler.set_timesteps(num_inference_steps)
-    objective = objective or objective_of(scheduler)
+    objective = objective or of_scheduler
     network, size = searched.network, searched.size(height, width)
     costs = subnet_costs(network, *size)
     check_budget(budget, costs)
@@ -408,10 +409,3 @@ def _score_subnets(
         for model, before in zip(models, training):
             model.train(before)
     return losses
-
-
-def _scheduler_of(model, scheduler):
-    """A copy of the scheduler, checked."""
-    scheduler = copy.deepcopy(scheduler or getattr(model, "scheduler", None)) or EDMHeunScheduler()
-    objective_of(scheduler)  # which says what is wrong with others
-    return scheduler

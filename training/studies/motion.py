@@ -15,6 +15,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -143,8 +144,7 @@ class FrameByFrame(torch.nn.Module):
         return output
 
 
-@dataclass(frozen=True)
-class Figures:
+class Figures(NamedTuple):
     """What a pipeline made of the clips.
 
     Attributes:
@@ -157,10 +157,6 @@ class Figures:
     flicker: float
     kd: float | None
     drawn: np.ndarray
-
-    def values(self) -> list[float | None]:
-        """In the order of the table."""
-        return [self.loss, self.motion, self.flicker, self.kd]
 
 
 @torch.no_grad()
@@ -238,7 +234,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows = [clips]
     for name, alone in kinds:
         found = [measure(run, truth, args.steps, args.guidance, alone) for run in ways[name]]
-        told = [_told(values) for values in zip(*(one.values() for one in found))]
+        told = [_told(values) for values in zip(*(one[:-1] for one in found))]
         print(" | ".join([f"| {name}{', frame by frame' * alone}", *told]) + " |", flush=True)
         rows.append(found[0].drawn)
     if args.gif is not None:

@@ -30,10 +30,6 @@ class Stage(Phase):
     learns: tuple[int, ...] = ()
     runs: tuple[int, ...] | None = None
 
-    def with_a_learner(self, bricks: tuple[int, ...]) -> tuple[int, ...]:
-        """A subset of the bricks that run, with the last one that learns where it has none."""
-        return bricks if set(bricks) & set(self.learns) else (*bricks, self.learns[-1])
-
     def parameters(self, network: torch.nn.Module) -> set[str]:
         """The names of what learns.
 
@@ -143,14 +139,16 @@ def draw_bricks(
 ) -> tuple[int, ...] | None:
     """The bricks that a step runs; `None` for all.
 
-    All of its stage, or on a share `dropout` of the steps a random subset of them.
+    All of its stage, or on a share `dropout` of the steps a random subset of them, with the last one that
+    learns where it has none.
     """
     stage = stage or Stage(0, 0, tuple(range(num_bricks)))
     if random.random() >= dropout:
         return stage.runs
     bricks = range(num_bricks) if stage.runs is None else stage.runs
     subset = int(random.integers(1, 2 ** len(bricks)))
-    return stage.with_a_learner(tuple(brick for brick in bricks if subset >> brick & 1))
+    drawn = tuple(brick for brick in bricks if subset >> brick & 1)
+    return drawn if set(drawn) & set(stage.learns) else (*drawn, stage.learns[-1])
 
 
 def without_later_bricks(pipeline: Any, network: torch.nn.Module, bricks: tuple[int, ...] | None) -> Any:

@@ -184,7 +184,7 @@ def draw(
             started = time.perf_counter()
             pictures = pipe(**call).images
             seconds = time.perf_counter() - started
-        return Drawing(pictures, seconds, calls.operations(), calls.text())
+        return Drawing(pictures, seconds, calls.operations(), steps_text(calls.order))
 
 
 def _call(pipe, settings: Settings) -> tuple[dict, int]:
@@ -273,10 +273,6 @@ class Calls:
             counted, _ = count_operations(lambda args=args, kwargs=kwargs: self.network(*args, **kwargs))
             total += self.times[key] * counted
         return total
-
-    def text(self) -> str:
-        """Evaluations by subnet, in their order."""
-        return steps_text(self.order)
 
 
 @contextmanager

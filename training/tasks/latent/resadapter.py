@@ -129,16 +129,12 @@ def add_resadapter(
     if base_norms:
         # torch's CPU kernel for the gradient of a group norm's weight reads outside its memory where the input is
         # in channels-last order and has no gradient itself.
-        unet.conv_in.register_forward_hook(_ask_for_gradients)
+        unet.conv_in.register_forward_hook(lambda *call: call[-1].requires_grad_(torch.is_grad_enabled()))
     for key in base_norms:
         parameter = unet.get_parameter(key)
         parameter.data = norms.get(key, parameter.detach()).to(parameter.device, torch.float32)
         parameter.requires_grad_(True)
     return ResAdapterInTraining(unet, alphas, base_norms, info)
-
-
-def _ask_for_gradients(module: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-    output.requires_grad_(torch.is_grad_enabled())
 
 
 def _add_lora(unet, ranks: dict[str, int], alphas: dict[str, float], start: dict[str, LowRank]) -> None:
