@@ -127,7 +127,6 @@ class CompositeDenoiser(Parted, ModelMixin, ConfigMixin, Adaptable):
         Raises:
             ValueError: for a network without stages that take residuals, or another composition.
         """
-        one_of("composition", composition, COMPOSITIONS)
         lack = "has no stages whose ports take residuals"
         model = load_part("model_or_folder", model_or_folder, KINDS, lack)
         with torch.device("meta"):

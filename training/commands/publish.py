@@ -189,7 +189,9 @@ def model_card(
     start = config.model.init_from and _ending(config.model.init_from)
     # Headings of the attribution two levels down, below the card's own.
     licences = re.sub("^#", "###", (attribution or "").strip(), flags=re.MULTILINE)
-    further = {"duration": _duration(figures["hours"]), "epochs": figures["images"] / figures["train_images"]}
+    hours = figures["hours"]
+    duration = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+    further = {"duration": duration, "epochs": figures["images"] / figures["train_images"]}
     further |= {"configuration": _portable(config).strip(), "start": start, "licences": licences, "license": license}
     return filled(CARD, name=name, config=config, sampler=sampler, samples=CARD_SAMPLES, **figures, **further)
 
@@ -208,7 +210,3 @@ def _portable(config) -> str:
 def _ending(path: str) -> str:
     """A folder's own name and the one above it, which is the run's where this is its pipeline."""
     return "/".join(Path(path).parts[-2:])
-
-
-def _duration(hours: float) -> str:
-    return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"

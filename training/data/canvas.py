@@ -6,7 +6,6 @@ the opposite one, as windows do that a sampler shifts over the canvas. Coordinat
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -130,8 +129,6 @@ class CanvasStream(TrainingStream):
         room = min(side / length for other in chosen for side, length in zip(images.natural_size(other), shape))
         canvas = lay_out(shape, max(1.0, min(scale, room)), aspect, tall)
         corner = draw_corner(random, canvas, shape)
-        crop = cut(canvas, corner, shape, [partial(self._tile, other, canvas.tile) for other in chosen])
+        tiles = [lambda other=other: crop_to(images.decoded(other), *canvas.tile) for other in chosen]
+        crop = cut(canvas, corner, shape, tiles)
         return to_unit_range(crop), int(label), (*corner, canvas.height, canvas.width)
-
-    def _tile(self, row: int, shape: tuple[int, int]) -> np.ndarray:
-        return crop_to(self.images.decoded(row), *shape)
