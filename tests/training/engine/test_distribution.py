@@ -33,4 +33,11 @@ def test_fsdp2_refuses_networks_that_draw_with_a_part():
     accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True)
     task = SimpleNamespace(accelerator=accelerator, network=network, drawn_in_part=True)
     with pytest.raises(ValueError, match="a part of a UNetWithText.*one_node.yaml or deepspeed.yaml"):
-        fit_distribution(task, None, None)
+        fit_distribution(task, None, SimpleNamespace(type="adamw"))
+
+
+def test_fsdp2_refuses_muon():
+    accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True)
+    task = SimpleNamespace(accelerator=accelerator, network=None)
+    with pytest.raises(ValueError, match="`optimizer.type` is 'muon'.*take adamw, or launch with one_node.yaml"):
+        fit_distribution(task, None, SimpleNamespace(type="muon"))
