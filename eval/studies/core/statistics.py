@@ -5,9 +5,6 @@ from dataclasses import dataclass
 from math import isnan, sqrt
 from statistics import fmean, stdev
 
-import torch
-from torchmetrics.functional import kendall_rank_corrcoef
-
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean, and standard deviation, which is `None` for a single value."""
@@ -55,6 +52,9 @@ def compare_pairs(
 
 def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Agreement of two orders (tau-b, Kendall 1945): 1 for the same, -1 for the reverse; `None` if one is all ties."""
+    import torch  # here, as `--help` does not wait for it
+    from torchmetrics.functional import kendall_rank_corrcoef
+
     orders = (torch.tensor([*values], dtype=torch.float64) for values in (first, second))
     tau = kendall_rank_corrcoef(*orders).item()
     return None if isnan(tau) else tau

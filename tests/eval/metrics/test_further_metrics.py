@@ -180,5 +180,5 @@ def test_calc_scores_a_pipeline_on_what_its_folder_says(lego, tmp_path):
         trained_for()
     assert saved_objective(brickwork.pretrained("lego-avatars-64")) == (
         "edm",
-        {"p_mean": 0.0, "p_std": 1.2, "sigma_data": 1.0},
+        {"p_mean": -0.3, "p_std": 1.2, "sigma_data": 1.0},
     )
