@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import tarfile
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,8 +22,8 @@ import numpy as np
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from forks import LONGEST, ForkedCell
 from PIL import Image
-from tqdm import tqdm
 
 import brickwork
 from brickwork import cli
@@ -36,7 +35,6 @@ FACES = [f"data.source={SAMPLE}", "data.classes=[Smileys & Emotion]", "data.grou
 FACES += ["data.held_out=0.2"]
 LEGO = {"window_sizes": [16, 8], "patch_sizes": [4, 2], "num_layers": [1, 1], "hidden_sizes": 8}
 LEGO["num_attention_heads"] = 2
-_LONGEST = 300  # seconds of a command
 # What writes nothing, or nothing at a place that it is given; `app` draws through the pipelines, one file at a time.
 READ_ONLY = {"app", "completion", "env", "evaluate compare", "info", "plan"}
 
@@ -156,33 +154,11 @@ def few_samples() -> None:
 
 def cells_in_forks() -> None:
     """Cells of a study are forked, and their memory is not measured."""
-    import multiprocessing
-
-    from brickwork.eval.studies.core import child, processes
+    from brickwork.eval.studies.core import processes
     from brickwork.training.studies import timed
 
-    class Forked:
-        def __init__(self, command, stdout, **options):
-            def compute():
-                sys.stdout = sys.stderr = open(stdout.fileno(), "a", buffering=1, closefd=False)
-                os._exit(child.main(command[3:]))
-
-            self.process = multiprocessing.get_context("fork").Process(target=compute)
-            self.process.start()
-
-        returncode = property(lambda self: self.process.exitcode)
-
-        def poll(self):
-            return self.process.exitcode
-
-        def send_signal(self, number):
-            os.kill(self.process.pid, number)
-
-        def wait(self):
-            self.process.join()
-
     small_extractor()
-    processes.Popen = Forked
+    processes.Popen = ForkedCell
     timed.peak_during = lambda function, device: function() or {"peak": 2**20}
 
 
@@ -468,11 +444,10 @@ def start(
     status, said = 70, io.StringIO()
     try:
         os.setsid()  # cells that it starts are killed with it
-        signal.alarm(_LONGEST)  # a process that waits for good ends itself, and so fails
+        signal.alarm(LONGEST)  # a process that waits for good ends itself, and so fails
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             command.stand_ins()
             AcceleratorState._reset_state(reset_partial_state=True)  # as a new process has it
-            _own_lock_of_bars()
             before()
             status = cli.main(arguments)
     except SystemExit as stop:  # what argparse says no to
@@ -485,14 +460,6 @@ def start(
         elif status:
             sys.__stderr__.write(said.getvalue()[-500:] + "\n")
         os._exit(status)
-
-
-def _own_lock_of_bars() -> None:
-    """A lock for progress bars that is not shared by forks, of which a killed one would keep it for good."""
-    lock, kinds = threading.RLock(), [tqdm]
-    for kind in kinds:  # a kind that has used its lock has one of its own
-        kind.set_lock(lock)
-        kinds += kind.__subclasses__()
 
 
 def run_out(command: Command, arguments: list[str], before: Callable[[], None] = lambda: None) -> tuple[int, str]:

@@ -48,8 +48,9 @@ WIDTHS = range(8, 1025, 8)  # that a rival may have, to be of equal size
 
 
 def of_equal_size(count: Callable[[int], int], wanted: int) -> int:
-    """The width at which a rival's parameters are nearest to a number."""
-    return min(WIDTHS, key=lambda width: abs(count(width) - wanted))
+    """The width at which a rival's parameters are nearest to a number; `count` makes them, of no memory."""
+    with torch.device("meta"):
+        return min(WIDTHS, key=lambda width: abs(count(width) - wanted))
 
 
 def own(parts: nn.Module, frozen: Sequence[str] = ()) -> int:

@@ -15,12 +15,14 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from tqdm import tqdm
 
 from brickwork.training.config.config import load_config
 from brickwork.training.engine.checkpoints import CheckpointFolder
@@ -71,6 +73,7 @@ def start(folder: Path, steps: int, workers: int) -> int:
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
         torch.set_num_threads(1)
+        tqdm.set_lock(threading.RLock())  # its own is shared, and a killed process would keep it for good
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
         train(prepare(BackboneTask, config_of(folder, steps, workers)))

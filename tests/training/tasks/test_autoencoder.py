@@ -176,7 +176,8 @@ def test_bad_settings_of_the_adversary_name_their_values(options):
 def test_a_wider_autoencoder_takes_over_the_latents_of_another(build, tmp_path, final_tensors):
     train(build("vae"))
     start = tmp_path / "vae" / "vae"
-    wide = ("model.config.block_out_channels=[8, 16]", "run.total_images=200", "optimizer.type=muon")
+    rarely = [f"run.{what}_images=200" for what in ("total", "log", "sample", "checkpoint")]
+    wide = ("model.config.block_out_channels=[8, 16]", "optimizer.type=muon", *rarely)
     same = f"objectives=[{{type: same_latents, teacher: {start}, weight: WEIGHT}}]"
     train(build("free", *wide, same.replace("WEIGHT", "0")))
     train(build("tied", *wide, same.replace("WEIGHT", "10")))
