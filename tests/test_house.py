@@ -250,7 +250,8 @@ def test_the_pages_hold_for_the_wheel(installed, tmp_path):
 
     `test_docs.py` runs all of it in the clone.
     """
-    for name in ("README.md", "CONTRIBUTING.md", "pyproject.toml", "tests/conftest.py", "tests/test_docs.py"):
+    tests = [f"tests/{name}.py" for name in ("conftest", "forks", "test_docs")]
+    for name in ("README.md", "CONTRIBUTING.md", "pyproject.toml", *tests):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
