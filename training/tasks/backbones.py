@@ -9,6 +9,7 @@ import torch
 
 from brickwork import compat
 from brickwork.errors import explained, no_unknown, one_of
+from brickwork.eval.sampling.pipelines import pipeline_folder
 from brickwork.gen.networks import NETWORKS, load_network_class
 from brickwork.gen.networks.lego import LegoTransformer2DModel
 from brickwork.gen.networks.parts import Parted
@@ -214,9 +215,10 @@ def build_objective(settings: ObjectiveConfig) -> Any:
 
 
 def _saved_model(kind: type, source: str, data: TrainedOn, any_bricks: bool) -> torch.nn.Module:
-    inside = Path(source) / "transformer"  # a pipeline's folder
     with explained(f"`model.init_from` is {source!r}, which holds no {kind.__name__}"):
-        model = kind.from_pretrained(inside if inside.is_dir() else source, **saved_variant(source))
+        folder = Path(pipeline_folder(source))
+        inside = folder / "transformer"
+        model = kind.from_pretrained(inside if inside.is_dir() else str(folder), **saved_variant(folder))
     model = _told_of_augmentation(_of_classes(model, data.class_names), data.augment_dim)
     check_fits_data(model, "model.init_from", source, data.class_names, data.channels)
     if hasattr(model, "num_bricks"):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from brickwork import LegoTransformer2DModel
+from brickwork import LegoTransformer2DModel, pretrained
 from brickwork.gen.networks.parts import Parted
 from brickwork.training import train_backbone
 from brickwork.training.config.config import load_config
@@ -99,6 +99,16 @@ def test_saved_weights_must_be_of_the_network_described(tmp_path, capsys):
         described = f"model.config={stack | {'hidden_sizes': width}}"
         assert train_backbone.main([*words, described, "--dry-run"]) == status
     assert "holds another network" in capsys.readouterr().err
+
+
+def test_weights_that_ship_are_begun_with_by_name():
+    names = list(
+        LegoTransformer2DModel.load_config(pretrained("lego-avatars-64"), subfolder="transformer")["id2label"].values()
+    )
+    config = load_config("lego_avatars_64_muon", ["model.init_from=lego-avatars-64"])
+    model = build_model(config.model, config.objective, TrainedOn(names, config.data.size, 4))
+    whole = LegoTransformer2DModel.from_pretrained(pretrained("lego-avatars-64"), subfolder="transformer")
+    assert all(torch.equal(ours, other.float()) for ours, other in zip(model.parameters(), whole.parameters()))
 
 
 @pytest.mark.parametrize("name", list_recipes())
