@@ -54,7 +54,7 @@ def subnet_losses(
     model,
     pairs: PairedSet,
     objective,
-    levels: Sequence[float],
+    levels: Sequence[float] | None,
     subnets: Iterable[str],
     batch_size: int = 32,
     on_batch: Callable[[], None] | None = None,
@@ -63,9 +63,10 @@ def subnet_losses(
 
     Args:
         model: a network, or several by name, in evaluation mode.
-        pairs: images, labels and the seed of the noise; its own levels are not used.
+        pairs: images, labels and the seed of the noise.
         objective: what the network was trained for (see `brickwork.gen.parameterization`).
         levels: noise levels, in the unit of schedules (`objective.sigma_of`); image i at level j meets one noise.
+            `None` for those of the list.
         subnets: their names.
         batch_size: images at once.
         on_batch: called after each batch of each run, for a progress bar.
@@ -74,6 +75,8 @@ def subnet_losses(
         For each subnet, and those that its run hands out too, the losses `(len(levels), images)` in float64.
     """
     runs = runs_of(model, subnets)
+    if levels is None:
+        levels = objective.sigma_of(objective.noise_levels(torch.tensor(pairs.levels))).tolist()
     losses = {name: np.zeros((len(levels), len(pairs.images))) for run in runs for name in run}
     first = next(iter(model.values())) if isinstance(model, Mapping) else model
     device = next(first.parameters()).device

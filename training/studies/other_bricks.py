@@ -55,8 +55,7 @@ def training_operations(stages: Sequence[tuple[int, int]], images: float = np.in
 
 def losses_of(model: torch.nn.Module, pairs: PairedSet, objective) -> np.ndarray:
     """The loss of every estimate at every level of every image, `(bricks, levels, images)`."""
-    sigmas = objective.noise_levels(torch.tensor(pairs.levels)).tolist()
-    found = subnet_losses(model, pairs, objective, sigmas, [name_of(range(model.num_bricks))])
+    found = subnet_losses(model, pairs, objective, None, [name_of(range(model.num_bricks))])
     return np.stack(list(found.values()))
 
 

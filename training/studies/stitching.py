@@ -161,8 +161,7 @@ class Stitching:
         images, objective = build_images(self.config.data), build_objective(self.config.objective)
         pairs = build_held_out(images, images.split(self.config.data.held_out)[1])
         model = denoiser_of(load_pipeline(str(self.networks()[network]))).eval()
-        levels = objective.noise_levels(torch.tensor(pairs.levels)).tolist()
-        losses = subnet_losses(model, pairs, objective, levels, subnet_names(model))
+        losses = subnet_losses(model, pairs, objective, None, subnet_names(model))
         return {name: values.mean(axis=0).tolist() for name, values in losses.items()}
 
     def ways(self, results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

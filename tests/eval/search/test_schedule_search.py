@@ -93,15 +93,15 @@ def test_steps_know_their_evaluations():
     assert [len(step.levels) for step in sampler_steps(euler)] == [1, 1, 1]
 
 
-def test_every_set_of_bricks_scores_what_paired_loss_says(model):
-    pairs, objective = make_pairs(3, 3, 8, 8), EDMObjective()
-    sigmas = objective.noise_levels(torch.tensor(pairs.levels)).tolist()
-    subsets = list(map(name_of, brick_subsets(3, "any")))
-    found = subnet_losses(model, pairs, objective, sigmas, subsets, batch_size=2)
+@pytest.mark.parametrize("objective", [EDMObjective(), EpsilonObjective(), FlowObjective()])
+def test_every_set_of_bricks_scores_what_paired_loss_says(model, objective):
+    """At the levels of the list, whatever an objective counts them in."""
+    pairs, subsets = make_pairs(3, 3, 8, 8), list(map(name_of, brick_subsets(3, "any")))
+    found = subnet_losses(model, pairs, objective, None, subsets, batch_size=2)
     assert sorted(found) == sorted(subsets)
     for subset in subsets:
         expected = list(paired_loss(model, pairs, objective, subnet=subset)["per_level"].values())
-        assert found[subset].shape == (len(sigmas), 3)
+        assert found[subset].shape == (len(pairs.levels), 3)
         assert found[subset].mean(axis=1).tolist() == pytest.approx(expected, rel=1e-5)
 
 
