@@ -11,15 +11,18 @@ from diffusers import AutoencoderKL
 
 from brickwork.errors import explained, one_of
 from brickwork.eval.report.pictures import grid
-from brickwork.eval.sampling.pipelines import load_vae
+from brickwork.eval.sampling.pipelines import load_pipeline, load_vae, pipeline_folder
 from brickwork.gen.networks.autoencoder import UnequalAutoencoderKL
-from brickwork.pipelines.latents import moments
+from brickwork.gen.parameterization import make_objective
+from brickwork.pipelines.latents import moments, scale, unscale
+from brickwork.pipelines.objective_file import saved_objective
 from brickwork.training.config.config import TrainConfig, require_task
 from brickwork.training.data.images import LabelledImages, images_of
 from brickwork.training.data.stream import TrainingStream
 from brickwork.training.engine.previews import averaged_copy, show_sheet
 from brickwork.training.engine.schedule import course
 from brickwork.training.objectives.divergence import DivergenceObjective
+from brickwork.training.objectives.steps import CLEAN, SIGMA_MIN, Paths
 from brickwork.training.task import Step, Task
 from brickwork.training.tasks.brick_by_brick import frozen_digest
 
@@ -40,6 +43,9 @@ class AutoencoderTask(Task):
 
     A decoder that learns alone goes on as that of `model.init_from`; or, of other widths, as `model.config` has it,
     from that of the autoencoder `objective.options.decoder`, or anew (`decoder: new`).
+
+    With `redrawn_by`, a pipeline on these latents, it learns besides from latents as that pipeline leaves them: half
+    of each batch has noise of up to `redrawn_level` added, which the pipeline's network takes away again.
     """
 
     configuration = TrainConfig
@@ -50,6 +56,8 @@ class AutoencoderTask(Task):
     decoder_alone: bool
     noise: float
     decoder: str | None
+    redrawn_by: str | None
+    redrawn_level: float
 
     @classmethod
     def build(cls, config: TrainConfig, accelerator: Accelerator, dry_run: bool = False) -> Self:
@@ -75,6 +83,9 @@ class AutoencoderTask(Task):
             )
         if task.noise:
             task.network.post_quant_conv.register_forward_pre_hook(partial(with_noise, share=task.noise))
+        if task.redrawn_by is not None:
+            redraw = Redraw(task.redrawn_by, task.network, task.redrawn_level, accelerator.device)
+            task.network.post_quant_conv.register_forward_pre_hook(redraw)
         if task.decoder_alone:
             for part in (task.network.encoder, task.network.quant_conv):
                 part.requires_grad_(False)
@@ -97,18 +108,22 @@ class AutoencoderTask(Task):
         learns: str = "all",
         noise: float = 0.0,
         decoder: str | None = None,
+        redrawn_by: str | None = None,
+        redrawn_level: float = 0.6,
     ) -> None:
-        if min(kl_weight, noise) < 0 or min_size < STEP:
+        if min(kl_weight, noise, redrawn_level) < 0 or min_size < STEP:
             raise ValueError(
-                f"`objective.options` are kl_weight {kl_weight}, noise {noise}, min_size {min_size}; give 0 or more "
-                f"for the first two, and at least {STEP}."
+                f"`objective.options` are kl_weight {kl_weight}, noise {noise}, redrawn_level {redrawn_level}, "
+                f"min_size {min_size}; give 0 or more for the first three, and at least {STEP}."
             )
         self.noise, self.decoder = float(noise), decoder
-        if decoder is not None and learns != "decoder":
-            raise ValueError(
-                f"`objective.options.decoder` is {decoder!r} and `learns` {learns!r}; give it where the decoder alone "
-                "learns."
-            )
+        self.redrawn_by, self.redrawn_level = redrawn_by, float(redrawn_level)
+        for name, given in (("decoder", decoder), ("redrawn_by", redrawn_by)):
+            if given is not None and learns != "decoder":
+                raise ValueError(
+                    f"`objective.options.{name}` is {given!r} and `learns` {learns!r}; give it where the decoder "
+                    "alone learns."
+                )
         self.decoder_alone = one_of("objective.options.learns", learns, ("all", "decoder")) == "decoder"
         self.objectives, self.min_size = [DivergenceObjective(weight=kl_weight)], int(min_size)
 
@@ -198,6 +213,52 @@ def with_noise(module: torch.nn.Module, latents: tuple[torch.Tensor], share: flo
         return None
     (raw,) = latents
     return raw + share * torch.rand(len(raw), 1, 1, 1, device=raw.device) * raw.detach().std() * torch.randn_like(raw)
+
+
+class Redraw:
+    """A hook before the decoder: in training, half of the latents as a pipeline's network leaves them.
+
+    Args:
+        name: of the pipeline, class-conditional or not, on latents of the same encoder.
+        vae: whose decoder learns.
+        highest: the most noise that is added, in standard deviations of the pipeline's latents; each picture has its
+            own, from 0 up. It is taken away in two steps and without guidance.
+        device: to compute on.
+
+    Raises:
+        ValueError: for a pipeline of pixels or of other latents, and one that does not say what its network predicts.
+    """
+
+    def __init__(self, name: str, vae: AutoencoderKL, highest: float, device: torch.device):
+        pipeline, objective = load_pipeline(name), saved_objective(pipeline_folder(name))
+        other = pipeline.vae.config if pipeline.vae is not None else {}
+        keys = ("latent_channels", "scaling_factor", "shift_factor")
+        if objective is None or any(other.get(key) != vae.config.get(key) for key in keys):
+            raise ValueError(
+                f"`objective.options.redrawn_by` is {name!r}, which does not draw latents of this autoencoder "
+                f"({', '.join(f'{key} {vae.config.get(key)}' for key in keys)}); name a pipeline trained on them."
+            )
+        self.network, self.vae, self.highest = pipeline.transformer.float().eval().to(device), vae, highest
+        self.paths = Paths(make_objective(*objective, "objective"))
+
+    @torch.no_grad()
+    def __call__(self, module: torch.nn.Module, latents: tuple[torch.Tensor]) -> torch.Tensor | None:
+        if not module.training:
+            return None
+        (raw,) = latents
+        clean = scale(self.vae, raw)
+        level = (self.highest * torch.rand(len(raw), device=raw.device)).clamp(min=SIGMA_MIN)
+        levels = torch.stack([level, level / 4, torch.full_like(level, CLEAN)])
+        sample, _ = self.paths.inputs(clean, torch.randn_like(clean), level)
+        classes = self.network.config.num_classes
+        none = None if classes is None else torch.full((len(raw),), classes, device=raw.device)
+
+        def ask(sample: torch.Tensor, level: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            return self.network(sample, timestep, none, return_dict=False)[0][:, : sample.shape[1]].float()
+
+        drawn = unscale(self.vae, self.paths.follow(ask, sample.float(), levels))
+        chosen = torch.rand(len(raw), 1, 1, 1, device=raw.device) < 0.5
+        return torch.where(chosen, drawn, raw)
 
 
 def latent_scale(vae: AutoencoderKL, images: LabelledImages, rows: np.ndarray) -> float:

@@ -14,7 +14,7 @@ from brickwork.training.engine.loop import prepare, train
 from brickwork.training.objectives.divergence import DivergenceObjective
 from brickwork.training.objectives.patch_adversarial import PatchAdversarialObjective
 from brickwork.training.task import Step
-from brickwork.training.tasks.autoencoder import AutoencoderTask, at_random_size, with_noise
+from brickwork.training.tasks.autoencoder import AutoencoderTask, Redraw, at_random_size, with_noise
 from brickwork.training.train_autoencoder import main
 
 SAMPLE = Path(__file__).parents[2] / "data" / "emoji" / "sample.parquet"
@@ -256,3 +256,47 @@ def test_widths_that_do_not_fit_are_refused(build, tmp_path, override, message):
     words = (*WIDE, "model.config.block_out_channels=[6, 8]", "objective.options={learns: decoder, decoder: new}")
     with pytest.raises(ValueError, match=message):
         build("other", *words, f"model.init_from={folder}", override.replace("VAE", folder))
+
+
+def test_half_of_the_latents_are_redrawn_in_training_alone():
+    vae = load_vae("lego-avatars-64")
+    redraw, layer = Redraw("lego-avatars-64", vae, 0.3, torch.device("cpu")), torch.nn.Conv2d(4, 4, 1)
+    picture = torch.linspace(-1, 1, 64).expand(1, 3, 64, 64)  # nothing that the network knows
+    with torch.no_grad():
+        raw = vae.encode(picture).latent_dist.mean.expand(32, -1, -1, -1)
+    torch.manual_seed(0)
+    change = (redraw(layer.train(), (raw,)) - raw).square().mean(dim=(1, 2, 3)).sqrt() * vae.config.scaling_factor
+    assert 6 < (change > 0).sum() < 26 and change.max() < 0.5
+    assert redraw(layer.eval(), (raw,)) is None
+    redraw.highest = 0.0
+    torch.testing.assert_close(redraw(layer.train(), (raw,)), raw, rtol=0.01, atol=0.05)
+
+
+def test_a_network_that_knows_the_picture_redraws_it_as_it_was():
+    vae = load_vae("lego-avatars-64")
+    redraw = Redraw("lego-avatars-64", vae, 2.0, torch.device("cpu"))
+    raw = torch.randn(8, 4, 4, 4)
+    clean = raw * vae.config.scaling_factor
+
+    def know(sample, timestep, labels, return_dict):
+        level, found = (4 * timestep).exp()[:, None, None, None], redraw.paths.parameterization
+        noise = (sample * (level**2 + found.sigma_data**2).sqrt() - clean) / level
+        return (found.target(clean, noise, level.flatten()),)
+
+    redraw.network.forward = know
+    torch.testing.assert_close(redraw(torch.nn.Conv2d(4, 4, 1), (raw,)), raw, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["lego-avatars-64", "avatars-sd-64"])
+def test_pipelines_of_other_latents_redraw_nothing(build, tmp_path, name):
+    train(build("vae"))
+    words = (
+        f"model.init_from={tmp_path / 'vae' / 'vae'}",
+        f"objective.options={{learns: decoder, redrawn_by: {name}}}",
+    )
+    with pytest.raises(
+        ValueError, match=f"`objective.options.redrawn_by` is '{name}', which does not draw latents of"
+    ):
+        build("other", *words)
+    with pytest.raises(ValueError, match=f"`objective.options.redrawn_by` is '{name}' and `learns` 'all'"):
+        build("other", f"objective.options={{redrawn_by: {name}}}")
