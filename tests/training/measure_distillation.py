@@ -10,6 +10,7 @@ import argparse
 
 import numpy as np
 import torch
+from diffusers import EDMEulerScheduler
 
 from brickwork.eval.report.pictures import grid, save_picture
 from brickwork.eval.sampling.pipelines import load_pipeline
@@ -39,6 +40,9 @@ def main() -> None:
     parser.add_argument("--picture", help="a PNG with the first eight images of each")
     args = parser.parse_args()
     teacher, student, few = (load_pipeline(name) for name in (args.teacher, args.student, args.teacher))
+    # Where a sampler draws noise of its own, a picture does not follow from its start.
+    if teacher.scheduler.config.get("algorithm_type", "").startswith("sde"):
+        teacher.register_modules(scheduler=EDMEulerScheduler(sigma_data=teacher.scheduler.config.sigma_data))
     few.register_modules(scheduler=student.scheduler)
     steps, guided = student.config.num_inference_steps, {"guidance_scale": args.guidance}
     windows = {"windows": "fixed"} if "windows" in student.config else {}
