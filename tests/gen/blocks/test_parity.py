@@ -85,14 +85,14 @@ def load_original(block, name, names):
 def test_i2rmb_equals_the_authors():
     block = build_block("i2rmb", 16, 8, {"attention_head_dim": 8, "window_size": 8}, {"modulation": "none"})
     block, sample, expected = load_original(block, "i2rmb", I2RMB_NAMES)
-    torch.testing.assert_close(block(sample, torch.zeros(2, 8)), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(block(sample, torch.zeros(2, 8)), expected, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
 def test_maxvit_equals_timm():
     block = build_block("maxvit", 16, 8, {"attention_head_dim": 8, "window_size": 4}, {"modulation": "none"})
     block, sample, expected = load_original(block, "maxvit", MAXVIT_NAMES)
-    torch.testing.assert_close(block(sample, torch.zeros(2, 8)), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(block(sample, torch.zeros(2, 8)), expected, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
@@ -101,7 +101,7 @@ def test_sra_equals_the_authors(ratio):
     own = {"sr_ratio": ratio, "modulation": "none"}
     block = build_block("sra", 8, 8, {"attention_head_dim": 4, "mlp_ratio": 2.0}, own)
     block, sample, expected = load_original(block, f"sra_{ratio}", SRA_NAMES)
-    torch.testing.assert_close(block(sample, torch.zeros(1, 8)), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(block(sample, torch.zeros(1, 8)), expected, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
@@ -113,7 +113,7 @@ def test_osa_equals_timm(depthwise):
         build_block("osa", 16, 8, own=own), "osa_depthwise" if depthwise else "osa", names
     )
     expected = expected + sample if depthwise else expected  # timm's has no residual beside a 1×1
-    torch.testing.assert_close(block(sample, torch.zeros(2, 8)), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(block(sample, torch.zeros(2, 8)), expected, rtol=1e-5, atol=1e-5)
 
 
 class TwoBlocks(torch.nn.Module):
@@ -149,7 +149,7 @@ def test_stages_of_residual_blocks_equal_the_originals(name, convs, shortcut, di
             names[f"blocks.{number}.squeeze.{layer}"] = f"{number}.se.{layer}"
     names |= {f"blocks.0.shortcut.{ours}": f"0.downsample.{theirs}" for ours, theirs in shortcut}
     stage, sample, expected = load_original(TwoBlocks(name, *dims), name, names)
-    torch.testing.assert_close(stage(sample), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(stage(sample), expected, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
@@ -159,7 +159,7 @@ def test_the_stem_of_resnet_rs_equals_timm():
         f"convs.{n}.{part}": theirs for n, pair in enumerate(places) for part, theirs in zip(("conv", "norm"), pair)
     }
     stem, sample, expected = load_original(ResNetDStem(3, [16], reduction=4, conv_norm="batch"), "resnet_d", names)
-    torch.testing.assert_close(stem(sample), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(stem(sample), expected, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
@@ -176,7 +176,7 @@ def test_the_up_head_equals_the_authors(variant):
     for i, level in enumerate(("fam_8_up", "fam_16_up", "fam_32_up")):
         names |= {f"up.{i}.{p}": f"1.{level}.layers.{n}" for n, p in enumerate(CN)}
     neck, *features, expected = load_original(neck, f"ffnet_up_{variant.lower()}", names)
-    torch.testing.assert_close(neck.gather(features), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(neck.gather(features), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("depth", range(3, 12))
