@@ -24,13 +24,13 @@ class Subnets(dict[str, int]):
         raise KeyError(name)
 
 
-def find_subnet(name: str | None, known: Sequence[str]) -> str:
+def find_subnet(name: str | None, known: Sequence[str], argument: str = "subnet") -> str:
     """One of the `known` names, the last of which is the network itself: what `None`, `"full"` and `"whole"` mean.
 
     Raises:
         ValueError: for an unknown name, with the one that comes near.
     """
-    return known[-1] if name in FULL_NAMES else one_of("subnet", name, known)
+    return known[-1] if name in FULL_NAMES else one_of(argument, name, known)
 
 
 def name_of(bricks: Iterable[int]) -> str:

@@ -28,6 +28,9 @@ SHARED_ARGUMENTS = """class_labels: one label an image: a number, a name of the 
             num_images_per_prompt: diffusers' name for `num_images_per_label`.
             networks: further networks of the same objective by name, which the schedule may name as it does subnets;
                 the pipeline's own is then `"full"`. Put them on the pipeline's device.
+            guidance_subnet: the subnet, or one of `networks`, whose estimate without a class guidance leads away from;
+                by default the one that runs. A cheaper one makes guidance cheaper, and gives one to networks that know
+                no classes (autoguidance, arXiv 2406.02507).
             Further ones by name are for adapters on the network: their conditions (`reference_image=…`) and strengths
                 (`reference_scale=…`)."""
 

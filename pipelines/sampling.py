@@ -22,12 +22,12 @@ from diffusers.video_processor import VideoProcessor
 from brickwork.adapters.modules import under_conditions
 from brickwork.errors import one_of, whole_number
 from brickwork.gen.blocks.windows import check_maps
-from brickwork.gen.subnets import FULL, patch_of
+from brickwork.gen.subnets import FULL, FULL_NAMES, find_subnet, patch_of
 from brickwork.pipelines.labels import resolve_class_labels
 from brickwork.pipelines.latents import decode, encode, pixels_per_latent, sample_size
 from brickwork.pipelines.saving import BrickworkPipeline
 from brickwork.pipelines.schedulers.edm_heun import float_dtype_for
-from brickwork.pipelines.schedules import Schedule, read_schedule
+from brickwork.pipelines.schedules import Schedule, read_schedule, subnet_names
 from brickwork.pipelines.trajectory import agree
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -135,6 +135,7 @@ class SamplingPipeline(BrickworkPipeline):
         self.hooks: list[Hook] = []
         self.image_processor = VideoProcessor()  # of pictures too
         self._others: Mapping[str, torch.nn.Module] = {}
+        self._guidance_subnet, self._whole = None, FULL
 
     @property
     def vae_scale_factor(self) -> int:
@@ -176,6 +177,7 @@ class SamplingPipeline(BrickworkPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         num_images_per_prompt: int | None = None,
         networks: Mapping[str, torch.nn.Module] | None = None,
+        guidance_subnet: str | None = None,
         *,
         schedule: Schedule | None = None,
         hooks_at: Callable[[tuple[int, int]], Sequence[Hook]] = lambda size: (),
@@ -193,13 +195,15 @@ class SamplingPipeline(BrickworkPipeline):
         steps = self._recommended("num_inference_steps", num_inference_steps, self.default_steps)
         number = num_images_per_label if num_images_per_prompt is None else num_images_per_prompt
         guidance_scale = self._recommended("guidance_scale", guidance_scale, 1.0)
+        self._others = self._check_networks(networks or {})
+        self._set_guidance_subnet(guidance_subnet)
         self._check_arguments(
             steps, guidance_scale, output_type, callback_on_step_end_tensor_inputs, num_images_per_label=number
         )
-        self._others = self._check_networks(networks or {})
         device, labels = self._execution_device, self._labels(class_labels, number)
         subnets = self._set_steps(steps, schedule)
-        ran = [(self._network(subnet)[0].config, subnet) for subnet in {*subnets}]
+        weak = [] if guidance_scale == 1 or self._guidance_subnet is None else [self._guidance_subnet]
+        ran = [(self._network(subnet)[0].config, subnet) for subnet in {*subnets, *weak}]
         patch = max(patch_of(config, None if name in self._others else name) for config, name in ran)
         size = self._sample_size(height, width, latents, patch)
         generator = checked_generator(generator, len(labels))
@@ -276,26 +280,35 @@ class SamplingPipeline(BrickworkPipeline):
         self, latents: torch.Tensor, evaluation: Evaluation, conditions: Conditions, hooks: Sequence[Hook]
     ) -> torch.Tensor:
         """What the scheduler's step takes: the guided estimate, and behind it a learned variance if it wants one."""
-        sample, network, arguments = latents, *self._network(evaluation.subnet)
+        sample, arguments = latents, {}
         for hook in hooks:
             sample, further = hook.before(sample, evaluation)
             arguments |= further
         if hasattr(self.scheduler, "scale_model_input"):  # flow-matching schedulers have none
             sample = self.scheduler.scale_model_input(sample, evaluation.timestep)
-        sample = sample.to(network.dtype)
-        guided = self.guidance_scale != 1 and any(without is not None for _, without in conditions.values())
-        for name, (condition, without) in conditions.items():
-            pair = [condition, condition if without is None else without]
-            arguments[name] = torch.cat(pair) if guided and condition is not None else condition
-        sample = torch.cat([sample, sample]) if guided else sample
+        network, subnet = self._network(evaluation.subnet)
+        apart = self._guides_apart(evaluation.subnet)
+        guided = self.guidance_scale != 1 and (apart or any(without is not None for _, without in conditions.values()))
+        given = {name: condition for name, (condition, _) in conditions.items()}
+        less = {name: condition if without is None else without for name, (condition, without) in conditions.items()}
+        if guided and not apart:
+            sample = torch.cat([sample, sample])
+            pairs = {name: (condition, less[name]) for name, condition in given.items() if condition is not None}
+            given |= {name: torch.cat(pair) for name, pair in pairs.items()}
 
-        def call(sample: torch.Tensor, timestep: torch.Tensor, **arguments) -> torch.Tensor:
-            return network(sample, timestep, return_dict=False, **arguments)[0]
+        def run(network: torch.nn.Module, **arguments) -> torch.Tensor:
+            def call(sample: torch.Tensor, timestep: torch.Tensor, **arguments) -> torch.Tensor:
+                return network(sample, timestep, return_dict=False, **arguments)[0]
 
-        for hook in hooks:
-            call = partial(hook.at, call)
-        timestep = evaluation.timestep.to(sample.device).expand(len(sample))
-        output = call(sample, timestep, **arguments).to(latents.dtype)
+            for hook in hooks:
+                call = partial(hook.at, call)
+            timestep = evaluation.timestep.to(sample.device).expand(len(sample))
+            return call(sample.to(network.dtype), timestep, **arguments).to(latents.dtype)
+
+        output = run(network, **arguments | subnet | given)
+        if guided and apart:
+            network, subnet = self._network(self._guidance_subnet)
+            output = torch.cat([output, run(network, **arguments | subnet | less)])
         estimate, variance = output[:, : latents.shape[1]], output[:, latents.shape[1] :]
         if guided:  # a learned variance is not guided
             conditional, unconditional = estimate.chunk(2)
@@ -313,6 +326,17 @@ class SamplingPipeline(BrickworkPipeline):
     def _guides(self) -> bool:
         """Whether there is something to guide to."""
         return self.transformer.config.num_classes is not None
+
+    def _set_guidance_subnet(self, name: str | None) -> None:
+        """Remember what guidance leads away from, and what the network itself is called, for the running call."""
+        names = [] if name is None else subnet_names(self._all_networks())
+        self._whole = names[-1] if names else FULL
+        self._guidance_subnet = find_subnet(name, names, "guidance_subnet") if names else None
+
+    def _guides_apart(self, subnet: str | None) -> bool:
+        """Whether guidance leads away from another subnet than the one that runs."""
+        running = self._whole if subnet in FULL_NAMES else subnet
+        return self._guidance_subnet not in (None, running)
 
     def _network(self, subnet: str | None) -> tuple[torch.nn.Module, dict[str, Any]]:
         """The network that an evaluation calls, and the arguments that choose its subnet."""
@@ -402,7 +426,11 @@ class SamplingPipeline(BrickworkPipeline):
         if not isinstance(schedule, Schedule):
             kind = "BrickSchedule" if self.schedule_name == "brick_schedule" else "SubnetSchedule"
             raise ValueError(f"`{self.schedule_name}` is {schedule!r}; give a {kind}, or None for the pipeline's own.")
-        schedule.validate({**self._others, FULL: self.transformer} if self._others else self.transformer)
+        schedule.validate(self._all_networks())
+
+    def _all_networks(self) -> Any:
+        """The network, or with others by name: what schedules are of."""
+        return {**self._others, FULL: self.transformer} if self._others else self.transformer
 
     def _check_networks(self, networks: Mapping[str, torch.nn.Module]) -> Mapping[str, torch.nn.Module]:
         for name, network in networks.items():
@@ -446,9 +474,10 @@ class SamplingPipeline(BrickworkPipeline):
         number = isinstance(guidance_scale, (int, float)) and not isinstance(guidance_scale, bool)
         if not number or not math.isfinite(guidance_scale):
             raise ValueError(f"`guidance_scale` is {guidance_scale!r}; give a finite number, 1 for no guidance.")
-        if guidance_scale != 1 and not self._guides:
+        if guidance_scale != 1 and not self._guides and self._guidance_subnet is None:
             raise ValueError(
-                f"`guidance_scale` is {guidance_scale}, but this network is unconditional; leave it at 1."
+                f"`guidance_scale` is {guidance_scale}, but this network is unconditional; leave it at 1, or name a "
+                "`guidance_subnet`."
             )
         one_of("output_type", output_type, self.output_types)
         if output_type == "pil" and self.vae is None and config.in_channels not in (1, 3, 4):

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from brickwork.gen.subnets import bricks_of
 from brickwork.pipelines.schedulers.edm_heun import EDMHeunScheduler
-from brickwork.pipelines.schedules import BrickSchedule
+from brickwork.pipelines.schedules import BrickSchedule, SubnetSchedule
 
 SCHEDULERS = {
     "heun": EDMHeunScheduler,
@@ -113,6 +113,69 @@ def test_guidance_moves_away_from_no_class(make_pipe):
     expected = nothing + 2.5 * (images[1.0] - nothing)
     assert (images[1.0] - nothing).abs().max() > 0.05
     torch.testing.assert_close(images[2.5], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_guidance_moves_away_from_a_subnet_without_the_class(make_pipe, calls):
+    pipe = make_pipe(EDMEulerScheduler(), trained_subsets="any")
+    latents = torch.randn(2, 3, 8, 8, generator=seeded())
+
+    def one_step(labels, scale=1.0, **arguments):  # linear in the network's output
+        return draw(pipe, labels, num_inference_steps=1, guidance_scale=scale, latents=latents, **arguments)
+
+    only = SubnetSchedule.from_rules(pipe.transformer, {"0": (None, None)})
+    weak, strong = one_step([None, None], brick_schedule=only), one_step([1, 2])
+    assert (strong - weak).abs().max() > 0.05
+    seen = calls(pipe)
+    found = one_step([1, 2], 2.5, guidance_subnet="0")
+    torch.testing.assert_close(found, weak + 2.5 * (strong - weak), rtol=1e-4, atol=1e-4)
+    assert [(labels.tolist(), bricks) for _, _, labels, bricks in seen] == [([1, 2], (0, 1, 2)), ([3, 3], (0,))]
+    seen.clear()
+    one_step([1, 2], guidance_subnet="0")
+    assert len(seen) == 1  # guidance of 1 changes nothing
+
+
+def test_guidance_by_the_subnet_that_runs_is_one_call(make_pipe, calls):
+    pipe = make_pipe(trained_subsets="any")
+    expected = draw(pipe, [2, 0], guidance_scale=3.0)
+    seen = calls(pipe)
+    assert torch.equal(draw(pipe, [2, 0], guidance_scale=3.0, guidance_subnet="full"), expected)
+    assert {(len(sample), bricks) for sample, *_, bricks in seen} == {(4, (0, 1, 2))}
+    seen.clear()
+    schedule = BrickSchedule.from_rules(pipe.transformer, {1: (1.0, None), 0: (None, 1.0)})
+    draw(pipe, [2, 0], guidance_scale=3.0, guidance_subnet="0+2", brick_schedule=schedule)
+    assert {(len(sample), bricks) for sample, *_, bricks in seen} == {(4, (0, 2)), (2, (1, 2)), (2, (0, 2))}
+
+
+def test_guidance_by_a_subnet_costs_the_subnet_and_its_patches_fit(make_pipe):
+    pipe = make_pipe(EDMEulerScheduler(), trained_subsets="any")
+    options = {"guidance_scale": 2.0, "guidance_subnet": "1"}
+    first, second = (SubnetSchedule.from_rules(pipe.transformer, {name: (None, None)}) for name in ("0", "1"))
+    alone, full = operations(lambda: draw(pipe, 0, brick_schedule=second)), operations(lambda: draw(pipe, 0))
+    assert operations(lambda: draw(pipe, 0, **options)) == alone + full
+    assert draw(pipe, 0, height=1, width=1, brick_schedule=first).shape == (1, 3, 1, 1)
+    with pytest.raises(ValueError, match="height"):  # the patches of brick 1 are two pixels wide
+        draw(pipe, 0, height=1, width=1, brick_schedule=first, **options)
+
+
+def test_guidance_by_a_subnet_needs_no_classes(make_pipe):
+    pipe = make_pipe(EDMEulerScheduler(), num_classes=None, trained_subsets="any")
+    plain = draw(pipe, None)
+    assert not torch.allclose(draw(pipe, None, guidance_scale=2.0, guidance_subnet="0"), plain)
+    with pytest.raises(ValueError, match="unconditional.*`guidance_subnet`"):
+        draw(pipe, None, guidance_scale=2.0)
+    with pytest.raises(ValueError, match="`guidance_subnet` is '0,1'"):
+        draw(pipe, None, guidance_scale=2.0, guidance_subnet="0,1")
+
+
+def test_guidance_by_another_network(make_pipe, make_model):
+    pipe, other = make_pipe(EDMEulerScheduler()), make_model(seed=1)
+    options = {"guidance_scale": 2.0, "networks": {"early": other}}
+    guided = draw(pipe, [0, 1], guidance_subnet="early", **options)
+    assert not torch.allclose(guided, draw(pipe, [0, 1], **options))
+    same = draw(pipe, [0, 1], guidance_subnet="early", guidance_scale=2.0, networks={"early": pipe.transformer})
+    torch.testing.assert_close(same, draw(pipe, [0, 1], **options))
+    with pytest.raises(ValueError, match="`guidance_subnet` is 'early'"):
+        draw(pipe, [0, 1], guidance_scale=2.0, guidance_subnet="early")
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
