@@ -19,7 +19,7 @@ MARGIN, GAP, TEXT_HEIGHT = 12, 4, 18
 SEARCHED = "searched.json"  # a schedule beside the weights, of `brickwork search`
 TEXT_STEPS, TEXT_GUIDANCE = 12, 4.0
 ADAPTER = "resadapter"  # a folder beside the weights of a Stable Diffusion
-TEXT_SHARES, TEXT_SCALE = (0.875, 1.0, 1.25), 0.5  # of the training size; of the adapter
+TEXT_SHARES, TEXT_SCALE = (0.875, 1.0, 1.125), 0.75  # of the training size; of the adapter
 PROMPTS = (
     "a happy micah person with pink hair on a yellow ground",
     "a miniavs character with blue hair and an orange shirt against grey",

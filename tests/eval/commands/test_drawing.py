@@ -54,10 +54,10 @@ def test_demo_draws_by_text_and_by_a_searched_schedule_too(folder, tmp_path, cap
     """A row by text; a searched schedule is drawn with where one lies beside the weights."""
     words = ["demo", "--weights", str(folder), "--images", "2", "--steps", "2", "--output"]
     assert cli.main([*words, str(tmp_path / "with.png")]) == 0
-    assert f"by text at 56, 64, 80 pixels with a ResAdapter: “{PROMPTS[0]}”" in capsys.readouterr().out
+    assert f"by text at 56, 64, 72 pixels with a ResAdapter: “{PROMPTS[0]}”" in capsys.readouterr().out
     assert cli.main([*words, str(tmp_path / "without.png"), "--text-weights", ""]) == 0
     larger, smaller = (Image.open(tmp_path / name) for name in ("with.png", "without.png"))
-    assert larger.height - smaller.height == 2 * 80 + 18 + 12
+    assert larger.height - smaller.height == 2 * 72 + 18 + 12
     searched = tmp_path / "weights"
     shutil.copytree(folder, searched)
     pipe = LegoPipeline.from_pretrained(folder)
