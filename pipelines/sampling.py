@@ -392,9 +392,13 @@ class SamplingPipeline(BrickworkPipeline):
         width: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance_subnet: str | None = None,
+        networks: Mapping[str, torch.nn.Module] | None = None,
     ) -> None:
         """Raise the `ValueError` that a call with these would raise, before anything is drawn."""
         config = self.transformer.config
+        self._others = self._check_networks(networks or {})
+        self._set_guidance_subnet(guidance_subnet)
         steps = self._recommended("num_inference_steps", num_inference_steps, self.default_steps)
         self._check_arguments(steps, self._recommended("guidance_scale", guidance_scale, 1.0), "pil", ())
         self._sample_size(height, width, None, min(config.get("patch_sizes") or [patch_of(config)]))

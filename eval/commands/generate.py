@@ -38,6 +38,8 @@ def configure_parser(parser: argparse.ArgumentParser) -> None:
     )
     guidance = "default: the pipeline's, else 1, none, of prompts 5"
     parser.add_argument("--guidance", "--guidance-scale", type=float, help=guidance)
+    weak = "subnet, or network of --with, that guidance has without the class (default: the one that runs)"
+    parser.add_argument("--guidance-subnet", metavar="NAME", help=weak)
     options.add_common(parser, "--schedule")
     options.add_networks(parser)
     windows = (
@@ -174,9 +176,9 @@ def _open(args: argparse.Namespace):
 
 def _out_of_place(args: argparse.Namespace, option: str, why: str, pipe) -> ValueError:
     value = getattr(args, option)
-    value = str(value) if isinstance(value, Path) else value
+    value, name = str(value) if isinstance(value, Path) else value, option.replace("_", "-")
     return ValueError(
-        f"`--{option}` is {value!r}, which is {why}, and {args.model!r} holds a {type(pipe).__name__}; leave it out."
+        f"`--{name}` is {value!r}, which is {why}, and {args.model!r} holds a {type(pipe).__name__}; leave it out."
     )
 
 
@@ -190,10 +192,10 @@ def _classes(args: argparse.Namespace, pipe) -> Wanted:
         if wrong and not lego:
             raise _out_of_place(args, name, "for a LEGO pipeline", pipe)
     call = {pipe.schedule_name: named_schedule(args.schedule, pipe.transformer)}
-    if others := _others(args):
-        call["networks"] = {name: other.transformer for name, other in others.items()}
+    call["networks"] = {name: other.transformer for name, other in _others(args).items()}
+    call["guidance_subnet"] = args.guidance_subnet
     call |= {"windows": args.windows} if lego else {}
-    pipe.check_call(args.height, args.width, args.steps, args.guidance)
+    pipe.check_call(args.height, args.width, args.steps, args.guidance, args.guidance_subnet, call["networks"])
     given = [int(name) if name.isdigit() else name for name in args.classes or []]
     labels = resolve_class_labels(
         given or list(range(config.num_classes or 0)) or [None], config.num_classes, config.id2label
@@ -224,15 +226,16 @@ def _prompts(args: argparse.Namespace, pipe) -> Wanted:
     from brickwork.eval.sampling.pipelines import size_rule
 
     others = _others(args)
+    scheduled = args.schedule != "saved" and not others
+    given = {"schedule": scheduled} | {name: getattr(args, name) for name in ("windows", "classes", "guidance_subnet")}
+    for name, value in given.items():
+        if value:
+            raise _out_of_place(args, name, "for networks of ours", pipe)
     if others:
         from brickwork.pipelines.schedules import schedule_from_file
         from brickwork.pipelines.trajectory import stitch_trajectory
 
         stitch_trajectory(pipe, others, schedule_from_file(args.schedule))
-    scheduled = args.schedule != "saved" and not others
-    for name, given in (("schedule", scheduled), ("windows", args.windows), ("classes", args.classes)):
-        if given:
-            raise _out_of_place(args, name, "for networks of ours", pipe)
     multiple, least, native = size_rule(pipe)
     sizes = {name: getattr(args, name) or native for name in ("height", "width")}
     for name, side in sizes.items():

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
@@ -122,6 +123,40 @@ def test_generate_places_windows_as_told(folder, tmp_path, capsys):
     assert draw("fixed")[0] != draw("tiled")[0] != []
     assert draw("moving") == ([], 2)
     assert "`--windows` is 'moving'" in capsys.readouterr().err
+
+
+def test_generate_guides_by_a_subnet_or_by_another_network(folder, tmp_path, capsys):
+    words = [
+        "generate",
+        str(folder),
+        "--classes",
+        "0",
+        "-n",
+        "1",
+        "--steps",
+        "2",
+        "--schedule",
+        "full",
+        "--guidance",
+        "3",
+    ]
+    (tmp_path / "full.json").write_text(json.dumps({"subnets": ["full"], "breaks": []}))
+    again = ["--with", f"again={folder}", "--schedule", str(tmp_path / "full.json")]
+    ways = {"plain": [], "second": ["1"], "whole": ["full"], "again": ["again", *again]}
+    for name, way in ways.items():
+        further = ["--guidance-subnet", *way] if way else []
+        assert cli.main([*words, *further, "-o", str(tmp_path / name)]) == 0
+    plain, second, whole, other = (
+        np.asarray(Image.open(tmp_path / name / "cats-000000.png")).astype(int) for name in ways
+    )
+    assert np.array_equal(plain, whole) and abs(plain - other).max() <= 1 and abs(plain - second).max() > 5
+    for wrong, message in (
+        (["--guidance-subnet", "2"], "`--guidance-subnet` is '2'; choose one of 0, 1, 0+1"),
+        (["--guidance-subnet", "1", *again], "`--guidance-subnet` is '1'; choose one of again, full"),
+    ):
+        assert cli.main([*words, *wrong, "-o", str(tmp_path / "wrong")]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_generate_goes_on_and_never_replaces(folder, tmp_path, capsys):

@@ -104,8 +104,13 @@ def test_the_commands_search_and_draw(pipes, captioned, tmp_path, capsys):
         pictures = [np.asarray(Image.open(tmp_path / f"{kind}-{name}" / "a-000000.png")) for kind in ("of", "alone")]
         assert np.array_equal(*pictures)
     capsys.readouterr()
+    guided = [*draw, "--guidance-subnet", "small"]
     for wrong, message in (
         ([*draw, "-o", "x"], "`--schedule` is 'saved', which says nothing of the networks of `--with`"),
+        (
+            [*guided, "--schedule", str(tmp_path / "small.json"), "-o", "x"],
+            "`--guidance-subnet` is 'small', which is for networks of ours",
+        ),
         ([*arguments, "--reference", "r.safetensors"], "`--reference` is 'r.safetensors', and `--with` was given"),
         (["search", sharing[0], str(captioned), "-o", "x"], "which has no subnets; name a smaller network"),
         ([*arguments, "--with", "small=again"], "`--with` is 'small=again'; give NAME=MODEL"),
