@@ -268,7 +268,7 @@ def test_the_wheel_is_small_enough_to_publish(installed):
     (wheel,) = installed.parent.glob("brickwork-*.whl")
     assert wheel.stat().st_size <= 48 * 2**20
     pretrained = installed / "brickwork" / "pipelines" / "pretrained"
-    assert sum(file.stat().st_size for file in pretrained.rglob("*.safetensors")) <= 40 * 2**20
+    assert sum(file.stat().st_size for file in pretrained.rglob("*.safetensors")) <= 42 * 2**20
     for folder in pretrained.iterdir():
         card = (folder / "README.md").read_text()
         assert "license:" in card.split("---")[1], folder.name
