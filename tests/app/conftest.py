@@ -24,7 +24,10 @@ class Running:
         self.socket = listen("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
         self.studio = Studio(Roots([root]), self.output, "cpu")
-        self.server = uvicorn.Server(uvicorn.Config(build(self.studio, {"127.0.0.1"}, key), log_level="warning"))
+        config = uvicorn.Config(
+            build(self.studio, {"127.0.0.1"}, key), log_level="warning", timeout_graceful_shutdown=5
+        )  # as `brickwork app` has it
+        self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]}, daemon=True)
         self.thread.start()
 
