@@ -153,7 +153,7 @@ def test_guidance_by_a_subnet_costs_the_subnet_and_its_patches_fit(make_pipe):
     alone, full = operations(lambda: draw(pipe, 0, brick_schedule=second)), operations(lambda: draw(pipe, 0))
     assert operations(lambda: draw(pipe, 0, **options)) == alone + full
     assert draw(pipe, 0, height=1, width=1, brick_schedule=first).shape == (1, 3, 1, 1)
-    with pytest.raises(ValueError, match="height"):  # the patches of brick 1 are two pixels wide
+    with pytest.raises(ValueError, match="`height` is 1; give .* from 2 up"):  # patches of brick 1
         draw(pipe, 0, height=1, width=1, brick_schedule=first, **options)
 
 
